@@ -1,0 +1,176 @@
+"""Types that cross folder borders: frozen, keyword-only, numpy arrays alone.
+
+Axes: `t` steps, `f` video frames, `h` rows, `w` columns, `n` image tokens of a frame, `k` poses of a chunk, `j` joints.
+Quaternions are `xyzw`, unit length. Tool poses map tool coordinates to the robot base frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ShapeError
+
+Array = npt.NDArray[Any]
+
+STATE_DIM = 16
+"""Robot state: position [m] 0-2, quaternion xyzw 3-6, gripper opening in [0, 1] 7, last gripper command in [0, 1] 8, joints [rad] 9-15."""
+
+ACTION_DIM = 8
+"""Commanded tool pose: position [m] 0-2, quaternion xyzw 3-6, gripper command 7 (1 open, 0 closed)."""
+
+
+def _expect(name: str, array: Array, shape: tuple[int | None, ...]) -> None:
+    got = np.shape(array)
+    if len(got) != len(shape) or any(s is not None and s != g for s, g in zip(shape, got, strict=True)):
+        wanted = tuple("*" if s is None else s for s in shape)
+        raise ShapeError(f"{name}: expected shape {wanted}, got {got}; check the axes of the array that was passed.")
+    if np.issubdtype(np.asarray(array).dtype, np.floating) and not np.all(np.isfinite(array)):
+        raise ShapeError(f"{name}: expected finite numbers, got NaN or infinity; check the source of the array.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoClip:
+    """A captioned piece of video.
+
+    frames: uint8 `[f h w 3]`, RGB.
+    fps: frames a second.
+    caption: sentence, empty where there is none.
+    source: where the clip came from (file, dataset, time window).
+    """
+
+    frames: Array
+    fps: float
+    caption: str
+    source: str
+
+    def __post_init__(self) -> None:
+        _expect("VideoClip.frames", self.frames, (None, None, None, 3))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """A robot episode: pictures, states, actions and its sentence.
+
+    images: camera name -> uint8 `[f h w 3]`; picture i belongs to step `i * frame_stride`.
+    states: float32 `[t s]`, s = `STATE_DIM` for our own recordings.
+    actions: float32 `[t a]`, a = `ACTION_DIM`: the pose commanded at that step, robot base frame.
+    instruction: sentence, empty for play without labels.
+    control_hz: steps a second.
+    """
+
+    images: Mapping[str, Array]
+    states: Array
+    actions: Array
+    instruction: str
+    control_hz: float
+    frame_stride: int = 1
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for camera, frames in self.images.items():
+            _expect(f"Episode.images[{camera}]", frames, (None, None, None, 3))
+        _expect("Episode.states", self.states, (None, None))
+        _expect("Episode.actions", self.actions, (len(self.states), None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSequence:
+    """Image codes of one camera.
+
+    codes: integers `[f n]`, row-major over the grid, each in `[0, codebook_size)`.
+    grid: rows and columns of tokens, `n = grid[0] * grid[1]`.
+    """
+
+    codes: Array
+    grid: tuple[int, int]
+    codebook_size: int
+    camera: str
+
+    def __post_init__(self) -> None:
+        _expect("TokenSequence.codes", self.codes, (None, self.grid[0] * self.grid[1]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What a policy or a controller sees at one instant.
+
+    images: camera name -> uint8 `[h w 3]`; empty where no picture was asked for.
+    tool_position: `[3]` [m], robot base frame.
+    tool_quaternion: `[4]` xyzw.
+    gripper_opening: 0 closed to 1 open.
+    gripper_command: last commanded opening.
+    joint_positions: `[j]` [rad].
+    time: seconds since the episode began.
+    """
+
+    images: Mapping[str, Array]
+    tool_position: Array
+    tool_quaternion: Array
+    gripper_opening: float
+    gripper_command: float
+    joint_positions: Array
+    instruction: str
+    time: float
+
+    def __post_init__(self) -> None:
+        _expect("Observation.tool_position", self.tool_position, (3,))
+        _expect("Observation.tool_quaternion", self.tool_quaternion, (4,))
+
+    def state_vector(self) -> Array:
+        """Pack the robot state as float32 `[STATE_DIM]`, in the order that `STATE_DIM` documents."""
+        return np.concatenate(
+            [
+                self.tool_position,
+                self.tool_quaternion,
+                [self.gripper_opening, self.gripper_command],
+                self.joint_positions,
+            ]
+        ).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionTrajectory:
+    """Timed tool poses for the controller, robot base frame.
+
+    positions: `[k 3]` [m]; quaternions: `[k 4]` xyzw; gripper: `[k]` in [0, 1], 1 open.
+    Pose i is due at `start_time + (i + 1) * dt` [s].
+    """
+
+    positions: Array
+    quaternions: Array
+    gripper: Array
+    dt: float
+    start_time: float
+
+    def __post_init__(self) -> None:
+        k = len(self.positions)
+        _expect("ActionTrajectory.positions", self.positions, (k, 3))
+        _expect("ActionTrajectory.quaternions", self.quaternions, (k, 4))
+        _expect("ActionTrajectory.gripper", self.gripper, (k,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointCommand:
+    """One tick of the controller: positions `[j]` [rad], velocities `[j]` [rad/s], gripper opening, status name."""
+
+    positions: Array
+    velocities: Array
+    gripper: float
+    status: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationReport:
+    """Result of a benchmark; `metrics` maps a name to (value, low, high) of a 95 % interval."""
+
+    benchmark: str
+    metrics: Mapping[str, tuple[float, float, float]]
+    episodes: int
+    seed: int
+    versions: Mapping[str, str]
+    renderer: str

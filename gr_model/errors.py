@@ -1,0 +1,33 @@
+"""The exception tree. Every message says what happened, what was expected, what was got, and what to do."""
+
+
+class Gr2Error(Exception):
+    """Root of every error that a user can mend; the command line prints it as one sentence."""
+
+
+class ConfigError(Gr2Error):
+    """An option, preset or configuration value that cannot be used."""
+
+
+class DataError(Gr2Error):
+    """A video, shard, episode or dataset folder that is missing, truncated, corrupt or of another layout."""
+
+
+class CheckpointError(Gr2Error):
+    """A checkpoint or weight file that is missing, corrupt, of another version or for other data."""
+
+
+class ShapeError(Gr2Error):
+    """An array of the wrong shape, type or range (NaN included)."""
+
+
+class ControlError(Gr2Error):
+    """A trajectory or a state that the controller refuses."""
+
+
+class SimulationError(Gr2Error):
+    """The simulator cannot be built, reset or stepped as asked."""
+
+
+class EnvironmentMissing(Gr2Error):
+    """A package, device or permission of this machine that the command needs."""
