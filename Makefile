@@ -1,0 +1,49 @@
+# Every habit is one command. `.venv` is made once, and again only when the list of dependencies changes.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.10 || command -v python3 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+FOLDERS := gr_model tokenizers data_pipeline cvae_head wbc benchmarks
+RUN ?= runs/demo
+JOBS ?= 2
+
+.PHONY: help demo test check format reproduce bench nightly clean venv
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+venv: $(VENV)/.ready  ## make the virtual environment
+
+$(VENV)/.ready: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 11) else 1)' || { \
+	  echo "gr2 needs Python 3.10 or 3.11 (pybullet has no wheels for newer ones); got $$($(PYTHON) --version 2>&1) from '$(PYTHON)'." \
+	       "Install python3.11, or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip 'setuptools>=77' wheel
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: venv  ## the whole chain at laptop size, then the report in $(RUN)
+	$(BIN)/gr2 demo --out $(RUN)
+
+test: venv  ## the tests (without the nightly ones)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not nightly" -n $(JOBS)
+
+check: venv  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(wildcard $(addsuffix /*.py,$(FOLDERS)) $(addsuffix /*/*.py,$(FOLDERS)))
+
+format: venv  ## rewrite the formatting, mend what lint can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+nightly: venv  ## the long tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly
+
+clean:  ## remove build products (not .venv, not runs)
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,272 @@
+"""The command line `gr2`: find a command, build its parser, run it, say errors in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .failures import UsageError, describe_failure, flatten_usage_error
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+Target = Callable[..., object]
+"""A plain function with typed keyword-only parameters; returns an exit status, anything else is success."""
+
+
+def _demo() -> Target:
+    """Run the whole chain at laptop size and write the report."""
+    from ..benchmarks.demo import demo
+
+    return demo
+
+
+def _data_record() -> Target:
+    """Record scripted demonstrations in the simulator."""
+    from ..benchmarks.playtable.record.record import record
+
+    return record
+
+
+def _data_inspect() -> Target:
+    """Count clips, durations, codecs, captions and broken files of a source."""
+    from ..data_pipeline.readers.source import inspect_source
+
+    return inspect_source
+
+
+def _data_shards() -> Target:
+    """Filter videos and episodes and write them as webdataset shards."""
+    from ..data_pipeline.curation.curate import write_video_shards
+
+    return write_video_shards
+
+
+def _data_tokens() -> Target:
+    """Encode the shards' pictures and sentences into token shards."""
+    from .stages import tokens
+
+    return tokens
+
+
+def _tokenizer_train() -> Target:
+    """Train the VQGAN image tokenizer."""
+    from .stages import train_tokenizer
+
+    return train_tokenizer
+
+
+def _text_train() -> Target:
+    """Train the small CLIP text tower."""
+    from .stages import train_text
+
+    return train_text
+
+
+def _pretrain() -> Target:
+    """Train the GPT to predict future frames."""
+    from .stages import pretrain
+
+    return pretrain
+
+
+def _finetune() -> Target:
+    """Train frames and trajectories together on robot episodes."""
+    from .stages import finetune
+
+    return finetune
+
+
+def _imagine() -> Target:
+    """Predict the future frames of recorded episodes."""
+    from ..benchmarks.imagine import imagine
+
+    return imagine
+
+
+def _rollout() -> Target:
+    """Act in the simulator and measure success."""
+    from ..benchmarks.rollout import rollout
+
+    return rollout
+
+
+def _benchmark_calvin() -> Target:
+    """Run the CALVIN chains and print average length with its interval."""
+    from ..benchmarks.calvin.evaluate import evaluate
+
+    return evaluate
+
+
+def _report() -> Target:
+    """Write the HTML report of a run folder."""
+    from ..benchmarks.report import write_report
+
+    return write_report
+
+
+def _doctor() -> Target:
+    """Check this machine: packages, video codecs, renderer, GPU, disk."""
+    from ..benchmarks.doctor import doctor
+
+    return doctor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """A row of the command table.
+
+    Args:
+        words: What the user types after `gr2`.
+        target: Import and return the function that does the work.
+        group: Heading in the help.
+        prints_options: Print the resolved options to stderr before the work begins.
+    """
+
+    words: str
+    target: Callable[[], Target]
+    group: str
+    prints_options: bool = False
+
+    @property
+    def summary(self) -> str:
+        """Return the line that the help shows."""
+        return (self.target.__doc__ or "").strip().partition("\n")[0]
+
+
+COMMANDS = (
+    Command(words="demo", target=_demo, group="start", prints_options=True),
+    Command(words="doctor", target=_doctor, group="start"),
+    Command(words="data record", target=_data_record, group="data", prints_options=True),
+    Command(words="data inspect", target=_data_inspect, group="data"),
+    Command(words="data shards", target=_data_shards, group="data", prints_options=True),
+    Command(words="data tokens", target=_data_tokens, group="data", prints_options=True),
+    Command(words="tokenizer train", target=_tokenizer_train, group="training", prints_options=True),
+    Command(words="text train", target=_text_train, group="training", prints_options=True),
+    Command(words="pretrain", target=_pretrain, group="training", prints_options=True),
+    Command(words="finetune", target=_finetune, group="training", prints_options=True),
+    Command(words="imagine", target=_imagine, group="results", prints_options=True),
+    Command(words="rollout", target=_rollout, group="results", prints_options=True),
+    Command(words="benchmark calvin", target=_benchmark_calvin, group="results", prints_options=True),
+    Command(words="report", target=_report, group="results"),
+)
+
+
+def help_text(commands: Sequence[Command] = COMMANDS) -> str:
+    """Return the list of commands under their headings."""
+    lines = ["usage: gr2 COMMAND [--option value ...]", ""]
+    width = max(len(command.words) for command in commands) + 2
+    for group in dict.fromkeys(command.group for command in commands):
+        lines.append(f"{group}:")
+        lines += [f"  {c.words:<{width}}{c.summary}" for c in commands if c.group == group]
+        lines.append("")
+    lines += [
+        "gr2 COMMAND --help lists options; --config FILE reads them from yaml, --print_config prints them.",
+        "gr2 --version prints the version; --debug (or GR2_DEBUG=1) shows tracebacks.",
+    ]
+    return "\n".join(lines)
+
+
+def find_command(argv: Sequence[str], commands: Sequence[Command] = COMMANDS) -> tuple[Command, list[str]]:
+    """Return the command that `argv` begins with, and the remaining arguments.
+
+    Raises:
+        UsageError: No command has these words.
+    """
+    for num_words in (2, 1):
+        words = " ".join(argv[:num_words])
+        for command in commands:
+            if command.words == words:
+                return command, list(argv[num_words:])
+    inside = [c.words for c in commands if c.words.split()[0] == argv[0]]
+    typed = " ".join([argv[0], *[word for word in argv[1:2] if not word.startswith("-")]])
+    if inside and typed == argv[0]:
+        raise UsageError(f"gr2 {argv[0]} needs one more word: {', '.join(inside)}.")
+    names = {c.words: c.words for c in commands}
+    names |= {c.words.split()[-1]: c.words for c in commands if c.words.split()[-1] not in ("train", *names)}
+    near = [names[n] for word in (typed, argv[0]) for n in difflib.get_close_matches(word, names, n=1)]
+    hint = f"did you mean '{near[0]}'?" if near else "run `gr2 --help` for the list."
+    raise UsageError(f"unknown command '{typed}': {hint}")
+
+
+def build_parser(command: Command, target: Target) -> ArgumentParser:
+    """Build the parser of one command from the signature and docstring of its target."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog=f"gr2 {command.words}", description=command.summary, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="Read options from a yaml file.")
+    parser.add_function_arguments(target, as_group=False, fail_untyped=True)
+    return parser
+
+
+def complete_flags(argv: Sequence[str], target: Target) -> list[str]:
+    """Return `argv` with `--flag` alone read as `--flag=true` where the target's parameter is a bool."""
+    import inspect
+
+    signature = inspect.signature(target)
+    flags = {f"--{p.name}" for p in signature.parameters.values() if p.annotation in (bool, "bool")}
+    followers = [*argv[1:], "--"]
+    alone = [
+        word in flags and next_word.startswith("--") for word, next_word in zip(argv, followers, strict=False)
+    ]
+    return [f"{word}=true" if flag else word for word, flag in zip(argv, alone, strict=True)]
+
+
+def run_command(command: Command, argv: Sequence[str]) -> int:
+    """Parse `argv`, call the target and return the exit status; print a path that it returns."""
+    from argparse import ArgumentError
+
+    target = command.target()
+    parser = build_parser(command, target)
+    options = [key for key in parser.get_defaults().keys() if key != "config"]  # noqa: SIM118 (a Namespace)
+    try:
+        parsed = parser.parse_args(complete_flags(argv, target))
+    except ArgumentError as error:
+        raise UsageError(flatten_usage_error(str(error), options)) from error
+    if command.prints_options:
+        print(f"gr2 {command.words}\n{parser.dump(parsed).rstrip()}", file=sys.stderr)
+    values = parser.instantiate(parsed).as_dict()
+    values.pop("config", None)
+    result = target(**values)
+    if isinstance(result, os.PathLike):
+        print(os.fspath(result))
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+def main(argv: Sequence[str] | None = None, commands: Sequence[Command] = COMMANDS) -> int:
+    """Run `gr2` and return its exit status: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or os.environ.get("GR2_DEBUG", "0") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(help_text(commands))
+            return 0
+        if arguments[0] == "--version":
+            from importlib.metadata import version
+
+            print(f"gr2 {version('gr2')}")
+            return 0
+        inside = [c for c in commands if c.words.split()[0] == arguments[0]]
+        if inside and arguments[1:2] in (["-h"], ["--help"]) and arguments[0] != inside[0].words:
+            print(help_text(inside))
+            return 0
+        return run_command(*find_command(arguments, commands))
+    except (Exception, KeyboardInterrupt) as error:
+        failure = describe_failure(error)
+        if debug or failure is None:
+            raise
+        sentence, status = failure
+        if sentence:
+            print(f"gr2: {sentence}", file=sys.stderr)
+        return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

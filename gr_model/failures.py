@@ -1,0 +1,115 @@
+"""What the command line says when a command fails: a sentence and an exit status for what a user can mend."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import errno
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+from .errors import ConfigError, Gr2Error
+
+_CUDA_MISSING = (
+    "Torch not compiled with CUDA enabled",
+    "No CUDA GPUs are available",
+    "Found no NVIDIA driver",
+    "CUDAAccelerator can not run on your system",
+    "No supported gpu backend found",
+)
+"""Pieces of the messages with which torch and Lightning refuse a machine without a usable CUDA device."""
+
+
+class UsageError(ConfigError):
+    """A command, option or choice that does not exist."""
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest known word, or the list of known words."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(known)}."
+
+
+def flatten_usage_error(message: str, options: Sequence[str]) -> str:
+    """Turn a parser's message into one sentence with a suggestion.
+
+    Args:
+        message: What jsonargparse says, possibly over several lines.
+        options: The command's options, without dashes.
+    """
+    if unknown := re.search(r"unrecognized arguments: (\S+)", message):
+        word = unknown[1].split("=")[0]
+        if word.startswith("-"):
+            return f"unknown option '{word}'{did_you_mean(word, [f'--{option}' for option in options])}"
+        return (
+            f"unexpected argument '{word}'; every value follows the name of its option, as in --out runs/a."
+        )
+    if unknown := re.search(r"Option '([^']+)' is not accepted", message):
+        return f"unknown option '{unknown[1]}' in the configuration file{did_you_mean(unknown[1], options)}"
+    if wrong := re.search(r'key "([^"]+)":.*?Literal\[([^]]*)\].*Got value: (.*)', message, re.DOTALL):
+        choices = [str(choice) for choice in ast.literal_eval(f"[{wrong[2]}]")]
+        return f"--{wrong[1]} cannot be '{wrong[3].strip()}'{did_you_mean(wrong[3].strip(), choices)}"
+    if "Subtypes:" in message and (
+        wrong := re.search(r'key "([^"]+)":.*Given value: (.*)', message, re.DOTALL)
+    ):
+        wanted = [_plain_type(name) for name in re.findall(r"Expected a (.+)", message)]
+        return f"--{wrong[1]} cannot be '{wrong[2].strip()}'; expected {' or '.join(dict.fromkeys(wanted))}."
+    if wrong := re.search(r'key "([^"]+)":\s*(.*)', message, re.DOTALL):
+        return f"--{wrong[1]}: {_plain_type(' '.join(wrong[2].split()))}"
+    return " ".join(message.split())
+
+
+def _plain_type(text: str) -> str:
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("NoneType", "null")
+
+
+def describe_failure(error: BaseException) -> tuple[str, int] | None:
+    """Return (sentence, exit status) for a failure that a user can mend, None for a fault of the program."""
+    if isinstance(error, UsageError):
+        return str(error), 2
+    if isinstance(error, Gr2Error):
+        return " ".join(str(error).split()), 1
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by the keyboard.", 130
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushing at exit must not fail again
+        return "", 1
+    if isinstance(error, OSError):
+        return _describe_os_error(error)
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        if error.name.split(".")[0] == "gr2":
+            return (
+                f"this command needs {error.name}, which this installation lacks; install a complete gr2.",
+                1,
+            )
+        return f"the package '{error.name}' is not installed; run `gr2 doctor` to see what is missing.", 1
+    message = str(error)
+    if any(piece in message for piece in _CUDA_MISSING):
+        return (
+            "no CUDA device can be used on this machine; choose the CPU, or mend the driver (`gr2 doctor`).",
+            1,
+        )
+    if isinstance(error, MemoryError) or "out of memory" in message:
+        return "out of memory; use a smaller batch size or preset.", 1
+    return None
+
+
+def _describe_os_error(error: OSError) -> tuple[str, int] | None:
+    name = f" '{os.fspath(error.filename)}'" if isinstance(error.filename, str | os.PathLike) else ""
+    if isinstance(error, PermissionError):
+        return (
+            f"permission denied for{name or ' a file'}; choose another folder or change its permissions.",
+            1,
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no space left on the disk{' of' + name if name else ''}; free some, or choose another folder.",
+            1,
+        )
+    if name and isinstance(
+        error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError
+    ):
+        return f"{(error.strerror or 'cannot use').lower()}:{name}; check the path (--debug shows where).", 1
+    return None

@@ -1,0 +1,255 @@
+"""The command line: light to start, exact about what it accepts, one sentence for what a user can mend."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from gr2.gr_model.cli import COMMANDS, Command, build_parser, main
+from gr2.gr_model.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """Stand-in for a configuration dataclass.
+
+    Args:
+        rate: Learning rate.
+    """
+
+    rate: float = 1e-3
+
+
+calls: list[dict[str, object]] = []
+
+
+def train(
+    *,
+    out: Path = Path("runs/a"),
+    preset: Literal["tiny", "small"] = "tiny",
+    steps: int = 3,
+    limit: float | None = None,
+    optimiser: OptimiserConfig = OptimiserConfig(),
+    compile: bool = False,
+) -> Path:
+    """Pretend to train.
+
+    Args:
+        out: Folder of the run.
+        preset: Size of the model.
+        steps: Number of optimiser steps.
+        limit: Longest run [s].
+        optimiser: Optimiser options.
+        compile: Compile the model.
+    """
+    calls.append({"out": out, "preset": preset, "steps": steps, "optimiser": optimiser, "compile": compile})
+    return out
+
+
+def status_of(*, status: int = 0) -> int:
+    """Return a status.
+
+    Args:
+        status: What to return.
+    """
+    return status
+
+
+def failing(error: BaseException) -> Command:
+    def fail() -> int:
+        raise error
+
+    return Command(words="fail", target=lambda: fail, group="tests")
+
+
+STAND_INS = (
+    Command(words="train", target=lambda: train, group="tests"),
+    Command(words="data count", target=lambda: status_of, group="tests"),
+    Command(words="data clean", target=lambda: status_of, group="tests"),
+)
+
+
+def run_gr2(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "gr2.gr_model.cli", *argv],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(autouse=True)
+def _forget_calls():
+    calls.clear()
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy():
+    done = run_gr2("--help")
+    assert done.returncode == 0
+    assert all(command.words in done.stdout and command.summary in done.stdout for command in COMMANDS)
+    loaded = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "gr2" in loaded
+    assert not loaded & {"torch", "numpy", "lightning", "jsonargparse", "scipy", "av", "decord", "pybullet"}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.words)
+def test_options_of_a_real_command_are_typed_and_described(command):
+    try:
+        target = command.target()
+    except ImportError as error:
+        pytest.skip(f"{command.words}: its module is missing ({error})")
+    parser = build_parser(command, target)
+    shown = parser.format_help()
+    assert "--config" in shown
+    undescribed = [
+        action.dest
+        for action in parser._actions
+        if not action.help and action.dest != "help" and "." not in action.dest
+    ]
+    assert not undescribed, f"{command.words}: describe {undescribed} under Args in the docstring"
+
+
+def test_options_reach_the_target_with_their_types(capsys):
+    argv = ["train", "--steps", "7", "--optimiser.rate", "0.5", "--compile", "--out", "runs/b"]
+    assert main(argv, STAND_INS) == 0
+    assert calls == [
+        {
+            "out": Path("runs/b"),
+            "preset": "tiny",
+            "steps": 7,
+            "optimiser": OptimiserConfig(rate=0.5),
+            "compile": True,
+        }
+    ]
+    assert capsys.readouterr().out == "runs/b\n"
+
+
+def test_printed_configuration_read_back_gives_the_same_call(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--steps", "9", "--preset", "small", "--print_config"], STAND_INS)
+    assert stop.value.code in (0, None)
+    assert calls == []
+    (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
+    assert main(["train", "--config", str(tmp_path / "config.yaml")], STAND_INS) == 0
+    assert (calls[0]["steps"], calls[0]["preset"]) == (9, "small")
+    assert main(["train", "--config", str(tmp_path / "config.yaml"), "--steps", "4"], STAND_INS) == 0
+    assert (calls[1]["steps"], calls[1]["preset"]) == (4, "small")
+
+
+@pytest.mark.parametrize("status", [0, 1, 3])
+def test_integer_result_is_the_exit_status(status):
+    assert main(["data", "count", "--status", str(status)], STAND_INS) == status
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["trian"], "unknown command 'trian': did you mean 'train'?"),
+        (["data", "cuont"], "unknown command 'data cuont': did you mean 'data count'?"),
+        (["data"], "gr2 data needs one more word: data count, data clean."),
+        (["train", "--stepps", "3"], "unknown option '--stepps'; did you mean '--steps'?"),
+        (["train", "--step", "3"], "unknown option '--step'; did you mean '--steps'?"),
+        (
+            ["train", "--optimiser.rat=3"],
+            "unknown option '--optimiser.rat'; did you mean '--optimiser.rate'?",
+        ),
+        (["train", "--preset", "tinny"], "--preset cannot be 'tinny'; did you mean 'tiny'?"),
+        (["train", "--steps", "many"], "--steps: Expected a int. Got value: many"),
+        (["train", "--limit", "long"], "--limit cannot be 'long'; expected float or null."),
+        (["train", "extra"], "unexpected argument 'extra'"),
+        (["train", "--config", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_misspelt_words_get_one_sentence_and_status_2(argv, said, capsys):
+    assert main(argv, STAND_INS) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.err.count("\n") == 1
+    assert calls == []
+
+
+def test_unknown_key_in_the_configuration_file_is_refused(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("stepss: 3\n")
+    assert main(["train", "--config", str(tmp_path / "config.yaml")], STAND_INS) == 2
+    assert (
+        "unknown option 'stepss' in the configuration file; did you mean 'steps'?" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (
+            DataError("shards: expected 3, got 2;\n  record again."),
+            1,
+            "shards: expected 3, got 2; record again.",
+        ),
+        (KeyboardInterrupt(), 130, "stopped by the keyboard."),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 1, "permission denied for '/root/x'"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/tmp/x"),
+            1,
+            "no space left on the disk of '/tmp/x'",
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "a.tar"),
+            1,
+            "no such file or directory: 'a.tar'",
+        ),
+        (
+            ModuleNotFoundError("No module named 'pybullet'", name="pybullet"),
+            1,
+            "'pybullet' is not installed",
+        ),
+        (AssertionError("Torch not compiled with CUDA enabled"), 1, "no CUDA device can be used"),
+        (MemoryError(), 1, "out of memory"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_what_a_user_can_mend_is_one_sentence_without_traceback(error, status, said, capsys, monkeypatch):
+    monkeypatch.delenv("GR2_DEBUG", raising=False)
+    assert main(["fail"], (failing(error),)) == status
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+    with pytest.raises(type(error)):
+        main(["fail", "--debug"], (failing(error),))
+    monkeypatch.setenv("GR2_DEBUG", "1")
+    with pytest.raises(type(error)):
+        main(["fail"], (failing(error),))
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        main(["fail"], (failing(ZeroDivisionError()),))
+
+
+FLOOD = """
+import sys
+from gr2.gr_model.cli import Command, main
+
+def flood() -> int:
+    print("x\\n" * 1_000_000)
+    return 0
+
+sys.exit(main(["flood"], (Command(words="flood", target=lambda: flood, group="tests"),)))
+"""
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly():
+    with subprocess.Popen(
+        [sys.executable, "-c", FLOOD], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as flood:
+        assert flood.stdout is not None and flood.stderr is not None
+        assert flood.stdout.readline() == "x\n"
+        flood.stdout.close()
+        assert flood.stderr.read() == ""
+        assert flood.wait(timeout=60) == 1
