@@ -1,0 +1,77 @@
+"""Write files so that a reader sees the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..gr_model.contracts import Array
+from ..gr_model.errors import DataError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` through a temporary file beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as indented JSON."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: where it is missing or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); make it again.") from error
+
+
+def array_bytes(array: Array) -> bytes:
+    """Serialise an array in the `.npy` format."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def load_array(data: bytes | Path) -> Array:
+    """Read an array of the `.npy` format; pickled objects are refused.
+
+    Raises:
+        DataError: where the bytes are no `.npy` array.
+    """
+    try:
+        array: Array = np.load(data if isinstance(data, Path) else io.BytesIO(data), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        name = str(data) if isinstance(data, Path) else f"{len(data)} bytes"
+        raise DataError(f"{name}: cannot be read as a .npy array ({error}); make it again.") from error
+    return array
+
+
+def sample_key(relative: str) -> str:
+    """Turn a relative path into a key without dots or slashes; a short digest keeps different paths apart."""
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "_", relative).strip("_")[-80:]
+    return f"{slug}-{hashlib.sha256(relative.encode()).hexdigest()[:8]}"
+
+
+def camera_name(name: str) -> str:
+    """Make a camera name fit for a tar member: no dots, no slashes."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
