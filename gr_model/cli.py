@@ -27,7 +27,7 @@ def _demo() -> Target:
 
 def _data_record() -> Target:
     """Record scripted demonstrations in the simulator."""
-    from ..benchmarks.playtable.record.record import record
+    from ..benchmarks.playtable.record import record
 
     return record
 

@@ -1,0 +1,275 @@
+"""The shape of the repository, read from its syntax: imports, what needs torch, what the documents list."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gr2.gr_model import contracts
+
+ROOT = Path(__file__).resolve().parents[1]
+LEAVES = ("data_pipeline", "tokenizers", "cvae_head", "wbc")
+FOLDERS = (*LEAVES, "gr_model", "benchmarks")
+
+# Who may import what, by the beginning of the imported module's path. This table is the whole star.
+LEAF_SHARES = ("gr_model.contracts", "gr_model.errors")
+TORCH_LEAF_SHARES = (*LEAF_SHARES, "gr_model.layers")
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "data_pipeline": ("data_pipeline", *LEAF_SHARES),
+    "tokenizers": ("tokenizers", *TORCH_LEAF_SHARES),
+    "cvae_head": ("cvae_head", *TORCH_LEAF_SHARES),
+    "wbc": ("wbc", *LEAF_SHARES),
+    "gr_model": ("gr_model", *LEAVES),
+    "benchmarks": FOLDERS,
+    "gr_model.contracts": ("gr_model.errors",),
+    "gr_model.errors": (),
+    "gr_model.layers": ("gr_model.errors", "gr_model.contracts"),
+}
+ONLY_INSIDE_FUNCTIONS = {"gr_model.cli": ("benchmarks",)}
+
+WITHOUT_TORCH = (
+    "wbc",
+    "gr_model.contracts",
+    "gr_model.errors",
+    "gr_model.cli",
+    "gr_model.failures",
+    "data_pipeline.video",
+    "data_pipeline.episodes",
+    "data_pipeline.shards",
+    "data_pipeline.tokens",
+    "data_pipeline.readers",
+    "data_pipeline.curation",
+    "benchmarks.playtable",
+    "benchmarks.doctor",
+    "benchmarks.report",
+)
+TORCH_FAMILY = {
+    "torch",
+    "torchvision",
+    "lightning",
+    "pytorch_lightning",
+    "open_clip",
+    "taming",
+    "einops",
+    "jaxtyping",
+}
+CENTRAL_TYPES = (
+    "VideoClip",
+    "Episode",
+    "TokenSequence",
+    "Observation",
+    "ActionTrajectory",
+    "JointCommand",
+    "EvaluationReport",
+)
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "base", "manager", "common", "misc"}
+MAX_MODULE_LINES = 450
+MAX_FUNCTION_LINES = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """One imported module: its dotted path from the root (or its absolute name) and where it is imported."""
+
+    module: str
+    line: int
+    inside_function: bool
+    relative: bool
+
+
+def module_files() -> list[Path]:
+    return sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
+
+
+FILES = module_files()
+TREES = {module_name(file): ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
+
+
+def imports_of(name: str, tree: ast.Module) -> Iterator[Import]:
+    """Yield what a module imports; imports for type checkers alone are left out."""
+
+    def visit(node: ast.AST, inside_function: bool) -> Iterator[Import]:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(
+                    module=alias.name, line=node.lineno, inside_function=inside_function, relative=False
+                )
+        if isinstance(node, ast.ImportFrom):
+            above = name.split(".")[: -node.level] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            whole = [f"{origin}.{alias.name}".strip(".") for alias in node.names]
+            targets = [w for w in whole if w in TREES] or [origin]
+            for target in targets:
+                yield Import(
+                    module=target, line=node.lineno, inside_function=inside_function, relative=node.level > 0
+                )
+        inner = inside_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, inner)
+
+    return visit(tree, False)
+
+
+def begins(module: str, path: str) -> bool:
+    return module == path or module.startswith(path + ".")
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_imports_follow_the_star(name):
+    allowed = MAY_IMPORT.get(name, MAY_IMPORT[name.split(".")[0]])
+    lazily = ONLY_INSIDE_FUNCTIONS.get(name, ())
+    for imported in imports_of(name, TREES[name]):
+        where = f"{name.replace('.', '/')}.py:{imported.line}"
+        top = imported.module.split(".")[0]
+        assert top != "gr2" or imported.relative, f"{where}: inside the package, import relatively"
+        assert imported.relative or top not in FOLDERS or top == "tokenizers", (
+            f"{where}: write from ..{top} import"
+        )
+        if not imported.relative:
+            continue
+        fine = any(begins(imported.module, path) for path in allowed)
+        fine = fine or (imported.inside_function and any(begins(imported.module, path) for path in lazily))
+        assert fine, f"{where}: {name} must not import {imported.module}; it may import {allowed}"
+
+
+def test_the_star_is_read_correctly():
+    """Guard the reader itself: each kind of forbidden import is seen, each lazy one is marked."""
+    source = (
+        "from ..wbc.robots import panda\nfrom . import cvae\ndef f():\n    from ..benchmarks import demo\n"
+    )
+    seen = list(imports_of("cvae_head.losses", ast.parse(source)))
+    assert [(i.module, i.inside_function) for i in seen if i.module.startswith(("wbc", "benchmarks"))] == [
+        ("wbc.robots", False),
+        ("benchmarks" if "benchmarks.demo" not in TREES else "benchmarks.demo", True),
+    ]
+    assert all(i.relative for i in seen)
+
+
+def torch_chain(name: str, seen: set[str]) -> list[str] | None:
+    """Return the chain of module-level imports from `name` to torch or its family, None without one."""
+    seen.add(name)
+    for imported in imports_of(name, TREES[name]):
+        if imported.inside_function:
+            continue
+        if not imported.relative and (
+            imported.module.split(".")[0] in TORCH_FAMILY or imported.module == "safetensors.torch"
+        ):
+            return [name, imported.module]
+        if imported.relative and imported.module in TREES and imported.module not in seen:
+            chain = torch_chain(imported.module, seen)
+            if chain is not None:
+                return [name, *chain]
+    return None
+
+
+@pytest.mark.parametrize("name", [n for n in TREES if any(begins(n, part) for part in WITHOUT_TORCH)])
+def test_runs_without_torch(name):
+    chain = torch_chain(name, set())
+    assert chain is None, f"imports torch at module level: {' -> '.join(chain or [])}"
+
+
+def test_folders_have_no_init_and_are_at_most_two_deep():
+    for folder in FOLDERS:
+        assert not list((ROOT / folder).rglob("__init__.py")), (
+            f"{folder}: a folder with __init__.py breaks the layout"
+        )
+    deep = [f for f in FILES if len(f.relative_to(ROOT).parts) > 3]
+    assert not deep, f"folders at most two deep, got {deep}"
+
+
+def test_setup_cfg_lists_exactly_the_folders_with_modules():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    listed = set(setup["options"]["packages"].split())
+    present = {"gr2"} | {".".join(["gr2", *f.relative_to(ROOT).parent.parts]) for f in FILES}
+    assert present <= listed, f"add to [options] packages: {sorted(present - listed)}"
+    assert listed <= present, f"no module in these packages of setup.cfg: {sorted(listed - present)}"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_module_is_of_readable_size_and_says_what_it_is(name):
+    tree = TREES[name]
+    assert name.split(".")[-1] not in VAGUE_NAMES, f"{name}: name the concept"
+    assert ast.get_docstring(tree), f"{name}: begins without a docstring"
+    num_lines = len((ROOT / (name.replace(".", "/") + ".py")).read_text(encoding="utf-8").splitlines())
+    assert num_lines <= MAX_MODULE_LINES, f"{name}: {num_lines} lines; split it by concept"
+
+
+def public_functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    scopes: list[ast.Module | ast.ClassDef] = [tree]
+    scopes += [n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
+    for scope in scopes:
+        for node in scope.body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+                yield node
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_public_functions_are_described_short_and_take_no_stray_keywords(name):
+    for node in public_functions(TREES[name]):
+        where = f"{name}:{node.lineno} {node.name}"
+        num_lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        overloaded = any("overload" in ast.unparse(d) for d in node.decorator_list)
+        assert ast.get_docstring(node) or overloaded, f"{where}: no docstring"
+        assert num_lines <= MAX_FUNCTION_LINES, f"{where}: {num_lines} lines"
+        assert node.args.kwarg is None, f"{where}: a misspelt keyword vanishes in **{node.args.kwarg}"
+
+
+@pytest.mark.parametrize("name", CENTRAL_TYPES)
+def test_central_type_is_frozen_keyword_only_and_slotted(name):
+    central = getattr(contracts, name)
+    parameters = central.__dataclass_params__
+    assert parameters.frozen
+    assert parameters.kw_only
+    assert "__slots__" in vars(central)
+    document = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    assert f"`{name}`" in document, f"docs/architecture.md does not name {name}"
+
+
+def listed_files(document: str) -> set[str]:
+    """Return the paths that begin a table row of a document: | `path` | ... |."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return set(re.findall(r"^\| \[?`([\w./-]+)`", text, re.MULTILINE))
+
+
+def test_file_maps_name_what_exists():
+    for document in ("README.md", "docs/architecture.md"):
+        paths = {p for p in listed_files(document) if "/" in p or p.endswith((".py", ".md", ".cfg"))}
+        assert paths, f"{document} has no file map"
+        gone = sorted(p for p in paths if not (ROOT / p).exists())
+        assert not gone, f"{document} lists files that do not exist: {gone}"
+
+
+def test_every_module_is_in_the_file_map():
+    listed = listed_files("README.md") | listed_files("docs/architecture.md")
+    missing = [str(f.relative_to(ROOT)) for f in FILES if str(f.relative_to(ROOT)) not in listed]
+    assert not missing, f"add a row | `path` | what | to docs/architecture.md for {missing}"
+
+
+def test_every_folder_is_in_the_readme():
+    listed = listed_files("README.md")
+    assert {f"{folder}/" for folder in (*FOLDERS, "tests", "docs")} <= listed
+
+
+def test_documents_link_only_to_files_that_exist():
+    for document in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *(ROOT / "docs").glob("*.md"),
+    ]:
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+            if "://" not in link:
+                assert (document.parent / link).exists(), f"{document.name}: broken link {link}"
