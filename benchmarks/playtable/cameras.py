@@ -1,0 +1,58 @@
+"""CALVIN's two cameras, drawn by TinyRenderer at any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pybullet
+
+STATIC_EYE = (2.871459009488717, -2.166602199425597, 2.555159848480571)
+STATIC_TARGET = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
+STATIC_UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraConfig:
+    """Picture side [px] of each camera and how often each pixel is sampled along a side before averaging.
+
+    CALVIN's own sizes are 200 (static) and 84 (gripper), one sample.
+    """
+
+    static_px: int = 200
+    gripper_px: int = 84
+    supersample: int = 1
+
+
+def static_matrices() -> tuple[list[float], list[float]]:
+    """Return view and projection matrix of the static camera (fov 10 deg, near 0.01 m, far 10 m)."""
+    view = pybullet.computeViewMatrix(STATIC_EYE, STATIC_TARGET, STATIC_UP)
+    return view, pybullet.computeProjectionMatrixFOV(10, 1, 0.01, 10)
+
+
+def gripper_matrices(position: np.ndarray, quaternion: np.ndarray) -> tuple[list[float], list[float]]:
+    """Return view and projection matrix of the hand camera (fov 75 deg, near 0.01 m, far 2 m) for its link pose."""
+    rotation = np.array(pybullet.getMatrixFromQuaternion(quaternion)).reshape(3, 3)
+    view = pybullet.computeViewMatrix(position, position + rotation[:, 1], -rotation[:, 2])
+    return view, pybullet.computeProjectionMatrixFOV(75, 1, 0.01, 2)
+
+
+def draw(client: int, matrices: tuple[list[float], list[float]], px: int, supersample: int) -> np.ndarray:
+    """Draw one picture: uint8 `[px px 3]`."""
+    side = px * supersample
+    view, projection = matrices
+    picture = pybullet.getCameraImage(
+        side,
+        side,
+        view,
+        projection,
+        shadow=0,
+        renderer=pybullet.ER_TINY_RENDERER,
+        flags=pybullet.ER_NO_SEGMENTATION_MASK,
+        physicsClientId=client,
+    )[2]
+    rgb = np.asarray(picture, dtype=np.uint8).reshape(side, side, 4)[..., :3]
+    if supersample == 1:
+        return rgb.copy()
+    blocks = rgb.reshape(px, supersample, px, supersample, 3).astype(np.uint16)
+    return ((blocks.sum((1, 3)) + supersample**2 // 2) // supersample**2).astype(np.uint8)

@@ -1,0 +1,323 @@
+"""PlayTable: CALVIN's table-top world on PyBullet, as a Gymnasium environment.
+
+30 Hz control, 240 Hz physics. Pictures are drawn only when asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pybullet
+
+from ...gr_model.contracts import JointCommand, Observation
+from ...gr_model.errors import SimulationError
+from . import cameras
+from .assets import builtin_assets
+from .robot import FINGER_OPEN, SimulatedPanda
+from .scenes import NEUTRAL_JOINTS, ROBOT_BASE, SceneSpec, scene
+
+CONTROL_HZ = 30
+SIM_HZ = 240
+SUBSTEPS = SIM_HZ // CONTROL_HZ
+CAMERAS = ("static", "gripper")
+_LIGHT_COLOURS = {"bulb": (1, 1, 0, 1), "led": (0, 1, 0, 1)}
+_LIGHT_OFF = (1, 1, 1, 1)
+_BUTTON_PRESSED, _SWITCH_ON = 0.01, 0.044
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldState:
+    """Simulator state that tasks and scripted experts read.
+
+    tool_position [m] and tool_quaternion xyzw in the world; finger_width [m]; gripper_command 0 or 1;
+    slider, drawer, button, switch: joint values [m]; bulb, led: lit or not;
+    blocks: colour -> (position `[3]` [m], quaternion `[4]` xyzw);
+    contacts: block colour -> set of (body, link) names that touch it; robot_contacts: bodies that touch the robot.
+    """
+
+    tool_position: np.ndarray
+    tool_quaternion: np.ndarray
+    finger_width: float
+    gripper_command: float
+    slider: float
+    drawer: float
+    button: float
+    switch: float
+    bulb: bool
+    led: bool
+    blocks: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    contacts: Mapping[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
+
+
+class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
+    """One table, one arm, one physics client.
+
+    Gymnasium actions are CALVIN's relative ones: `[7]` = tool translation in units of 0.02 m, rotation (fixed-axis
+    euler) in units of 0.05 rad, gripper -1 (close) or +1 (open), added to the stored target pose.
+    `step_pose` and `step_joints` drive the arm by absolute tool poses and by joint commands.
+
+    Raises:
+        SimulationError: unknown scene, action of the wrong shape or not finite.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 (Gymnasium's own convention)
+
+    def __init__(
+        self,
+        scene_name: str = "D",
+        *,
+        camera: cameras.CameraConfig | None = None,
+        render_mode: str | None = "rgb_array",
+    ) -> None:
+        self.spec_scene: SceneSpec = scene(scene_name)
+        self.camera = camera or cameras.CameraConfig()
+        self.render_mode = render_mode
+        self.client = pybullet.connect(pybullet.DIRECT)
+        self._load()
+        unbounded = {"low": -np.inf, "high": np.inf, "dtype": np.float64}
+        box = gymnasium.spaces.Box
+        sizes = {"static": self.camera.static_px, "gripper": self.camera.gripper_px}
+        self.observation_space = gymnasium.spaces.Dict(
+            {f"rgb_{name}": box(0, 255, (px, px, 3), np.uint8) for name, px in sizes.items()}
+            | {"robot_obs": box(shape=(15,), **unbounded), "scene_obs": box(shape=(24,), **unbounded)}
+        )
+        self.action_space = box(-1.0, 1.0, (7,), np.float64)
+        self._steps = 0
+
+    def _load(self) -> None:
+        client, spec = self.client, self.spec_scene
+        files = builtin_assets(spec)
+        pybullet.setGravity(0, 0, -9.8, physicsClientId=client)
+        pybullet.setTimeStep(1 / SIM_HZ, physicsClientId=client)
+        self.robot = SimulatedPanda(client, files.robot)
+        self.blocks = {
+            colour: pybullet.loadURDF(str(file), physicsClientId=client)
+            for colour, file in zip(spec.blocks, files.blocks, strict=True)
+        }
+        self.table = pybullet.loadURDF(str(files.table), useFixedBase=True, physicsClientId=client)
+        self.plane = pybullet.loadURDF(str(files.plane), useFixedBase=True, physicsClientId=client)
+        self._links: dict[str, int] = {"base_link": -1}
+        self._joints: dict[str, int] = {}
+        for index in range(pybullet.getNumJoints(self.table, physicsClientId=client)):
+            info = pybullet.getJointInfo(self.table, index, physicsClientId=client)
+            self._links[info[12].decode()] = index
+            self._joints[info[1].decode()] = index
+        self._link_names = {index: name for name, index in self._links.items()}
+        self._body_names = {uid: f"block_{colour}" for colour, uid in self.blocks.items()}
+        self._body_names |= {self.robot.uid: "robot", self.table: "table", self.plane: "plane"}
+        for name in ("base__slide", "base__drawer", "base__switch"):
+            self._motor(name, pybullet.VELOCITY_CONTROL, 0.0)
+        self._motor("base__button", pybullet.POSITION_CONTROL, 0.0)
+        self.bulb = self.led = False
+        self._button_was_pressed = False
+        self._target = (np.zeros(3), np.array([0.0, 0, 0, 1]))
+        self._pristine = pybullet.saveState(physicsClientId=client)
+
+    def _motor(self, joint: str, mode: int, target: float) -> None:
+        key = "targetVelocity" if mode == pybullet.VELOCITY_CONTROL else "targetPosition"
+        pybullet.setJointMotorControl2(
+            self.table, self._joints[joint], mode, force=4, physicsClientId=self.client, **{key: target}
+        )
+
+    # -- reset ---------------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: seeds the scene sampler of `options["sample"]` users; the world itself has no randomness.
+            options: `robot_obs` `[15]`, `scene_obs` `[24]` as in CALVIN; either may be absent.
+        """
+        super().reset(seed=seed)
+        options = dict(options or {})
+        unknown = set(options) - {"robot_obs", "scene_obs"}
+        if unknown:
+            raise SimulationError(f"reset: expected options robot_obs, scene_obs, got {sorted(unknown)}; mend the name.")
+        pybullet.restoreState(stateId=self._pristine, physicsClientId=self.client)
+        robot_obs = _vector(options.get("robot_obs"), 15, "robot_obs")
+        scene_obs = _vector(options.get("scene_obs"), 24, "scene_obs")
+        joints, finger, command = np.array(NEUTRAL_JOINTS), FINGER_OPEN, 1.0
+        if robot_obs is not None:
+            joints, finger, command = robot_obs[7:14], robot_obs[6] / 2, float(robot_obs[14] > 0)
+        self.robot.reset(joints, finger, command)
+        self._set_scene(scene_obs if scene_obs is not None else self._default_scene())
+        pybullet.stepSimulation(physicsClientId=self.client)
+        self._target = self.robot.link_pose(self.robot.tcp)
+        self._steps = 0
+        self._update_lights()
+        return self.observe_calvin(), {}
+
+    def _default_scene(self) -> np.ndarray:
+        centre = np.mean(self.spec_scene.spawn_x)
+        blocks = [[centre + dx, -0.09, 0.46, 0, 0, np.pi / 2] for dx in (-0.1, 0.0, 0.1)]
+        return np.concatenate([np.zeros(6), np.ravel(blocks)])
+
+    def _set_scene(self, scene_obs: np.ndarray) -> None:
+        for name, value in zip(("slide", "drawer", "button", "switch"), scene_obs[:4], strict=True):
+            joint = self._joints[f"base__{name}"]
+            pybullet.resetJointState(self.table, joint, value, 0, physicsClientId=self.client)
+        self.bulb, self.led = bool(scene_obs[4] > 0.5), bool(scene_obs[5] > 0.5)
+        self._button_was_pressed = bool(scene_obs[2] > _BUTTON_PRESSED)
+        for uid, pose in zip(self.blocks.values(), scene_obs[6:].reshape(3, 6), strict=True):
+            quaternion = pybullet.getQuaternionFromEuler(pose[3:])
+            pybullet.resetBasePositionAndOrientation(uid, pose[:3], quaternion, physicsClientId=self.client)
+        self._colour_lights()
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Move by one of CALVIN's relative actions; the reward is always 0, tasks are judged outside."""
+        action = _vector(action, 7, "action")
+        assert action is not None
+        position, quaternion = self._target
+        euler = np.array(pybullet.getEulerFromQuaternion(quaternion)) + action[3:6] * 0.05
+        self.step_pose(position + action[:3] * 0.02, np.array(pybullet.getQuaternionFromEuler(euler)), float(action[6] > 0))
+        return self.observe_calvin(), 0.0, False, False, {}
+
+    def step_pose(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
+        """Move for one control step towards an absolute world tool pose with CALVIN's own control.
+
+        Args:
+            position: `[3]` [m]; quaternion: `[4]` xyzw; gripper: opening, above 0.5 is open.
+        """
+        self._target = (np.asarray(position, float), np.asarray(quaternion, float))
+        self.robot.command_joints(self.robot.inverse_kinematics(*self._target))
+        self.robot.command_gripper(gripper)
+        for _ in range(SUBSTEPS):
+            pybullet.stepSimulation(physicsClientId=self.client)
+        self._finish_step()
+
+    def step_joints(self, commands: Sequence[JointCommand]) -> None:
+        """Move for one control step with one joint command for each of the 8 physics steps."""
+        if len(commands) != SUBSTEPS:
+            raise SimulationError(f"step_joints: expected {SUBSTEPS} commands (240 Hz), got {len(commands)}.")
+        self.robot.command_gripper(commands[-1].gripper)
+        for command in commands:
+            self.robot.command_joints(command.positions, command.velocities)
+            pybullet.stepSimulation(physicsClientId=self.client)
+        self._target = self.robot.link_pose(self.robot.tcp)
+        self._finish_step()
+
+    def _finish_step(self) -> None:
+        self._steps += 1
+        self._update_lights()
+
+    def _update_lights(self) -> None:
+        before = (self.bulb, self.led)
+        pressed = self.joint("button") > _BUTTON_PRESSED
+        if pressed and not self._button_was_pressed:
+            self.led = not self.led
+        self._button_was_pressed = pressed
+        self.bulb = self.joint("switch") > _SWITCH_ON
+        if before != (self.bulb, self.led):
+            self._colour_lights()
+
+    def _colour_lights(self) -> None:
+        for name, link, lit in (("bulb", "light_link", self.bulb), ("led", "led_link", self.led)):
+            colour = _LIGHT_COLOURS[name] if lit else _LIGHT_OFF
+            pybullet.changeVisualShape(self.table, self._links[link], rgbaColor=colour, physicsClientId=self.client)
+
+    # -- what is seen --------------------------------------------------------------------------------------------
+
+    def joint(self, name: str) -> float:
+        """Return a table joint's value [m]: slide, drawer, button or switch."""
+        return float(pybullet.getJointState(self.table, self._joints[f"base__{name}"], physicsClientId=self.client)[0])
+
+    def draw(self, camera: str) -> np.ndarray:
+        """Draw one camera: uint8 `[px px 3]`."""
+        if camera == "static":
+            return cameras.draw(self.client, cameras.static_matrices(), self.camera.static_px, self.camera.supersample)
+        pose = self.robot.link_pose(self.robot.camera)
+        return cameras.draw(
+            self.client, cameras.gripper_matrices(*pose), self.camera.gripper_px, self.camera.supersample
+        )
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """Draw the static camera (Gymnasium's `rgb_array`)."""
+        return self.draw("static")
+
+    def observe(self, instruction: str, *, images: bool = True) -> Observation:
+        """Return what policy and controller see; poses are in the robot base frame."""
+        position, quaternion = self.robot.link_pose(self.robot.tcp)
+        return Observation(
+            images={name: self.draw(name) for name in CAMERAS} if images else {},
+            tool_position=position - ROBOT_BASE,
+            tool_quaternion=quaternion,
+            gripper_opening=float(np.clip(self.robot.finger_width() / (2 * FINGER_OPEN), 0, 1)),
+            gripper_command=self.robot.gripper_command,
+            joint_positions=self.robot.joint_state()[0],
+            instruction=instruction,
+            time=self._steps / CONTROL_HZ,
+        )
+
+    def observe_calvin(self) -> dict[str, Any]:
+        """Return CALVIN's observation: pictures, `robot_obs` `[15]`, `scene_obs` `[24]`, world frame."""
+        images = {f"rgb_{name}": self.draw(name) for name in CAMERAS} if self.render_mode else {}
+        return images | {"robot_obs": self.robot_obs(), "scene_obs": self.scene_obs()}
+
+    def robot_obs(self) -> np.ndarray:
+        """Return tool position [m], euler xyz [rad], finger width [m], joints [rad], last gripper action: `[15]`."""
+        position, quaternion = self.robot.link_pose(self.robot.tcp)
+        euler = pybullet.getEulerFromQuaternion(quaternion)
+        joints = self.robot.joint_state()[0]
+        action = 2 * self.robot.gripper_command - 1
+        return np.array([*position, *euler, self.robot.finger_width(), *joints, action])
+
+    def scene_obs(self) -> np.ndarray:
+        """Return slider, drawer, button, switch [m], bulb, led, then x y z euler of each block: `[24]`."""
+        values = [self.joint(name) for name in ("slide", "drawer", "button", "switch")] + [float(self.bulb), float(self.led)]
+        for uid in self.blocks.values():
+            position, quaternion = pybullet.getBasePositionAndOrientation(uid, physicsClientId=self.client)
+            values += [*position, *pybullet.getEulerFromQuaternion(quaternion)]
+        return np.array(values)
+
+    def world_state(self) -> WorldState:
+        """Return the privileged state that tasks and experts read."""
+        position, quaternion = self.robot.link_pose(self.robot.tcp)
+        blocks = {}
+        for colour, uid in self.blocks.items():
+            pose = pybullet.getBasePositionAndOrientation(uid, physicsClientId=self.client)
+            blocks[colour] = (np.array(pose[0]), np.array(pose[1]))
+        return WorldState(
+            tool_position=position,
+            tool_quaternion=quaternion,
+            finger_width=self.robot.finger_width(),
+            gripper_command=self.robot.gripper_command,
+            slider=self.joint("slide"),
+            drawer=self.joint("drawer"),
+            button=self.joint("button"),
+            switch=self.joint("switch"),
+            bulb=self.bulb,
+            led=self.led,
+            blocks=blocks,
+            contacts={colour: self._touching(uid) for colour, uid in self.blocks.items()},
+        )
+
+    def _touching(self, uid: int) -> frozenset[tuple[str, str]]:
+        points = pybullet.getContactPoints(bodyA=uid, physicsClientId=self.client)
+        pairs = set()
+        for point in points:
+            body = self._body_names[point[2]]
+            pairs.add((body, self._link_names[point[4]] if body == "table" else ""))
+        return frozenset(pairs)
+
+    def close(self) -> None:
+        """Disconnect from the physics server."""
+        if self.client >= 0:
+            pybullet.disconnect(physicsClientId=self.client)
+            self.client = -1
+
+
+def _vector(values: Any, length: int, name: str) -> np.ndarray | None:
+    if values is None:
+        return None
+    array = np.asarray(values, float)
+    if array.shape != (length,) or not np.all(np.isfinite(array)):
+        raise SimulationError(f"{name}: expected {length} finite numbers, got {array!r:.80}; check what produced it.")
+    return array

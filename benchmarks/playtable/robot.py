@@ -1,0 +1,97 @@
+"""The Panda inside the simulator: joint motors, CALVIN's inverse kinematics, the gripper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pybullet
+
+from .scenes import NEUTRAL_JOINTS, ROBOT_BASE
+
+LOWER_LIMITS = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
+UPPER_LIMITS = np.array([2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973])
+VELOCITY_LIMITS = np.array([2.175, 2.175, 2.175, 2.175, 2.61, 2.61, 2.61])
+"""Panda limits [rad], [rad/s]. Source: Franka Emika."""
+
+FINGER_OPEN = 0.04
+_FORCE, _MAX_VELOCITY = 200.0, 2.0
+
+
+class SimulatedPanda:
+    """Loads the arm into a physics client and drives its motors."""
+
+    def __init__(self, client: int, urdf: Path) -> None:
+        self.client = client
+        self.uid = pybullet.loadURDF(str(urdf), ROBOT_BASE, useFixedBase=True, physicsClientId=client)
+        names = {}
+        for index in range(pybullet.getNumJoints(self.uid, physicsClientId=client)):
+            info = pybullet.getJointInfo(self.uid, index, physicsClientId=client)
+            names[info[12].decode()] = index
+        self.arm = list(range(7))
+        self.fingers = (names["panda_leftfinger"], names["panda_rightfinger"])
+        self.tcp, self.camera = names["tcp"], names["gripper_cam"]
+        gear = pybullet.createConstraint(
+            self.uid, self.fingers[0], self.uid, self.fingers[1], pybullet.JOINT_GEAR, [1, 0, 0], [0, 0, 0], [0, 0, 0],
+            physicsClientId=client,
+        )  # fmt: skip
+        pybullet.changeConstraint(gear, gearRatio=-1, erp=0.1, maxForce=50, physicsClientId=client)
+        self.gripper_command = 1.0
+
+    def reset(self, joints: np.ndarray, finger: float, gripper_command: float) -> None:
+        """Put the joints [rad] and fingers [m] in place, at rest."""
+        for index, angle in zip(self.arm, joints, strict=True):
+            pybullet.resetJointState(self.uid, index, angle, 0, physicsClientId=self.client)
+        self.command_joints(np.asarray(joints, float), np.zeros(7))
+        for index in self.fingers:
+            pybullet.resetJointState(self.uid, index, finger, 0, physicsClientId=self.client)
+        self.command_gripper(gripper_command)
+
+    def command_joints(self, positions: np.ndarray, velocities: np.ndarray | None = None) -> None:
+        """Set the position motors' targets [rad], with CALVIN's gains; `velocities` [rad/s] feed forward."""
+        targets = {} if velocities is None else {"targetVelocities": list(velocities)}
+        if velocities is None:
+            for index, angle in zip(self.arm, positions, strict=True):
+                pybullet.setJointMotorControl2(
+                    self.uid, index, pybullet.POSITION_CONTROL, targetPosition=angle, force=_FORCE,
+                    maxVelocity=_MAX_VELOCITY, physicsClientId=self.client,
+                )  # fmt: skip
+            return
+        pybullet.setJointMotorControlArray(
+            self.uid, self.arm, pybullet.POSITION_CONTROL, targetPositions=list(positions), forces=[_FORCE] * 7,
+            physicsClientId=self.client, **targets,
+        )  # fmt: skip
+
+    def command_gripper(self, opening: float) -> None:
+        """Open (1) or close (0); CALVIN opens softly and closes with full force."""
+        self.gripper_command = float(opening > 0.5)
+        target, force = (FINGER_OPEN, 2.0) if self.gripper_command else (0.0, 200.0)
+        for index in self.fingers:
+            pybullet.setJointMotorControl2(
+                self.uid, index, pybullet.POSITION_CONTROL, targetPosition=target, force=force, maxVelocity=1,
+                physicsClientId=self.client,
+            )  # fmt: skip
+
+    def inverse_kinematics(self, position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
+        """Solve for the joints [rad] of a world tool pose: pybullet's null-space method, one call, as in CALVIN."""
+        rest = [*NEUTRAL_JOINTS, FINGER_OPEN, FINGER_OPEN]
+        joints = pybullet.calculateInverseKinematics(
+            self.uid, self.tcp, list(position), list(quaternion), lowerLimits=[-7.0] * 9, upperLimits=[7.0] * 9,
+            jointRanges=[7.0] * 9, restPoses=rest, physicsClientId=self.client,
+        )  # fmt: skip
+        return np.clip(np.array(joints[:7]), LOWER_LIMITS, UPPER_LIMITS)
+
+    def joint_state(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return joint positions [rad] and velocities [rad/s], each `[7]`."""
+        states = pybullet.getJointStates(self.uid, self.arm, physicsClientId=self.client)
+        return np.array([s[0] for s in states]), np.array([s[1] for s in states])
+
+    def finger_width(self) -> float:
+        """Return the opening between the fingers [m]."""
+        states = pybullet.getJointStates(self.uid, self.fingers, physicsClientId=self.client)
+        return float(states[0][0] + states[1][0])
+
+    def link_pose(self, link: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return world position [m] and quaternion xyzw of a link frame."""
+        state = pybullet.getLinkState(self.uid, link, computeForwardKinematics=True, physicsClientId=self.client)
+        return np.array(state[4]), np.array(state[5])

@@ -1,0 +1,145 @@
+"""The four scenes of CALVIN as numbers: where things are, how far they move, which block is which.
+
+Source: layout measured in the official simulator (calvin_env 797142c); lengths in metres, world frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...gr_model.errors import ConfigError
+
+ROBOT_BASE = (-0.34, -0.46, 0.24)
+"""Panda base position [m]; its axes are those of the world."""
+
+NEUTRAL_JOINTS = (-1.21779124, 1.03987629, 2.11978254, -2.34205014, -0.87015899, 1.64119093, 0.55344928)
+"""Joint angles at the start of an evaluation [rad]."""
+
+DESK_Z = 0.44
+BLOCK_HALF_HEIGHT = 0.02
+DRAWER_TRAVEL = 0.22
+SWITCH_TRAVEL = 0.088
+BUTTON_TRAVEL = 0.02
+PANEL_UP = np.array([0.0, 0.5, np.sqrt(0.75)])
+"""Direction along the tilted cabinet front, upwards (the way the switch moves)."""
+PANEL_OUT = np.array([0.0, -np.sqrt(0.75), 0.5])
+"""Outward normal of the tilted cabinet front."""
+
+BLOCK_COLOURS = {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0), "pink": (1.0, 0.0, 1.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneSpec:
+    """One PlayTable layout.
+
+    blocks: colours in the order of `scene_obs`; block_lengths: long side of each [m].
+    slider_x: x of the door's link frame at joint 0, the door reaches 0.28 m to its right; slider_travel [m].
+    cabinet_x: x-range of the cabinet floor. spawn_x: x-range where blocks start on the desk.
+    """
+
+    name: str
+    blocks: tuple[str, str, str]
+    block_lengths: tuple[float, float, float]
+    button_x: float
+    switch_x: float
+    slider_x: float
+    slider_travel: float
+    drawer_x: float
+    led_x: float
+    bulb_x: float
+    cabinet_x: tuple[float, float]
+    spawn_x: tuple[float, float]
+    table_colour: tuple[float, float, float]
+    door_colour: tuple[float, float, float]
+
+    @property
+    def handle_x(self) -> float:
+        """x of the sliding door's handle at joint 0 [m]; it is smaller by the joint value."""
+        return self.slider_x + 0.14
+
+    @property
+    def button_xy(self) -> tuple[float, float]:
+        return (self.button_x, -0.12)
+
+
+_DARK, _LIGHT, _WOOD, _OAK = (0.42, 0.23, 0.16), (0.95, 0.80, 0.60), (0.68, 0.50, 0.32), (0.58, 0.43, 0.28)
+
+_SCENES = {
+    "A": SceneSpec(
+        name="A",
+        blocks=("pink", "blue", "red"),
+        block_lengths=(0.04, 0.08, 0.056),
+        button_x=-0.28,
+        switch_x=0.30,
+        slider_x=-0.10,
+        slider_travel=0.28,
+        drawer_x=0.10,
+        led_x=-0.28,
+        bulb_x=0.30,
+        cabinet_x=(-0.364, 0.164),
+        spawn_x=(-0.20, 0.35),
+        table_colour=_DARK,
+        door_colour=_DARK,
+    ),
+    "B": SceneSpec(
+        name="B",
+        blocks=("red", "blue", "pink"),
+        block_lengths=(0.04, 0.08, 0.056),
+        button_x=0.28,
+        switch_x=-0.32,
+        slider_x=0.088,
+        slider_travel=0.304,
+        drawer_x=0.18,
+        led_x=0.28,
+        bulb_x=-0.32,
+        cabinet_x=(-0.184, 0.344),
+        spawn_x=(-0.35, 0.15),
+        table_colour=_LIGHT,
+        door_colour=_LIGHT,
+    ),
+    "C": SceneSpec(
+        name="C",
+        blocks=("blue", "red", "pink"),
+        block_lengths=(0.04, 0.08, 0.056),
+        button_x=-0.12,
+        switch_x=-0.32,
+        slider_x=0.06,
+        slider_travel=0.24,
+        drawer_x=0.10,
+        led_x=-0.12,
+        bulb_x=-0.32,
+        cabinet_x=(-0.184, 0.344),
+        spawn_x=(0.0, 0.35),
+        table_colour=_WOOD,
+        door_colour=_DARK,
+    ),
+    "D": SceneSpec(
+        name="D",
+        blocks=("red", "blue", "pink"),
+        block_lengths=(0.056, 0.04, 0.08),
+        button_x=-0.12,
+        switch_x=0.30,
+        slider_x=-0.10,
+        slider_travel=0.28,
+        drawer_x=0.18,
+        led_x=-0.12,
+        bulb_x=0.30,
+        cabinet_x=(-0.364, 0.164),
+        spawn_x=(0.0, 0.35),
+        table_colour=_OAK,
+        door_colour=_OAK,
+    ),
+}
+
+
+def scene(name: str) -> SceneSpec:
+    """Return the scene called `name`.
+
+    Raises:
+        ConfigError: no such scene.
+    """
+    if name not in _SCENES:
+        raise ConfigError(f"Scene: expected one of A, B, C, D, got {name!r}; scenes are written as letters, e.g. ABCD.")
+    return _SCENES[name]
