@@ -1,0 +1,146 @@
+"""Nearest-codebook-vector quantisation, and the moving-average way of learning the codebook."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..gr_model.errors import ShapeError
+
+
+class VectorQuantizer(nn.Module):
+    """Replace each latent vector by its nearest codebook vector.
+
+    The state dict has one key, `embedding.weight` `[K d]`, as in the published VQGAN checkpoints.
+
+    Source: van den Oord et al. 2017, "Neural Discrete Representation Learning", section 3.
+    """
+
+    def __init__(self, *, codebook_size: int, embed_dim: int, commitment: float = 0.25) -> None:
+        super().__init__()
+        self.commitment = commitment
+        self.embedding = nn.Embedding(codebook_size, embed_dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
+
+    def nearest(self, latents: Float[Tensor, "*b d"]) -> Int[Tensor, "*b"]:
+        """Return the index of the codebook vector with the smallest Euclidean distance."""
+        codebook = self.embedding.weight
+        flat = latents.reshape(-1, codebook.shape[1])
+        # |z|^2 is the same for every code, so it cannot change the minimum.
+        distances = torch.addmm(codebook.square().sum(1), flat, codebook.t(), beta=1.0, alpha=-2.0)
+        return distances.argmin(1).view(latents.shape[:-1])
+
+    def lookup(self, codes: Int[Tensor, "b n"], grid: tuple[int, int]) -> Float[Tensor, "b d gh gw"]:
+        """Return the codebook vectors of row-major codes, laid out as a picture of `grid` rows and columns.
+
+        Raises:
+            ShapeError: if a code lies outside the codebook, or the codes do not fill the grid.
+        """
+        if codes.ndim != 2 or codes.shape[1] != grid[0] * grid[1]:
+            raise ShapeError(
+                f"Image codes: expected shape (b, {grid[0] * grid[1]}) for a {grid[0]} x {grid[1]} grid, got "
+                f"{tuple(codes.shape)}; pass the codes of whole frames."
+            )
+        if codes.numel() and (codes.min() < 0 or codes.max() >= self.embedding.num_embeddings):
+            raise ShapeError(
+                f"Image codes: expected values in [0, {self.embedding.num_embeddings}), got "
+                f"{int(codes.min())} to {int(codes.max())}; check that codes and tokenizer belong together."
+            )
+        vectors = self.embedding(codes)
+        return vectors.transpose(1, 2).reshape(len(codes), -1, *grid)
+
+    def forward(
+        self, latents: Float[Tensor, "b d gh gw"]
+    ) -> tuple[Float[Tensor, "b d gh gw"], Float[Tensor, ""], Int[Tensor, "b n"]]:
+        """Quantise with the straight-through gradient; return vectors, the codebook loss and codes.
+
+        The loss is `commitment * |z - sg(e)|^2 + |sg(z) - e|^2`, averaged over elements (`sg` stops gradients).
+        """
+        batch, _, rows, columns = latents.shape
+        codes = self.nearest(latents.detach().permute(0, 2, 3, 1)).view(batch, rows * columns)
+        vectors = self.embedding(codes).transpose(1, 2).reshape(latents.shape)
+        loss = self.commitment * F.mse_loss(latents, vectors.detach()) + F.mse_loss(vectors, latents.detach())
+        return latents + (vectors - latents).detach(), loss, codes
+
+
+class CodebookAverage(nn.Module):
+    """Learn a codebook as moving averages of the latents that chose each code, and revive dead codes.
+
+    Kept outside `VectorQuantizer`, so that its buffers travel in training checkpoints and never in released weights.
+
+    Source: van den Oord et al. 2017, appendix A.1; the revival of unused codes follows Dhariwal et al. 2020
+    ("Jukebox"), section 3.1.
+    """
+
+    uses: Tensor
+    sums: Tensor
+
+    def __init__(
+        self, *, codebook_size: int, embed_dim: int, decay: float = 0.98, dead_uses: float = 0.1
+    ) -> None:
+        """Set the decay of the averages and `dead_uses`, the uses a batch below which a code is revived."""
+        super().__init__()
+        self.decay, self.dead_uses = decay, dead_uses
+        self.register_buffer("uses", torch.ones(codebook_size))
+        self.register_buffer("sums", torch.zeros(codebook_size, embed_dim))
+
+    @torch.no_grad()
+    def start(
+        self,
+        quantizer: VectorQuantizer,
+        latents: Float[Tensor, "m d"],
+        generator: torch.Generator,
+        iterations: int = 8,
+    ) -> None:
+        """Place the codebook on `latents` with k-means, starting from latents drawn at random."""
+        size = quantizer.embedding.num_embeddings
+        codebook = quantizer.embedding.weight
+        codebook.copy_(_draw(latents, size, generator))
+        for _ in range(iterations):
+            counts, sums = self._gather(latents, quantizer.nearest(latents))
+            used = counts > 0
+            codebook[used] = sums[used] / counts[used, None]
+        self.uses.fill_(len(latents) / size)
+        self.sums.copy_(codebook * self.uses[:, None])
+
+    @torch.no_grad()
+    def update(
+        self,
+        quantizer: VectorQuantizer,
+        latents: Float[Tensor, "m d"],
+        codes: Int[Tensor, " m"],
+        *,
+        revive_with: torch.Generator | None,
+    ) -> int:
+        """Move the codebook towards the latents; return how many dead codes were put onto drawn latents.
+
+        Without a generator in `revive_with` dead codes are left alone.
+        """
+        counts, sums = self._gather(latents, codes)
+        self.uses.lerp_(counts, 1.0 - self.decay)
+        self.sums.lerp_(sums, 1.0 - self.decay)
+        revived = 0
+        if revive_with is not None:
+            dead = (self.uses < self.dead_uses).nonzero().flatten()
+            revived = len(dead)
+            # A revived code starts with the uses of an average code, so that it is not declared dead at once.
+            self.uses[dead] = len(latents) / len(self.uses)
+            self.sums[dead] = _draw(latents, revived, generator=revive_with) * self.uses[dead, None]
+        quantizer.embedding.weight.copy_(self.sums / self.uses.clamp_min(1e-5)[:, None])
+        return revived
+
+    def _gather(
+        self, latents: Float[Tensor, "m d"], codes: Int[Tensor, " m"]
+    ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k d"]]:
+        counts = torch.zeros_like(self.uses).index_add_(0, codes, torch.ones_like(latents[:, 0]))
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, latents)
+        return counts, sums
+
+
+def _draw(latents: Float[Tensor, "m d"], count: int, generator: torch.Generator) -> Float[Tensor, "count d"]:
+    """Return `count` latents drawn at random, moved a little apart so that no two are equal."""
+    picks = torch.randint(len(latents), (count,), generator=generator).to(latents.device)
+    noise = torch.randn(count, latents.shape[1], generator=generator).to(latents)
+    return latents[picks] + 1e-3 * latents.std() * noise

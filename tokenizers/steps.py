@@ -1,0 +1,153 @@
+"""One training run of a fixed number of steps: batches by step number, schedule, log, checkpoints, resume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from tqdm import tqdm
+
+from ..gr_model.errors import CheckpointError, ConfigError, Gr2Error
+
+
+class StepLoader:
+    """Yield `draw(generator)` for every remaining step; the generator depends on seed and step alone.
+
+    A resumed run therefore sees exactly the batches that it would have seen.
+    """
+
+    def __init__(self, draw: Callable[[np.random.Generator], Any], *, steps: int, seed: int) -> None:
+        self.draw, self.steps, self.seed = draw, steps, seed
+        self.next_step = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Any]:
+        for step in range(self.next_step, self.steps):
+            self.next_step = step + 1
+            yield self.draw(np.random.default_rng([self.seed, step]))
+        self.next_step = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the number of the next step."""
+        return {"next_step": self.next_step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at the step that `state_dict` returned."""
+        self.next_step = state["next_step"]
+
+
+def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float = 0.01) -> float:
+    """Return the learning-rate factor: a linear rise over `warmup` steps, then half a cosine down to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def require_finite(loss: torch.Tensor, step: int) -> None:
+    """Stop the run where the loss is no number.
+
+    Raises:
+        Gr2Error: if the loss is NaN or infinite.
+    """
+    if not torch.isfinite(loss):
+        raise Gr2Error(
+            f"Training: expected a finite loss, got {loss.item()} at step {step}; lower the learning rate and check the "
+            "pictures, then resume from the last checkpoint."
+        )
+
+
+class _Progress(Callback):
+    """Show steps, the latest logged numbers and the time left."""
+
+    def __init__(self, description: str, every: int = 20) -> None:
+        self.description, self.every = description, every
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar = tqdm(
+            total=trainer.max_steps, initial=trainer.global_step, desc=self.description, unit="step", mininterval=1.0
+        )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.bar.update(trainer.global_step - self.bar.n)
+        if trainer.global_step % self.every == 0:
+            self.bar.set_postfix({k: f"{float(v):.4g}" for k, v in trainer.callback_metrics.items()})
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+def run_steps(
+    module: L.LightningModule,
+    draw: Callable[[np.random.Generator], Any],
+    *,
+    out: Path,
+    steps: int,
+    seed: int,
+    checkpoint_every: int,
+    log_every: int,
+    description: str,
+    resume: bool,
+    stop_after: int | None = None,
+) -> None:
+    """Train `module` for `steps` steps on drawn batches; CSV log and checkpoints lie in `out`.
+
+    With `resume` the run goes on from `out/checkpoints/last.ckpt` where there is one. `stop_after` ends the run
+    early at that step, with a checkpoint, and leaves the schedule as it is.
+
+    Raises:
+        ConfigError: if `steps`, `checkpoint_every` or `log_every` is not positive.
+        CheckpointError: if the checkpoint cannot be read or belongs to another model.
+    """
+    for name, value in (("steps", steps), ("checkpoint_every", checkpoint_every), ("log_every", log_every)):
+        if value < 1:
+            raise ConfigError(f"{name}: expected a positive number, got {value}; give at least 1.")
+    last = out / "checkpoints" / "last.ckpt"
+    torch.manual_seed(seed)
+    trainer = L.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=1,
+        max_steps=min(steps, stop_after or steps),
+        logger=CSVLogger(out, name="", version="log", flush_logs_every_n_steps=log_every),
+        callbacks=[
+            _Progress(description),
+            ModelCheckpoint(
+                dirpath=last.parent,
+                save_top_k=0,
+                save_last=True,
+                every_n_train_steps=checkpoint_every,
+                enable_version_counter=False,
+            ),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=log_every,
+        num_sanity_val_steps=0,
+    )
+    loader = StepLoader(draw, steps=steps, seed=seed)
+    start = str(last) if resume and last.is_file() else None
+    try:
+        trainer.fit(module, loader, ckpt_path=start, weights_only=True)
+    except (RuntimeError, KeyError, EOFError) as error:
+        if start is None or trainer.global_step > 0:
+            raise
+        raise CheckpointError(
+            f"{last}: expected a checkpoint of this run, got one that does not fit ({error}); delete it or choose "
+            "another output folder."
+        ) from error
