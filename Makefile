@@ -10,7 +10,7 @@ FOLDERS := gr_model tokenizers data_pipeline cvae_head wbc benchmarks
 RUN ?= runs/demo
 JOBS ?= 2
 
-.PHONY: help demo test check format reproduce bench nightly clean venv
+.PHONY: help demo test check format reproduce bench nightly docs clean venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -40,6 +40,15 @@ check: venv  ## formatting, lint, types
 format: venv  ## rewrite the formatting, mend what lint can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: venv  ## rewrite the list of modules in docs/architecture.md
+	$(BIN)/python docs/file_map.py
+
+reproduce: venv  ## every figure of the README, with its report, in runs/reproduce
+	$(BIN)/gr2 demo --out runs/reproduce
+
+bench: venv  ## speed of this machine, in runs/bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m bench -s
 
 nightly: venv  ## the long tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import configparser
+import dataclasses
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,9 +233,8 @@ def test_public_functions_are_described_short_and_take_no_stray_keywords(name):
 @pytest.mark.parametrize("name", CENTRAL_TYPES)
 def test_central_type_is_frozen_keyword_only_and_slotted(name):
     central = getattr(contracts, name)
-    parameters = central.__dataclass_params__
-    assert parameters.frozen
-    assert parameters.kw_only
+    assert central.__dataclass_params__.frozen
+    assert all(field.kw_only for field in dataclasses.fields(central))
     assert "__slots__" in vars(central)
     document = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     assert f"`{name}`" in document, f"docs/architecture.md does not name {name}"
@@ -252,10 +254,13 @@ def test_file_maps_name_what_exists():
         assert not gone, f"{document} lists files that do not exist: {gone}"
 
 
-def test_every_module_is_in_the_file_map():
-    listed = listed_files("README.md") | listed_files("docs/architecture.md")
-    missing = [str(f.relative_to(ROOT)) for f in FILES if str(f.relative_to(ROOT)) not in listed]
-    assert not missing, f"add a row | `path` | what | to docs/architecture.md for {missing}"
+def test_list_of_modules_says_what_the_modules_say():
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs/file_map.py", "--check"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    listed = listed_files("docs/architecture.md")
+    assert listed >= {str(f.relative_to(ROOT)) for f in FILES}
 
 
 def test_every_folder_is_in_the_readme():
