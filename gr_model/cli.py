@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .failures import UsageError, describe_failure, flatten_usage_error
+from .failures import UsageError, describe_failure, flatten_usage_error, plain_types
 
 if TYPE_CHECKING:
+    from argparse import Action
+
     from jsonargparse import ArgumentParser
 
 Target = Callable[..., object]
@@ -195,10 +197,20 @@ def find_command(argv: Sequence[str], commands: Sequence[Command] = COMMANDS) ->
 
 def build_parser(command: Command, target: Target) -> ArgumentParser:
     """Build the parser of one command from the signature and docstring of its target."""
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class PlainHelp(DefaultHelpFormatter):
+        """Show types by their names."""
+
+        def _expand_help(self, action: Action) -> str:
+            return plain_types(super()._expand_help(action))
 
     parser = ArgumentParser(
-        prog=f"gr2 {command.words}", description=command.summary, exit_on_error=False, allow_abbrev=False
+        prog=f"gr2 {command.words}",
+        description=command.summary,
+        formatter_class=PlainHelp,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="Read options from a yaml file.")
     parser.add_function_arguments(target, as_group=False, fail_untyped=True)

@@ -54,14 +54,15 @@ def flatten_usage_error(message: str, options: Sequence[str]) -> str:
     if "Subtypes:" in message and (
         wrong := re.search(r'key "([^"]+)":.*Given value: (.*)', message, re.DOTALL)
     ):
-        wanted = [_plain_type(name) for name in re.findall(r"Expected a (.+)", message)]
+        wanted = [plain_types(name) for name in re.findall(r"Expected a (.+)", message)]
         return f"--{wrong[1]} cannot be '{wrong[2].strip()}'; expected {' or '.join(dict.fromkeys(wanted))}."
     if wrong := re.search(r'key "([^"]+)":\s*(.*)', message, re.DOTALL):
-        return f"--{wrong[1]}: {_plain_type(' '.join(wrong[2].split()))}"
+        return f"--{wrong[1]}: {plain_types(' '.join(wrong[2].split()))}"
     return " ".join(message.split())
 
 
-def _plain_type(text: str) -> str:
+def plain_types(text: str) -> str:
+    """Return `text` with `<class 'pathlib.Path'>` written as `Path`."""
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("NoneType", "null")
 
 
@@ -78,13 +79,8 @@ def describe_failure(error: BaseException) -> tuple[str, int] | None:
         return "", 1
     if isinstance(error, OSError):
         return _describe_os_error(error)
-    if isinstance(error, ModuleNotFoundError) and error.name is not None:
-        if error.name.split(".")[0] == "gr2":
-            return (
-                f"this command needs {error.name}, which this installation lacks; install a complete gr2.",
-                1,
-            )
-        return f"the package '{error.name}' is not installed; run `gr2 doctor` to see what is missing.", 1
+    if isinstance(error, ImportError) and error.name is not None:
+        return _describe_import_error(error, error.name)
     message = str(error)
     if any(piece in message for piece in _CUDA_MISSING):
         return (
@@ -113,3 +109,11 @@ def _describe_os_error(error: OSError) -> tuple[str, int] | None:
     ):
         return f"{(error.strerror or 'cannot use').lower()}:{name}; check the path (--debug shows where).", 1
     return None
+
+
+def _describe_import_error(error: ImportError, name: str) -> tuple[str, int]:
+    if name.split(".")[0] == "gr2":
+        return f"this command needs {name}, which is missing or incomplete; install a complete gr2.", 1
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package '{name}' is not installed; run `gr2 doctor` to see what is missing.", 1
+    return f"the package '{name}' cannot be loaded ({error}); run `gr2 doctor` to see what is missing.", 1

@@ -62,6 +62,8 @@ TORCH_FAMILY = {
     "einops",
     "jaxtyping",
 }
+OPTIONAL: set[str] = set()
+"""Packages that a module uses only where they are installed."""
 CENTRAL_TYPES = (
     "VideoClip",
     "Episode",
@@ -199,6 +201,26 @@ def test_setup_cfg_lists_exactly_the_folders_with_modules():
     present = {"gr2"} | {".".join(["gr2", *f.relative_to(ROOT).parent.parts]) for f in FILES}
     assert present <= listed, f"add to [options] packages: {sorted(present - listed)}"
     assert listed <= present, f"no module in these packages of setup.cfg: {sorted(listed - present)}"
+
+
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "open_clip": "open_clip_torch",
+    "taming": "taming-transformers",
+    "yaml": "pyyaml",
+}
+"""Distributions that are named otherwise than what they install."""
+
+
+def test_setup_cfg_requires_what_the_modules_import():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    required = set(re.findall(r"^\s*([\w-]+)", setup["options"]["install_requires"], re.MULTILINE))
+    absolute = {i.module.split(".")[0] for n in TREES for i in imports_of(n, TREES[n]) if not i.relative}
+    wanted = {
+        DISTRIBUTION.get(module, module) for module in absolute - set(sys.stdlib_module_names) - OPTIONAL
+    }
+    assert wanted <= required, f"add to [options] install_requires: {sorted(wanted - required)}"
 
 
 @pytest.mark.parametrize("name", TREES)

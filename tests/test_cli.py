@@ -105,10 +105,13 @@ def test_options_of_a_real_command_are_typed_and_described(command):
     try:
         target = command.target()
     except ImportError as error:
+        if not (error.name or "").startswith("gr2."):
+            raise
         pytest.skip(f"{command.words}: its module is missing ({error})")
     parser = build_parser(command, target)
     shown = parser.format_help()
     assert "--config" in shown
+    assert "<class" not in shown
     undescribed = [
         action.dest
         for action in parser._actions
