@@ -74,7 +74,11 @@ class _Progress(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.bar = tqdm(
-            total=trainer.max_steps, initial=trainer.global_step, desc=self.description, unit="step", mininterval=1.0
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            desc=self.description,
+            unit="step",
+            mininterval=1.0,
         )
 
     def on_train_batch_end(
@@ -87,7 +91,9 @@ class _Progress(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.bar.close()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         if hasattr(self, "bar"):
             self.bar.close()
 

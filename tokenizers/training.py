@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -44,6 +44,7 @@ class VQGANTrainingConfig:
     codebook_decay: decay of the codebook's moving averages; 0 learns the codebook by gradient.
     revive_until: fraction of the steps after which dead codes are left alone.
     weight_average: decay of the moving average of all weights that is released; 0 releases the last weights.
+    precision: of encoder and decoder; "auto" takes bfloat16 where the machine computes it faster.
     """
 
     learning_rate: float = 1e-3
@@ -54,7 +55,16 @@ class VQGANTrainingConfig:
     codebook_decay: float = 0.98
     revive_until: float = 0.8
     weight_average: float = 0.0
+    precision: Literal["auto", "32", "bf16"] = "auto"
     losses: LossConfig = field(default_factory=LossConfig)
+
+
+def fast_bfloat16() -> bool:
+    """Return whether convolutions in bfloat16 are faster here: on CUDA, and on processors with AVX512-BF16 or AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 class VQGANTraining(L.LightningModule):
@@ -72,7 +82,9 @@ class VQGANTraining(L.LightningModule):
         if losses.perceptual > 0:
             self.perceptual.append(PerceptualLoss(vgg_file=losses.vgg_file, heads_file=losses.heads_file))
         self.codebook_average = CodebookAverage(
-            codebook_size=config.codebook_size, embed_dim=config.embed_dim, decay=training.codebook_decay or 0.98
+            codebook_size=config.codebook_size,
+            embed_dim=config.embed_dim,
+            decay=training.codebook_decay or 0.98,
         )
         self.average = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(training.weight_average))
@@ -80,6 +92,7 @@ class VQGANTraining(L.LightningModule):
             else None
         )
         self.last_tick = time.perf_counter()
+        self.bfloat16 = training.precision == "bf16" or (training.precision == "auto" and fast_bfloat16())
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return AdamW for the VQGAN and, with a critic, one for the critic."""
@@ -135,11 +148,13 @@ class VQGANTraining(L.LightningModule):
     def _reconstruct(self, images: Tensor, step: int) -> tuple[Tensor, Tensor, int]:
         """Return reconstruction, codebook loss and the number of codes used, with the codebook updated."""
         t, model = self.training_config, self.model
-        latents = model.latents(images)
+        with self._mixed(images):
+            latents = model.latents(images)
+        latents = latents.float()
         flat = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
         start = min(t.quantize_start, self.steps // 4)
         if step < start:
-            return model.images(latents), latents.new_zeros(()), 0
+            return self._decode(latents), latents.new_zeros(()), 0
         # Seeded by the step, so that a resumed run draws what the whole run would have drawn.
         generator = torch.Generator().manual_seed(step)
         if step == start:
@@ -148,7 +163,16 @@ class VQGANTraining(L.LightningModule):
         if t.codebook_decay > 0:
             draws = generator if step < t.revive_until * self.steps else None
             self.codebook_average.update(model.quantize, flat, codes.flatten(), revive_with=draws)
-        return model.images(vectors), loss, len(codes.unique())
+        return self._decode(vectors), loss, len(codes.unique())
+
+    def _decode(self, vectors: Tensor) -> Tensor:
+        with self._mixed(vectors):
+            images = self.model.images(vectors)
+        return images.float()
+
+    def _mixed(self, tensor: Tensor) -> torch.autocast:
+        """Return the bfloat16 region for encoder and decoder; quantiser and losses stay outside, in float32."""
+        return torch.autocast(tensor.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     def _adversarial_term(self, reconstruction: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
         assert self.critic is not None
@@ -188,7 +212,9 @@ def measure_vqgan(model: VQGAN, frames: Array, *, batch_size: int = 64) -> dict[
     totals = {"psnr": 0.0, "detail_psnr": 0.0}
     used: set[int] = set()
     for start in range(0, len(frames), batch_size):
-        images = normalize_frames(torch.as_tensor(frames[start : start + batch_size])).to(model.codebook.device)
+        images = normalize_frames(torch.as_tensor(frames[start : start + batch_size])).to(
+            model.codebook.device
+        )
         codes = model.encode(images)
         reconstruction = model.decode(codes)
         used.update(codes.flatten().tolist())

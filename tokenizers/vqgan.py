@@ -27,7 +27,8 @@ class VQGANConfig:
         Folding loses nothing, and the costly full-resolution layers disappear.
     channels, channel_mult, num_res_blocks, attn_resolutions, z_channels: as in taming's `ddconfig`;
         `attn_resolutions` counts folded pixels.
-    decoder_channels: channels of the decoder; `None` takes `channels`.
+    decoder_channels, decoder_res_blocks: of the decoder; `None` takes those of the encoder. As in taming, a level of
+        the decoder has one block more.
     embed_dim, codebook_size: length and number of the codebook vectors.
     """
 
@@ -39,6 +40,7 @@ class VQGANConfig:
     attn_resolutions: tuple[int, ...] = ()
     z_channels: int = 64
     decoder_channels: int | None = None
+    decoder_res_blocks: int | None = None
     embed_dim: int = 16
     codebook_size: int = 512
 
@@ -129,7 +131,7 @@ class VQGAN(nn.Module):
                 ch=config.decoder_channels or config.channels,
                 out_ch=folded,
                 ch_mult=config.channel_mult,
-                num_res_blocks=blocks,
+                num_res_blocks=blocks if config.decoder_res_blocks is None else config.decoder_res_blocks,
                 attn_resolutions=attention,
                 in_channels=folded,
                 resolution=side,

@@ -1,0 +1,196 @@
+"""Frozen CLIP text: sentences to per-token features."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..gr_model.contracts import Array
+from ..gr_model.errors import ConfigError
+
+BPE_SIZE = 49408
+"""Entries of open_clip's byte-pair vocabulary; the last two are start and end of text."""
+
+END_OF_TEXT = BPE_SIZE - 1
+UNKNOWN_ROW = 0
+"""Row of a small vocabulary that stands for every token outside it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextConfig:
+    """Shape of a small CLIP text tower; `embed_dim` is the length of the pooled, projected feature."""
+
+    width: int = 96
+    heads: int = 4
+    layers: int = 3
+    context_length: int = 20
+    embed_dim: int = 64
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(
+                f"TextConfig.heads: expected a divisor of the width {self.width}, got {self.heads}; change either."
+            )
+
+
+class Vocabulary:
+    """A part of open_clip's byte-pair vocabulary: rows of a small embedding table.
+
+    Row 0 stands for every token outside; it is trained by dropping words, so an unseen word reads as "some word".
+    The order of tokens is kept, so that the end of text has the largest row (open_clip pools there).
+    """
+
+    def __init__(self, token_ids: Int[Array, " m"]) -> None:
+        ids = np.unique(np.asarray(token_ids, np.int64))
+        if not len(ids) or ids[0] < 0 or ids[-1] != END_OF_TEXT:
+            raise ConfigError(
+                f"Vocabulary: expected byte-pair tokens in [0, {BPE_SIZE}) with the end of text {END_OF_TEXT}, got "
+                f"{len(ids)} others; make it with vocabulary_of."
+            )
+        self.token_ids = ids
+        self.rows = torch.full((BPE_SIZE,), UNKNOWN_ROW, dtype=torch.int64)
+        self.rows[torch.as_tensor(ids)] = torch.arange(1, len(ids) + 1)
+
+    def __len__(self) -> int:
+        return len(self.token_ids) + 1
+
+
+def tokenize(sentences: Sequence[str], context_length: int) -> Int[Tensor, "b l"]:
+    """Return byte-pair tokens: start, words, end, then zeros; warn of sentences that are cut."""
+    tokenizer = _byte_pairs()
+    long = [s for s in sentences if len(tokenizer.encode(s)) + 2 > context_length]
+    if long:
+        warnings.warn(
+            f"Text: {len(long)} sentences are longer than {context_length} tokens and are cut, such as {long[0]!r}",
+            stacklevel=2,
+        )
+    return tokenizer(list(sentences), context_length=context_length)
+
+
+def vocabulary_of(sentences: Sequence[str]) -> Vocabulary:
+    """Return the vocabulary of the tokens in `sentences`, with start, end and padding."""
+    tokenizer = _byte_pairs()
+    seen = {token for sentence in sentences for token in tokenizer.encode(sentence)}
+    return Vocabulary(np.array(sorted(seen | {0, END_OF_TEXT - 1, END_OF_TEXT})))
+
+
+_tokenizer = None
+
+
+def _byte_pairs():  # type: ignore[no-untyped-def]
+    global _tokenizer
+    if _tokenizer is None:  # reading the vocabulary takes a while, and is not needed on import
+        from open_clip.tokenizer import SimpleTokenizer
+
+        _tokenizer = SimpleTokenizer()
+    return _tokenizer
+
+
+class TextEncoder:
+    """A frozen CLIP text tower; features of each sentence are computed once and kept.
+
+    The features are those after `ln_final`, one for each token. Features past the end of text are zero.
+    """
+
+    def __init__(
+        self, tower: nn.Module, *, vocabulary: Vocabulary | None = None, cache_sentences: int = 2048
+    ) -> None:
+        """Freeze `tower`, an open_clip text transformer whose table has the rows of `vocabulary` (default: all)."""
+        self.tower = tower.requires_grad_(False).eval()
+        self.vocabulary = vocabulary
+        self.cache_sentences = cache_sentences
+        self._cache: OrderedDict[str, tuple[Array, Array]] = OrderedDict()
+
+    @property
+    def width(self) -> int:
+        """Length of a token's feature."""
+        return int(self.tower.positional_embedding.shape[1])
+
+    @property
+    def context_length(self) -> int:
+        """Number of tokens of every sentence, padding included."""
+        return int(self.tower.positional_embedding.shape[0])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with any weight or token of the encoder."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tower.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).numpy().tobytes())
+        if self.vocabulary is not None:
+            digest.update(self.vocabulary.token_ids.tobytes())
+        return digest.hexdigest()[:16]
+
+    def to(self, device: str | torch.device) -> TextEncoder:
+        """Move the tower to a device."""
+        self.tower.to(device)
+        return self
+
+    def encode(self, sentences: Sequence[str]) -> tuple[Array, Array]:
+        """Return features, float32 `[b l d]`, and the mask, bool `[b l]`, that is True from start to end of text.
+
+        Raises:
+            ConfigError: if one string is passed instead of a sequence of strings.
+        """
+        if isinstance(sentences, str):
+            raise ConfigError(
+                "TextEncoder.encode: expected a sequence of sentences, got one string; pass [sentence]."
+            )
+        missing = list(dict.fromkeys(s for s in sentences if s not in self._cache))
+        found: dict[str, tuple[Array, Array]] = {s: self._cache[s] for s in sentences if s in self._cache}
+        for start in range(0, len(missing), 64):
+            part = missing[start : start + 64]
+            tokens = tokenize(part, self.context_length)
+            mask = token_mask(tokens)
+            features = self.features(tokens).masked_fill(~mask[..., None], 0.0).cpu().numpy()
+            found.update({s: (features[i], mask[i].numpy()) for i, s in enumerate(part)})
+        for sentence, entry in found.items():
+            self._cache[sentence] = entry
+            self._cache.move_to_end(sentence)
+        while len(self._cache) > self.cache_sentences:
+            self._cache.popitem(last=False)
+        if not sentences:
+            empty = (0, self.context_length)
+            return np.zeros((*empty, self.width), np.float32), np.zeros(empty, bool)
+        return np.stack([found[s][0] for s in sentences]), np.stack([found[s][1] for s in sentences])
+
+    @torch.inference_mode()
+    def features(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """Return the features after `ln_final` of byte-pair tokens, padding included."""
+        if self.vocabulary is not None:
+            self._warn_unknown(tokens)
+            tokens = self.vocabulary.rows[tokens]
+        return token_features(self.tower, tokens.to(self.tower.positional_embedding.device)).float()
+
+    def _warn_unknown(self, tokens: Int[Tensor, "b l"]) -> None:
+        assert self.vocabulary is not None
+        unknown = tokens[self.vocabulary.rows[tokens] == UNKNOWN_ROW].unique().tolist()
+        if unknown:
+            words = [_byte_pairs().decode([t]).strip() for t in unknown]
+            warnings.warn(
+                f"Text: the encoder was trained without the tokens {words}; they read as an unknown word",
+                stacklevel=4,
+            )
+
+
+def token_mask(tokens: Int[Tensor, "b l"]) -> Tensor:
+    """Return bool `[b l]`, True up to and with the end of text."""
+    end = (tokens == END_OF_TEXT).int().argmax(1, keepdim=True)
+    return torch.arange(tokens.shape[1]) <= end
+
+
+def token_features(tower: nn.Module, rows: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+    """Run an open_clip text transformer up to and with `ln_final`."""
+    dtype = tower.transformer.get_cast_dtype()
+    x = tower.token_embedding(rows).to(dtype) + tower.positional_embedding.to(dtype)
+    return tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask))
