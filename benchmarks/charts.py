@@ -58,14 +58,15 @@ def line_chart(
     x_label: str,
     y_label: str,
     log_y: bool = False,
-    height: int = 220,
+    height: int = 230,
 ) -> str:
-    """Draw lines with axes, grid, bands and a legend; non-positive values are left out of a logarithmic chart."""
+    """Draw lines with axes, grid, bands and a legend; a logarithmic chart leaves out what is not positive."""
     lines = [_drawable(one, log_y=log_y) for one in series]
     lines = [one for one in lines if len(one.x)]
     if not lines:
         return ""
-    left, right, top, bottom = 44, 10, 30, 34
+    legend, rows = _legend([(one.name, one.colour, one.dashed) for one in lines], y=27)
+    left, right, top, bottom = 44, 10, 26 + 15 * rows, 34
     x_ticks = linear_ticks(min(min(one.x) for one in lines), max(max(one.x) for one in lines))
     low = min(min((*one.y, *one.low)) for one in lines)
     high = max(max((*one.y, *one.high)) for one in lines)
@@ -80,7 +81,7 @@ def line_chart(
         share = (_scale(value, log_y) - _scale(y_low, log_y)) / (_scale(y_high, log_y) - _scale(y_low, log_y))
         return height - bottom - (height - top - bottom) * share
 
-    parts = []
+    parts = [legend]
     for tick in (t for t in y_ticks if y_low <= t <= y_high):
         y = place_y(tick)
         parts.append(_rule(left, y, WIDTH - right, y))
@@ -109,7 +110,6 @@ def line_chart(
                 f"<title>{escape(one.name)}: {number(value)} at {number(at)}</title></circle>"
                 for (x, y), value, at in zip(points, one.y, one.x, strict=True)
             ]
-    parts.append(_legend([(one.name, one.colour, one.dashed) for one in lines], y=24))
     return _svg(title, height, parts)
 
 
@@ -128,7 +128,7 @@ def interval_bars(
     right, top, bar, gap = 14, 34, 8, 10
     scale = (WIDTH - label_width - right) / maximum
     height = top + sum(len(group.bars) * (bar + 2) + gap for group in groups) + 22
-    parts = [_legend([(name, colour, False) for name, colour in legend], y=12, left=0)]
+    parts = [_legend([(name, colour, False) for name, colour in legend], y=12)[0]]
     for tick in linear_ticks(0.0, maximum):
         x = label_width + tick * scale
         parts.append(_rule(x, top - 6, x, height - 22))
@@ -156,7 +156,8 @@ def value_bars(rows: Sequence[tuple[str, float, str]], *, title: str, colour: st
         width = max(1.5, track * value / largest)
         parts.append(_text(0, y + 11, label, strong=True))
         parts.append(
-            f'<rect x="0" y="{y + 16}" width="{width:.1f}" height="9" rx="1.5" fill="var(--series-{colour})"/>'
+            f'<rect x="0" y="{y + 16}" width="{width:.1f}" height="9" rx="1.5" '
+            f'fill="var(--series-{colour})"/>'
         )
         parts.append(_text(width + 7, y + 24.5, words))
     return _svg(title, len(rows) * step, parts)
@@ -173,10 +174,16 @@ def linear_ticks(low: float, high: float, *, wanted: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Choose ticks for a logarithmic axis: 1, 2 and 5 times powers of ten, or the powers alone over three decades."""
+    """Choose ticks of a logarithmic axis: powers of ten, with 2 and 5 between them up to three decades.
+
+    A range that holds fewer than three of these gets evenly spaced round values.
+    """
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     factors = (1, 2, 5) if last - first <= 3 else (1,)
-    return [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+    ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+    if sum(low <= tick <= high for tick in ticks) < 3:
+        return [tick for tick in linear_ticks(low, high) if tick > 0]
+    return ticks
 
 
 def number(value: float) -> str:
@@ -220,7 +227,8 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
 
 def _rule(x1: float, y1: float, x2: float, y2: float, *, strong: bool = False) -> str:
     colour = "ink-soft" if strong else "rule"
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="var(--{colour})" stroke-width="1"/>'
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} stroke="var(--{colour})" stroke-width="1"/>'
 
 
 def _text(x: float, y: float, words: str, *, anchor: str = "start", strong: bool = False) -> str:
@@ -242,21 +250,27 @@ def _whisker_bar(one: Bar, *, left: float, y: float, bar: int, scale: float) -> 
     )
 
 
-def _legend(entries: Sequence[tuple[str, str, bool]], *, y: float, left: float = 44) -> str:
-    parts, x = [], left
+def _legend(entries: Sequence[tuple[str, str, bool]], *, y: float) -> tuple[str, int]:
+    """Draw (name, colour, dashed) entries from `y` downwards; return the drawing and its number of rows."""
+    parts: list[str] = []
+    x, rows = 0.0, 1
     for name, colour, dashed in entries:
+        width = 21 + 6.2 * len(name)
+        if x > 0 and x + width > WIDTH:
+            x, rows = 0.0, rows + 1
+        line_y = y + 15 * (rows - 1)
         dash = ' stroke-dasharray="5 3"' if dashed else ""
         parts.append(
-            f'<line x1="{x:.1f}" y1="{y - 4:.1f}" x2="{x + 16:.1f}" y2="{y - 4:.1f}" '
+            f'<line x1="{x:.1f}" y1="{line_y - 4:.1f}" x2="{x + 16:.1f}" y2="{line_y - 4:.1f}" '
             f'stroke="var(--series-{colour})" stroke-width="3"{dash}/>'
         )
-        parts.append(_text(x + 21, y, name))
-        x += 21 + 6.2 * len(name) + 14
-    return "".join(parts)
+        parts.append(_text(x + 21, line_y, name))
+        x += width + 14
+    return "".join(parts), rows
 
 
 def _svg(title: str, height: int, parts: Sequence[str]) -> str:
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title, quote=True)}" '
-        f'style="{_FONT}">{"".join(parts)}</svg>'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{escape(title, quote=True)}" style="{_FONT}">{"".join(parts)}</svg>'
     )

@@ -18,7 +18,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[RunFiles], str]], ...] = (
     ("videos", "Predicted, real, and acted", episodes_body),
     ("success", "Success of each task", success_body),
     ("chains", "Instructions in a row", chains_body),
-    ("video", "Predicted frames against a copy of the current frame", video_body),
+    ("video", "Video prediction", video_body),
     ("losses", "Learning curves", losses_body),
     ("safety", "Limits of the robot", safety_body),
     ("data", "Data kept and dropped", funnel_body),
@@ -67,8 +67,8 @@ def build_page(files: RunFiles) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{text(title)}</title><style>{STYLE}</style></head><body>'
         f"<header><h1>{text(title)}</h1>{_meta(files)}{head}{problems}<nav>{links}</nav></header>"
-        f"<main>{bodies}</main><footer>{note('Intervals are 95 % throughout. One file, nothing loaded from outside.')}"
-        f"</footer><script>{SCRIPT}</script></body></html>\n"
+        f"<main>{bodies}</main><footer>{note('Intervals are 95 % throughout.')}</footer>"
+        f"<script>{SCRIPT}</script></body></html>\n"
     )
 
 
@@ -78,7 +78,8 @@ def _guarded(title: str, files: RunFiles, make: Callable[[RunFiles], str]) -> st
         return make(files)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
-        return f'<p class="note problem">Left out ({text(title)}): a file has another layout than expected, {text(reason)}.</p>'
+        words = f"Left out ({title}): a file has another layout than expected, {reason}."
+        return f'<p class="note problem">{text(words)}</p>'
 
 
 def _meta(files: RunFiles) -> str:

@@ -15,6 +15,7 @@ from .report_html import (
     note,
     percent,
     percent_span,
+    rate_span,
     signed_span,
     span,
     table,
@@ -52,17 +53,15 @@ def control_name(name: str) -> str:
 
 
 def success_body(files: RunFiles) -> str:
-    """Build the success table of every task under each control, the chart and the difference between the controls."""
+    """Build the success of every task under each control as table and chart, and the controls' difference."""
     controls = {name: one for name, one in controls_of(files).items() if pooled(one)[1]}
     if not controls:
         return absent(ACT)
     names = sorted({task for one in controls.values() for task in one.get("tasks", {})})
     head = ["task"] + [
-        words
-        for name in controls
-        for words in (control_name(name), "95 % interval", "median steps of a success")
+        words for name in controls for words in (control_name(name), "95 % interval", "median steps")
     ]
-    rows = [["!all tasks", *(cell for one in controls.values() for cell in _pooled_cells(one))]]
+    rows = [["all tasks", *(cell for one in controls.values() for cell in _pooled_cells(one))]]
     groups = [BarGroup(label="all tasks", bars=[_bar(name, *pooled(one)) for name, one in controls.items()])]
     for task in names:
         trials = {name: one.get("tasks", {}).get(task) for name, one in controls.items()}
@@ -75,11 +74,15 @@ def success_body(files: RunFiles) -> str:
         groups.append(BarGroup(label=task.replace("_", " "), bars=bars))
     legend = [(control_name(name), CONTROL_COLOURS.get(name, "3")) for name in controls]
     chart = interval_bars(groups, title="Success of each task with 95 % intervals", unit=" %", legend=legend)
+    success = table(head, rows, kind="dense", strong_row=0)
     return (
         _protocol(files)
-        + f'<div class="pair wide"><div>{table(head, rows)}</div><figure>{chart}</figure></div>'
+        + f'<div class="pair wide"><div>{success}</div><figure>{chart}</figure></div>'
         + _difference(controls)
-        + note("Intervals of rates: Wilson, 95 %; of the difference of two rates: Newcombe.")
+        + note(
+            "Intervals of rates: Wilson, 95 %; of the difference: Newcombe. "
+            "Median steps: of the trials that succeeded."
+        )
         + command_line(files.command_of("act", "rollout", "calvin"))
     )
 
@@ -96,7 +99,7 @@ def chains_body(files: RunFiles) -> str:
         rates, average = chain_rates(chains), bootstrap_mean(chains)
         for k, rate in enumerate(rates):
             bars[k].append(_rate_bar(name, rate))
-        cells = [f"{percent(rate.value)}<small>{percent_span(rate)}</small>" for rate in rates]
+        cells = [f"{percent(rate.value)}<small>{rate_span(rate)}</small>" for rate in rates]
         length = f"{average.value:.2f}<small>{span(average, 2)}</small>"
         rows.append([f"{text(control_name(name))}<small>{count(len(chains))} chains</small>", *cells, length])
     chart = interval_bars(
@@ -107,8 +110,9 @@ def chains_body(files: RunFiles) -> str:
         label_width=90,
     )
     head = ["control", "1 in a row", "2", "3", "4", "5", "average length"]
+    lengths = table(head, rows, kind="stacked") + _chain_difference(controls)
     return (
-        f'<div class="pair"><div>{table(head, rows)}{_chain_difference(controls)}</div><figure>{chart}</figure></div>'
+        f'<div class="pair"><div>{lengths}</div><figure>{chart}</figure></div>'
         + note("Intervals: Wilson for rates, bootstrap over chains (seed 0) for the average length, 95 %.")
         + command_line(files.command_of("act", "rollout", "calvin"))
         + _published(files)
@@ -138,7 +142,9 @@ def safety_body(files: RunFiles) -> str:
     ]
     verdict = "No limit was violated." if broken == 0 else f"{count(broken)} limit violations: see the table."
     mood = "good" if broken == 0 else "bad"
-    return f'<p class="verdict {mood}">{verdict}</p>' + table(["measure", "value", "requirement"], rows)
+    return f'<p class="verdict {mood}">{verdict}</p>' + table(
+        ["measure", "value", "requirement"], rows, kind="narrow"
+    )
 
 
 def _protocol(files: RunFiles) -> str:
@@ -166,7 +172,7 @@ def _cells(trial: Mapping[str, Any] | None) -> list[str]:
     success, total, steps = int(trial["success"]), int(trial["total"]), trial.get("steps") or []
     rate = wilson_interval(success, total)
     share = f"{100 * rate.value:.0f} % <small>{success}/{total}</small>"
-    return [share, percent_span(rate), f"{median(steps):.0f}" if steps else "none"]
+    return [share, rate_span(rate), f"{median(steps):.0f}" if steps else "none"]
 
 
 def _bar(name: str, success: int, total: int) -> Bar:

@@ -1,4 +1,4 @@
-"""Pieces of HTML that the sections of a report share: sections, tables, notes, and how numbers are written."""
+"""Pieces of HTML that the sections of a report share: tables, notes, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -42,36 +42,40 @@ def command_line(command: str) -> str:
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", numeric_from: int = 1
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    caption: str = "",
+    kind: str = "",
+    strong_row: int | None = None,
 ) -> str:
-    """Build a table inside its own scroll box; cells are HTML, columns from `numeric_from` on are set to the right.
+    """Build a table inside its own scroll box, all columns but the first set to the right.
 
-    A row whose first cell begins with "!" is emphasised.
+    Args:
+        head: Words of the columns.
+        rows: Cells as HTML.
+        caption: Words above the table.
+        kind: CSS class of the table.
+        strong_row: Row to emphasise.
     """
-
-    def cell(tag: str, words: str, column: int) -> str:
-        style = ' class="number"' if column >= numeric_from else ""
-        scope = ' scope="col"' if tag == "th" else ""
-        return f"<{tag}{scope}{style}>{words}</{tag}>"
-
+    header = "".join(f'<th scope="col"{_side(i)}>{text(words)}</th>' for i, words in enumerate(head))
     lines = []
-    for row in rows:
-        strong = ' class="strong"' if row[0].startswith("!") else ""
-        cells = [row[0].removeprefix("!"), *row[1:]]
-        lines.append(
-            f"<tr{strong}>" + "".join(cell("td", words, i) for i, words in enumerate(cells)) + "</tr>"
-        )
-    title = f"<caption>{text(caption)}</caption>" if caption else ""
-    header = "".join(cell("th", text(words), i) for i, words in enumerate(head))
+    for index, row in enumerate(rows):
+        strong = ' class="strong"' if index == strong_row else ""
+        cells = "".join(f"<td{_side(i)}>{words}</td>" for i, words in enumerate(row))
+        lines.append(f"<tr{strong}>{cells}</tr>")
+    title = f'<p class="caption">{text(caption)}</p>' if caption else ""
     return (
-        f'<div class="scroll" tabindex="0"><table>{title}<thead><tr>{header}</tr></thead>'
+        f'{title}<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{header}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
 def charts(*drawings: str) -> str:
-    """Lay charts out beside each other, as many as fit."""
-    return '<div class="charts">' + "".join(f"<figure>{one}</figure>" for one in drawings if one) + "</div>"
+    """Lay charts out beside each other, three or two in a row where they fit."""
+    drawn = [one for one in drawings if one]
+    kind = "charts" if len(drawn) % 3 == 0 else "charts two"
+    return f'<div class="{kind}">' + "".join(f"<figure>{one}</figure>" for one in drawn) + "</div>"
 
 
 def signed(value: float, digits: int) -> str:
@@ -87,13 +91,18 @@ def percent(rate: float) -> str:
     return f"{100 * rate:.1f} %"
 
 
+def rate_span(interval: Interval) -> str:
+    """Write the interval of a rate for a table, in percent: "78.2–86.1"."""
+    return f"{100 * interval.low:.1f}\N{EN DASH}{100 * interval.high:.1f}"
+
+
 def percent_span(interval: Interval) -> str:
     """Write the interval of a rate: "78.2 to 86.1 %"."""
     return f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %"
 
 
 def span(interval: Interval, digits: int, *, unit: str = "") -> str:
-    """Write the interval of a mean; where every value is equal it says so in place of an interval without width."""
+    """Write the interval of a mean, or that every value is equal in place of an interval without width."""
     if interval.low == interval.high:
         return f"all {interval.count} equal"
     return f"{_plain(interval.low, digits)} to {_plain(interval.high, digits)}{unit}"
@@ -122,3 +131,7 @@ def count(value: int | float) -> str:
 
 def _plain(value: float, digits: int) -> str:
     return f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def _side(column: int) -> str:
+    return ' class="number"' if column else ""

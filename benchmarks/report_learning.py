@@ -72,31 +72,26 @@ def video_body(files: RunFiles) -> str:
     steps = files.imagine.get("per_step") or []
     if not steps:
         return absent(IMAGINE)
-    drawings, columns = [], []
+    drawings, lines = [], []
     for measure, words, unit, digits, scale in VIDEO_MEASURES:
         rows = [(float(step["horizon"]), *video_pairs(step, measure)) for step in steps]
         rows = [row for row in rows if row[1]]
-        if not rows:
-            continue
-        drawings.append(_measure_chart(rows, words, unit, scale))
-        columns.append((measure, words, unit, digits, scale))
-    if not columns:
+        if rows:
+            drawings.append(_measure_chart(rows, words, unit, scale))
+        for index, (horizon, model, copy) in enumerate(rows):
+            name = text(words) if index == 0 else ""
+            lines.append([name, f"{horizon:.0f}", *_measure_cells(model, copy, unit, digits, scale)])
+    if not lines:
         return absent(IMAGINE)
-    head = ["frames ahead"] + [
-        cell for _, words, *_ in columns for cell in (words, "copy", "model minus copy (95 %)")
-    ]
-    lines = [
-        [f"{int(step['horizon'])}", *(cell for column in columns for cell in _measure_cells(step, *column))]
-        for step in steps
-    ]
+    head = ["measure", "frames ahead", "model", "copy", "model minus copy (95 %)"]
     episodes = files.imagine.get("episodes")
     return (
         charts(*drawings)
-        + table(head, lines)
+        + table(head, lines, kind="narrow")
         + note(
-            f"{count(episodes) + ' episodes. ' if episodes is not None else ''}One prediction per episode, future "
-            "frames alone. Copy: the current frame, repeated. Moving pixels: where the real future differs from the "
-            "current frame. Bands and intervals: bootstrap over episodes, 95 %, differences paired."
+            f"{count(episodes) + ' episodes. ' if episodes is not None else ''}One prediction per episode, "
+            "future frames alone. Copy: the current frame, repeated. "
+            "Moving pixels: where the real future differs from the current frame. Bands and intervals: bootstrap over episodes, 95 %, differences paired."
         )
         + command_line(files.command_of("imagine", "video"))
     )
@@ -161,11 +156,8 @@ def _measure_chart(
 
 
 def _measure_cells(
-    step: dict[str, Any], measure: str, words: str, unit: str, digits: int, scale: float
+    model: Sequence[float], copy: Sequence[float], unit: str, digits: int, scale: float
 ) -> list[str]:
-    model, copy = video_pairs(step, measure)
-    if not model:
-        return ["", "", ""]
     gap = paired_difference(model, copy)
     return [
         f"{scale * np.mean(model):.{digits}f}{unit}",
@@ -191,7 +183,7 @@ def _curve_charts(curves: Curves) -> list[str]:
         groups.setdefault(key, []).append(name)
     return [
         line_chart(
-            [_curve(name, curves[name], index) for index, name in enumerate(names)],
+            [_curve(name, points, index) for index, (name, points) in enumerate(_merged(names, curves))],
             title=f"{label} over training steps",
             x_label="optimiser step",
             y_label=label,
@@ -199,6 +191,19 @@ def _curve_charts(curves: Curves) -> list[str]:
         )
         for (label, logarithmic), names in groups.items()
     ]
+
+
+def _merged(names: Sequence[str], curves: Curves) -> list[tuple[str, list[tuple[float, float]]]]:
+    """Pair every curve with its name; curves of equal values are drawn once, under both names."""
+    merged: list[tuple[str, list[tuple[float, float]]]] = []
+    for name in names:
+        for index, (other, points) in enumerate(merged):
+            if points == curves[name]:
+                merged[index] = (f"{other} = {name}", points)
+                break
+        else:
+            merged.append((name, curves[name]))
+    return merged
 
 
 def _curve(name: str, points: Sequence[tuple[float, float]], index: int) -> Series:

@@ -1,4 +1,4 @@
-"""Videos inside the page: small mp4 files enlarged with square pixels and embedded as H.264 that every browser plays."""
+"""Videos inside the page: small mp4 files, enlarged with square pixels, as H.264 that every browser plays."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def embed_video(path: Path) -> str:
 
 
 def encode_mp4(frames: list[npt.NDArray[np.uint8]], rate: Fraction) -> bytes:
-    """Encode frames `[h w 3]` at `rate` frames a second as an mp4 file in memory, cut to even height and width."""
+    """Encode frames `[h w 3]` at `rate` a second as an mp4 file in memory, cut to even height and width."""
     import av
 
     height, width = (size - size % 2 for size in frames[0].shape[:2])
@@ -53,7 +53,9 @@ def _read_frames(path: Path) -> tuple[list[npt.NDArray[np.uint8]], Fraction]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             rate = Fraction(stream.average_rate or 10)
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            frames = [
+                np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(stream)
+            ]
     except (av.error.FFmpegError, OSError, IndexError) as error:
         raise DataError(f"Video {path.name}: expected an mp4 file, got {error}; record it again.") from error
     if not frames:

@@ -39,20 +39,21 @@ def summary(files: RunFiles) -> str:
         if not total:
             continue
         rate = wilson_interval(success, total)
-        sentence = f"Under {control_name(name)} it solved {success} of {total} single instructions ({percent(rate.value)}, "
-        sentence += f"95 % interval {percent_span(rate)})"
+        sentence = (
+            f"Under {control_name(name)} it solved {success} of {total} single instructions "
+            f"({percent(rate.value)}, 95 % interval {percent_span(rate)})"
+        )
         if control.get("chains"):
             average = bootstrap_mean(control["chains"])
             sentence += f" and on average {average.value:.2f} of 5 in a row"
         sentences.append(sentence + ".")
     gain = last_horizon_gain(files, "psnr_moving")
     if gain:
+        horizon, gap = gain
+        verdict = "beats" if gap.low > 0 else "falls behind" if gap.high < 0 else "cannot be told from"
         sentences.append(
-            f"{gain[0]} frames ahead its predicted video beats a copy of the current frame by "
-            f"{signed_span(gain[1], 2, unit=' dB')} on the pixels that move."
-            if gain[1].value > 0
-            else f"{gain[0]} frames ahead its predicted video does not beat a copy of the current frame on the pixels "
-            f"that move ({signed_span(gain[1], 2, unit=' dB')})."
+            f"{horizon} frames ahead its predicted video {verdict} a copy of the current frame "
+            f"on the pixels that move: {signed_span(gap, 2, unit=' dB')}."
         )
     if not sentences:
         sentences.append("This run has no results yet; the parts that exist are shown below.")
@@ -131,7 +132,7 @@ def funnel_body(files: RunFiles) -> str:
         return percent(number / recorded) if recorded else ""
 
     drawing = value_bars(
-        [(label, number, f"{count(number)}  {share(number)}") for label, number in rows], title="Data funnel"
+        [(label, number, f"{count(number)} · {share(number)}") for label, number in rows], title="Data funnel"
     )
     lost = recorded - kept - sum(int(number) for _, number in dropped)
     remark = note(f"{count(lost)} entries are neither kept nor dropped for a known reason.") if lost else ""
@@ -156,15 +157,15 @@ def stages_body(files: RunFiles) -> str:
         [
             text(name),
             duration(value),
-            text(stage.get("started_at", "")),
+            text(str(stage.get("started_at", "")).replace("T", " ")),
             "; ".join(f"{text(key)} {text(item)}" for key, item in (stage.get("summary") or {}).items()),
         ]
         for stage, name, value in zip(files.stages, names, seconds, strict=True)
     ]
-    rows.append(["!in all", duration(sum(seconds)), "", ""])
+    rows.append(["in all", duration(sum(seconds)), "", ""])
     return (
         f'<div class="pair"><figure>{drawing}</figure><div class="words">'
-        + table(["stage", "time", "started", "reported"], rows)
+        + table(["stage", "time", "started", "reported"], rows, strong_row=len(rows) - 1)
         + "</div></div>"
     )
 
@@ -174,12 +175,16 @@ def provenance_body(files: RunFiles) -> str:
     run = files.run
     if not run and not files.stages:
         return absent(RUN, STAGES)
-    simple = {
+    simple: dict[str, object] = {
         str(key): str(value)
         for key, value in run.items()
         if key not in ("versions", "machine") and value is not None
     }
-    groups = [("run", simple), ("machine", run.get("machine") or {}), ("versions", run.get("versions") or {})]
+    groups: list[tuple[str, dict[str, object]]] = [
+        ("run", simple),
+        ("machine", run.get("machine") or {}),
+        ("versions", run.get("versions") or {}),
+    ]
     lists = "".join(_definitions(title, entries) for title, entries in groups if entries)
     commands = "".join(
         f"<li><span>{text(stage.get('name', 'stage'))}</span><code>{text(stage['command'])}</code></li>"

@@ -64,7 +64,7 @@ def wilson_interval(successes: int, total: int, *, confidence: float = CONFIDENC
 def rate_difference(
     successes: int, total: int, other_successes: int, other_total: int, *, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Estimate the difference of two independent rates (first minus other) by Newcombe's hybrid score interval.
+    """Estimate the difference of two independent rates (first minus other) by Newcombe's score interval.
 
     Raises:
         ShapeError: A count is impossible, see `wilson_interval`.
@@ -84,7 +84,7 @@ def bootstrap_mean(
 ) -> Interval:
     """Estimate a mean with a percentile bootstrap interval; the same seed gives the same interval.
 
-    Values that are all equal give an interval of no width: that is a statement about the sample, not about the world.
+    Values that are all equal give an interval of no width: a statement about the sample, not about the world.
 
     Raises:
         ShapeError: `values` is empty, not one-dimensional or not finite.

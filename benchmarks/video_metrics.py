@@ -1,4 +1,4 @@
-"""How well predicted frames match the real future, always beside the guess "nothing moves" (copy of the current frame)."""
+"""How well predicted frames match the real future, beside the guess that nothing moves (the copied frame)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PSNR_CEILING_DB = 60.0
 """PSNR is clipped here [dB], so that equal frames have a finite value and do not rule a mean."""
 
 MOVING_THRESHOLD = 12
-"""A pixel moves when a channel of the real future differs from the current frame by more than this, of 255."""
+"""A pixel moves when a channel of the real future differs from the current frame by more than this."""
 
 _SSIM_SIGMA = 1.5
 _SSIM_RADIUS = 5
@@ -28,7 +28,7 @@ _SSIM_RADIUS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
-    """Figures of one predicted frame, `horizon` frames ahead; `..._copy` are those of the copied current frame.
+    """Figures of one predicted frame, `horizon` frames ahead; `..._copy` are those of the copied frame.
 
     psnr, psnr_moving: [dB]; psnr_moving is NaN where no pixel moves.
     ssim: at most 1. token_accuracy: share of equal codes, NaN where no codes were given.
@@ -46,7 +46,7 @@ class StepMetrics:
 
 
 def psnr(first: Frames, second: Frames) -> npt.NDArray[np.float64]:
-    """Measure the peak signal-to-noise ratio `[f]` [dB] of uint8 frames `[f h w 3]`, at most `PSNR_CEILING_DB`.
+    """Measure the peak signal-to-noise ratio `[f]` [dB] of frames `[f h w 3]`, at most `PSNR_CEILING_DB`.
 
     Raises:
         ShapeError: The frames are not uint8 `[f h w 3]` of one shape.
@@ -59,9 +59,10 @@ def psnr(first: Frames, second: Frames) -> npt.NDArray[np.float64]:
 def moving_mask(
     current: Frames, future: Frames, *, threshold: int = MOVING_THRESHOLD
 ) -> npt.NDArray[np.bool_]:
-    """Mark the pixels `[f h w]` of the real future that differ from the current frame `[h w 3]` by more than `threshold`."""
+    """Mark the pixels `[f h w]` of the real future that differ from the current frame `[h w 3]` by `threshold`."""
     _expect_frames(current[None], future[:1])
-    return (np.abs(future.astype(np.int16) - current[None].astype(np.int16)) > threshold).any(axis=-1)
+    difference = np.abs(future.astype(np.int16) - current[None].astype(np.int16))
+    return np.asarray((difference > threshold).any(axis=-1))
 
 
 def masked_psnr(first: Frames, second: Frames, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
@@ -82,7 +83,7 @@ def masked_psnr(first: Frames, second: Frames, mask: npt.NDArray[np.bool_]) -> n
 
 
 def ssim(first: Frames, second: Frames) -> npt.NDArray[np.float64]:
-    """Measure structural similarity `[f]`: Gaussian window of 11 pixels, mean over channels and valid positions.
+    """Measure structural similarity `[f]`: Gaussian window of 11 pixels, mean over channels and inner pixels.
 
     Raises:
         ShapeError: The frames are not uint8 `[f h w 3]` of one shape, or smaller than the window.
@@ -115,7 +116,7 @@ def token_accuracy(predicted: Codes, real: Codes) -> npt.NDArray[np.float64]:
     """
     if predicted.ndim != 2 or predicted.shape != real.shape:
         raise ShapeError(
-            f"Token accuracy: expected two code arrays [f n] of one shape, got {predicted.shape} and {real.shape}; "
+            f"Token accuracy: expected two code arrays [f n] of one shape, got {predicted.shape}, {real.shape}; "
             "compare the same horizon and camera."
         )
     return (predicted == real).mean(axis=1)
@@ -171,7 +172,7 @@ def compare_futures(
 
 
 def gather_steps(episodes: Sequence[Sequence[StepMetrics]]) -> dict[str, Any]:
-    """Collect per-episode comparisons into the form of `imagine/metrics.json`; NaN becomes None, as JSON has no NaN."""
+    """Collect per-episode comparisons into the form of `imagine/metrics.json`; NaN becomes None."""
     names = [name for name in StepMetrics.__slots__ if name != "horizon"]
     per_step: dict[int, dict[str, Any]] = {}
     for episode in episodes:

@@ -216,7 +216,7 @@ def test_success_figures_equal_the_inputs(page: str, run_folder: Path) -> None:
             rate = wilson_interval(trial["success"], trial["total"])
             cell = (
                 f"{100 * rate.value:.0f} % {trial['success']}/{trial['total']} "
-                f"{100 * rate.low:.1f} to {100 * rate.high:.1f} %"
+                f"{100 * rate.low:.1f}\N{EN DASH}{100 * rate.high:.1f}"
             )
             row = re.search(rf"<tr><td><code>{task}</code>.*?</tr>", page)
             assert row and cell in words_of(row[0])
@@ -235,7 +235,10 @@ def test_chain_figures_equal_the_inputs(page: str, run_folder: Path) -> None:
 
 def test_published_rows_are_marked_and_leave_unconfirmed_values_empty(page: str) -> None:
     box = page[page.index('<div class="published">') :]
-    mark = "published, official CALVIN, 1000 chains, not comparable: our simulator, our scripted demonstrations, 17 tasks"
+    mark = (
+        "published, official CALVIN, 1000 chains, not comparable: "
+        "our simulator, our scripted demonstrations, 17 tasks"
+    )
     assert mark in words_of(box)
     assert all(f"<td>{row.model}</td>" in box for row in ABCD_D)
     gr2 = next(row for row in ABCD_D if row.model == "GR-2")
