@@ -1,0 +1,38 @@
+"""What a prediction is made from, and the target frames as they enter the sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Codes = Mapping[str, Int[Tensor, "b f n"]]
+"""Camera name -> image codes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a prediction is made from.
+
+    codes: camera -> int64 `[b h n]`; absent cameras are left out, or switched off per sample in `camera_mask` (`[b]`).
+    text: `[b l t]` features with `text_mask` `[b l]`; a sample without any text position kept has no instruction.
+    states: `[b h 16]` or None; `state_mask` `[b h]` and `frame_mask` `[b h]` hide single steps. Masks are True = keep.
+    """
+
+    codes: Codes
+    text: Float[Tensor, "b l t"]
+    text_mask: Bool[Tensor, "b l"]
+    states: Float[Tensor, "b h 16"] | None = None
+    state_mask: Bool[Tensor, "b h"] | None = None
+    frame_mask: Bool[Tensor, "b h"] | None = None
+    camera_mask: Mapping[str, Bool[Tensor, " b"]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Target frames as they enter the sequence: `packed` `[b g frame pp]`, hidden where `masked` `[b g frame]` is true."""
+
+    packed: Int[Tensor, "b g frame pp"]
+    masked: Bool[Tensor, "b g frame"] | None

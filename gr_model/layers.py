@@ -1,0 +1,81 @@
+"""Transformer layers: pre-norm blocks as in GPT-2, attention through `scaled_dot_product_attention`.
+
+A block holds `12 d^2 + 13 d` parameters (width d), as the GPT-2 bodies do.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Mask = Bool[Tensor, "#b 1 q m"] | Float[Tensor, "#b 1 q m"]
+"""Attention mask: boolean True = may be seen, or numbers added to the scores."""
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of one layer, each `[b heads n head_dim]`."""
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one fused projection; queries may be a subset of the positions."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.width, self.heads, self.dropout = width, heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Mask | None = None,
+        *,
+        queries: Int[Tensor, " q"] | None = None,
+        past: KeysValues | None = None,
+    ) -> tuple[Float[Tensor, "b q d"], KeysValues]:
+        """Attend from `queries` (default: all) to `past` followed by `x`; also return the keys and values."""
+        if queries is None:
+            q, k, v = self._split(self.qkv(x), 3)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            d = self.width
+            (q,) = self._split(F.linear(x[:, queries], weight[:d], bias[:d]), 1)
+            k, v = self._split(F.linear(x, weight[d:], bias[d:]), 2)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.out(y.transpose(1, 2).flatten(2)), (k, v)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and a four times wider GELU perceptron, each added to the residual stream."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, dropout)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "b n d"], mask: Mask | None = None) -> Float[Tensor, "b n d"]:
+        """Transform every position."""
+        return self.extend(x, mask)[0]
+
+    def extend(
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Mask | None = None,
+        *,
+        queries: Int[Tensor, " q"] | None = None,
+        past: KeysValues | None = None,
+    ) -> tuple[Float[Tensor, "b q d"], KeysValues]:
+        """Transform the positions `queries` (default: all), seeing `past` as well; also return keys and values."""
+        y, keys_values = self.attention(self.norm_attention(x), mask, queries=queries, past=past)
+        x = (x if queries is None else x[:, queries]) + self.drop(y)
+        return x + self.drop(self.mlp(self.norm_mlp(x))), keys_values

@@ -1,0 +1,188 @@
+"""Training losses and evaluation figures of the world model on a loader batch.
+
+Batch: `codes` {camera: int64 `[b f n]`} (context frames, then targets), `frame_mask` bool `[b f]`, `states` `[b f 16]`,
+`actions` `[b k 8]` and `action_mask` `[b k]` at the last context frame, `text_id` `[b]` (negative: no sentence), and
+optionally `camera_mask` {camera: bool `[b]`}.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..cvae_head.trajectory import POSE_DIM, chunk_targets
+from .context import Context, Targets
+from .errors import ShapeError
+
+if TYPE_CHECKING:
+    from .world_model import WorldModel
+
+Batch = Mapping[str, Any]
+
+
+def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
+    """Take the context out of a batch; also return its number of frames h."""
+    codes: Mapping[str, Tensor] = batch["codes"]
+    known = {camera.name: codes[camera.name] for camera in model.config.cameras if camera.name in codes}
+    if not known:
+        raise ShapeError(
+            f"batch: expected codes of cameras {[c.name for c in model.config.cameras]}, got {sorted(codes)}; "
+            "load the cameras that the model was configured for."
+        )
+    h = min(next(iter(known.values())).shape[1], model.config.max_context)
+    ids = batch["text_id"].clamp(min=0)
+    if not len(model.text_features) or int(ids.max()) >= len(model.text_features):
+        raise ShapeError(
+            f"batch: expected text_id below {len(model.text_features)}, got {int(ids.max())}; "
+            "hand the sentences' features to the model with set_texts first."
+        )
+    states, frame_mask = batch.get("states"), batch.get("frame_mask")
+    context = Context(
+        codes={name: values[:, :h] for name, values in known.items()},
+        text=model.text_features[ids],
+        text_mask=model.text_mask[ids] & (batch["text_id"] >= 0)[:, None],
+        states=None if states is None else states[:, :h],
+        frame_mask=None if frame_mask is None else frame_mask[:, :h],
+        camera_mask=batch.get("camera_mask"),
+    )
+    return context, h
+
+
+def read_targets(
+    model: WorldModel, batch: Batch, context: Context, h: int
+) -> tuple[Int[Tensor, "b g frame pp"], Bool[Tensor, "b g frame"]]:
+    """Arrange the target frames; also say which positions are image tokens that count in a loss."""
+    g = model.config.num_targets
+    codes = {name: batch["codes"][name][:, h : h + g] for name in context.codes}
+    got = next(iter(codes.values())).shape[1]
+    if got != g:
+        raise ShapeError(
+            f"batch: expected {g} target frames after {h} context frames, got {got}; "
+            "ask the loader for max_context + num_targets frames."
+        )
+    packed = model.embed.arrange(codes)
+    valid = packed[..., 0] != model.embed.null_code
+    valid = valid & model.camera_keep(context, len(packed))[:, None]
+    if batch.get("frame_mask") is not None:
+        valid = valid & batch["frame_mask"][:, h : h + g, None]
+    return packed, valid
+
+
+def next_positions(
+    packed: Int[Tensor, "b g frame pp"], valid: Bool[Tensor, "b g frame"]
+) -> tuple[Int[Tensor, "b g frame pp"], Bool[Tensor, "b g frame"]]:
+    """Shift by one: what each position predicts in raster decoding, and whether that counts."""
+    where = valid.roll(-1, dims=-1)
+    where[..., -1] = False
+    return packed.roll(-1, dims=-2), where
+
+
+def random_mask(valid: Bool[Tensor, "b g frame"]) -> Bool[Tensor, "b g frame"]:
+    """Hide a random share `cos(pi u / 2)` of the valid positions, u uniform for each frame.
+
+    Source: MaskGIT, arXiv 2202.04200, section 3.1.
+    """
+    share = torch.cos(0.5 * math.pi * torch.rand(valid.shape[:2], device=valid.device))
+    return (torch.rand(valid.shape, device=valid.device) < share[..., None]) & valid
+
+
+def code_loss(
+    model: WorldModel,
+    features: Float[Tensor, "b g frame d"],
+    packed: Int[Tensor, "b g frame pp"],
+    where: Bool[Tensor, "b g frame"],
+) -> dict[str, Tensor]:
+    """Return the cross-entropy [nats] and the accuracy of the codes `packed` at the positions `where`."""
+    logits, wanted = model.frame_logits(features[where]), packed[where]
+    count = max(wanted.numel(), 1)
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="sum") / count
+    accuracy = (logits.detach().argmax(-1) == wanted).sum() / count
+    return {"frame_loss": loss, "token_accuracy": accuracy}
+
+
+def chunk_loss(model: WorldModel, condition: Float[Tensor, "b d"], batch: Batch, h: int) -> dict[str, Tensor]:
+    """Return the trajectory head's losses for the commands that follow the last context frame."""
+    target = chunk_targets(batch["states"][:, h - 1].float(), batch["actions"].float())
+    poses = model.action_normalizer(target[..., :POSE_DIM])
+    return model.head.loss(condition, torch.cat((poses, target[..., POSE_DIM:]), dim=-1), batch["action_mask"])
+
+
+def training_losses(
+    model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool
+) -> dict[str, Tensor]:
+    """Run one training pass.
+
+    Returns:
+        Scalars: `frame_loss`, `token_accuracy` with frames; `action_loss` and its parts with actions.
+    """
+    context, h = read_context(model, batch)
+    targets = None
+    if with_frames:
+        packed, valid = read_targets(model, batch, context, h)
+        if model.config.decoding == "masked":
+            where = random_mask(valid)
+            targets = Targets(packed=packed, masked=where)
+        else:
+            targets = Targets(packed=packed, masked=None)
+            packed, where = next_positions(packed, valid)
+    condition, features = model.predict(context, targets, with_actions=with_actions)
+    losses: dict[str, Tensor] = {}
+    if features is not None:
+        losses |= code_loss(model, features, packed, where)
+    if condition is not None:
+        losses |= chunk_loss(model, condition, batch, h)
+    return losses
+
+
+@torch.no_grad()
+def evaluation_figures(
+    model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool
+) -> dict[str, Tensor]:
+    """Return figures a person can read, deterministic in evaluation mode.
+
+    Returns:
+        Frames (predicted from nothing but the context when decoding is "masked", teacher-forced when "raster"): `frame_loss`
+        [nats], `token_accuracy`, `copy_accuracy` (of repeating the current frame), `changed_accuracy` (on codes that change).
+        Actions: `action_l1_mm` [mm], `action_l1_deg` [deg], `gripper_accuracy`.
+    """
+    figures: dict[str, Tensor] = {}
+    context, h = read_context(model, batch)
+    if with_frames:
+        figures |= _frame_figures(model, batch, context, h)
+    if with_actions:
+        chunk = model.act(context)
+        target = chunk_targets(batch["states"][:, h - 1].float(), batch["actions"].float())
+        keep = batch["action_mask"]
+        error = (chunk - target).abs()[keep]
+        right = (chunk[..., 6] > 0.5) == (target[..., 6] > 0.5)
+        figures["action_l1_mm"] = 1e3 * error[:, :3].mean()
+        figures["action_l1_deg"] = torch.rad2deg(error[:, 3:6].mean())
+        figures["gripper_accuracy"] = right[keep].float().mean()
+    return figures
+
+
+def _frame_figures(model: WorldModel, batch: Batch, context: Context, h: int) -> dict[str, Tensor]:
+    packed, valid = read_targets(model, batch, context, h)
+    now = model.embed.arrange({name: codes[:, -1:] for name, codes in context.codes.items()}).expand_as(packed)
+    if model.config.decoding == "masked":
+        _, features = model.predict(context, Targets(packed=packed, masked=valid), with_actions=False)
+        wanted, where = packed, valid
+    else:
+        _, features = model.predict(context, Targets(packed=packed, masked=None), with_actions=False)
+        wanted, where = next_positions(packed, valid)
+        now, _ = next_positions(now, valid)
+    assert features is not None
+    logits, target = model.frame_logits(features[where]), wanted[where]
+    right, changed = logits.argmax(-1) == target, now[where] != target
+    return {
+        "frame_loss": F.cross_entropy(logits.flatten(0, 1).float(), target.flatten()),
+        "token_accuracy": right.float().mean(),
+        "copy_accuracy": 1 - changed.float().mean(),
+        "changed_accuracy": (right & changed).sum() / changed.sum().clamp(min=1),
+    }
