@@ -50,35 +50,35 @@ def _data_shards() -> Target:
 
 def _data_tokens() -> Target:
     """Encode the shards' pictures and sentences into token shards."""
-    from .stages import tokens
+    from .tokenizer_stages import tokens
 
     return tokens
 
 
 def _tokenizer_train() -> Target:
     """Train the VQGAN image tokenizer."""
-    from .stages import train_tokenizer
+    from .tokenizer_stages import train_tokenizer
 
     return train_tokenizer
 
 
 def _text_train() -> Target:
     """Train the small CLIP text tower."""
-    from .stages import train_text
+    from .tokenizer_stages import train_text
 
     return train_text
 
 
 def _pretrain() -> Target:
     """Train the GPT to predict future frames."""
-    from .stages import pretrain
+    from .training_stages import pretrain
 
     return pretrain
 
 
 def _finetune() -> Target:
     """Train frames and trajectories together on robot episodes."""
-    from .stages import finetune
+    from .training_stages import finetune
 
     return finetune
 

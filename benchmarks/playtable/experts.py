@@ -60,8 +60,12 @@ def act(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> tu
 
 
 def _goal(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
-    if name.startswith("lift"):
-        return _lift(name.split("_")[1], state, style)
+    target = name.split("_")[1] if name.startswith("lift") else None
+    held = next((c for c, (p, _) in state.blocks.items() if np.linalg.norm(p - state.tool_position) < 0.03), None)
+    if held is not None and held != target:
+        return _let_go(state, spec, style)
+    if target is not None:
+        return _lift(target, state, style)
     if name.startswith("push"):
         return _push(name.split("_")[1], 1 if name.endswith("right") else -1, state, style)
     if name.endswith("drawer"):
@@ -71,6 +75,21 @@ def _goal(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> 
     if name.endswith("lightbulb"):
         return _switch(name == "turn_on_lightbulb", state, spec, style)
     return _button(state, spec, style)
+
+
+def _let_go(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+    """Put down what a former task left in the hand, then rise with the hand open."""
+    tool = state.tool_position
+    yaw = Rotation.from_quat(state.tool_quaternion).as_euler("xyz")[2]
+    euler = (np.pi, 0.0, float(yaw))
+    if state.gripper_command == 1 and state.finger_width > 0.06:
+        return Goal(position=tool + [0, 0, 0.12], euler=euler, gripper=1.0)
+    low, high = spec.spawn_x
+    place = np.array([np.clip(tool[0], low, high), np.clip(tool[1], -0.13, -0.05), 0.464])
+    if np.linalg.norm(place[:2] - tool[:2]) > 0.03:
+        return Goal(position=np.array([place[0], place[1], max(tool[2], HOVER_Z - 0.04)]), euler=euler)
+    opening = 1.0 if tool[2] < 0.476 else 0.0
+    return Goal(position=place, euler=euler, gripper=opening)
 
 
 def _travel(state: WorldState, above: np.ndarray, hover_z: float, **goal: object) -> Goal:
@@ -197,12 +216,13 @@ def _switch(turns_on: bool, state: WorldState, spec: SceneSpec, style: ExpertSty
     turned = _yaw_error(state, euler) < 0.25
     sign = 1.0 if turns_on else -1.0
     contact = bar - sign * PANEL_UP * 0.052
-    side_ok = sign * along < -0.022
-    if across < 0.025 and side_ok and abs(out) < 0.022 and turned:
+    side_ok = sign * along < -0.006
+    if across < 0.025 and side_ok and abs(out) < 0.03 and turned:
         return Goal(position=tool + sign * PANEL_UP * 0.1 - PANEL_OUT * out, euler=euler, speed=0.8)
     front = contact + PANEL_OUT * 0.075
+    beyond = sign * along < -0.03
     reached = np.linalg.norm(tool - front - PANEL_OUT * np.dot(tool - front, PANEL_OUT)) < 0.02
-    if reached and turned and out < 0.1 and side_ok:
+    if reached and turned and out < 0.1 and beyond:
         return Goal(position=contact, euler=euler, speed=0.8)
     if out < 0.045 and across < 0.1:
         return Goal(position=tool + PANEL_OUT * 0.08, euler=euler)

@@ -1,0 +1,137 @@
+"""Test episodes: one task from a random start, or a chain of five, by CALVIN's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...gr_model.errors import SimulationError
+from ...gr_model.policy import Policy
+from ..control import CalvinControl, WbcControl
+from ..playtable.environment import PlayTable
+from ..playtable.instructions import sentences
+from ..playtable.robot import FINGER_OPEN
+from ..playtable.sampling import sample_scene
+from ..playtable.scenes import NEUTRAL_JOINTS
+from ..playtable.tasks import TASKS, feasible, task
+
+CHAIN_LENGTH = 5
+Watch = Callable[[PlayTable, int], None]
+"""Called before each control step with the environment and the step number: draws videos."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """Outcome of one task: success and the control steps it took (`max_steps` when it failed)."""
+
+    task: str
+    success: bool
+    steps: int
+
+
+def start_state(env: PlayTable, scene_obs: np.ndarray) -> None:
+    """Put the arm into CALVIN's neutral pose, hand open, and the scene into `scene_obs` `[24]`."""
+    robot_obs = env.robot_obs()
+    robot_obs[6], robot_obs[14] = 2 * FINGER_OPEN, 1.0
+    robot_obs[7:14] = NEUTRAL_JOINTS
+    env.reset(options={"robot_obs": robot_obs, "scene_obs": scene_obs})
+
+
+def task_start(env: PlayTable, name: str, seed: int, index: int) -> np.ndarray:
+    """Find a random scene in which a task can be begun, put the world into it and return its `scene_obs`.
+
+    Raises:
+        SimulationError: no such scene in 500 draws.
+    """
+    task(name)
+    rng = np.random.default_rng([seed, list(TASKS).index(name), index])
+    for _ in range(500):
+        scene_obs = sample_scene(env.spec_scene, rng)
+        start_state(env, scene_obs)
+        if feasible(name, env.world_state(), env.spec_scene.spawn_x, env.spec_scene.button_xy):
+            return scene_obs
+    raise SimulationError(f"{name}: no feasible start in 500 draws in scene {env.spec_scene.name}; try another seed.")
+
+
+def chain_start(env: PlayTable, seed: int, index: int) -> tuple[np.ndarray, list[str]]:
+    """Draw a scene and five tasks of different families that can be done one after another from it."""
+    rng = np.random.default_rng([seed, 1000, index])
+    for _ in range(500):
+        scene_obs = sample_scene(env.spec_scene, rng)
+        start_state(env, scene_obs)
+        state, spec = env.world_state(), env.spec_scene
+        names = [n for n in TASKS if feasible(n, state, spec.spawn_x, spec.button_xy)]
+        chain = _draw_chain(names, rng)
+        if chain:
+            return scene_obs, chain
+    raise SimulationError(f"no feasible chain in 500 draws in scene {env.spec_scene.name}; try another seed.")
+
+
+def _draw_chain(names: list[str], rng: np.random.Generator) -> list[str]:
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(TASKS[name].family, []).append(name)
+    chosen: list[str] = []
+    for family in rng.permutation(sorted(families)):
+        used = {c.split("_")[1] for c in chosen if TASKS[c].family in ("push", "lift")}
+        options = [n for n in families[family] if family not in ("push", "lift") or n.split("_")[1] not in used]
+        if options:
+            chosen.append(options[rng.integers(len(options))])
+    return chosen[:CHAIN_LENGTH] if len(chosen) >= CHAIN_LENGTH else []
+
+
+def run_task(
+    env: PlayTable,
+    policy: Policy,
+    control: CalvinControl | WbcControl,
+    name: str,
+    *,
+    executed_steps: int,
+    max_steps: int,
+    watch: Watch | None = None,
+) -> TaskResult:
+    """Let a policy act until its task is done or time is up; the judge looks after every control step.
+
+    Args:
+        executed_steps: control steps of each chunk that are carried out before the policy is asked again.
+        max_steps: time limit in control steps (CALVIN: 360).
+    """
+    instruction = sentences(name)[0]
+    policy.reset()
+    start = env.world_state()
+    for step in range(max_steps):
+        if watch:
+            watch(env, step)
+        if step % executed_steps == 0:
+            control.follow(policy.act(env.observe(instruction)))
+        control.step()
+        if TASKS[name].done(start, env.world_state()):
+            return TaskResult(task=name, success=True, steps=step + 1)
+    return TaskResult(task=name, success=False, steps=max_steps)
+
+
+def run_chain(
+    env: PlayTable,
+    policy: Policy,
+    control: CalvinControl | WbcControl,
+    chain: list[str],
+    *,
+    executed_steps: int,
+    max_steps: int,
+) -> list[TaskResult]:
+    """Run tasks one after another without resetting the world; stop at the first failure."""
+    results: list[TaskResult] = []
+    for name in chain:
+        result = run_task(env, policy, control, name, executed_steps=executed_steps, max_steps=max_steps)
+        results.append(result)
+        if not result.success:
+            break
+    return results
+
+
+def as_record(results: list[TaskResult]) -> list[dict[str, Any]]:
+    """Return results as JSON values."""
+    return [{"task": r.task, "success": r.success, "steps": r.steps} for r in results]

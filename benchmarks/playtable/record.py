@@ -1,0 +1,264 @@
+"""Record scripted demonstrations and unlabelled play: chains of skills, with disturbed hands and clean labels."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+from tqdm import tqdm
+
+from ...data_pipeline.episodes import write_episode
+from ...gr_model.contracts import Episode
+from ...gr_model.errors import ConfigError, DataError
+from .cameras import CameraConfig
+from .environment import CAMERAS, CONTROL_HZ, PlayTable, WorldState
+from .experts import ExpertStyle, act
+from .instructions import draw_sentence
+from .robot import FINGER_OPEN
+from .sampling import sample_joints, sample_scene
+from .scenes import ROBOT_BASE, scene
+from .tasks import TASKS, feasible
+
+SEGMENTS_PER_CHAIN = 6
+_TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 5.0, "lift": 3.0}
+_MAX_STEPS = 160
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What a recording holds; equal configurations give equal recordings.
+
+    chains: how many chains of up to six skills; play_share: share of chains kept whole and without a sentence;
+    noise_share: share of segments with a disturbed hand; image_px: picture side [px]; frame_stride: control steps
+    from picture to picture.
+    """
+
+    scenes: str
+    chains: int
+    play_share: float
+    noise_share: float
+    image_px: int
+    frame_stride: int
+    seed: int
+
+
+class _Hand:
+    """Disturbs what the expert commands: a slowly wandering error, now and then a shove."""
+
+    def __init__(self, rng: np.random.Generator, active: bool) -> None:
+        self.rng, self.active = rng, active
+        self.scale = rng.uniform(0.3, 1.0) if active else 0.0
+        self.error, self.turn, self.shove = np.zeros(3), np.zeros(3), np.zeros(3)
+        self.shove_left = 0
+
+    def __call__(self, position: np.ndarray, quaternion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if not self.active:
+            return position, quaternion
+        self.error = 0.85 * self.error + self.scale * self.rng.normal(0, 0.006, 3)
+        self.turn = 0.85 * self.turn + self.scale * self.rng.normal(0, 0.03, 3)
+        if self.shove_left == 0 and self.rng.random() < 0.025:
+            self.shove_left = int(self.rng.integers(3, 8))
+            self.shove = self.rng.normal(0, 0.022, 3)
+        shove = self.shove if self.shove_left else 0.0
+        self.shove_left = max(0, self.shove_left - 1)
+        turned = Rotation.from_rotvec(self.turn) * Rotation.from_quat(quaternion)
+        return position + self.error + shove, turned.as_quat()
+
+
+@dataclass
+class _Tape:
+    """Pictures, states and labels of one segment."""
+
+    images: dict[str, list[np.ndarray]]
+    states: list[np.ndarray]
+    actions: list[np.ndarray]
+
+    @staticmethod
+    def empty() -> _Tape:
+        return _Tape({name: [] for name in CAMERAS}, [], [])
+
+    def episode(self, instruction: str, stride: int, source: str) -> Episode:
+        return Episode(
+            images={name: np.stack(frames) for name, frames in self.images.items()},
+            states=np.stack(self.states).astype(np.float32),
+            actions=np.stack(self.actions).astype(np.float32),
+            instruction=instruction,
+            control_hz=float(CONTROL_HZ),
+            frame_stride=stride,
+            source=source,
+        )
+
+
+def _run_segment(
+    env: PlayTable, task: str, tape: _Tape, config: RecordConfig, rng: np.random.Generator, offset: int
+) -> tuple[bool, int]:
+    """Let the expert act until its task is done and a few steps more; return success and steps taken."""
+    start: WorldState = env.world_state()
+    style, hand = ExpertStyle.sample(rng), _Hand(rng, rng.random() < config.noise_share)
+    extra, done_at, state = int(rng.integers(0, 5)), None, start
+    for step in range(_MAX_STEPS):
+        observation = env.observe("", images=(offset + step) % config.frame_stride == 0)
+        for name, frame in observation.images.items():
+            tape.images[name].append(frame)
+        position, quaternion, gripper = act(task, state, env.spec_scene, style)
+        tape.states.append(observation.state_vector())
+        tape.actions.append(np.array([*(position - ROBOT_BASE), *quaternion, gripper]))
+        env.step_pose(*hand(position, quaternion), gripper)
+        state = env.world_state()
+        if done_at is None and TASKS[task].done(start, state):
+            done_at = step
+        if done_at is not None and step >= done_at + extra:
+            return True, step + 1
+    return False, _MAX_STEPS
+
+
+def _choose(env: PlayTable, previous: str | None, rng: np.random.Generator) -> str | None:
+    state, spec = env.world_state(), env.spec_scene
+    names = [n for n in TASKS if n != previous and feasible(n, state, spec.spawn_x, spec.button_xy)]
+    if not names:
+        return None
+    weights = np.array([_TASK_WEIGHT[TASKS[n].family] for n in names])
+    return names[rng.choice(len(names), p=weights / weights.sum())]
+
+
+def _record_chain(env: PlayTable, config: RecordConfig, chain: int) -> Iterator[tuple[Episode, dict[str, Any]]]:
+    """Yield the episodes of one chain: labelled segments, or one unlabelled piece of play."""
+    rng = np.random.default_rng([config.seed, chain])
+    robot_obs = env.robot_obs()
+    robot_obs[6], robot_obs[14] = 2 * FINGER_OPEN, 1.0
+    robot_obs[7:14] = sample_joints(rng)
+    env.reset(options={"robot_obs": robot_obs, "scene_obs": sample_scene(env.spec_scene, rng)})
+    play = rng.random() < config.play_share
+    whole, task, offset = _Tape.empty(), None, 0
+    for segment in range(SEGMENTS_PER_CHAIN):
+        task = _choose(env, task, rng)
+        if task is None:
+            break
+        tape = whole if play else _Tape.empty()
+        success, steps = _run_segment(env, task, tape, config, rng, offset)
+        offset = offset + steps if play else 0
+        facts = {"scene": env.spec_scene.name, "task": task, "chain": chain, "segment": segment, "scripted": True}
+        if not play and success:
+            source = f"playtable/{env.spec_scene.name}/{chain}/{segment}"
+            yield tape.episode(draw_sentence(task, rng), config.frame_stride, source), facts
+        if not success:
+            break
+    if play and len(whole.states) > 2 * config.frame_stride:
+        facts = {"scene": env.spec_scene.name, "task": None, "chain": chain, "segment": 0, "scripted": True}
+        yield whole.episode("", config.frame_stride, f"playtable/{env.spec_scene.name}/{chain}/play"), facts
+
+
+def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: list[int]) -> tuple[int, int]:
+    """Record some chains of one scene in this process; return numbers of labelled and unlabelled episodes."""
+    camera = CameraConfig(static_px=config.image_px, gripper_px=config.image_px)
+    env = PlayTable(scene_name, camera=camera, render_mode=None)
+    labelled = unlabelled = 0
+    try:
+        for chain in chains:
+            marker = out / "chains" / f"{chain:06d}.json"
+            counts = [0, 0]
+            for number, (episode, facts) in enumerate(_record_chain(env, config, chain)):
+                index = chain * SEGMENTS_PER_CHAIN + number
+                if not (out / f"episode_{index:06d}").exists():
+                    write_episode(out, index, episode, facts)
+                counts[0 if episode.instruction else 1] += 1
+            temporary = marker.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"labelled": counts[0], "play": counts[1]}))
+            os.replace(temporary, marker)
+            labelled, unlabelled = labelled + counts[0], unlabelled + counts[1]
+    finally:
+        env.close()
+    return labelled, unlabelled
+
+
+def _batches(config: RecordConfig, finished: set[int], size: int = 8) -> Iterator[tuple[str, list[int]]]:
+    """Split the chains into batches of one scene each; chain i happens in scene i modulo the number of scenes."""
+    for position, name in enumerate(config.scenes):
+        mine = [c for c in range(position, config.chains, len(config.scenes)) if c not in finished]
+        for begin in range(0, len(mine), size):
+            yield name, mine[begin : begin + size]
+
+
+def record(
+    *,
+    out: Path,
+    scenes: str = "D",
+    chains: int = 200,
+    play_share: float = 0.08,
+    noise_share: float = 0.7,
+    image_px: int = 64,
+    frame_stride: int = 5,
+    workers: int = 2,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Record scripted demonstrations in the PlayTable simulator; run again to go on where it stopped.
+
+    Args:
+        out: folder for the episodes.
+        scenes: letters of the scenes to use, e.g. ABCD.
+        chains: number of chains of up to six skills.
+        play_share: share of chains kept whole, without a sentence.
+        noise_share: share of skills acted with a disturbed hand (labels stay clean).
+        image_px: picture side [px].
+        frame_stride: control steps (30 Hz) from picture to picture.
+        workers: processes.
+        seed: seed of everything that is drawn.
+
+    Returns:
+        Numbers of labelled episodes and of pieces of play, and the seconds it took.
+
+    Raises:
+        ConfigError: an impossible value.
+        DataError: `out` holds a recording of another configuration.
+    """
+    for letter in scenes:
+        scene(letter)
+    if not scenes or chains < 1 or workers < 1 or frame_stride < 1:
+        raise ConfigError("record: expected at least one scene, chain, worker and a frame stride of 1 or more.")
+    config = RecordConfig(
+        scenes=scenes, chains=chains, play_share=play_share, noise_share=noise_share, image_px=image_px,
+        frame_stride=frame_stride, seed=seed,
+    )  # fmt: skip
+    (out / "chains").mkdir(parents=True, exist_ok=True)
+    _check_configuration(out / "recording.json", config)
+    finished = {int(p.stem) for p in (out / "chains").glob("*.json")}
+    started = time.monotonic()
+    batches = list(_batches(config, finished))
+    context = multiprocessing.get_context("spawn")
+    with (
+        tqdm(total=chains, initial=len(finished), desc="record", unit="chain") as bar,
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+    ):
+        futures = {pool.submit(_record_chains, out, config, name, mine): len(mine) for name, mine in batches}
+        for future in as_completed(futures):
+            future.result()
+            bar.update(futures[future])
+    counts = [json.loads(p.read_text()) for p in sorted((out / "chains").glob("*.json"))]
+    return {
+        "labelled": sum(c["labelled"] for c in counts),
+        "play": sum(c["play"] for c in counts),
+        "seconds": round(time.monotonic() - started),
+    }
+
+
+def _check_configuration(file: Path, config: RecordConfig) -> None:
+    wanted = asdict(config)
+    if file.exists():
+        found = json.loads(file.read_text())
+        if found != wanted:
+            raise DataError(
+                f"{file.parent}: expected a recording with {wanted}, found one with {found}; choose another folder."
+            )
+        return
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(wanted, indent=1))
+    os.replace(temporary, file)

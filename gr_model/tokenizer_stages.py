@@ -1,0 +1,209 @@
+"""Stages around the tokenizers: train the VQGAN and the text tower on video shards, write token shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from ..data_pipeline.shards import list_shards, read_indexed
+from ..data_pipeline.tokens import DecodedWindow, decode_sample, write_token_shards
+from .contracts import Array
+from .errors import DataError
+
+if TYPE_CHECKING:
+    from ..tokenizers.text import TextEncoder
+    from ..tokenizers.vqgan import VQGAN
+
+_VALIDATION_SHARE = 0.03
+
+
+def _decoded_windows(shards: Path, image_size: int) -> Iterator[DecodedWindow]:
+    """Yield the decodable windows of video shards, in order, with a progress bar."""
+    for shard in tqdm(list_shards(shards), desc="decode", unit="shard"):
+        for sample in read_indexed(shard):
+            for window in decode_sample(sample, image_size, None):
+                if not window.problem:
+                    yield window
+
+
+def read_frames(shards: Path, *, image_size: int, max_frames: int, seed: int) -> tuple[Array, Array]:
+    """Decode pictures of all cameras for tokenizer training.
+
+    Args:
+        image_size: side [px].
+        max_frames: keep a random choice of at most so many.
+
+    Returns:
+        Training and validation frames, uint8 `[n size size 3]`; whole windows fall on one side.
+
+    Raises:
+        DataError: fewer than two windows can be decoded.
+    """
+    rng = np.random.default_rng(seed)
+    kept: list[Array] = []
+    seen = 0
+    for window in _decoded_windows(shards, image_size):
+        frames = np.concatenate(list(window.images.values()))
+        seen += len(frames)
+        kept.append(frames)
+        # Once the store is full, each window replaces a random one: the choice stays fair and memory bounded.
+        if sum(map(len, kept)) > max_frames:
+            kept.pop(int(rng.integers(len(kept))))
+    if len(kept) < 2:
+        raise DataError(f"{shards}: expected at least two decodable clips, got {len(kept)}; write more shards.")
+    num_validation = max(1, round(len(kept) * _VALIDATION_SHARE))
+    order = rng.permutation(len(kept))
+    validation = np.concatenate([kept[i] for i in order[:num_validation]])
+    return np.concatenate([kept[i] for i in order[num_validation:]]), validation[:1024]
+
+
+def train_tokenizer(
+    *,
+    shards: Path,
+    out: Path,
+    preset: Literal["small", "f16_1024", "f16_16384"] = "small",
+    steps: int = 4000,
+    batch_size: int = 32,
+    max_frames: int = 100_000,
+    seed: int = 0,
+) -> None:
+    """Train the VQGAN image tokenizer on the pictures of video shards.
+
+    Args:
+        shards: folder that `gr2 data shards` wrote.
+        out: folder for the weights, the log and a picture of reconstructions; a stopped run goes on.
+        preset: shape of the network.
+        steps: optimisation steps.
+        batch_size: pictures a step.
+        max_frames: pictures held in memory.
+        seed: seed of weights and batches.
+    """
+    import torch
+
+    from ..tokenizers import vqgan
+    from ..tokenizers.training import train_vqgan
+
+    torch.set_num_threads(2 if torch.get_num_threads() > 2 else torch.get_num_threads())
+    config = {"small": vqgan.small, "f16_1024": vqgan.f16_1024, "f16_16384": vqgan.f16_16384}[preset]()
+    train, validation = read_frames(shards, image_size=config.resolution, max_frames=max_frames, seed=seed)
+
+    def sample_batch(size: int, generator: np.random.Generator) -> Array:
+        return train[generator.integers(len(train), size=size)]
+
+    train_vqgan(
+        sample_batch=sample_batch, validation=validation, out=out, config=config, steps=steps,
+        batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+
+
+def train_text(
+    *,
+    shards: Path,
+    out: Path,
+    image_size: int = 64,
+    steps: int = 1500,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> None:
+    """Train the small CLIP on first and last frames of captioned clips; keep its text tower.
+
+    Args:
+        shards: folder that `gr2 data shards` wrote.
+        out: folder for the weights and the log; a stopped run goes on.
+        image_size: picture side [px].
+        steps: optimisation steps.
+        batch_size: pairs a step.
+        seed: seed of weights and batches.
+    """
+    from ..tokenizers import text_training
+
+    pairs, sentences = [], []
+    for window in _decoded_windows(shards, image_size):
+        if window.description["caption"]:
+            frames = next(iter(window.images.values()))
+            pairs.append(np.stack([frames[0], frames[-1]]))
+            sentences.append(window.description["caption"])
+    if len(pairs) < 2:
+        raise DataError(f"{shards}: expected captioned clips, got {len(pairs)}; give shards with captions.")
+    stacked = np.stack(pairs)
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    held, kept = np.split(order, [max(1, round(len(order) * _VALIDATION_SHARE))])
+
+    def pick(indices: Array) -> tuple[Array, list[str]]:
+        return stacked[indices], [sentences[i] for i in indices]
+
+    text_training.train_text(
+        sample_pairs=lambda size, generator: pick(kept[generator.integers(len(kept), size=size)]),
+        sentences=sorted(set(sentences)),
+        validation=pick(held),
+        out=out,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+def tokenizer_facts(vqgan: VQGAN, text: TextEncoder) -> dict[str, Any]:
+    """Return what identifies a pair of tokenizers: kept in token shards and in checkpoints."""
+    return {
+        "codebook_size": int(vqgan.codebook.shape[0]),
+        "codebook_dim": int(vqgan.codebook.shape[1]),
+        "grid": list(vqgan.grid),
+        "sha256": codebook_fingerprint(vqgan),
+        "text_fingerprint": text.fingerprint,
+        "text_width": text.width,
+        "text_length": text.context_length,
+    }
+
+
+def codebook_fingerprint(vqgan: VQGAN) -> str:
+    """Return a digest of all weights that turn pictures into codes and back."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vqgan.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokens(
+    *,
+    shards: Path,
+    out: Path,
+    tokenizer: str = "small",
+    text: str = "small",
+    target_fps: float | None = None,
+    num_workers: int = 1,
+    overwrite: bool = False,
+) -> Mapping[str, Any]:
+    """Encode every picture and sentence of video shards with the frozen tokenizers.
+
+    Args:
+        shards: folder that `gr2 data shards` wrote.
+        out: folder for the token shards.
+        tokenizer: "small" (shipped), a folder of `gr2 tokenizer train`, or a published VQGAN checkpoint.
+        text: "small" (shipped), a folder of `gr2 text train`, or an open_clip model (`ViT-B-32:openai`).
+        target_fps: frames a second to keep; all by default.
+        num_workers: processes that decode.
+        overwrite: replace an earlier result.
+    """
+    from ..tokenizers.text_weights import load_text_encoder
+    from ..tokenizers.weights import load_vqgan
+
+    vqgan, encoder = load_vqgan(tokenizer), load_text_encoder(text)
+    return write_token_shards(
+        shards=shards,
+        out=out,
+        encode_images=vqgan.encode_frames,
+        encode_texts=encoder.encode,
+        tokenizer_facts=tokenizer_facts(vqgan, encoder),
+        image_size=vqgan.config.resolution,
+        target_fps=target_fps,
+        num_workers=num_workers,
+        overwrite=overwrite,
+    )
