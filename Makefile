@@ -18,8 +18,9 @@ help:  ## list the targets
 venv: $(VENV)/.ready  ## make the virtual environment
 
 $(VENV)/.ready: setup.cfg pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 11) else 1)' || { \
-	  echo "gr2 needs Python 3.10 or 3.11 (pybullet has no wheels for newer ones); got $$($(PYTHON) --version 2>&1) from '$(PYTHON)'." \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null || { \
+	  echo "gr2 needs Python 3.10 or 3.11 (pybullet has no wheels for newer ones);" \
+	       "'$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
 	       "Install python3.11, or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip 'setuptools>=77' wheel
@@ -33,13 +34,13 @@ test: venv  ## the tests (without the nightly ones)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not nightly" -n $(JOBS)
 
 check: venv  ## formatting, lint, types
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy $(wildcard $(addsuffix /*.py,$(FOLDERS)) $(addsuffix /*/*.py,$(FOLDERS)))
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy $(wildcard $(addsuffix /*.py,$(FOLDERS)) $(addsuffix /*/*.py,$(FOLDERS)))
 
 format: venv  ## rewrite the formatting, mend what lint can mend
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
 
 docs: venv  ## rewrite the list of modules in docs/architecture.md
 	$(BIN)/python docs/file_map.py
