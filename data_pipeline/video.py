@@ -17,7 +17,7 @@ import numpy as np
 
 from ..gr_model.contracts import Array
 from ..gr_model.errors import DataError, EnvironmentMissing, Gr2Error
-from .decoders import AvDecoder, DecordDecoder, Decoder, Source
+from .decoders import AvDecoder, Decoder, DecordDecoder, Source
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts"})
 
@@ -143,6 +143,24 @@ def open_video(
     if missing is not None and len(makers) == 1:
         raise missing
     raise _unreadable(name, failures) from failures[-1]
+
+
+def video_codec(path: Path) -> str:
+    """Name the codec of a video, as FFmpeg calls its decoder (`h264`, `libdav1d`).
+
+    Raises:
+        DataError: where the file cannot be opened or holds no video.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.best("video")
+    except (OSError, av.FFmpegError) as error:
+        raise _unreadable(str(path), [error]) from error
+    if stream is None:
+        raise DataError(f"{path}: holds no video stream, expected one; leave it out.")
+    return str(stream.codec_context.name)
 
 
 def _is_avi(source: Source) -> bool:

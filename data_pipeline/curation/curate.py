@@ -83,7 +83,9 @@ def write_video_shards(
     }
     if not begin_stage(out, STAGE, parameters, overwrite):
         manifest = read_manifest(out, STAGE)
-        print(f"{out}: finished already, {manifest['counts']['kept']} clips; pass overwrite to write it again")
+        print(
+            f"{out}: finished already, {manifest['counts']['kept']} clips; pass overwrite to write it again"
+        )
         return manifest
     tally, remaining = _resume(out, iter(records))
     progress = tqdm(initial=tally.records, desc=f"shards from {source.name}", unit="clip")
@@ -124,9 +126,7 @@ def _resume(out: Path, records: Iterator[Record]) -> tuple[Tally, Iterator[Recor
     return tally, records
 
 
-def _take(
-    writer: ShardWriter, tally: Tally, record: Record, verdict: Verdict, window_seconds: float
-) -> None:
+def _take(writer: ShardWriter, tally: Tally, record: Record, verdict: Verdict, window_seconds: float) -> None:
     tally.records += 1
     if verdict.reason:
         tally.drop(verdict.reason, record.key, record.source, verdict.detail)
@@ -175,7 +175,9 @@ def cut_windows(num_frames: int, fps: float, window_seconds: float) -> list[tupl
 
 def _check_loss(source: Path, tally: Tally, max_dropped: float) -> None:
     if tally.records == 0:
-        raise DataError(f"{source}: expected videos or episodes, found none; check the path and the suffixes.")
+        raise DataError(
+            f"{source}: expected videos or episodes, found none; check the path and the suffixes."
+        )
     if tally.kept == 0 or tally.num_dropped > max_dropped * tally.records:
         reason, examples = next(iter(tally.examples.items()))
         raise DataError(

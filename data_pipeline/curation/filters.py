@@ -14,7 +14,7 @@ from ..readers.record import Record
 from ..video import open_video
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FilterConfig:
     """Thresholds of the filters.
 

@@ -1,0 +1,296 @@
+"""The second stage: video shards -> token shards. Each picture is encoded once, each sentence once.
+
+Video shard number i becomes token shard number i, so a killed run goes on with the first shard that is missing.
+
+    {key}.codes.{camera}.npy   smallest unsigned integer that holds the codebook, [f n]
+    {key}.states.npy           float32 [t s]      } where the video shard has them, cut to the window
+    {key}.actions.npy          float32 [t a]      }
+    {key}.json                 caption, fps, frame_stride, control_hz, cameras, num_frames, video (key it was cut from)
+    texts.safetensors          features float32 [sentences l d], mask bool [sentences l]
+    texts.json                 the sentences, in that order
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..gr_model.contracts import Array
+from ..gr_model.errors import ConfigError, DataError
+from .executors import ordered_map
+from .files import array_bytes, load_array, write_bytes, write_json
+from .frames import resize_frames
+from .shards import ShardWriter, index_path, list_shards, read_index, read_indexed, shard_path
+from .stages import Tally, begin_stage, finish_stage, read_manifest
+from .video import open_video
+
+STAGE = "token_shards"
+NUM_BATCH_FRAMES = 256
+
+EncodeImages = Callable[[Array], Array]
+"""uint8 `[f h w 3]` -> integer codes `[f n]`."""
+
+EncodeTexts = Callable[[list[str]], tuple[Array, Array]]
+"""Sentences -> features float32 `[b l d]`, mask bool `[b l]`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedWindow:
+    """One window of a video sample, decoded and resized, or the reason why it could not be.
+
+    images: camera -> uint8 `[f size size 3]`.
+    """
+
+    key: str
+    images: Mapping[str, Array]
+    members: Mapping[str, bytes]
+    description: Mapping[str, Any]
+    problem: str = ""
+
+
+def write_token_shards(
+    *,
+    shards: Path,
+    out: Path,
+    encode_images: EncodeImages,
+    encode_texts: EncodeTexts,
+    tokenizer_facts: Mapping[str, Any],
+    image_size: int,
+    target_fps: float | None = None,
+    num_workers: int = 1,
+    overwrite: bool = False,
+) -> Mapping[str, Any]:
+    """Encode every picture and sentence of video shards.
+
+    Args:
+        shards: folder that `write_video_shards` wrote.
+        out: folder of the token shards.
+        encode_images: frozen image tokenizer; gets up to 256 frames of `image_size` at a time.
+        encode_texts: frozen text encoder; every different sentence is encoded once, the empty one too.
+        tokenizer_facts: JSON values that identify the tokenizers; `codebook_size`, `grid` (rows, columns) needed,
+            `sha256` of the weights wanted.
+        image_size: height and width [px]; pictures are resized by area, not cropped.
+        target_fps: keep every m-th frame, so that about this many frames a second remain; None keeps all.
+        num_workers: processes that decode.
+        overwrite: replace an earlier result.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: where the video shards are not finished, or nothing could be decoded.
+        ConfigError: where the tokenizer contradicts its facts.
+    """
+    facts = _checked_facts(tokenizer_facts, image_size)
+    read_manifest(shards, "video_shards")
+    parameters = {"shards": str(shards), "tokenizer": facts, "target_fps": target_fps}
+    if not begin_stage(out, STAGE, parameters, overwrite):
+        manifest = read_manifest(out, STAGE)
+        print(
+            f"{out}: finished already, {manifest['counts']['windows']} windows; pass overwrite to encode again"
+        )
+        return manifest
+    sources = list_shards(shards)
+    progress = tqdm(
+        total=sum(len(read_index(s)["samples"]) for s in sources), desc="image tokens", unit="clip"
+    )
+    tally, sentences = Tally(), set[str]()
+    with progress:
+        for number, source in enumerate(sources):
+            if not index_path(shard_path(out, number)).is_file():
+                decode = partial(decode_sample, image_size=image_size, target_fps=target_fps)
+                decoded = ordered_map(decode, read_indexed(source), num_workers)
+                _write_shard(out, number, decoded, encode_images, facts, progress)
+            note = read_index(shard_path(out, number))["note"]
+            _add(tally, Tally(**note["tally"]))
+            sentences.update(note["sentences"])
+            progress.n = tally.records
+    if tally.windows == 0:
+        raise DataError(
+            f"{shards}: expected at least one decodable clip, {tally.num_dropped} failed: {tally.examples}."
+        )
+    _write_texts(out, sorted(sentences), encode_texts)
+    result = {"shards": [shard_path(out, i).name for i in range(len(sources))], "tokenizer": facts}
+    manifest = finish_stage(out, STAGE, parameters, tally, result)
+    print(f"{out}: {tally.sentence()}; {len(sentences)} sentences")
+    return manifest
+
+
+def decode_sample(
+    sample: tuple[str, Mapping[str, bytes]], image_size: int, target_fps: float | None
+) -> list[DecodedWindow]:
+    """Decode the windows of one video sample; a broken video gives one window with a problem."""
+    key, members = sample
+    try:
+        description = json.loads(members["json"])
+        windows = description["windows"]
+        decoded = []
+        for i, window in enumerate(windows):
+            name = key if len(windows) == 1 else f"{key}-w{i:03d}"
+            decoded.append(_decode_window(name, key, members, description, window, image_size, target_fps))
+        return decoded
+    except (DataError, KeyError, ValueError) as error:
+        return [DecodedWindow(key=key, images={}, members={}, description={}, problem=str(error))]
+
+
+def _decode_window(
+    name: str,
+    video: str,
+    members: Mapping[str, bytes],
+    description: Mapping[str, Any],
+    window: Mapping[str, Any],
+    image_size: int,
+    target_fps: float | None,
+) -> DecodedWindow:
+    skip = max(1, round(description["fps"] / target_fps)) if target_fps else 1
+    indices = np.arange(window["start"], window["stop"], skip)
+    images = {}
+    for camera, facts in description["videos"].items():
+        with open_video(members[facts["member"]]) as reader:
+            images[camera] = np.concatenate(
+                [
+                    resize_frames(reader.get_batch(piece), image_size)
+                    for piece in np.array_split(
+                        indices, -(-len(indices) // 64)
+                    )  # bounds the full-size frames
+                ]
+            )
+    stride = description["frame_stride"]
+    steps = slice(window["start"] * stride, window["stop"] * stride)
+    arrays = {
+        member: array_bytes(load_array(members[member])[steps].astype(np.float32))
+        for member in ("states.npy", "actions.npy")
+        if member in members
+    }
+    return DecodedWindow(
+        key=name,
+        images=images,
+        members=arrays,
+        description={
+            "caption": window["caption"],
+            "fps": description["fps"] / skip,
+            "frame_stride": stride * skip,
+            "control_hz": description["control_hz"],
+            "cameras": list(images),
+            "num_frames": len(indices),
+            "video": video,
+            "source": description["source"],
+            "facts": description["facts"],
+        },
+    )
+
+
+def _write_shard(
+    out: Path,
+    number: int,
+    samples: Iterator[list[DecodedWindow]],
+    encode_images: EncodeImages,
+    facts: Mapping[str, Any],
+    progress: Any,
+) -> None:
+    tally, sentences = Tally(), set[str]()
+    with ShardWriter(out, max_bytes=1 << 62, first_number=number) as writer:
+        for group in _groups(samples, NUM_BATCH_FRAMES):
+            windows = [window for sample in group for window in sample if not window.problem]
+            pictures = [frames for window in windows for frames in window.images.values()]
+            codes = iter(_encode(pictures, encode_images, facts))
+            for window in windows:
+                members = {f"codes.{camera}.npy": array_bytes(next(codes)) for camera in window.images}
+                members |= window.members | {
+                    "json": json.dumps(window.description, ensure_ascii=False).encode()
+                }
+                writer.write(window.key, members)
+                sentences.add(window.description["caption"])
+            for sample in group:
+                _count(tally, sample)
+            progress.update(len(group))
+        writer.finish_shard({"tally": asdict(tally), "sentences": sorted(sentences)})
+
+
+def _groups(samples: Iterator[list[DecodedWindow]], num_frames: int) -> Iterator[list[list[DecodedWindow]]]:
+    group: list[list[DecodedWindow]] = []
+    waiting = 0
+    for sample in samples:
+        group.append(sample)
+        waiting += sum(len(frames) for window in sample for frames in window.images.values())
+        if waiting >= num_frames:
+            yield group
+            group, waiting = [], 0
+    if group:
+        yield group
+
+
+def _encode(pictures: Sequence[Array], encode_images: EncodeImages, facts: Mapping[str, Any]) -> list[Array]:
+    """Encode several clips in full batches and divide the codes again."""
+    if not pictures:
+        return []
+    frames = np.concatenate(list(pictures))
+    codes = np.concatenate(
+        [
+            np.asarray(encode_images(frames[i : i + NUM_BATCH_FRAMES]))
+            for i in range(0, len(frames), NUM_BATCH_FRAMES)
+        ]
+    )
+    tokens = facts["grid"][0] * facts["grid"][1]
+    if codes.shape != (len(frames), tokens) or codes.min() < 0 or codes.max() >= facts["codebook_size"]:
+        raise ConfigError(
+            f"encode_images: expected codes ({len(frames)}, {tokens}) in [0, {facts['codebook_size']}), got shape "
+            f"{codes.shape}, range [{codes.min()}, {codes.max()}]; give the facts of this tokenizer."
+        )
+    codes = codes.astype(np.min_scalar_type(facts["codebook_size"] - 1))
+    return np.split(codes, np.cumsum([len(clip) for clip in pictures])[:-1])
+
+
+def _write_texts(out: Path, sentences: list[str], encode_texts: EncodeTexts) -> None:
+    from safetensors.numpy import save
+
+    parts = [encode_texts(sentences[i : i + 256]) for i in range(0, len(sentences), 256)]
+    features = np.concatenate([np.asarray(features, np.float32) for features, _ in parts])
+    mask = np.concatenate([np.asarray(mask, bool) for _, mask in parts])
+    if features.ndim != 3 or mask.shape != features.shape[:2] or len(features) != len(sentences):
+        raise ConfigError(
+            f"encode_texts: expected features ({len(sentences)}, l, d) and mask ({len(sentences)}, l), got "
+            f"{features.shape} and {mask.shape}; check the text encoder."
+        )
+    write_bytes(out / "texts.safetensors", save({"features": features, "mask": mask}))
+    write_json(out / "texts.json", {"sentences": sentences})
+
+
+def _checked_facts(facts: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    missing = [name for name in ("codebook_size", "grid") if name not in facts]
+    if missing:
+        raise ConfigError(
+            f"tokenizer_facts: expected {missing}, got {sorted(facts)}; describe the tokenizer."
+        )
+    checked: dict[str, Any] = json.loads(json.dumps({**facts, "image_size": image_size}))
+    return checked
+
+
+def _count(tally: Tally, sample: Sequence[DecodedWindow]) -> None:
+    tally.records += 1
+    problem = next((window.problem for window in sample if window.problem), "")
+    if problem:
+        tally.drop("undecodable", sample[0].key, sample[0].key, problem)
+        return
+    tally.kept += 1
+    tally.windows += len(sample)
+    for window in sample:
+        tally.frames += window.description["num_frames"]
+        tally.seconds += window.description["num_frames"] / window.description["fps"]
+    tally.captioned += bool(sample[0].description["caption"])
+    tally.with_actions += "actions.npy" in sample[0].members
+
+
+def _add(total: Tally, part: Tally) -> None:
+    for name in ("records", "kept", "windows", "frames", "seconds", "captioned", "with_actions"):
+        setattr(total, name, getattr(total, name) + getattr(part, name))
+    for reason, count in part.dropped.items():
+        total.dropped[reason] = total.dropped.get(reason, 0) + count
+        total.examples[reason] = (total.examples.get(reason, []) + part.examples[reason])[:5]
