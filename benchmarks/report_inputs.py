@@ -26,7 +26,7 @@ Curves = dict[str, list[tuple[float, float]]]
 
 @dataclass(slots=True, kw_only=True)
 class RunFiles:
-    """The parts of a run folder; an absent part is empty, and `problems` says why a file could not be read."""
+    """The parts of a run folder; an absent part is empty, `problems` says what could not be read."""
 
     folder: Path
     run: dict[str, Any]

@@ -91,7 +91,8 @@ def video_body(files: RunFiles) -> str:
         + note(
             f"{count(episodes) + ' episodes. ' if episodes is not None else ''}One prediction per episode, "
             "future frames alone. Copy: the current frame, repeated. "
-            "Moving pixels: where the real future differs from the current frame. Bands and intervals: bootstrap over episodes, 95 %, differences paired."
+            "Moving pixels: where the real future differs from the current frame. "
+            "Bands and intervals: bootstrap over episodes, 95 %, differences paired."
         )
         + command_line(files.command_of("imagine", "video"))
     )

@@ -59,7 +59,7 @@ def psnr(first: Frames, second: Frames) -> npt.NDArray[np.float64]:
 def moving_mask(
     current: Frames, future: Frames, *, threshold: int = MOVING_THRESHOLD
 ) -> npt.NDArray[np.bool_]:
-    """Mark the pixels `[f h w]` of the real future that differ from the current frame `[h w 3]` by `threshold`."""
+    """Mark the pixels `[f h w]` of the future that differ from the current frame by more than `threshold`."""
     _expect_frames(current[None], future[:1])
     difference = np.abs(future.astype(np.int16) - current[None].astype(np.int16))
     return np.asarray((difference > threshold).any(axis=-1))
@@ -116,7 +116,7 @@ def token_accuracy(predicted: Codes, real: Codes) -> npt.NDArray[np.float64]:
     """
     if predicted.ndim != 2 or predicted.shape != real.shape:
         raise ShapeError(
-            f"Token accuracy: expected two code arrays [f n] of one shape, got {predicted.shape}, {real.shape}; "
+            f"Token accuracy: expected code arrays [f n] of one shape, got {predicted.shape}, {real.shape}; "
             "compare the same horizon and camera."
         )
     return (predicted == real).mean(axis=1)
