@@ -140,8 +140,9 @@ def safety_body(files: RunFiles) -> str:
             "must not exceed 1",
         ],
     ]
-    verdict = "No limit was violated." if broken == 0 else f"{count(broken)} limit violations: see the table."
-    mood = "good" if broken == 0 else "bad"
+    kept = broken == 0 and limits["min_position_margin_rad"] >= 0 and limits["max_velocity_ratio"] <= 1
+    verdict = "No limit was violated." if kept else f"{count(broken)} limit violations: see the table."
+    mood = "good" if kept else "bad"
     return f'<p class="verdict {mood}">{verdict}</p>' + table(
         ["measure", "value", "requirement"], rows, kind="narrow"
     )
@@ -193,7 +194,7 @@ def _difference(controls: Mapping[str, Control]) -> str:
     if not {"wbc", "calvin"} <= controls.keys():
         return ""
     gap = rate_difference(*pooled(controls["wbc"]), *pooled(controls["calvin"]))
-    verdict = "a difference beyond chance" if gap.excludes_zero() else "no difference beyond chance"
+    verdict = "the interval leaves out zero" if gap.excludes_zero() else "the interval holds zero"
     words = signed_span(gap, 1, scale=100, unit=" points")
     return (
         f'<p class="finding">Whole-body control minus CALVIN\'s own control: <b>{words}</b>, {verdict}.</p>'

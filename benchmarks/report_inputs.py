@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,9 @@ class RunFiles:
     problems: list[str] = field(default_factory=list)
 
     def command_of(self, *names: str) -> str:
-        """Return the command of the first stage whose name contains one of `names`, or nothing."""
+        """Return the command of the first stage whose name has one of `names` as a word, or nothing."""
         for stage in self.stages:
-            if any(name in str(stage.get("name", "")) for name in names):
+            if set(names) & set(re.split(r"[^a-z0-9]+", str(stage.get("name", "")).lower())):
                 return str(stage.get("command", ""))
         return ""
 

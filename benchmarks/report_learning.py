@@ -59,9 +59,8 @@ def episodes_body(files: RunFiles) -> str:
     return (
         f'<div class="bar">{button}</div><div class="episodes">{"".join(cards)}</div>{more}'
         + note(
-            "Predicted: what the model expects from the first frame and the sentence alone. "
-            "Real: what then happened in the recording. "
-            "Roll-out: the policy acting in the simulator from the same start."
+            "Predicted: the future that the model expects. Real: the recorded future. "
+            "Roll-out: the policy acting in the simulator."
         )
         + command_line(files.command_of("imagine"))
     )
@@ -89,8 +88,8 @@ def video_body(files: RunFiles) -> str:
         charts(*drawings)
         + table(head, lines, kind="narrow")
         + note(
-            f"{count(episodes) + ' episodes. ' if episodes is not None else ''}One prediction per episode, "
-            "future frames alone. Copy: the current frame, repeated. "
+            f"{count(episodes) + ' episodes. ' if episodes is not None else ''}One value per episode and "
+            "horizon. Copy: the current frame, repeated. "
             "Moving pixels: where the real future differs from the current frame. "
             "Bands and intervals: bootstrap over episodes, 95 %, differences paired."
         )

@@ -139,7 +139,7 @@ def funnel_body(files: RunFiles) -> str:
     return (
         f'<div class="pair"><figure>{drawing}</figure><div>'
         + table(["entries", "number", "share"], [[text(label), count(n), share(n)] for label, n in rows])
-        + f"{remark}{command_line(files.command_of('shard', 'data', 'record'))}</div></div>"
+        + f"{remark}{command_line(files.command_of('shards', 'shard', 'data', 'record'))}</div></div>"
     )
 
 

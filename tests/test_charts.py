@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from xml.etree import ElementTree
@@ -19,7 +20,6 @@ from gr2.benchmarks.charts import (
     log_ticks,
     value_bars,
 )
-import itertools
 
 
 def lines_of(svg: str) -> list[list[tuple[float, float]]]:

@@ -277,10 +277,19 @@ def test_safety_funnel_time_and_provenance_equal_the_inputs(page: str, run_folde
 
 def test_violations_are_said_aloud(run_folder: Path, tmp_path: Path) -> None:
     results = json.loads((run_folder / "act/results.json").read_text())
-    results["controls"]["wbc"]["limits"]["velocity_violations"] = 3
+    limits = results["controls"]["wbc"]["limits"]
+    for key, value in (
+        ("velocity_violations", 3),
+        ("min_position_margin_rad", -0.01),
+        ("max_velocity_ratio", 1.2),
+    ):
+        results["controls"]["wbc"]["limits"] = {**limits, key: value}
+        _write(tmp_path / "act/results.json", results)
+        words = words_of(write_report(run=tmp_path).read_text())
+        assert "limit violations: see the table" in words and "No limit was violated" not in words
+    results["controls"]["wbc"]["limits"] = {**limits, "velocity_violations": 3}
     _write(tmp_path / "act/results.json", results)
-    words = words_of(write_report(run=tmp_path).read_text())
-    assert "3 limit violations" in words and "No limit was violated" not in words
+    assert "3 limit violations" in words_of(write_report(run=tmp_path).read_text())
 
 
 def test_videos_are_embedded_as_h264_enlarged_without_smoothing(page: str) -> None:
