@@ -48,8 +48,8 @@ docs: venv  ## rewrite the list of modules in docs/architecture.md
 reproduce: venv  ## every figure of the README, with its report, in runs/reproduce
 	$(BIN)/gr2 demo --out runs/reproduce
 
-bench: venv  ## speed of this machine, in runs/bench
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m bench -s
+bench: venv  ## what each piece of a control cycle costs on this machine
+	OMP_NUM_THREADS=1 $(BIN)/gr2 benchmark speed
 
 nightly: venv  ## the long tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly

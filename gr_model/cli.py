@@ -104,6 +104,13 @@ def _benchmark_calvin() -> Target:
     return evaluate
 
 
+def _benchmark_speed() -> Target:
+    """Time the pieces of one control cycle on this machine."""
+    from ..benchmarks.speed import speed
+
+    return speed
+
+
 def _report() -> Target:
     """Write the HTML report of a run folder."""
     from ..benchmarks.report import write_report
@@ -154,6 +161,7 @@ COMMANDS = (
     Command(words="imagine", target=_imagine, group="results", prints_options=True),
     Command(words="rollout", target=_rollout, group="results", prints_options=True),
     Command(words="benchmark calvin", target=_benchmark_calvin, group="results", prints_options=True),
+    Command(words="benchmark speed", target=_benchmark_speed, group="results"),
     Command(words="report", target=_report, group="results"),
 )
 
