@@ -1,0 +1,36 @@
+"""Gripper commands in step with the waypoints: the value of the next due pose, without chatter, rate-limited."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .transforms import Array
+
+
+class GripperSchedule:
+    """Opening commanded over time, 0 closed to 1 open."""
+
+    def __init__(self, opening: float, rate: float, hysteresis: float) -> None:
+        """Start at `opening`, move at most `rate` [1/s], ignore changes of the target below `hysteresis`."""
+        self.opening = self.target = min(max(opening, 0.0), 1.0)
+        self.rate, self.hysteresis = rate, hysteresis
+        self._due, self._values = np.empty(0), np.empty(0)
+
+    def follow(self, due: Array, values: Array) -> None:
+        """Replace the waypoints: each of `values` `[k]` holds until its `due` time `[k]` [s]; the last one stays."""
+        self._due, self._values = due, np.clip(values, 0.0, 1.0)
+
+    def hold(self) -> None:
+        """Forget the waypoints and keep the present target."""
+        self._due, self._values = np.empty(0), np.empty(0)
+
+    def step(self, time: float, dt: float) -> float:
+        """Advance to `time` [s], `dt` [s] after the last call, and return the opening."""
+        if len(self._values):
+            index = min(int(np.searchsorted(self._due, time - 1e-9)), len(self._values) - 1)
+            wanted = float(self._values[index])
+            if abs(wanted - self.target) >= self.hysteresis or wanted in (0.0, 1.0):
+                self.target = wanted
+        change = min(max(self.target - self.opening, -self.rate * dt), self.rate * dt)
+        self.opening = min(max(self.opening + change, 0.0), 1.0)
+        return self.opening

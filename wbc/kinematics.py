@@ -1,0 +1,100 @@
+"""Forward kinematics, Jacobian and manipulability of a serial arm, in numpy fast enough for a 200 Hz loop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .robots import RobotModel
+from .transforms import Array, matrix_from_rpy, pose_matrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmPose:
+    """Where everything is at one joint vector; all in the base frame.
+
+    frames: `[j+1 4 4]` poses of the links, the base first.
+    tool: `[4 4]` pose of the tool, `T_base_tool`.
+    axes: `[j 3]` joint axes; moments: `[j 3]` velocity at the base origin for a unit speed of each joint [m].
+    jacobian: `[6 j]` maps joint velocities [rad/s] to the tool's `[v; w]` [m/s, rad/s], in base axes at the
+        tool point.
+    """
+
+    frames: Array
+    tool: Array
+    axes: Array
+    moments: Array
+    jacobian: Array
+
+
+def cross(a: Array, b: Array) -> Array:
+    """Return the cross products along the last axis of `[... 3]`; quicker than `np.cross` on few rows."""
+    return a[..., [1, 2, 0]] * b[..., [2, 0, 1]] - a[..., [2, 0, 1]] * b[..., [1, 2, 0]]
+
+
+class Kinematics:
+    """Kinematics of one robot model."""
+
+    def __init__(self, robot: RobotModel) -> None:
+        """Precompute the constant joint frames of `robot`."""
+        self.robot = robot
+        origins = [
+            pose_matrix(p, matrix_from_rpy(a))
+            for p, a in zip(robot.joint_positions, robot.joint_rpys, strict=True)
+        ]
+        self._origins = np.stack(origins)
+        self._origins_x = self._origins[:, :, 0].copy()
+        self._origins_y = self._origins[:, :, 1].copy()
+        self._tool = pose_matrix(robot.tool_position, matrix_from_rpy(robot.tool_rpy))
+        self._earlier = np.arange(robot.num_joints)
+
+    def forward(self, q: Array) -> ArmPose:
+        """Place every link and the tool at joint positions `q` `[j]` [rad]."""
+        cosine, sine = np.cos(q)[:, None], np.sin(q)[:, None]
+        local = self._origins.copy()
+        local[:, :, 0] = cosine * self._origins_x + sine * self._origins_y
+        local[:, :, 1] = cosine * self._origins_y - sine * self._origins_x
+        frames = np.empty((len(q) + 1, 4, 4))
+        frame = frames[0] = np.eye(4)
+        for index in range(len(q)):
+            frame = np.dot(frame, local[index], out=frames[index + 1])
+        tool = np.dot(frame, self._tool)
+        axes = frames[1:, :3, 2]
+        moments = cross(frames[1:, :3, 3], axes)
+        jacobian = np.empty((6, len(q)))
+        jacobian[:3] = (moments + cross(axes, tool[:3, 3])).T
+        jacobian[3:] = axes.T
+        return ArmPose(frames=frames, tool=tool, axes=axes, moments=moments, jacobian=jacobian)
+
+    def jacobian_derivatives(self, jacobian: Array) -> Array:
+        """Return `[j 6 j]`: entry i is the derivative of `jacobian` `[6 j]` by joint i [1/rad].
+
+        For joints i and m the linear part is `w_a x v_b` with a the earlier and b the later of the two, and
+        the angular part is `w_i x w_m` where i comes before m, else zero.
+        """
+        v, w = jacobian[:3].T, jacobian[3:].T
+        earlier = np.minimum(self._earlier[:, None], self._earlier[None, :])
+        later = np.maximum(self._earlier[:, None], self._earlier[None, :])
+        linear = cross(w[earlier], v[later])
+        before = (self._earlier[:, None] < self._earlier[None, :])[..., None]
+        angular = np.where(before, cross(w[:, None], w[None, :]), 0.0)
+        return np.concatenate([linear, angular], axis=-1).transpose(0, 2, 1)
+
+    def manipulability_gradient(self, jacobian: Array) -> tuple[float, Array]:
+        """Return `m = sqrt(det(J J'))` and its gradient `[j]` [1/rad]; zero gradient at an exact singularity.
+
+        Source: T. Yoshikawa 1985; the gradient is `m tr((J J')^-1 dJ/dq_i J')`.
+        """
+        measure = manipulability(jacobian)
+        if measure < 1e-9:
+            return measure, np.zeros(jacobian.shape[1])
+        pseudo_inverse = np.linalg.solve(jacobian @ jacobian.T, jacobian)
+        derivatives = self.jacobian_derivatives(jacobian)
+        return measure, measure * np.tensordot(derivatives, pseudo_inverse, axes=2)
+
+
+def manipulability(jacobian: Array) -> float:
+    """Return Yoshikawa's measure `sqrt(det(J J'))` of a Jacobian `[6 j]`; 0 at a singularity."""
+    return math.sqrt(max(float(np.linalg.det(jacobian @ jacobian.T)), 0.0))

@@ -1,0 +1,285 @@
+"""Turn a chunk of tool poses into a smooth reference: a quintic B-spline in position and rotation vector.
+
+The spline starts with the position, velocity and acceleration that are being commanded (so a new chunk
+causes no jump up to the second derivative) and ends at rest (so the arm stops by itself when no further
+chunk arrives). Among those it minimises
+
+    sum_i |S(t_i) - y_i|^2 + smoothness * tau^5 * integral |S'''|^2 dt,    y_i = [p_i - p_0; log(R_i R_0')],
+
+with `tau` the time between poses. In units of `tau` the solution is one constant matrix times the poses and
+the start, kept for every number of poses. Peaks beyond the caps on speed and acceleration stretch time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy.interpolate import BSpline
+
+from ..gr_model.errors import ControlError
+from .transforms import Array, matrix_from_quaternion, rotation_exp, rotation_log, rotation_vector_rates
+
+DEGREE = 5
+MAX_ROTATION = 1.5 * math.pi
+"""Largest rotation [rad] within one chunk; the rotation vector loses its meaning at 2 pi."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmoothingConfig:
+    """Shape and caps of the reference.
+
+    smoothness: weight of the jerk, without unit: waypoints are followed up to about one cycle in `6 *
+        smoothness^(1/6)` poses.
+    linear_speed: [m/s]; angular_speed: [rad/s]; linear_acceleration: [m/s^2]; angular_acceleration:
+        [rad/s^2].
+    settle: poses for which the last one is held at the end, so that braking to rest does not bend the
+        waypoints before it.
+    min_duration: shortest reference [s]; a shorter chunk holds its last pose for longer.
+    """
+
+    smoothness: float = 3.0
+    linear_speed: float = 0.5
+    angular_speed: float = 1.74
+    linear_acceleration: float = 5.0
+    angular_acceleration: float = 15.0
+    settle: int = 2
+    min_duration: float = 0.15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolState:
+    """Motion of the tool at one instant, base frame, in m, s and rad: a `[3 3]` rotation, all others `[3]`."""
+
+    position: Array
+    rotation: Array
+    velocity: Array
+    angular_velocity: Array
+    acceleration: Array
+    angular_acceleration: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmoothTrajectory:
+    """A reference in time.
+
+    start: state it begins with; start_time [s]; span: duration of one polynomial piece [s].
+    coefficients: `[spans 6 6]` powers of the time within a piece (in pieces), then position [m] and rotation
+        vector [rad].
+    stretch: factor by which time was stretched, 1 where the caps hold.
+    due: `[k]` times [s] at which the waypoints are reached, after stretching.
+    """
+
+    start: ToolState
+    start_time: float
+    span: float
+    coefficients: Array
+    stretch: float
+    due: Array
+
+    @property
+    def end_time(self) -> float:
+        """Time [s] from which the reference rests."""
+        return self.start_time + self.span * len(self.coefficients)
+
+    def _locate(self, time: float) -> tuple[Array, float]:
+        count = len(self.coefficients)
+        phase = min(max((time - self.start_time) / self.span, 0.0), float(count))
+        piece = min(int(phase), count - 1)
+        return self.coefficients[piece], phase - piece
+
+    def pose(self, time: float) -> tuple[Array, Array]:
+        """Return position `[3]` [m] and rotation `[3 3]` at `time` [s]; constant before and after its time."""
+        coefficients, x = self._locate(time)
+        powers = np.array([1.0, x, x * x, x**3, x**4, x**5])
+        value = powers @ coefficients
+        return self.start.position + value[:3], rotation_exp(value[3:]) @ self.start.rotation
+
+    def state(self, time: float) -> ToolState:
+        """Return the motion at `time` [s]; at rest from the end on."""
+        position, rotation = self.pose(time)
+        if time >= self.end_time:
+            return resting(position, rotation)
+        coefficients, x = self._locate(time)
+        value, first, second = _power_rows(np.array([x]))[:, 0] @ coefficients
+        first, second = first / self.span, second / self.span**2
+        angular_velocity, angular_acceleration = rotation_vector_rates(value[3:], first[3:], second[3:])
+        return ToolState(
+            position=position,
+            rotation=rotation,
+            velocity=first[:3],
+            angular_velocity=angular_velocity,
+            acceleration=second[:3],
+            angular_acceleration=angular_acceleration,
+        )
+
+
+def resting(position: Array, rotation: Array) -> ToolState:
+    """Return the state of a tool that stands still at `position` [m] and `rotation`."""
+    zero = np.zeros(3)
+    return ToolState(
+        position=position,
+        rotation=rotation,
+        velocity=zero,
+        angular_velocity=zero,
+        acceleration=zero,
+        angular_acceleration=zero,
+    )
+
+
+def _power_rows(x: Array) -> Array:
+    """Return `[3 s 6]`: rows that evaluate a piece, its first and its second derivative at `x` `[s]`."""
+    exponents = np.arange(6)
+    value = x[:, None] ** exponents
+    first = exponents * x[:, None] ** np.maximum(exponents - 1, 0)
+    second = exponents * (exponents - 1) * x[:, None] ** np.maximum(exponents - 2, 0)
+    return np.stack([value, first, second])
+
+
+_SAMPLES = _power_rows(np.linspace(0.0, 1.0, 5))
+
+
+@lru_cache(maxsize=64)
+def smoothing_matrix(count: int, phase: float, spans: int, smoothness: float) -> tuple[Array, Array]:
+    """Return the constant maps from waypoints and from the start to the power coefficients.
+
+    Args:
+        count: number of waypoints k.
+        phase: time of the first waypoint, in units of the time between waypoints.
+        spans: number of polynomial pieces over the duration `phase + count - 1`, or more where the last pose
+            is held.
+        smoothness: weight of the jerk.
+
+    Returns:
+        `[spans 6 k]` for waypoints relative to the start, and `[spans 6 2]` for the first and second
+        derivative at the start, both derivatives by time in pieces.
+    """
+    waypoints = phase + np.arange(count)
+    held = np.arange(waypoints[-1] + 1.0, max(waypoints[-1], float(spans)) + 1e-9)
+    duration = max(waypoints[-1], float(spans))
+    width = duration / spans
+    knots = np.concatenate([np.zeros(DEGREE), np.arange(spans + 1.0), np.full(DEGREE, float(spans))])
+    size = spans + DEGREE
+    basis = BSpline(knots, np.eye(size), DEGREE)
+    slopes = [basis.derivative(order) for order in range(1, DEGREE + 1)]
+
+    rows = basis(np.concatenate([waypoints, held]) / width)
+    nodes, weights = np.polynomial.legendre.leggauss(3)
+    places = (np.arange(spans)[:, None] + 0.5 * (nodes + 1.0)).ravel()
+    jerk = slopes[2](places) * np.sqrt(0.5 * np.tile(weights, spans))[:, None]
+    fixed = np.stack(
+        [basis(0.0), slopes[0](0.0), slopes[1](0.0), slopes[0](float(spans)), slopes[1](float(spans))]
+    )
+
+    system = np.zeros((size + 5, size + 5))
+    system[:size, :size] = rows.T @ rows + smoothness * width**-5 * (jerk.T @ jerk)
+    system[:size, size:] = fixed.T
+    system[size:, :size] = fixed
+    right = np.zeros((size + 5, count + 2))
+    right[:size, :count] = rows[:count].T
+    right[:size, count - 1] += rows[count:].sum(0)
+    right[size + 1, count] = right[size + 2, count + 1] = 1.0
+    control = np.linalg.solve(system, right)[:size]
+
+    left = np.arange(spans, dtype=np.float64)
+    powers = [basis(left)] + [s(left) / math.factorial(n) for n, s in enumerate(slopes, start=1)]
+    coefficients = np.stack(powers, axis=1) @ control
+    return coefficients[..., :count], coefficients[..., count:]
+
+
+def relative_waypoints(start: ToolState, positions: Array, quaternions: Array) -> Array:
+    """Return waypoints `[k 6]` as offset [m] and rotation vector [rad] from `start`, the rotations without
+    jumps of 2 pi.
+
+    Raises:
+        ControlError: the chunk turns by more than `MAX_ROTATION`.
+    """
+    rotations = np.empty((len(positions), 3))
+    previous = np.zeros(3)
+    for index, quaternion in enumerate(quaternions):
+        vector = rotation_log(matrix_from_quaternion(quaternion) @ start.rotation.T)
+        angle = float(np.linalg.norm(vector))
+        if angle > 1e-9:
+            turned = vector * (1.0 - 2.0 * math.pi / angle)
+            if np.sum((turned - previous) ** 2) < np.sum((vector - previous) ** 2):
+                vector = turned
+        if float(np.linalg.norm(vector)) > MAX_ROTATION:
+            raise ControlError(
+                f"The chunk turns by {np.linalg.norm(vector):.2f} rad, expected at most {MAX_ROTATION:.2f}; "
+                "send shorter chunks."
+            )
+        rotations[index] = previous = vector
+    return np.concatenate([positions - start.position, rotations], axis=1)
+
+
+def smooth_chunk(
+    start: ToolState,
+    time: float,
+    positions: Array,
+    quaternions: Array,
+    due: Array,
+    period: float,
+    config: SmoothingConfig,
+) -> SmoothTrajectory:
+    """Smooth waypoints from the commanded state `start` at `time` [s].
+
+    Args:
+        start: state that the reference continues.
+        time: time of `start` [s].
+        positions: `[k 3]` [m]; quaternions: `[k 4]` xyzw, unit length.
+        due: `[k]` times [s], `period` apart, all after `time`.
+        period: time between waypoints [s].
+        config: weight and caps.
+
+    Raises:
+        ControlError: the chunk turns too far for one rotation vector.
+    """
+    count = len(due)
+    phase = max(round((float(due[0]) - time) / period, 4), 1e-4)
+    spans = math.ceil(max(phase + count - 1 + config.settle, config.min_duration / period, 1.0) - 1e-6)
+    from_waypoints, from_start = smoothing_matrix(count, phase, spans, config.smoothness)
+    fixed = from_waypoints @ relative_waypoints(start, positions, quaternions)
+    rates = np.stack(
+        [
+            np.concatenate([start.velocity, start.angular_velocity]),
+            np.concatenate([start.acceleration, start.angular_acceleration]),
+        ]
+    )
+    duration = max(phase + count - 1, float(spans)) * period
+    stretch = 1.0
+    for _ in range(12):
+        span = stretch * duration / spans
+        coefficients = fixed + from_start @ (rates * np.array([[span], [span**2]]))
+        excess = _excess(coefficients, span, rates, config)
+        if excess <= 1.001:
+            break
+        stretch *= 1.01 * excess
+    return SmoothTrajectory(
+        start=start,
+        start_time=time,
+        span=span,
+        coefficients=coefficients,
+        stretch=stretch,
+        due=time + stretch * (due - time),
+    )
+
+
+def _excess(coefficients: Array, span: float, rates: Array, config: SmoothingConfig) -> float:
+    """Return the stretch of time that brings peaks of speed and acceleration to the caps (or the start's)."""
+    worst = 0.0
+    speeds = (
+        np.tensordot(_SAMPLES[1:], coefficients, axes=(2, 1)) / np.array([span, span**2])[:, None, None, None]
+    )
+    caps = (
+        (config.linear_speed, config.angular_speed),
+        (config.linear_acceleration, config.angular_acceleration),
+    )
+    for order in range(2):
+        for part in range(2):
+            axes = slice(3 * part, 3 * part + 3)
+            peak = math.sqrt(float(np.square(speeds[order][..., axes]).sum(-1).max()))
+            cap = max(caps[order][part], float(np.linalg.norm(rates[order, axes])))
+            worst = max(worst, (peak / cap) ** (1.0 / (order + 1)))
+    return worst
