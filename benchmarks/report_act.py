@@ -141,7 +141,8 @@ def safety_body(files: RunFiles) -> str:
         ],
     ]
     kept = broken == 0 and limits["min_position_margin_rad"] >= 0 and limits["max_velocity_ratio"] <= 1
-    verdict = "No limit was violated." if kept else f"{count(broken)} limit violations: see the table."
+    broken_words = f"{count(broken)} limit violations" if broken else "A limit was passed"
+    verdict = "No limit was violated." if kept else f"{broken_words}: see the table."
     mood = "good" if kept else "bad"
     return f'<p class="verdict {mood}">{verdict}</p>' + table(
         ["measure", "value", "requirement"], rows, kind="narrow"

@@ -286,7 +286,7 @@ def test_violations_are_said_aloud(run_folder: Path, tmp_path: Path) -> None:
         results["controls"]["wbc"]["limits"] = {**limits, key: value}
         _write(tmp_path / "act/results.json", results)
         words = words_of(write_report(run=tmp_path).read_text())
-        assert "limit violations: see the table" in words and "No limit was violated" not in words
+        assert ": see the table." in words and "No limit was violated" not in words
     results["controls"]["wbc"]["limits"] = {**limits, "velocity_violations": 3}
     _write(tmp_path / "act/results.json", results)
     assert "3 limit violations" in words_of(write_report(run=tmp_path).read_text())
