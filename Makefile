@@ -45,8 +45,8 @@ format: venv  ## rewrite the formatting, mend what lint can mend
 docs: venv  ## rewrite the list of modules in docs/architecture.md
 	$(BIN)/python docs/file_map.py
 
-reproduce: venv  ## every figure of the README, with its report, in runs/reproduce
-	$(BIN)/gr2 demo --out runs/reproduce
+reproduce: venv  ## the reference run: the figures of the README, with its report, in runs/reproduce
+	$(BIN)/gr2 demo --preset reference --out runs/reproduce
 
 bench: venv  ## what each piece of a control cycle costs on this machine
 	OMP_NUM_THREADS=1 $(BIN)/gr2 benchmark speed

@@ -1,4 +1,4 @@
-"""Speed of this machine, piece by piece: a controller tick, a simulator step, pictures, tokens, a decision."""
+"""Speed of this machine, piece by piece: a controller tick, a simulator step, pictures, tokens, a chunk."""
 
 from __future__ import annotations
 

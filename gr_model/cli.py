@@ -36,7 +36,7 @@ def _data_record() -> Target:
 
 def _data_inspect() -> Target:
     """Count clips, durations, codecs, captions and broken files of a source."""
-    from ..data_pipeline.readers.source import inspect_source
+    from ..data_pipeline.curation.inspect import inspect_source
 
     return inspect_source
 
