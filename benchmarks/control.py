@@ -9,6 +9,7 @@ import numpy as np
 from ..gr_model.contracts import ActionTrajectory, JointCommand
 from ..wbc.controller import ControllerConfig, WholeBodyController
 from ..wbc.robots import panda
+from ..wbc.smoothing import SmoothingConfig
 from .playtable.environment import CONTROL_HZ, SIM_HZ, SUBSTEPS, PlayTable
 from .playtable.robot import LOWER_LIMITS, UPPER_LIMITS, VELOCITY_LIMITS
 from .playtable.scenes import ROBOT_BASE
@@ -151,7 +152,12 @@ class WbcControl:
 
 def playtable_config() -> ControllerConfig:
     """Return the controller's settings for PlayTable: demonstrations reach 0.6 m/s and 2 rad/s."""
-    return ControllerConfig()
+    return ControllerConfig(
+        smoothing=SmoothingConfig(
+            linear_speed=1.0, angular_speed=2.5, linear_acceleration=10.0, angular_acceleration=30.0
+        ),
+        gripper_rate=60.0,
+    )
 
 
 def make_control(mode: ControlMode, env: PlayTable) -> CalvinControl | WbcControl:

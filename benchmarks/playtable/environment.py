@@ -148,6 +148,8 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.robot.reset(joints, finger, command)
         self._set_scene(scene_obs if scene_obs is not None else self._default_scene())
         pybullet.stepSimulation(physicsClientId=self.client)
+        # A block put down exactly on a surface sinks in by a hair in that step; look again, so that it touches it.
+        pybullet.performCollisionDetection(physicsClientId=self.client)
         self._target = self.robot.link_pose(self.robot.tcp)
         self._steps = 0
         self._update_lights()

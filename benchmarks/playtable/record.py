@@ -29,7 +29,7 @@ from .scenes import ROBOT_BASE, scene
 from .tasks import TASKS, feasible
 
 SEGMENTS_PER_CHAIN = 6
-_TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 5.0, "lift": 3.0}
+_TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 5.0, "lift": 2.4}
 _MAX_STEPS = 160
 
 

@@ -1,0 +1,46 @@
+"""The scripted expert behind the interface of a policy: the ceiling that a learned policy is compared with."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...gr_model.contracts import ActionTrajectory, Observation
+from ..playtable.environment import CONTROL_HZ, PlayTable
+from ..playtable.experts import ExpertStyle, act
+from ..playtable.scenes import ROBOT_BASE
+
+
+class ScriptedPolicy:
+    """Plans a chunk by letting the expert act in a twin of the world; it reads the simulator's state, not pictures.
+
+    Args:
+        env: the world it acts in.
+        chunk_length: poses of a chunk.
+    """
+
+    def __init__(self, env: PlayTable, *, chunk_length: int = 10) -> None:
+        self.env, self.chunk_length = env, chunk_length
+        self.twin = PlayTable(env.spec_scene.name, render_mode=None)
+        self.task = ""
+        self.style = ExpertStyle()
+
+    def reset(self) -> None:
+        """Nothing is remembered from chunk to chunk."""
+
+    def act(self, observation: Observation) -> ActionTrajectory:
+        """Return the poses that the expert would command in the twin."""
+        self.twin.reset(options={"robot_obs": self.env.robot_obs(), "scene_obs": self.env.scene_obs()})
+        positions, quaternions, gripper = [], [], []
+        for _ in range(self.chunk_length):
+            command = act(self.task, self.twin.world_state(), self.twin.spec_scene, self.style)
+            positions.append(command[0] - ROBOT_BASE)
+            quaternions.append(command[1])
+            gripper.append(command[2])
+            self.twin.step_pose(*command)
+        return ActionTrajectory(
+            positions=np.array(positions),
+            quaternions=np.array(quaternions),
+            gripper=np.array(gripper),
+            dt=1 / CONTROL_HZ,
+            start_time=observation.time,
+        )

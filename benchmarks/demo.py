@@ -1,0 +1,251 @@
+"""The whole chain as one command: record, shards, tokens, pretrain, finetune, act, imagine, report.
+
+Each stage is a sub-command of its own; here they are run one after another in one folder. Finished stages are
+skipped, a stopped one goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from ..gr_model.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainPreset:
+    """How much of everything a run makes.
+
+    scenes: scenes of the demonstrations; chains: recorded chains of up to six skills.
+    tokenizer_steps, text_steps: training of the tokenizers, 0 takes the shipped ones.
+    pretrain_steps, finetune_steps: optimisation steps; batch_size: windows a step.
+    starts: random starts for each task when acting; test_chains: chains of five tasks.
+    """
+
+    name: str
+    scenes: str
+    chains: int
+    tokenizer_steps: int
+    text_steps: int
+    pretrain_steps: int
+    finetune_steps: int
+    batch_size: int
+    learning_rate: float
+    starts: int
+    test_chains: int
+
+
+def demo_preset() -> ChainPreset:
+    """Return the ten-minute chain: scene D, shipped tokenizers."""
+    return ChainPreset(
+        name="demo", scenes="D", chains=170, tokenizer_steps=0, text_steps=0, pretrain_steps=200,
+        finetune_steps=1400, batch_size=64, learning_rate=1e-3, starts=10, test_chains=20,
+    )  # fmt: skip
+
+
+def reference_preset() -> ChainPreset:
+    """Return the ninety-minute chain: scenes A to D, tokenizers trained from nothing."""
+    return ChainPreset(
+        name="reference", scenes="ABCD", chains=900, tokenizer_steps=5000, text_steps=800, pretrain_steps=1500,
+        finetune_steps=16000, batch_size=64, learning_rate=1e-3, starts=20, test_chains=200,
+    )  # fmt: skip
+
+
+class _Journal:
+    """Remembers finished stages in `stages.json`, with their command, time and summary."""
+
+    def __init__(self, out: Path, stages: int) -> None:
+        self.file, self.stages, self.number = out / "stages.json", stages, 0
+        self.rows: list[dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else []
+
+    def run(self, words: str, target: Callable[..., Any], options: Mapping[str, Any], *, name: str = "") -> Any:
+        """Run a stage unless the same command is finished; return its summary."""
+        name = name or words.split()[-1]
+        command = " ".join(["gr2", words, *(f"--{key} {_text(value)}" for key, value in options.items())])
+        self.number += 1
+        done = next((row for row in self.rows if row["name"] == name and row["command"] == command), None)
+        print(f"\n[{self.number}/{self.stages}] {name}: {command}", flush=True)
+        if done is not None:
+            print(f"    done before, in {done['seconds']:.0f} s", flush=True)
+            return done["summary"]
+        started_at, begin = time.strftime("%Y-%m-%dT%H:%M:%S"), time.monotonic()
+        result = target(**options)
+        seconds = time.monotonic() - begin
+        summary = {k: v for k, v in result.items() if isinstance(v, int | float | str)} if isinstance(result, dict) else {}
+        self.rows = [row for row in self.rows if row["name"] != name]
+        self.rows.append(
+            {"name": name, "command": command, "seconds": round(seconds, 1), "started_at": started_at, "summary": summary}
+        )
+        _write_json(self.file, self.rows)
+        print(f"    finished in {seconds:.0f} s", flush=True)
+        return summary
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return json.dumps([str(item) for item in value])
+    return str(value)
+
+
+def _write_json(file: Path, value: object) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    os.replace(temporary, file)
+
+
+def _prepare(out: Path, preset: ChainPreset, seed: int, fresh: bool) -> None:
+    """Make the run folder, or check that it holds the same run."""
+    facts = out / "run.json"
+    if fresh and out.exists():
+        if not facts.exists() and any(out.iterdir()):
+            raise DataError(f"{out}: not a folder of `gr2 demo`, so --fresh does not empty it; choose another --out.")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if facts.exists():
+        found = json.loads(facts.read_text())
+        if (found["preset"], found["seed"]) != (preset.name, seed):
+            raise DataError(
+                f"{out}: holds a run of preset {found['preset']} with seed {found['seed']}, asked for {preset.name} "
+                f"with seed {seed}; add --fresh, or choose another --out."
+            )
+    packages = ("gr2", "torch", "lightning", "open_clip_torch", "taming-transformers", "decord", "webdataset",
+                "pybullet", "numpy", "scipy", "daqp")  # fmt: skip
+    _write_json(
+        facts,
+        {
+            "preset": preset.name,
+            "seed": seed,
+            "versions": {name: _version(name) for name in packages},
+            "machine": {
+                "cores": os.cpu_count(),
+                "python": platform.python_version(),
+                "system": platform.platform(terse=True),
+            },
+            "scenes_trained": preset.scenes,
+            "scene_tested": "D",
+            "renderer": "TinyRenderer, built-in assets, 64 px",
+            "demonstrations": "scripted",
+        },
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def demo(
+    *,
+    out: Path = Path("runs/demo"),
+    preset: Literal["demo", "reference"] = "demo",
+    videos: Path | None = None,
+    fresh: bool = False,
+    workers: int = 2,
+    seed: int = 0,
+) -> Path:
+    """Run the whole chain, from recording demonstrations to the report; run it again to go on where it stopped.
+
+    Args:
+        out: folder of the run.
+        preset: "demo" (ten minutes on two cores) or "reference" (ninety minutes, tokenizers included).
+        videos: folder of your own clips, with or without captions, that pretraining sees too.
+        fresh: start over: empty the folder first.
+        workers: processes for recording and acting.
+        seed: seed of everything.
+
+    Returns:
+        The report's path.
+    """
+    if workers < 1:
+        raise ConfigError(f"--workers: expected 1 or more, got {workers}.")
+    chosen = demo_preset() if preset == "demo" else reference_preset()
+    _prepare(out, chosen, seed, fresh)
+    began = time.monotonic()
+    trains_tokenizers = chosen.tokenizer_steps > 0
+    journal = _Journal(out, 8 + 2 * trains_tokenizers + 2 * (videos is not None))
+    _make_data(journal, out, chosen, videos, workers, seed)
+    _train(journal, out, chosen, videos, seed)
+    _judge(journal, out, chosen, workers, seed)
+    from .report import write_report
+
+    report = journal_report(journal, out, write_report)
+    print(f"\nThe report is {report}; the chain took {(time.monotonic() - began) / 60:.1f} min.", file=sys.stdout)
+    return report
+
+
+def _make_data(
+    journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int
+) -> None:
+    from ..data_pipeline.curation.curate import write_video_shards
+    from ..gr_model.tokenizer_stages import tokens, train_text, train_tokenizer
+    from .playtable.record import record
+
+    journal.run(
+        "data record", record,
+        {"out": out / "record", "scenes": preset.scenes, "chains": preset.chains, "workers": workers, "seed": seed},
+    )  # fmt: skip
+    journal.run("data shards", write_video_shards, {"source": out / "record", "out": out / "shards", "num_workers": workers})
+    tokenizer, text = "small", "small"
+    if preset.tokenizer_steps:
+        journal.run(
+            "tokenizer train", train_tokenizer,
+            {"shards": out / "shards", "out": out / "tokenizer", "steps": preset.tokenizer_steps, "seed": seed},
+            name="tokenizer",
+        )  # fmt: skip
+        journal.run(
+            "text train", train_text,
+            {"shards": out / "shards", "out": out / "text", "steps": preset.text_steps, "seed": seed}, name="text",
+        )  # fmt: skip
+        tokenizer, text = str(out / "tokenizer"), str(out / "text")
+    frozen = {"tokenizer": tokenizer, "text": text}
+    journal.run("data tokens", tokens, {"shards": out / "shards", "out": out / "tokens", **frozen})
+    if videos is not None:
+        journal.run("data shards", write_video_shards, {"source": videos, "out": out / "video_shards"}, name="video shards")
+        journal.run(
+            "data tokens", tokens, {"shards": out / "video_shards", "out": out / "video_tokens", **frozen},
+            name="video tokens",
+        )  # fmt: skip
+
+
+def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, seed: int) -> None:
+    from ..gr_model.training_stages import finetune, pretrain
+
+    trained = {"tokenizer": str(out / "tokenizer"), "text": str(out / "text")} if preset.tokenizer_steps else {}
+    common = {"batch_size": preset.batch_size, "learning_rate": preset.learning_rate, "seed": seed} | trained
+    sources = [out / "tokens"] + ([out / "video_tokens"] if videos is not None else [])
+    journal.run("pretrain", pretrain, {"tokens": sources, "out": out / "pretrain", "steps": preset.pretrain_steps, **common})
+    journal.run(
+        "finetune", finetune,
+        {"tokens": [out / "tokens"], "init": out / "pretrain", "out": out / "finetune", "steps": preset.finetune_steps,
+         **common},
+    )  # fmt: skip
+
+
+def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed: int) -> None:
+    from .calvin.evaluate import evaluate
+    from .imagine import imagine
+
+    journal.run(
+        "benchmark calvin", evaluate,
+        {"policy": str(out / "finetune"), "out": out / "act", "control": "both", "starts": preset.starts,
+         "chains": preset.test_chains, "workers": workers, "seed": seed + 100}, name="act",
+    )  # fmt: skip
+    journal.run("imagine", imagine, {"policy": str(out / "finetune"), "out": out / "imagine", "seed": seed + 300})
+
+
+def journal_report(journal: _Journal, out: Path, write_report: Callable[..., Path]) -> Path:
+    """Write the report; it is cheap and made anew each time."""
+    journal.number += 1
+    print(f"\n[{journal.number}/{journal.stages}] report: gr2 report --run {out}", flush=True)
+    return write_report(run=out)
