@@ -1,4 +1,4 @@
-"""What a VQGAN is trained for: pixels, edges, small things, and optionally a critic and a perceptual distance."""
+"""What a VQGAN is trained for: pixels, edges, small things, a critic, a perceptual distance."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class LossConfig:
 
     l1, l2: pixel terms.
     gradient: multi-scale differences of neighbouring pixels.
-    detail: how much more a pixel counts that stands out from its surroundings (see `detail_weights`); this keeps
-        objects of a few pixels.
+    detail: how much more a pixel counts that stands out from its surroundings (see `detail_weights`); this
+        keeps objects of a few pixels.
     codebook: the quantiser's own loss.
     adversarial: weight of the critic (0: none), from step `adversarial_start` on.
-    perceptual: weight of the VGG16 distance (0: none) with weights from the local files `vgg_file` and, optionally,
-        `heads_file`.
+    perceptual: weight of the VGG16 distance (0: none) with weights from the local files `vgg_file` and,
+        optionally, `heads_file`.
     """
 
     l1: float = 1.0
@@ -48,8 +48,8 @@ def detail_weights(
 ) -> Float[Tensor, "b 1 h w"]:
     """Return pixel weights `1 + strength * contrast / mean contrast`, divided by their mean.
 
-    Contrast is the distance of a pixel from the mean of the `window` x `window` pixels around it: large for objects
-    much smaller than the window, near zero on even surfaces, whatever the scene and the camera.
+    Contrast is the distance of a pixel from the mean of the `window` x `window` pixels around it: large
+    for objects much smaller than the window, near zero on even surfaces, whatever the scene and the camera.
     """
     around = F.avg_pool2d(images, window, stride=1, padding=window // 2, count_include_pad=False)
     contrast = (images - around).abs().mean(1, keepdim=True)
@@ -132,12 +132,11 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         if vgg_file is None:
             raise CheckpointError(
-                "Perceptual loss: expected LossConfig.vgg_file, the VGG16 weights on this machine, got none; give the "
-                "file or set perceptual to 0."
+                "Perceptual loss: expected LossConfig.vgg_file, the VGG16 weights on this machine, got "
+                "none; give the file or set perceptual to 0."
             )
-        from torchvision.models import vgg16
-
-        self.features = vgg16(weights=None).features[: max(self.TAPS) + 1]
+        with torch.device("meta"):  # the file fills the network, so drawing random weights is wasted
+            self.features = _vgg16_features()
         state = {k.removeprefix("features."): v for k, v in read_state_dict(vgg_file).items()}
         known = {k: v for k, v in state.items() if k in self.features.state_dict()}
         if len(known) != len(self.features.state_dict()):
@@ -145,7 +144,7 @@ class PerceptualLoss(nn.Module):
                 f"Perceptual loss: expected VGG16 features in {vgg_file}, got {len(known)} of "
                 f"{len(self.features.state_dict())} tensors; give torchvision's vgg16 state dict."
             )
-        self.features.load_state_dict(known)
+        self.features.load_state_dict(known, assign=True)
         heads = read_state_dict(heads_file) if heads_file is not None else {}
         self.heads = [heads.get(f"lin{i}.model.1.weight") for i in range(len(self.TAPS))]
         self.register_buffer(
@@ -169,3 +168,15 @@ class PerceptualLoss(nn.Module):
             head = self.heads[self.TAPS.index(index)]
             total = total + (squared.sum(1) if head is None else (squared * head.to(squared)).sum(1)).mean()
         return total
+
+
+def _vgg16_features() -> nn.Sequential:
+    """Return the convolutions of VGG16 up to the last tap, numbered as in torchvision."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for width, repeats in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        layers += [nn.MaxPool2d(2)] if layers else []
+        for _ in range(repeats):
+            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
+            inputs = width
+    return nn.Sequential(*layers)

@@ -40,8 +40,8 @@ class VectorQuantizer(nn.Module):
         """
         if codes.ndim != 2 or codes.shape[1] != grid[0] * grid[1]:
             raise ShapeError(
-                f"Image codes: expected shape (b, {grid[0] * grid[1]}) for a {grid[0]} x {grid[1]} grid, got "
-                f"{tuple(codes.shape)}; pass the codes of whole frames."
+                f"Image codes: expected shape (b, {grid[0] * grid[1]}) for a {grid[0]} x {grid[1]} grid, "
+                f"got {tuple(codes.shape)}; pass the codes of whole frames."
             )
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.embedding.num_embeddings):
             raise ShapeError(
@@ -56,7 +56,8 @@ class VectorQuantizer(nn.Module):
     ) -> tuple[Float[Tensor, "b d gh gw"], Float[Tensor, ""], Int[Tensor, "b n"]]:
         """Quantise with the straight-through gradient; return vectors, the codebook loss and codes.
 
-        The loss is `commitment * |z - sg(e)|^2 + |sg(z) - e|^2`, averaged over elements (`sg` stops gradients).
+        The loss is `commitment * |z - sg(e)|^2 + |sg(z) - e|^2`, averaged over elements (`sg` stops
+        gradients).
         """
         batch, _, rows, columns = latents.shape
         codes = self.nearest(latents.detach().permute(0, 2, 3, 1)).view(batch, rows * columns)
@@ -68,7 +69,8 @@ class VectorQuantizer(nn.Module):
 class CodebookAverage(nn.Module):
     """Learn a codebook as moving averages of the latents that chose each code, and revive dead codes.
 
-    Kept outside `VectorQuantizer`, so that its buffers travel in training checkpoints and never in released weights.
+    Kept outside `VectorQuantizer`, so that its buffers travel in training checkpoints and never in
+    released weights.
 
     Source: van den Oord et al. 2017, appendix A.1; the revival of unused codes follows Dhariwal et al. 2020
     ("Jukebox"), section 3.1.

@@ -10,11 +10,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from tqdm import tqdm
 
 from ..gr_model.errors import CheckpointError, ConfigError, Gr2Error
+from .weight_files import write_atomically
 
 
 class StepLoader:
@@ -46,7 +47,7 @@ class StepLoader:
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float = 0.01) -> float:
-    """Return the learning-rate factor: a linear rise over `warmup` steps, then half a cosine down to `floor`."""
+    """Return the learning-rate factor: a linear rise over `warmup` steps, then a cosine down to `floor`."""
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
@@ -61,8 +62,8 @@ def require_finite(loss: torch.Tensor, step: int) -> None:
     """
     if not torch.isfinite(loss):
         raise Gr2Error(
-            f"Training: expected a finite loss, got {loss.item()} at step {step}; lower the learning rate and check the "
-            "pictures, then resume from the last checkpoint."
+            f"Training: expected a finite loss, got {loss.item()} at step {step}; lower the learning rate "
+            "and check the pictures, then resume from the last checkpoint."
         )
 
 
@@ -98,6 +99,20 @@ class _Progress(Callback):
             self.bar.close()
 
 
+class _Checkpoints(Callback):
+    """Replace `path` by the state after every `every`-th step and after the last one, whole at any moment."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 or step == trainer.max_steps:
+            write_atomically(self.path, trainer.save_checkpoint)
+
+
 def run_steps(
     module: L.LightningModule,
     draw: Callable[[np.random.Generator], Any],
@@ -111,10 +126,10 @@ def run_steps(
     resume: bool,
     stop_after: int | None = None,
 ) -> None:
-    """Train `module` for `steps` steps on drawn batches; CSV log and checkpoints lie in `out`.
+    """Train `module` for `steps` steps on drawn batches; the CSV logs lie in `out/log`, one a start.
 
-    With `resume` the run goes on from `out/checkpoints/last.ckpt` where there is one. `stop_after` ends the run
-    early at that step, with a checkpoint, and leaves the schedule as it is.
+    With `resume` the run goes on from `out/last.ckpt` where there is one. `stop_after` ends
+    the run early at that step, with a checkpoint, and leaves the schedule as it is.
 
     Raises:
         ConfigError: if `steps`, `checkpoint_every` or `log_every` is not positive.
@@ -123,27 +138,22 @@ def run_steps(
     for name, value in (("steps", steps), ("checkpoint_every", checkpoint_every), ("log_every", log_every)):
         if value < 1:
             raise ConfigError(f"{name}: expected a positive number, got {value}; give at least 1.")
-    last = out / "checkpoints" / "last.ckpt"
+    last = out / "last.ckpt"
     torch.manual_seed(seed)
     trainer = L.Trainer(
         accelerator="auto",
         devices=1,
         max_epochs=1,
         max_steps=min(steps, stop_after or steps),
-        logger=CSVLogger(out, name="", version="log", flush_logs_every_n_steps=log_every),
+        logger=CSVLogger(out, name="log", flush_logs_every_n_steps=log_every),
         callbacks=[
             _Progress(description),
-            ModelCheckpoint(
-                dirpath=last.parent,
-                save_top_k=0,
-                save_last=True,
-                every_n_train_steps=checkpoint_every,
-                enable_version_counter=False,
-            ),
+            _Checkpoints(last, checkpoint_every),
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=log_every,
+        enable_checkpointing=False,
         num_sanity_val_steps=0,
     )
     loader = StepLoader(draw, steps=steps, seed=seed)
@@ -154,6 +164,6 @@ def run_steps(
         if start is None or trainer.global_step > 0:
             raise
         raise CheckpointError(
-            f"{last}: expected a checkpoint of this run, got one that does not fit ({error}); delete it or choose "
-            "another output folder."
+            f"{last}: expected a checkpoint of this run, got one that does not fit ({error}); delete it or "
+            "choose another output folder."
         ) from error

@@ -7,15 +7,19 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..gr_model.contracts import Array
 from ..gr_model.errors import ConfigError
+
+if TYPE_CHECKING:
+    from open_clip.transformer import TextTransformer
 
 BPE_SIZE = 49408
 """Entries of open_clip's byte-pair vocabulary; the last two are start and end of text."""
@@ -38,23 +42,24 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ConfigError(
-                f"TextConfig.heads: expected a divisor of the width {self.width}, got {self.heads}; change either."
+                f"TextConfig.heads: expected a divisor of the width {self.width}, got {self.heads}; change "
+                "either."
             )
 
 
 class Vocabulary:
     """A part of open_clip's byte-pair vocabulary: rows of a small embedding table.
 
-    Row 0 stands for every token outside; it is trained by dropping words, so an unseen word reads as "some word".
-    The order of tokens is kept, so that the end of text has the largest row (open_clip pools there).
+    Row 0 stands for every token outside; it is trained by dropping words, so an unseen word reads as "some
+    word". The order of tokens is kept, so that the end of text has the largest row (open_clip pools there).
     """
 
     def __init__(self, token_ids: Int[Array, " m"]) -> None:
         ids = np.unique(np.asarray(token_ids, np.int64))
         if not len(ids) or ids[0] < 0 or ids[-1] != END_OF_TEXT:
             raise ConfigError(
-                f"Vocabulary: expected byte-pair tokens in [0, {BPE_SIZE}) with the end of text {END_OF_TEXT}, got "
-                f"{len(ids)} others; make it with vocabulary_of."
+                f"Vocabulary: expected byte-pair tokens in [0, {BPE_SIZE}) with the end of text "
+                f"{END_OF_TEXT}, got {len(ids)} others; make it with vocabulary_of."
             )
         self.token_ids = ids
         self.rows = torch.full((BPE_SIZE,), UNKNOWN_ROW, dtype=torch.int64)
@@ -70,7 +75,8 @@ def tokenize(sentences: Sequence[str], context_length: int) -> Int[Tensor, "b l"
     long = [s for s in sentences if len(tokenizer.encode(s)) + 2 > context_length]
     if long:
         warnings.warn(
-            f"Text: {len(long)} sentences are longer than {context_length} tokens and are cut, such as {long[0]!r}",
+            f"Text: {len(long)} sentences are longer than {context_length} tokens and are cut, such as "
+            f"{long[0]!r}",
             stacklevel=2,
         )
     return tokenizer(list(sentences), context_length=context_length)
@@ -83,16 +89,12 @@ def vocabulary_of(sentences: Sequence[str]) -> Vocabulary:
     return Vocabulary(np.array(sorted(seen | {0, END_OF_TEXT - 1, END_OF_TEXT})))
 
 
-_tokenizer = None
+@cache
+def _byte_pairs() -> Any:
+    """Return open_clip's tokenizer; its vocabulary takes a while to read, so it waits for the first use."""
+    from open_clip.tokenizer import SimpleTokenizer
 
-
-def _byte_pairs():  # type: ignore[no-untyped-def]
-    global _tokenizer
-    if _tokenizer is None:  # reading the vocabulary takes a while, and is not needed on import
-        from open_clip.tokenizer import SimpleTokenizer
-
-        _tokenizer = SimpleTokenizer()
-    return _tokenizer
+    return SimpleTokenizer()
 
 
 class TextEncoder:
@@ -102,9 +104,9 @@ class TextEncoder:
     """
 
     def __init__(
-        self, tower: nn.Module, *, vocabulary: Vocabulary | None = None, cache_sentences: int = 2048
+        self, tower: TextTransformer, *, vocabulary: Vocabulary | None = None, cache_sentences: int = 2048
     ) -> None:
-        """Freeze `tower`, an open_clip text transformer whose table has the rows of `vocabulary` (default: all)."""
+        """Freeze `tower`, an open_clip text transformer over `vocabulary` (default: all byte pairs)."""
         self.tower = tower.requires_grad_(False).eval()
         self.vocabulary = vocabulary
         self.cache_sentences = cache_sentences
@@ -137,7 +139,7 @@ class TextEncoder:
         return self
 
     def encode(self, sentences: Sequence[str]) -> tuple[Array, Array]:
-        """Return features, float32 `[b l d]`, and the mask, bool `[b l]`, that is True from start to end of text.
+        """Return features, float32 `[b l d]`, and the mask, bool `[b l]`, True from start to end of text.
 
         Raises:
             ConfigError: if one string is passed instead of a sequence of strings.
@@ -189,7 +191,7 @@ def token_mask(tokens: Int[Tensor, "b l"]) -> Tensor:
     return torch.arange(tokens.shape[1]) <= end
 
 
-def token_features(tower: nn.Module, rows: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+def token_features(tower: TextTransformer, rows: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
     """Run an open_clip text transformer up to and with `ln_final`."""
     dtype = tower.transformer.get_cast_dtype()
     x = tower.token_embedding(rows).to(dtype) + tower.positional_embedding.to(dtype)

@@ -53,7 +53,7 @@ class EqualSentencesClipLoss(ClipLoss):
     def forward(  # type: ignore[override]
         self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor, sentences: Int[Tensor, " b"]
     ) -> Float[Tensor, ""]:
-        """Return the cross-entropy to targets spread evenly over the pairs with an equal number in `sentences`."""
+        """Return the cross-entropy to targets spread evenly over pairs with equal numbers in `sentences`."""
         per_image, per_text = self.get_logits(image_features, text_features, logit_scale)
         equal = (sentences[:, None] == sentences[None, :]).to(per_image.dtype)
         targets = equal / equal.sum(1, keepdim=True)
@@ -63,7 +63,8 @@ class EqualSentencesClipLoss(ClipLoss):
 def frame_channels(frames: Int[Tensor, "b ..."]) -> Float[Tensor, "b c h w"]:
     """Stack frames along channels: the first in [-1, 1], then the change of each later one from the first.
 
-    What a sentence names is mostly what changes, and in plain stacks that is a small difference of large numbers.
+    What a sentence names is mostly what changes, and in plain stacks that is a small difference of large
+    numbers.
     """
     stack = frames if frames.ndim == 5 else frames[:, None]
     pictures = stack.permute(0, 1, 4, 2, 3).float().div(127.5).sub(1.0)
@@ -170,7 +171,7 @@ def drop_words(
 
 @torch.inference_mode()
 def measure_retrieval(module: TextTraining, pairs: Pairs) -> dict[str, float]:
-    """Return how often the sentence of held-out frames is the nearest, or among five, of all different ones."""
+    """Return how often the sentence of held-out frames is the nearest, or among the nearest five."""
     frames, sentences = pairs
     model, unique = module.model.eval(), sorted(set(sentences))
     tokens = tokenize(unique, module.training_config.text.context_length)
@@ -203,7 +204,7 @@ def train_text(
     resume: bool = True,
     stop_after: int | None = None,
 ) -> TextEncoder:
-    """Train a small CLIP and write `text.safetensors`, `text.json` and the log to `out`; return its text encoder.
+    """Train a small CLIP, write `text.safetensors`, `text.json` and the log to `out`, return its encoder.
 
     Args:
         sample_pairs: draws frames and sentences for a batch size and a generator.
@@ -226,8 +227,8 @@ def train_text(
     shape = validation[0].shape
     if len(shape) not in (4, 5) or shape[-1] != 3 or shape[-2] != shape[-3] or len(validation[1]) != shape[0]:
         raise ShapeError(
-            f"train_text.validation: expected square frames (b, h, w, 3) or (b, m, h, w, 3) and b sentences, got "
-            f"{shape} and {len(validation[1])}; check the sampler."
+            "train_text.validation: expected square frames (b, h, w, 3) or (b, m, h, w, 3) and b "
+            f"sentences, got {shape} and {len(validation[1])}; check the sampler."
         )
     torch.manual_seed(seed)
     vocabulary = vocabulary_of(sentences)

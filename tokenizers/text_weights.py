@@ -1,18 +1,20 @@
-"""Load a frozen text encoder: the shipped one, one of our own, or any CLIP text tower that open_clip can read."""
+"""Load a frozen text encoder: the shipped one, one of our own, or any CLIP that open_clip can read."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
 from ..gr_model.errors import CheckpointError, ConfigError
-from .text import TextConfig, TextEncoder, Vocabulary
+from .text import BPE_SIZE, TextConfig, TextEncoder, Vocabulary
 from .weight_files import load_weights
+
+if TYPE_CHECKING:
+    from open_clip.transformer import TextTransformer
 
 _TORCH_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -31,8 +33,8 @@ def load_text_encoder(
             `name:tag` of open_clip, such as "ViT-B-32:openai";
             a hub name, such as "hf-hub:timm/vit_base_patch32_clip_224.openai".
         architecture: open_clip's name of the model in a bare weight file.
-        quick_gelu: whether a bare weight file was trained with QuickGELU (OpenAI's and MetaCLIP's were). A file does
-            not say so, and the wrong one gives wrong features without an error.
+        quick_gelu: whether a bare weight file was trained with QuickGELU (OpenAI's and MetaCLIP's were). A
+            file does not say so, and the wrong one gives wrong features without an error.
 
     Raises:
         CheckpointError: if the weights are missing, damaged or do not fit.
@@ -43,8 +45,8 @@ def load_text_encoder(
         with as_file(files("gr2.tokenizers") / "weights" / "text.safetensors") as path:
             if not path.is_file():
                 raise CheckpointError(
-                    "Text encoder 'small': expected the shipped weights text.safetensors, got none in this "
-                    "installation; install a release or train one with `gr2 text train`."
+                    "Text encoder 'small': expected the shipped weights text.safetensors, got none in "
+                    "this installation; install a release or train one with `gr2 text train`."
                 )
             return _read_own(path)
     path = Path(text.removeprefix("local-dir:"))
@@ -63,7 +65,7 @@ def load_text_encoder(
     return TextEncoder(_named_tower(text))
 
 
-def build_text_tower(config: TextConfig, rows: int) -> nn.Module:
+def build_text_tower(config: TextConfig, rows: int) -> TextTransformer:
     """Return open_clip's text transformer of a small shape, with random weights."""
     from open_clip.transformer import TextTransformer
 
@@ -82,7 +84,8 @@ def _read_own(path: Path) -> TextEncoder:
     stated = record.get("config", {})
     if set(stated) != {f.name for f in fields(TextConfig)} or "token_ids" not in tensors:
         raise CheckpointError(
-            f"{path}: expected a text encoder of this version, got the configuration {sorted(stated)}; train it again."
+            f"{path}: expected a text encoder of this version, got the configuration {sorted(stated)}; "
+            "train it again."
         )
     vocabulary = Vocabulary(tensors.pop("token_ids").numpy().astype(np.int64))
     tower = build_text_tower(TextConfig(**stated), len(vocabulary))
@@ -95,30 +98,32 @@ def _read_own(path: Path) -> TextEncoder:
     return TextEncoder(tower, vocabulary=vocabulary)
 
 
-def _bare_file_tower(path: Path, architecture: str | None, quick_gelu: bool | None) -> nn.Module:
+def _bare_file_tower(path: Path, architecture: str | None, quick_gelu: bool | None) -> TextTransformer:
     if path.suffix not in _TORCH_SUFFIXES:
         raise CheckpointError(
-            f"{path}: expected one of {', '.join(_TORCH_SUFFIXES)}, got {path.suffix or 'no suffix'}; convert it first."
+            f"{path}: expected one of {', '.join(_TORCH_SUFFIXES)}, got {path.suffix or 'no suffix'}; "
+            "convert it first."
         )
     if architecture is None:
         raise ConfigError(
-            f"{path}: expected the architecture of a bare weight file, got none; name it (ViT-B-32, ViT-L-14 ...) or put "
-            "open_clip_config.json beside it and pass the folder."
+            f"{path}: expected the architecture of a bare weight file, got none; name it (ViT-B-32, "
+            "ViT-L-14 ...) or put open_clip_config.json beside it and pass the folder."
         )
     named_quick = architecture.endswith("-quickgelu")
     if quick_gelu is None and not named_quick:
         raise ConfigError(
-            f"{path}: expected quick_gelu for a bare weight file, got none; pass quick_gelu=True for OpenAI's and "
-            "MetaCLIP's weights, False for LAION's and DataComp's."
+            f"{path}: expected quick_gelu for a bare weight file, got none; pass quick_gelu=True for "
+            "OpenAI's and MetaCLIP's weights, False for LAION's and DataComp's."
         )
     if quick_gelu is False and named_quick:
         raise ConfigError(
-            f"{path}: expected one activation, got architecture {architecture} with quick_gelu=False; choose either."
+            f"{path}: expected one activation, got architecture {architecture} with quick_gelu=False; "
+            "choose either."
         )
     return _open_clip_tower(architecture, str(path), bool(quick_gelu))
 
 
-def _named_tower(source: str) -> nn.Module:
+def _named_tower(source: str) -> TextTransformer:
     import open_clip
 
     if source.startswith("hf-hub:"):
@@ -129,19 +134,20 @@ def _named_tower(source: str) -> nn.Module:
     stated = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     if not stated:
         raise ConfigError(
-            f"Text encoder {source!r}: expected 'small', a folder, a file, name:tag or a hub name, got none of them; "
-            f"open_clip's tags of {name!r} are {open_clip.list_pretrained_tags_by_model(name) or 'none'}."
+            f"Text encoder {source!r}: expected 'small', a folder, a file, name:tag or a hub name, got "
+            f"none of them; open_clip's tags of {name!r} are "
+            f"{open_clip.list_pretrained_tags_by_model(name) or 'none'}."
         )
     needs_quick = bool(stated.get("quick_gelu", False))
     if bool((open_clip.get_model_config(name) or {}).get("quick_gelu", False)) and not needs_quick:
         raise ConfigError(
-            f"Text encoder {source!r}: expected a model with GELU, as the weights were trained, got QuickGELU; use "
-            f"'{name.removesuffix('-quickgelu')}:{tag}'."
+            f"Text encoder {source!r}: expected a model with GELU, as the weights were trained, got "
+            f"QuickGELU; use '{name.removesuffix('-quickgelu')}:{tag}'."
         )
     return _open_clip_tower(name, tag, needs_quick)
 
 
-def _open_clip_tower(name: str, pretrained: str | None, quick_gelu: bool) -> nn.Module:
+def _open_clip_tower(name: str, pretrained: str | None, quick_gelu: bool) -> TextTransformer:
     """Let open_clip build a model and load its weights; return the text tower alone."""
     import open_clip
     from open_clip.transformer import TextTransformer
@@ -157,12 +163,12 @@ def _open_clip_tower(name: str, pretrained: str | None, quick_gelu: bool) -> nn.
         )
     except Exception as error:  # open_clip, huggingface_hub and torch raise many kinds here
         raise CheckpointError(
-            f"Text encoder {pretrained or name}: expected weights that open_clip can load into {name}, got an error "
-            f"({error}); without network give a local folder with open_clip_config.json and the weights."
+            f"Text encoder {pretrained or name}: expected weights that open_clip can load into {name}, got "
+            f"an error ({error}); without network give a local folder with open_clip_config.json and the "
+            "weights."
         ) from error
     tower = getattr(model, "text", None)
-    plain = isinstance(tower, TextTransformer) and tower.cls_emb is None and tower.vocab_size == 49408
-    if not plain:
+    if not isinstance(tower, TextTransformer) or tower.cls_emb is not None or tower.vocab_size != BPE_SIZE:
         raise ConfigError(
             f"Text encoder {name}: expected a CLIP text transformer over open_clip's byte pairs, got "
             f"{type(tower).__name__}; choose a CLIP model such as ViT-B-32 or ViT-L-14."

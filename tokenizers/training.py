@@ -12,8 +12,6 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -23,15 +21,15 @@ from .losses import (
     LossConfig,
     PerceptualLoss,
     adaptive_weight,
-    detail_weights,
     hinge_loss,
     make_critic,
     reconstruction_loss,
 )
+from .quality import measure_vqgan, psnr, save_grid
 from .quantize import CodebookAverage
 from .steps import require_finite, run_steps, warmup_cosine
 from .vqgan import VQGAN, VQGANConfig, normalize_frames, small
-from .weight_files import save_weights, write_atomically
+from .weight_files import save_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +37,8 @@ class VQGANTrainingConfig:
     """How a VQGAN is trained.
 
     learning_rate: peak; it rises over `warmup` steps and falls along a cosine.
-    quantize_start: step at which the quantiser is put between encoder and decoder, its codebook placed by k-means on
-        the latents of one batch; at most a quarter of the run.
+    quantize_start: step at which the quantiser is put between encoder and decoder, its codebook placed by
+        k-means on the latents of one batch; at most a quarter of the run.
     codebook_decay: decay of the codebook's moving averages; 0 learns the codebook by gradient.
     revive_until: fraction of the steps after which dead codes are left alone.
     weight_average: decay of the moving average of all weights that is released; 0 releases the last weights.
@@ -60,7 +58,7 @@ class VQGANTrainingConfig:
 
 
 def fast_bfloat16() -> bool:
-    """Return whether convolutions in bfloat16 are faster here: on CUDA, and on processors with AVX512-BF16 or AMX."""
+    """Return whether bfloat16 is faster here: on CUDA, and on processors with AVX512-BF16 or AMX."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -92,7 +90,7 @@ class VQGANTraining(L.LightningModule):
             else None
         )
         self.last_tick = time.perf_counter()
-        self.bfloat16 = training.precision == "bf16" or (training.precision == "auto" and fast_bfloat16())
+        self.use_bfloat16 = training.precision == "bf16" or (training.precision == "auto" and fast_bfloat16())
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return AdamW for the VQGAN and, with a critic, one for the critic."""
@@ -171,8 +169,8 @@ class VQGANTraining(L.LightningModule):
         return images.float()
 
     def _mixed(self, tensor: Tensor) -> torch.autocast:
-        """Return the bfloat16 region for encoder and decoder; quantiser and losses stay outside, in float32."""
-        return torch.autocast(tensor.device.type, torch.bfloat16, enabled=self.bfloat16)
+        """Return the bfloat16 region for encoder and decoder; quantiser and losses stay in float32."""
+        return torch.autocast(tensor.device.type, torch.bfloat16, enabled=self.use_bfloat16)
 
     def _adversarial_term(self, reconstruction: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
         assert self.critic is not None
@@ -185,7 +183,7 @@ class VQGANTraining(L.LightningModule):
         loss = hinge_loss(self.critic(images), self.critic(reconstruction))
         optimizer.zero_grad()
         self.manual_backward(loss)
-        # The wrapped optimizer: Lightning would count its step, and `global_step` counts pictures' steps here.
+        # The wrapped optimizer, so that `global_step` does not count the steps of the critic.
         optimizer.optimizer.step()
         return loss.detach()
 
@@ -194,46 +192,6 @@ class VQGANTraining(L.LightningModule):
         model = self.model if self.average is None else self.average.module
         assert isinstance(model, VQGAN)
         return model.eval()
-
-
-def psnr(
-    a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"], weights: Float[Tensor, "b 1 h w"] | None = None
-) -> Float[Tensor, ""]:
-    """Return the mean over pictures of the peak signal-to-noise ratio [dB] of pictures in [-1, 1]."""
-    squared = (a - b).square().mean(1, keepdim=True)
-    if weights is not None:
-        squared = squared * weights
-    return (10.0 * torch.log10(4.0 / squared.mean((1, 2, 3)).clamp_min(1e-10))).mean()
-
-
-@torch.inference_mode()
-def measure_vqgan(model: VQGAN, frames: Array, *, batch_size: int = 64) -> dict[str, float]:
-    """Return `psnr`, `detail_psnr` (errors weighted by `detail_weights`) [dB] and `codes_used` on uint8 frames."""
-    totals = {"psnr": 0.0, "detail_psnr": 0.0}
-    used: set[int] = set()
-    for start in range(0, len(frames), batch_size):
-        images = normalize_frames(torch.as_tensor(frames[start : start + batch_size])).to(
-            model.codebook.device
-        )
-        codes = model.encode(images)
-        reconstruction = model.decode(codes)
-        used.update(codes.flatten().tolist())
-        totals["psnr"] += float(psnr(reconstruction, images)) * len(images)
-        weights = detail_weights(images, 1e3)
-        totals["detail_psnr"] += float(psnr(reconstruction, images, weights)) * len(images)
-    return {k: v / len(frames) for k, v in totals.items()} | {"codes_used": float(len(used))}
-
-
-def save_grid(model: VQGAN, frames: Array, path: Path, *, columns: int = 8) -> None:
-    """Write a PNG: rows of real frames, each above its reconstruction."""
-    frames = frames[: 4 * columns]
-    again = model.decode_frames(model.encode_frames(frames))
-    rows = []
-    for start in range(0, len(frames) - len(frames) % columns or len(frames), columns):
-        for pictures in (frames, again):
-            rows.append(np.concatenate(list(pictures[start : start + columns]), axis=1))
-    picture = Image.fromarray(np.concatenate(rows, axis=0))
-    write_atomically(path, lambda p: picture.save(p, format="PNG"))
 
 
 def train_vqgan(
@@ -273,8 +231,8 @@ def train_vqgan(
     side = config.resolution
     if validation.ndim != 4 or validation.shape[1:] != (side, side, 3) or not len(validation):
         raise ShapeError(
-            f"train_vqgan.validation: expected uint8 frames (m, {side}, {side}, 3), got shape {validation.shape}; "
-            "resize them to the resolution of the tokenizer."
+            f"train_vqgan.validation: expected uint8 frames (m, {side}, {side}, 3), got shape "
+            f"{validation.shape}; resize them to the resolution of the tokenizer."
         )
     torch.manual_seed(seed)
     module = VQGANTraining(config, training, steps=steps)

@@ -23,12 +23,12 @@ class VQGANConfig:
     """Shape of a VQGAN.
 
     resolution: side of the pictures [pixels].
-    patch_size: side of the square of pixels folded into channels before the first convolution; 1 is plain VQGAN.
-        Folding loses nothing, and the costly full-resolution layers disappear.
+    patch_size: side of the square of pixels folded into channels before the first convolution; 1 is plain
+        VQGAN. Folding loses nothing, and the costly full-resolution layers disappear.
     channels, channel_mult, num_res_blocks, attn_resolutions, z_channels: as in taming's `ddconfig`;
         `attn_resolutions` counts folded pixels.
-    decoder_channels, decoder_res_blocks: of the decoder; `None` takes those of the encoder. As in taming, a level of
-        the decoder has one block more.
+    decoder_channels, decoder_res_blocks: of the decoder; `None` takes those of the encoder. As in taming,
+        a level of the decoder has one block more.
     embed_dim, codebook_size: length and number of the codebook vectors.
     """
 
@@ -47,8 +47,8 @@ class VQGANConfig:
     def __post_init__(self) -> None:
         if self.channels % 32 or (self.decoder_channels or 32) % 32:
             raise ConfigError(
-                f"VQGANConfig.channels: expected a multiple of 32 (group normalisation), got {self.channels} and "
-                f"{self.decoder_channels}; choose 32, 64, 96 ..."
+                "VQGANConfig.channels: expected a multiple of 32 (group normalisation), got "
+                f"{self.channels} and {self.decoder_channels}; choose 32, 64, 96 ..."
             )
         if self.resolution % self.downsampling:
             raise ConfigError(
@@ -105,8 +105,8 @@ def at_resolution(config: VQGANConfig, resolution: int) -> VQGANConfig:
 class VQGAN(nn.Module):
     """Encoder, codebook and decoder; pictures are `[b 3 h w]` in [-1, 1], codes are row-major `[b n]`.
 
-    Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis"; the state dict has the keys
-    of its published checkpoints.
+    Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis"; the state dict
+    has the keys of its published checkpoints.
     """
 
     def __init__(self, config: VQGANConfig) -> None:
@@ -160,8 +160,8 @@ class VQGAN(nn.Module):
         side = self.config.resolution
         if images.ndim != 4 or images.shape[1:] != (3, side, side):
             raise ShapeError(
-                f"VQGAN pictures: expected shape (b, 3, {side}, {side}), got {tuple(images.shape)}; resize the pictures "
-                "or load the tokenizer with another resolution."
+                f"VQGAN pictures: expected shape (b, 3, {side}, {side}), got {tuple(images.shape)}; resize "
+                "the pictures or load the tokenizer with another resolution."
             )
         return self.quant_conv(self.encoder(F.pixel_unshuffle(images, self.config.patch_size)))
 
@@ -194,8 +194,8 @@ class VQGAN(nn.Module):
         frames = np.asarray(frames)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise ShapeError(
-                f"VQGAN frames: expected uint8 of shape (f, h, w, 3), got {frames.dtype} of shape {frames.shape}; "
-                "pass RGB frames with values 0 to 255."
+                f"VQGAN frames: expected uint8 of shape (f, h, w, 3), got {frames.dtype} of shape "
+                f"{frames.shape}; pass RGB frames with values 0 to 255."
             )
         device = self.codebook.device
         codes = [

@@ -1,4 +1,4 @@
-"""Reading and writing weight files: safetensors beside a JSON record, and foreign pickles without running them."""
+"""Read and write weight files: safetensors beside a JSON record, and foreign pickles without running them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,11 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str,
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda p: save_file(whole, p))
     text = json.dumps({**record, "sha256": sha256(path)}, indent=2)
-    write_atomically(path.with_suffix(".json"), lambda p: p.write_text(text + "\n") and None)
+    write_atomically(path.with_suffix(".json"), lambda p: _write_text(p, text + "\n"))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
 def load_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -62,7 +66,8 @@ def load_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     for file in (path, record_path):
         if not file.is_file():
             raise CheckpointError(
-                f"Weights of a {kind}: expected the file {file}, got none; train it or give the path of a trained one."
+                f"Weights of a {kind}: expected the file {file}, got none; train it or give the path of a "
+                "trained one."
             )
     try:
         record = json.loads(record_path.read_text())
@@ -76,7 +81,8 @@ def load_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         )
     if record.get("sha256") != sha256(path):
         raise CheckpointError(
-            f"{path}: expected the SHA-256 that {record_path.name} states, got another; copy both files again."
+            f"{path}: expected the SHA-256 that {record_path.name} states, got another; copy both files "
+            "again."
         )
     return read_safetensors(path), record
 
@@ -111,23 +117,12 @@ class _Inert:
         """Accept pickled list items and drop them."""
 
 
-_STORAGES = [
-    "FloatStorage",
-    "DoubleStorage",
-    "HalfStorage",
-    "BFloat16Storage",
-    "LongStorage",
-    "IntStorage",
-    "ShortStorage",
-    "CharStorage",
-    "ByteStorage",
-    "BoolStorage",
-]
+_STORAGES = "Float Double Half BFloat16 Long Int Short Char Byte Bool"
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    **{("torch", name): getattr(torch, name) for name in _STORAGES},
+    **{("torch", f"{kind}Storage"): getattr(torch, f"{kind}Storage") for kind in _STORAGES.split()},
 }
 
 
@@ -146,8 +141,9 @@ def _inert_pickle() -> types.ModuleType:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read tensors by name from a file, running nothing that is pickled in it.
 
-    Tries safetensors, then torch's `weights_only` reader, then an unpickler that rebuilds tensors and replaces every
-    other class by one that does nothing (Lightning checkpoints of 2020 need it). A `state_dict` entry is unwrapped.
+    Tries safetensors, then torch's `weights_only` reader, then an unpickler that rebuilds tensors and
+    replaces every other class by one that does nothing (Lightning checkpoints of 2020 need it). A
+    `state_dict` entry is unwrapped.
 
     Raises:
         CheckpointError: if the file is missing, damaged or holds no tensors.
@@ -171,7 +167,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     )
     if not tensors:
         raise CheckpointError(
-            f"{path}: expected tensors by name, got {type(content).__name__} without any; give a file with a state dict."
+            f"{path}: expected tensors by name, got {type(content).__name__} without any; give a file with "
+            "a state dict."
         )
     return tensors
 
@@ -185,5 +182,6 @@ def _load_inert(path: Path) -> Any:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{path}: expected a torch checkpoint, got one that cannot be read ({error}); copy or download it again."
+        f"{path}: expected a torch checkpoint, got one that cannot be read ({error}); copy or download it "
+        "again."
     )

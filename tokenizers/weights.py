@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ def load_vqgan(
     """Return a frozen VQGAN in evaluation mode.
 
     Args:
-        source: "small" (shipped); a folder or `.safetensors` of `train_vqgan`; or a published `.ckpt` or `.pt`.
+        source: "small" (shipped); a folder or `.safetensors` of `train_vqgan`; or a published `.ckpt` or
+            `.pt`.
         config_file: yaml of a published checkpoint; by default `model.yaml` or the only yaml file beside it.
         resolution: side of the pictures [pixels], where it is to differ from the side in training.
 
@@ -34,8 +35,8 @@ def load_vqgan(
         with as_file(files("gr2.tokenizers") / "weights" / "vqgan.safetensors") as path:
             if not path.is_file():
                 raise CheckpointError(
-                    f"Tokenizer '{source}': expected shipped weights {path.name}, got none in this installation; "
-                    "install a release or train one with `gr2 tokenizer train`."
+                    f"Tokenizer '{source}': expected shipped weights {path.name}, got none in this "
+                    "installation; install a release or train one with `gr2 tokenizer train`."
                 )
             config, state = _read_own(path)
     else:
@@ -50,8 +51,8 @@ def load_vqgan(
         model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{source}: expected the tensors of the VQGAN that its configuration states, got others ({error}); use the "
-            "configuration that belongs to the weights."
+            f"{source}: expected the tensors of the VQGAN that its configuration states, got others "
+            f"({error}); use the configuration that belongs to the weights."
         ) from error
     return model.requires_grad_(False).eval()
 
@@ -64,8 +65,6 @@ def convert_vqgan(*, source: Path, out: Path, config_file: Path | None = None) -
         out: folder for the two files.
         config_file: its yaml; by default `model.yaml` or the only yaml file beside the checkpoint.
     """
-    from dataclasses import asdict
-
     model = load_vqgan(source, config_file=config_file)
     record = {"kind": "vqgan", "config": asdict(model.config), "converted_from": source.name}
     save_weights(out / "vqgan.safetensors", model.state_dict(), record)
@@ -73,12 +72,14 @@ def convert_vqgan(*, source: Path, out: Path, config_file: Path | None = None) -
 
 def _read_own(path: Path) -> tuple[VQGANConfig, dict[str, Any]]:
     state, record = load_weights(path, "vqgan")
-    stated = {k: tuple(v) if isinstance(v, list) else v for k, v in record.get("config", {}).items()}
+    stated: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in record.get("config", {}).items()
+    }
     known = {f.name for f in fields(VQGANConfig)}
     if set(stated) != known:
         raise CheckpointError(
-            f"{path.with_suffix('.json')}: expected the configuration fields {sorted(known)}, got {sorted(stated)}; the "
-            "file is of another version."
+            f"{path.with_suffix('.json')}: expected the configuration fields {sorted(known)}, got "
+            f"{sorted(stated)}; the file is of another version."
         )
     return VQGANConfig(**stated), state
 
@@ -87,8 +88,8 @@ def _read_published(path: Path, config_file: Path | None) -> tuple[VQGANConfig, 
     state = read_state_dict(path)
     if "quantize.embedding.weight" not in state:
         raise CheckpointError(
-            f"{path}: expected quantize.embedding.weight as in taming's VQModel, got none; Gumbel and other quantisers "
-            "are not supported."
+            f"{path}: expected quantize.embedding.weight as in taming's VQModel, got none; Gumbel and "
+            "other quantisers are not supported."
         )
     wanted = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.embedding.")
     config = read_taming_config(config_file or _yaml_beside(path))
@@ -101,7 +102,8 @@ def _yaml_beside(path: Path) -> Path:
     found = sorted([*path.parent.glob("*.yaml"), *path.parent.glob("*.yml")])
     if len(found) != 1:
         raise CheckpointError(
-            f"{path}: expected its yaml beside it, got {len(found)} yaml files; name the right one with config_file."
+            f"{path}: expected its yaml beside it, got {len(found)} yaml files; name the right one with "
+            "config_file."
         )
     return found[0]
 
@@ -130,6 +132,6 @@ def read_taming_config(path: Path) -> VQGANConfig:
         )
     except (yaml.YAMLError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(
-            f"{path}: expected model.params with ddconfig, embed_dim and n_embed, got another layout ({error!r}); use "
-            "the yaml that was published with the weights."
+            f"{path}: expected model.params with ddconfig, embed_dim and n_embed, got another layout "
+            f"({error!r}); use the yaml that was published with the weights."
         ) from error
