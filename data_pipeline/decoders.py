@@ -1,8 +1,8 @@
 """Two video decoders behind one interface: decord (fast) and PyAV (opens everything FFmpeg opens).
 
-Both give identical pixels for 8-bit video (10-bit differs in how colour is upsampled). PyAV finds a frame by its time
-stamp: the time stamps of all packets are read once, without decoding; each request seeks to the key frame before it.
-Where decoded time stamps turn out not to rise one by one, frames are counted from the start instead.
+Both give identical pixels for 8-bit video (10-bit differs in how colour is upsampled). PyAV finds a frame by
+its time stamp: the time stamps of all packets are read once, without decoding; each request seeks to the key
+frame before it. Where decoded time stamps do not rise one by one, frames are counted from the start instead.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class AvDecoder:
         import av
 
         opened = str(source) if isinstance(source, Path) else io.BytesIO(source)
-        self._container = av.open(opened)
+        self._container: Any = av.open(opened)
         try:
             self._prepare(width, height)
         except BaseException:
@@ -114,6 +114,8 @@ class AvDecoder:
             raise DataError("the video stream states no frame rate, expected frames a second.")
         self.fps = float(rate)
         self._size: tuple[int, int] | None = None
+        self.height: int
+        self.width: int
         first = self._convert(next(self._decode_from(0))[1])
         if width is not None or height is not None:
             self._size = (height or first.shape[0], width or first.shape[1])

@@ -6,7 +6,8 @@ With `context = 2`, `num_frames = 4`, `frame_step = 3`, `chunk_length = 10` and 
     actions         s, s+1, ... s+9      s = a * frame_stride, the step of the last context frame
 
 Frames before the first or after the last one repeat it and are False in `frame_mask`; actions likewise.
-The order is a permutation computed from (seed, epoch, position): any position is reached at once, and ranks partition it.
+The order is a permutation computed from (seed, epoch, position): any position is reached at once, and ranks
+partition it.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ DRAW_AHEAD = 32
 class WindowLoader:
     """Endless batches over the windows of a token store, resumable at any batch.
 
-    A batch holds `codes` {camera: int64 `[b h n]`}, `camera_mask` {camera: bool `[b]`}, `frame_mask` bool `[b h]`,
-    `states` float32 `[b h s]`, `state_mask` bool `[b h]`, `actions` float32 `[b k a]`, `action_mask` bool `[b k]`,
-    `text_id` int64 `[b]`. Masks are True where a value is real.
+    A batch holds `codes` {camera: int64 `[b h n]`}, `camera_mask` {camera: bool `[b]`}, `frame_mask` bool
+    `[b h]`, `states` float32 `[b h s]`, `state_mask` bool `[b h]`, `actions` float32 `[b k a]`, `action_mask`
+    bool `[b k]`, `text_id` int64 `[b]`. Masks are True where a value is real.
 
-    Iterating goes on where the last iteration stopped; `len` is the number of batches of an epoch on this rank.
+    Iterating goes on where the last iteration stopped; `len` is the batches of an epoch on this rank.
 
     Args:
         store: the episodes.
@@ -79,13 +80,13 @@ class WindowLoader:
     ) -> None:
         if min(batch_size, frame_step, chunk_length, context) < 1 or not context <= num_frames:
             raise ConfigError(
-                "loader: expected batch_size, frame_step, chunk_length, context >= 1 and context <= num_frames, got "
+                "loader: expected batch_size, frame_step, chunk_length, context >= 1, context <= num_frames, got "
                 f"{batch_size}, {frame_step}, {chunk_length}, {context}, num_frames {num_frames}."
             )
         if not 0 <= rank < world_size or not 0 <= validation_fraction < 1:
             raise ConfigError(
-                f"loader: expected 0 <= rank < world_size and 0 <= validation_fraction < 1, got rank {rank} of "
-                f"{world_size}, fraction {validation_fraction}."
+                "loader: expected 0 <= rank < world_size and 0 <= validation_fraction < 1, got rank "
+                f"{rank} of {world_size}, fraction {validation_fraction}."
             )
         self.store = store
         self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
@@ -100,8 +101,8 @@ class WindowLoader:
         self._plan_epoch(counts, weights)
         if len(self) == 0:
             raise DataError(
-                f"loader: expected at least {batch_size * world_size} windows ({batch_size} on {world_size} ranks), "
-                f"found {self.num_windows} in {int(np.count_nonzero(counts))} of {len(store)} episodes "
+                f"loader: expected at least {batch_size * world_size} windows ({batch_size} on each of "
+                f"{world_size} ranks), found {self.num_windows} in {int(np.count_nonzero(counts))} episodes "
                 f"(split {split}, labelled_only {labelled_only}); use a smaller batch or more data."
             )
         self._epoch = 0
@@ -122,7 +123,7 @@ class WindowLoader:
             share = np.asarray(weights, np.float64)
             if share.shape != (num_sources,) or share.min() < 0 or share[available > 0].sum() <= 0:
                 raise ConfigError(
-                    f"loader: expected {num_sources} weights, none negative and not all 0, got {list(weights)}."
+                    f"loader: expected {num_sources} weights, none negative, not all 0, got {list(weights)}."
                 )
             share = np.where(available > 0, share, 0)
             quotas = np.round(share / share.sum() * self.num_windows).astype(np.int64)
@@ -226,7 +227,7 @@ class WindowLoader:
         }
 
     def _steps(self, values: Array, episode: Array, steps: Array) -> tuple[Tensor, Tensor]:
-        """Collect rows `[b i d]` at steps `[b i]`, repeating the last, and a mask `[b i]` of the true ones."""
+        """Collect rows `[b i d]` at steps `[b i]`, repeating the last, and a mask `[b i]` of true ones."""
         num_steps = self.store.num_steps[episode][:, None]
         mask = steps < num_steps
         rows = self.store.step_offsets[episode][:, None] + np.minimum(steps, num_steps - 1)

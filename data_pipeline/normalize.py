@@ -86,7 +86,7 @@ class Normalizer:
         Args:
             statistics: of the training data.
             mode: `mean_std` or `quantile`.
-            unchanged: dimensions to leave as they are (gripper commands, quaternions); constant ones are added.
+            unchanged: dimensions left as they are (gripper commands, quaternions), beside constant ones.
         """
         spread = statistics.q99 - statistics.q01
         mask = (spread > CONSTANT_RANGE) | (statistics.std > CONSTANT_RANGE)
@@ -121,7 +121,8 @@ class Normalizer:
     def _like(self, x: Any) -> tuple[Any, Any]:
         if x.shape[-1] != len(self.offset):
             raise ShapeError(
-                f"normaliser: expected {len(self.offset)} numbers in the last axis, got shape {tuple(x.shape)}; "
+                f"normaliser: expected {len(self.offset)} numbers in the last axis, got shape "
+                f"{tuple(x.shape)}; "
                 "use the normaliser of this dataset."
             )
         if isinstance(x, np.ndarray):

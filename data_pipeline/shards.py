@@ -3,8 +3,8 @@
     shard-000042.tar          members {key}.{suffix}, all members of a sample next to each other
     shard-000042.index.json   samples, member offsets [bytes], sizes, SHA-256; a note of the writer
 
-A tar and then its index appear under their names only when whole, so a shard is finished exactly when its index exists.
-The same samples give the same bytes.
+A tar and then its index appear under their names only when whole, so a shard is finished exactly when its
+index exists. The same samples give the same bytes.
 """
 
 from __future__ import annotations

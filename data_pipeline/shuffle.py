@@ -1,7 +1,7 @@
-"""A permutation computed number by number: shuffling any amount of items needs no memory and resumes at any position.
+"""A permutation computed number by number: shuffling needs no memory and resumes at any position.
 
-A Feistel network permutes the numbers below a power of four; results outside the range are permuted again until they
-fall inside (cycle walking), which keeps the map one to one.
+A Feistel network permutes the numbers below a power of four; results outside the range are permuted again
+until they fall inside (cycle walking), which keeps the map one to one.
 Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002.
 """
 

@@ -1,4 +1,4 @@
-"""A stage: shards in, shards out, one manifest that says what was done, with which parameters, and what was lost.
+"""A stage: shards in, shards out, and a manifest of what was done, with which parameters, and what was lost.
 
 A finished stage with the same parameters is skipped, one with others is refused, an unfinished one goes on.
 """
@@ -52,7 +52,8 @@ class Tally:
     def sentence(self) -> str:
         """Say the result in one line."""
         lost = ", ".join(f"{reason} {count}" for reason, count in sorted(self.dropped.items())) or "none"
-        return f"{self.kept} of {self.records} kept ({self.windows} windows, {self.seconds:.0f} s); dropped: {lost}"
+        kept = f"{self.kept} of {self.records} kept ({self.windows} windows, {self.seconds:.0f} s)"
+        return f"{kept}; dropped: {lost}"
 
 
 def begin_stage(out: Path, stage: str, parameters: Mapping[str, Any], overwrite: bool) -> bool:

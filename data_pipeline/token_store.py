@@ -77,8 +77,8 @@ class TokenStore:
             load_steps: load states and actions; False for video alone, or sources of different dimensions.
 
         Raises:
-            DataError: where a stage is not finished, the tokenizers differ, no episode has one of the cameras,
-                or sources have states or actions of different dimensions.
+            DataError: where a stage is not finished, the tokenizers differ, no episode has one of the
+                cameras, or sources have states or actions of different dimensions.
         """
         if not paths or not cameras:
             raise DataError(f"token store: expected folders and cameras, got {list(paths)}, {list(cameras)}.")

@@ -1,11 +1,11 @@
 """The second stage: video shards -> token shards. Each picture is encoded once, each sentence once.
 
-Video shard number i becomes token shard number i, so a killed run goes on with the first shard that is missing.
+Video shard i becomes token shard i, so a killed run goes on with the first shard that is missing.
 
     {key}.codes.{camera}.npy   smallest unsigned integer that holds the codebook, [f n]
     {key}.states.npy           float32 [t s]      } where the video shard has them, cut to the window
     {key}.actions.npy          float32 [t a]      }
-    {key}.json                 caption, fps, frame_stride, control_hz, cameras, num_frames, video (key it was cut from)
+    {key}.json                 caption, fps, frame_stride, control_hz, cameras, num_frames, video (its key)
     texts.safetensors          features float32 [sentences l d], mask bool [sentences l]
     texts.json                 the sentences, in that order
 """
@@ -74,8 +74,8 @@ def write_token_shards(
         out: folder of the token shards.
         encode_images: frozen image tokenizer; gets up to 256 frames of `image_size` at a time.
         encode_texts: frozen text encoder; every different sentence is encoded once, the empty one too.
-        tokenizer_facts: JSON values that identify the tokenizers; `codebook_size`, `grid` (rows, columns) needed,
-            `sha256` of the weights wanted.
+        tokenizer_facts: JSON values that identify the tokenizers; `codebook_size` and `grid` (rows, columns)
+            are needed, `sha256` of the weights tells equal ones from different ones.
         image_size: height and width [px]; pictures are resized by area, not cropped.
         target_fps: keep every m-th frame, so that about this many frames a second remain; None keeps all.
         num_workers: processes that decode.
@@ -94,7 +94,8 @@ def write_token_shards(
     if not begin_stage(out, STAGE, parameters, overwrite):
         manifest = read_manifest(out, STAGE)
         print(
-            f"{out}: finished already, {manifest['counts']['windows']} windows; pass overwrite to encode again"
+            f"{out}: finished already, {manifest['counts']['windows']} windows; "
+            "pass overwrite to encode again"
         )
         return manifest
     sources = list_shards(shards)
@@ -203,9 +204,8 @@ def _write_shard(
             codes = iter(_encode(pictures, encode_images, facts))
             for window in windows:
                 members = {f"codes.{camera}.npy": array_bytes(next(codes)) for camera in window.images}
-                members |= window.members | {
-                    "json": json.dumps(window.description, ensure_ascii=False).encode()
-                }
+                members.update(window.members)
+                members["json"] = json.dumps(window.description, ensure_ascii=False).encode()
                 writer.write(window.key, members)
                 sentences.add(window.description["caption"])
             for sample in group:
@@ -241,8 +241,8 @@ def _encode(pictures: Sequence[Array], encode_images: EncodeImages, facts: Mappi
     tokens = facts["grid"][0] * facts["grid"][1]
     if codes.shape != (len(frames), tokens) or codes.min() < 0 or codes.max() >= facts["codebook_size"]:
         raise ConfigError(
-            f"encode_images: expected codes ({len(frames)}, {tokens}) in [0, {facts['codebook_size']}), got shape "
-            f"{codes.shape}, range [{codes.min()}, {codes.max()}]; give the facts of this tokenizer."
+            f"encode_images: expected codes ({len(frames)}, {tokens}) in [0, {facts['codebook_size']}), "
+            f"got shape {codes.shape}, range {codes.min()} to {codes.max()}; give the tokenizer's own facts."
         )
     codes = codes.astype(np.min_scalar_type(facts["codebook_size"] - 1))
     return np.split(codes, np.cumsum([len(clip) for clip in pictures])[:-1])

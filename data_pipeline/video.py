@@ -1,7 +1,7 @@
 """Read and write video files: one reader for every container, one writer that keeps small coloured things.
 
-Reading starts with decord; a file it cannot open or decode (AV1, GIF) goes to PyAV, file by file. AVI goes to PyAV at
-once: decord gives a wrong last frame, without an error, for some of them when it has to seek.
+Reading starts with decord; a file it cannot open or decode (AV1, GIF) goes to PyAV, file by file. AVI goes to
+PyAV at once: decord gives a wrong last frame, without an error, for some of them when it has to seek.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class VideoReader:
         if (decoder.num_frames, decoder.height, decoder.width) != self.shape:
             raise DataError(
                 f"{self._name}: decord and PyAV disagree about the video, expected (frames, height, width) "
-                f"{self.shape}, got {(decoder.num_frames, decoder.height, decoder.width)}; re-encode the file."
+                f"{self.shape}, got {(decoder.num_frames, decoder.height, decoder.width)}; re-encode "
+                "the file."
             )
 
     def close(self) -> None:
@@ -187,7 +188,7 @@ def write_video(
 ) -> None:
     """Encode uint8 `[f h w 3]` as H.264 in MP4; the file appears only when it is whole.
 
-    The defaults keep things of a few pixels: yuv420p would halve the colour resolution. Browsers need yuv420p.
+    The defaults keep things of a few pixels: yuv420p, which browsers need, halves the colour resolution.
 
     Args:
         path: target, `.mp4`.

@@ -1,13 +1,13 @@
 """The first stage: a dataset on disk -> filters -> video shards.
 
-A sample keeps the original bytes of its videos; nothing is re-encoded. Long videos are not cut in the file either: the
-sample's JSON lists windows of frames, and the next stage makes one episode of each.
+A sample keeps the original bytes of its videos; nothing is re-encoded. Long videos are not cut in the file
+either: the sample's JSON lists windows of frames, and the next stage makes one episode of each.
 
     {key}.{camera}.mp4    the original file (or .webm, .gif, ...)
     {key}.states.npy      float32 [t s]      } where the source has them
     {key}.actions.npy     float32 [t a]      }
-    {key}.json            caption, fps, videos, windows [{start, stop, caption}] in frames, control_hz, frame_stride,
-                          source, facts
+    {key}.json            caption, fps, videos, windows [{start, stop, caption}] in frames, control_hz,
+                          frame_stride, source, facts
 """
 
 from __future__ import annotations
@@ -68,10 +68,9 @@ def write_video_shards(
         DataError: where the source cannot be opened, nothing is left, or too much was dropped.
         ConfigError: for a window or a shard of no size.
     """
-    if window_seconds <= 0 or shard_megabytes <= 0:
-        raise ConfigError(
-            f"window_seconds and shard_megabytes: expected more than 0, got {window_seconds}, {shard_megabytes}."
-        )
+    if min(window_seconds, shard_megabytes) <= 0:
+        got = f"{window_seconds}, {shard_megabytes}"
+        raise ConfigError(f"window_seconds and shard_megabytes: expected more than 0, got {got}; raise them.")
     records = open_source(source, camera)
     parameters = {
         "source": str(source),
@@ -181,7 +180,7 @@ def _check_loss(source: Path, tally: Tally, max_dropped: float) -> None:
     if tally.kept == 0 or tally.num_dropped > max_dropped * tally.records:
         reason, examples = next(iter(tally.examples.items()))
         raise DataError(
-            f"{source}: {tally.num_dropped} of {tally.records} records were dropped ({tally.dropped}), expected at "
-            f"most {max_dropped:.0%} and one left; the first, {reason}: {examples[0]['source']}: "
+            f"{source}: {tally.num_dropped} of {tally.records} records were dropped ({tally.dropped}), "
+            f"expected at most {max_dropped:.0%} and one left; the first, {reason}: {examples[0]['source']}: "
             f"{examples[0]['detail']}. Loosen the filters or mend the files."
         )

@@ -32,7 +32,10 @@ class FilterConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoFacts:
-    """What opening a video tells: frames, frames a second, size [px], decoder, mean frame difference [grey levels]."""
+    """What opening a video tells.
+
+    height, width: [px]; backend: decoder in use; motion: mean frame difference [grey levels of 255].
+    """
 
     frames: int
     fps: float

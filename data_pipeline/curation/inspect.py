@@ -1,4 +1,4 @@
-"""Look at a dataset before hours of training: counts, durations, frame rates, codecs, captions, broken files."""
+"""Look at a dataset before hours of training: durations, frame rates, codecs, captions, broken files."""
 
 from __future__ import annotations
 

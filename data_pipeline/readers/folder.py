@@ -84,8 +84,8 @@ def _pairs(path: Path, rows: Any) -> dict[str, str]:
         caption = next((names[column] for column in CAPTION_COLUMNS if column in names), None)
         if name is None or caption is None:
             raise DataError(
-                f"{path}: row {i + 1} has the columns {sorted(map(str, names))}, expected one of {FILE_COLUMNS} "
-                f"and one of {CAPTION_COLUMNS}; rename the columns."
+                f"{path}: row {i + 1} has the columns {sorted(map(str, names))}, expected one of "
+                f"{FILE_COLUMNS} and one of {CAPTION_COLUMNS}; rename the columns."
             )
         captions[str(name)] = str(caption).strip()
     return captions
