@@ -138,13 +138,7 @@ def _named_tower(source: str) -> TextTransformer:
             f"none of them; open_clip's tags of {name!r} are "
             f"{open_clip.list_pretrained_tags_by_model(name) or 'none'}."
         )
-    needs_quick = bool(stated.get("quick_gelu", False))
-    if bool((open_clip.get_model_config(name) or {}).get("quick_gelu", False)) and not needs_quick:
-        raise ConfigError(
-            f"Text encoder {source!r}: expected a model with GELU, as the weights were trained, got "
-            f"QuickGELU; use '{name.removesuffix('-quickgelu')}:{tag}'."
-        )
-    return _open_clip_tower(name, tag, needs_quick)
+    return _open_clip_tower(name, tag, bool(stated.get("quick_gelu", False)))
 
 
 def _open_clip_tower(name: str, pretrained: str | None, quick_gelu: bool) -> TextTransformer:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..gr_model.errors import CheckpointError
@@ -46,14 +46,14 @@ def sha256(path: Path) -> str:
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Write `path` (safetensors) and, beside it, `record` with the file's SHA-256 as JSON."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda p: save_file(whole, p))
-    text = json.dumps({**record, "sha256": sha256(path)}, indent=2)
-    write_atomically(path.with_suffix(".json"), lambda p: _write_text(p, text + "\n"))
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    text = json.dumps({**record, "sha256": hashlib.sha256(content).hexdigest()}, indent=2, default=str)
+    write_atomically(path, lambda p: _write_bytes(p, content))
+    write_atomically(path.with_suffix(".json"), lambda p: _write_bytes(p, f"{text}\n".encode()))
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def load_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
