@@ -80,8 +80,8 @@ class WindowLoader:
     ) -> None:
         if min(batch_size, frame_step, chunk_length, context) < 1 or not context <= num_frames:
             raise ConfigError(
-                "loader: expected batch_size, frame_step, chunk_length, context >= 1, context <= num_frames, got "
-                f"{batch_size}, {frame_step}, {chunk_length}, {context}, num_frames {num_frames}."
+                "loader: expected batch_size, frame_step, chunk_length, context >= 1, context <= num_frames, "
+                f"got {batch_size}, {frame_step}, {chunk_length}, {context} and {num_frames}."
             )
         if not 0 <= rank < world_size or not 0 <= validation_fraction < 1:
             raise ConfigError(
