@@ -165,6 +165,8 @@ def test_killed_stages_go_on_to_the_same_bytes(tmp_path: Path, after: int) -> No
     whole = write_video_shards(out=tmp_path / "whole", **video)
     assert len(whole["shards"]) >= 3
     run_and_kill("write_video_shards", after, {"out": tmp_path / "killed", **video})
+    (tmp_path / "killed/.manifest.json.1.tmp").write_text("half a manifest")
+    (tmp_path / "killed/shard-000009.tar").write_text("a tar without an index")
     assert write_video_shards(out=tmp_path / "killed", **video) == whole
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
