@@ -10,6 +10,7 @@ from ..gr_model.contracts import ActionTrajectory, JointCommand
 from ..wbc.controller import ControllerConfig, WholeBodyController
 from ..wbc.robots import panda
 from ..wbc.smoothing import SmoothingConfig
+from ..wbc.tracking import TrackingConfig
 from .playtable.environment import CONTROL_HZ, SIM_HZ, SUBSTEPS, PlayTable
 from .playtable.robot import LOWER_LIMITS, UPPER_LIMITS, VELOCITY_LIMITS
 from .playtable.scenes import ROBOT_BASE
@@ -156,6 +157,9 @@ def playtable_config() -> ControllerConfig:
         smoothing=SmoothingConfig(
             linear_speed=1.0, angular_speed=2.5, linear_acceleration=10.0, angular_acceleration=30.0
         ),
+        # CALVIN's inverse kinematics keeps the elbow near the neutral posture; so must the redundancy here, or
+        # it drifts towards the elbow's limit within a chain.
+        tracking=TrackingConfig(posture_weight=0.05, posture_gain=3.0, velocity_scale=0.92),
         gripper_rate=60.0,
     )
 

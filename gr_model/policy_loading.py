@@ -1,0 +1,146 @@
+"""Put a released model and its frozen encoders together: as a policy, or as an imagination."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..tokenizers.text import TextEncoder
+from ..tokenizers.text_weights import load_text_encoder
+from ..tokenizers.vqgan import VQGAN
+from ..tokenizers.weights import load_vqgan
+from .checkpoint import Release, load_release
+from .context import Context
+from .contracts import Array
+from .errors import CheckpointError
+from .generation import SamplingConfig, imagine
+from .policy import GR2Policy
+from .tokenizer_stages import codebook_fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """A model with the encoders it was trained with."""
+
+    release: Release
+    vqgan: VQGAN
+    text: TextEncoder
+
+
+def release_folder(source: str | Path) -> Path:
+    """Return the folder of "pretrained" (shipped) or of a path.
+
+    Raises:
+        CheckpointError: this installation ships no policy.
+    """
+    if str(source) != "pretrained":
+        return Path(source)
+    folder = Path(str(files("gr2.gr_model"))) / "weights" / "reference"
+    if not folder.is_dir():
+        raise CheckpointError(
+            "Policy 'pretrained': expected shipped weights, got none in this installation; train one with "
+            "`gr2 demo` and give its finetune folder."
+        )
+    return folder
+
+
+def assemble(source: str | Path) -> Assembled:
+    """Load a release, its image tokenizer and its text encoder, and check that they belong together.
+
+    Raises:
+        CheckpointError: something is missing, damaged or does not belong.
+    """
+    folder = release_folder(source)
+    release = load_release(folder)
+    places = {}
+    for kind in ("tokenizer", "text"):
+        name = str(release.provenance.get(f"{kind}_source", "small"))
+        places[kind] = str(folder / name) if name == kind else name
+    vqgan, text = load_vqgan(places["tokenizer"]), load_text_encoder(places["text"])
+    for kind, got, wanted in (
+        ("tokenizer", codebook_fingerprint(vqgan), release.tokenizer),
+        ("text", text.fingerprint, release.text),
+    ):
+        if got != wanted:
+            raise CheckpointError(
+                f"{folder}: expected the {kind} encoder {wanted[:12]}, found {got[:12]} at {places[kind]}; put back the "
+                "one that the model was trained with."
+            )
+    return Assembled(release=release, vqgan=vqgan, text=text)
+
+
+def load_policy(source: str | Path, *, executed_steps: int = 5) -> GR2Policy:
+    """Load a released model as a policy.
+
+    Args:
+        source: "pretrained" or a folder that `gr2 finetune` wrote.
+        executed_steps: control steps of each chunk carried out before the next call.
+    """
+    parts = assemble(source)
+    return GR2Policy(
+        parts.release.model,
+        encode_images=parts.vqgan.encode_frames,
+        encode_text=parts.text.encode,
+        control_hz=parts.release.control_hz,
+        executed_steps=executed_steps,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImaginedFutures:
+    """Predicted frames: camera -> codes `[b f n]` and pictures uint8 `[b f h w 3]`."""
+
+    codes: Mapping[str, Array]
+    images: Mapping[str, Array]
+
+
+class Imagination:
+    """Predicts frames from one picture of each camera and a sentence."""
+
+    def __init__(self, parts: Assembled, *, decoding_steps: int, temperature: float, seed: int) -> None:
+        self.parts, self.seed = parts, seed
+        self.decoding_steps, self.temperature = decoding_steps, temperature
+
+    def encode(self, frames: Array) -> Array:
+        """Encode pictures uint8 `[f h w 3]` into codes `[f n]`."""
+        return self.parts.vqgan.encode_frames(frames)
+
+    @torch.inference_mode()
+    def __call__(self, first: Mapping[str, Array], instructions: Sequence[str], num_frames: int) -> ImaginedFutures:
+        """Imagine `num_frames` frames after pictures `first` (camera -> uint8 `[b h w 3]`), one sentence each."""
+        model = self.parts.release.model
+        features, mask = self.parts.text.encode(list(instructions))
+        length = max(1, int(mask.any(0).nonzero()[0].max()) + 1)
+        context = Context(
+            codes={name: torch.as_tensor(self.encode(frames)).long()[:, None] for name, frames in first.items()},
+            text=torch.as_tensor(features[:, :length]).float(),
+            text_mask=torch.as_tensor(mask[:, :length]),
+        )
+        sampling = SamplingConfig(steps=self.decoding_steps, temperature=self.temperature, seed=self.seed)
+        predicted = imagine(model, context, num_frames=num_frames, sampling=sampling)
+        codes = {name: values.cpu().numpy() for name, values in predicted.items()}
+        images = {}
+        for name, values in codes.items():
+            b, f, n = values.shape
+            frames = self.parts.vqgan.decode_frames(values.reshape(b * f, n))
+            images[name] = np.asarray(frames).reshape(b, f, *frames.shape[1:])
+        return ImaginedFutures(codes=codes, images=images)
+
+
+def load_imagination(
+    source: str | Path, *, decoding_steps: int = 6, temperature: float = 0.0, seed: int = 0
+) -> Imagination:
+    """Load a released model as an imagination.
+
+    Args:
+        source: "pretrained" or a folder that `gr2 pretrain` or `gr2 finetune` wrote.
+        decoding_steps: passes that make one frame.
+        temperature: of the codes, 0 takes the likeliest.
+        seed: seed of the draws.
+    """
+    return Imagination(assemble(source), decoding_steps=decoding_steps, temperature=temperature, seed=seed)

@@ -1,0 +1,304 @@
+"""Stages that train the model: pretraining on video tokens, finetuning on robot episodes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ..data_pipeline.loader import WindowLoader
+    from ..data_pipeline.token_store import TokenStore
+    from ..tokenizers.vqgan import VQGAN
+    from .config import ModelConfig
+    from .training import TrainingConfig
+    from .world_model import WorldModel
+
+Size = Literal["tiny", "S", "B", "L", "XL"]
+CAMERAS = ("static", "gripper")
+_VALIDATION_SHARE, _VALIDATION_BATCHES = 0.03, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenEncoders:
+    """The image tokenizer of a token store, where it was loaded from, and the fingerprints of both encoders."""
+
+    vqgan: VQGAN
+    tokenizer_source: str
+    text_source: str
+    facts: Mapping[str, Any]
+
+
+def _load_encoders(store: TokenStore, tokenizer: str, text: str) -> FrozenEncoders:
+    """Load the tokenizer and check that it is the one that made the tokens.
+
+    Raises:
+        CheckpointError: it is another one.
+    """
+    from ..tokenizers.weights import load_vqgan
+    from .tokenizer_stages import codebook_fingerprint
+
+    vqgan = load_vqgan(tokenizer)
+    if codebook_fingerprint(vqgan) != store.tokenizer["sha256"]:
+        raise CheckpointError(
+            f"--tokenizer {tokenizer}: expected the tokenizer that made the tokens, got another one; name the one that "
+            "was given to `gr2 data tokens`, or encode the shards again."
+        )
+    return FrozenEncoders(vqgan=vqgan, tokenizer_source=tokenizer, text_source=text, facts=store.tokenizer)
+
+
+def model_config(size: Size, facts: Mapping[str, Any], *, chunk_length: int, context: int) -> ModelConfig:
+    """Return the configuration of a size for the tokenizers that `facts` describes."""
+    from . import presets
+    from .config import CameraSpec
+
+    grid = (int(facts["grid"][0]), int(facts["grid"][1]))
+    cameras = tuple(CameraSpec(name=name, grid=grid) for name in CAMERAS)
+    bodies = {"S": presets.size_s, "B": presets.size_b, "L": presets.size_l, "XL": presets.size_xl}
+    config = presets.tiny() if size == "tiny" else bodies[size]()
+    return replace(
+        config,
+        cameras=cameras,
+        codebook_size=int(facts["codebook_size"]),
+        codebook_dim=int(facts["codebook_dim"]),
+        text_dim=int(facts["text_width"]),
+        text_length=int(facts["text_length"]),
+        chunk_length=chunk_length,
+        max_context=context,
+        state_dropout=0.1,
+    )
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _run(
+    model: WorldModel,
+    training: TrainingConfig,
+    loaders: tuple[WindowLoader, WindowLoader],
+    encoders: FrozenEncoders,
+    *,
+    out: Path,
+    steps: int,
+    batch_size: int,
+    store: TokenStore,
+    description: str,
+) -> dict[str, float]:
+    """Train, then write the release with the averaged weights."""
+    import torch
+
+    from .checkpoint import save_release
+    from .training import TrainingModule, train
+
+    model.embed.set_codebook(encoders.vqgan.codebook.detach())
+    model.set_texts(torch.from_numpy(store.text_features), torch.from_numpy(store.text_mask))
+    module = TrainingModule(model, training, steps=steps)
+    loader, held_out = loaders
+    validation = list(islice(iter(held_out), min(_VALIDATION_BATCHES, len(held_out))))
+    figures = train(
+        module=module, loader=loader, validation=validation, out=out, batch_size=batch_size,
+        validate_every=max(100, steps // 20), checkpoint_every=max(100, steps // 20), description=description,
+    )  # fmt: skip
+    frame_step = int(np.median(store.frame_stride))
+    sources = _keep_encoders(encoders, out)
+    save_release(
+        out,
+        module.use_average(),
+        tokenizer=str(encoders.facts["sha256"]),
+        text=str(encoders.facts["text_fingerprint"]),
+        frame_step=frame_step,
+        control_hz=30.0,
+        provenance={"steps": steps, "seed": training.seed, "windows": loader.num_windows, **sources},
+    )
+    return figures | {"windows": loader.num_windows, "steps": steps}
+
+
+def _keep_encoders(encoders: FrozenEncoders, out: Path) -> dict[str, str]:
+    """Copy encoders of our own into the release, so that it works by itself; names of others are kept."""
+    kept = {}
+    for kind, stem, source in (
+        ("tokenizer", "vqgan", encoders.tokenizer_source),
+        ("text", "text", encoders.text_source),
+    ):
+        folder = Path(source)
+        kept[f"{kind}_source"] = source
+        if folder.is_dir() and (folder / f"{stem}.safetensors").is_file():
+            target = out / kind
+            target.mkdir(parents=True, exist_ok=True)
+            for file in folder.glob(f"{stem}.*"):
+                shutil.copyfile(file, target / file.name)
+            kept[f"{kind}_source"] = kind
+    return kept
+
+
+def _open(tokens: Sequence[Path], *, load_steps: bool) -> TokenStore:
+    from ..data_pipeline.token_store import TokenStore
+
+    if not tokens:
+        raise ConfigError('--tokens: expected at least one folder, as in --tokens \'["runs/a/tokens"]\'.')
+    return TokenStore.open([Path(p) for p in tokens], CAMERAS, load_steps=load_steps)
+
+
+def _loaders(
+    store: TokenStore, *, batch_size: int, chunk_length: int, context: int, seed: int, labelled_only: bool
+) -> tuple[WindowLoader, WindowLoader]:
+    from ..data_pipeline.loader import WindowLoader
+
+    def make(split: Literal["train", "validation"], size: int) -> WindowLoader:
+        return WindowLoader(
+            store, batch_size=size, num_frames=context + 1, frame_step=1, chunk_length=chunk_length, context=context,
+            seed=seed, labelled_only=labelled_only, split=split, validation_fraction=_VALIDATION_SHARE,
+        )  # fmt: skip
+
+    return make("train", batch_size), make("validation", min(batch_size, 16))
+
+
+def pretrain(
+    *,
+    tokens: list[Path],
+    out: Path,
+    size: Size = "tiny",
+    tokenizer: str = "small",
+    text: str = "small",
+    steps: int = 1000,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    context: int = 1,
+    chunk_length: int = 10,
+    threads: int = 2,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Train the GPT to predict the next frame of every video; no states, no actions.
+
+    Args:
+        tokens: folders that `gr2 data tokens` wrote.
+        out: folder for the log, the checkpoint and the released model; a stopped run goes on.
+        size: tiny (CPU), S, B, L or XL.
+        tokenizer: the image tokenizer that made the tokens: "small" or its folder or file.
+        text: the text encoder that made the tokens.
+        steps: optimisation steps.
+        batch_size: windows a step.
+        learning_rate: peak learning rate.
+        context: frames that the model sees.
+        chunk_length: poses of the chunk that finetuning will add.
+        threads: CPU threads, 0 leaves torch's choice.
+        seed: seed of weights, order and masks.
+    """
+    import torch
+
+    from .training import TrainingConfig
+    from .world_model import WorldModel
+
+    _set_threads(threads)
+    store = _open(tokens, load_steps=False)
+    encoders = _load_encoders(store, tokenizer, text)
+    torch.manual_seed(seed)
+    model = WorldModel(model_config(size, encoders.facts, chunk_length=chunk_length, context=context))
+    loaders = _loaders(
+        store, batch_size=batch_size, chunk_length=chunk_length, context=context, seed=seed, labelled_only=False
+    )
+    training = TrainingConfig(with_actions=False, learning_rate=learning_rate, weight_average=0.99, seed=seed)
+    return _run(
+        model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
+        description="pretrain",
+    )  # fmt: skip
+
+
+def finetune(
+    *,
+    tokens: list[Path],
+    out: Path,
+    init: Path | None = None,
+    size: Size = "tiny",
+    tokenizer: str = "small",
+    text: str = "small",
+    steps: int = 4000,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    frame_weight: float = 0.1,
+    frame_fraction: float = 0.3,
+    context: int = 1,
+    chunk_length: int = 10,
+    threads: int = 2,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Train frames and trajectories together on labelled robot episodes.
+
+    Args:
+        tokens: folders that `gr2 data tokens` wrote, with states and actions.
+        out: folder for the log, the checkpoint and the released model; a stopped run goes on.
+        init: a pretrained model to start from; none starts from nothing.
+        size: tiny (CPU), S, B, L or XL, where there is no `init`.
+        tokenizer: the image tokenizer that made the tokens: "small" or its folder or file.
+        text: the text encoder that made the tokens.
+        steps: optimisation steps.
+        batch_size: windows a step.
+        learning_rate: peak learning rate.
+        frame_weight: weight of the frame loss beside the action loss.
+        frame_fraction: share of the steps that predict frames too.
+        context: frames that the model sees.
+        chunk_length: poses of a chunk, one for each control step.
+        threads: CPU threads, 0 leaves torch's choice.
+        seed: seed of weights, order and masks.
+    """
+    import torch
+
+    from .checkpoint import load_release
+    from .training import TrainingConfig
+    from .world_model import WorldModel
+
+    _set_threads(threads)
+    store = _open(tokens, load_steps=True)
+    encoders = _load_encoders(store, tokenizer, text)
+    config = model_config(size, encoders.facts, chunk_length=chunk_length, context=context)
+    if init is not None:
+        facts = {"tokenizer": str(encoders.facts["sha256"]), "text": str(encoders.facts["text_fingerprint"])}
+        model = load_release(Path(init), **facts).model
+        if model.config.chunk_length != chunk_length or model.config.max_context != context:
+            raise ConfigError(
+                f"--init {init}: made for chunks of {model.config.chunk_length} and {model.config.max_context} context "
+                f"frames, asked for {chunk_length} and {context}; pretrain with the same numbers."
+            )
+        model.train()
+    else:
+        torch.manual_seed(seed)
+        model = WorldModel(config)
+    loaders = _loaders(
+        store, batch_size=batch_size, chunk_length=chunk_length, context=context, seed=seed, labelled_only=True
+    )
+    model.set_statistics(_measure(loaders[0], batch_size, context))
+    training = TrainingConfig(
+        with_actions=True, frame_weight=frame_weight, frame_fraction=frame_fraction, learning_rate=learning_rate,
+        weight_average=0.998 if steps > 1000 else 0.99, seed=seed,
+    )  # fmt: skip
+    return _run(
+        model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
+        description="finetune",
+    )  # fmt: skip
+
+
+def _measure(loader: WindowLoader, batch_size: int, context: int) -> Any:
+    """Measure normalisation statistics on up to 20,000 windows of the training split."""
+    from .normalization import measure_statistics
+
+    state = loader.state_dict()
+    batches = list(islice(iter(loader), max(1, min(len(loader), 20_000 // batch_size))))
+    loader.load_state_dict(state)
+    if not batches:
+        raise DataError("finetune: expected labelled episodes with actions, got none; record or convert some.")
+
+    def gather(name: str) -> np.ndarray:
+        return np.concatenate([batch[name].numpy() for batch in batches])
+
+    return measure_statistics(gather("states")[:, context - 1], gather("actions"), gather("action_mask"))
