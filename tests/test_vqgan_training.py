@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gr2.gr_model.errors import ConfigError, Gr2Error, ShapeError
+from gr2.gr_model.errors import CheckpointError, ConfigError, Gr2Error, ShapeError
 from gr2.tokenizers.losses import LossConfig
 from gr2.tokenizers.quality import measure_vqgan
 from gr2.tokenizers.steps import StepLoader, warmup_cosine
@@ -75,6 +75,18 @@ def test_resuming_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     parts = train(tmp_path / "parts", 8, training=averaged)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, parts.state_dict()[name]), name
+
+
+def test_running_a_finished_run_again_changes_nothing(tmp_path: Path) -> None:
+    first = train(tmp_path, 4).state_dict()
+    again = train(tmp_path, 4).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, 4)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        train(tmp_path, 8, training=replace(FAST, losses=LossConfig(adversarial=0.1)))
 
 
 def test_outputs_tell_what_was_done(tmp_path: Path) -> None:

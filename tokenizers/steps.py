@@ -128,8 +128,8 @@ def run_steps(
 ) -> None:
     """Train `module` for `steps` steps on drawn batches; the CSV logs lie in `out/log`, one a start.
 
-    With `resume` the run goes on from `out/last.ckpt` where there is one. `stop_after` ends
-    the run early at that step, with a checkpoint, and leaves the schedule as it is.
+    With `resume` the run goes on from `out/last.ckpt` where there is one. `stop_after` ends the run early at
+    that step, with a checkpoint, and leaves the schedule as it is.
 
     Raises:
         ConfigError: if `steps`, `checkpoint_every` or `log_every` is not positive.

@@ -33,7 +33,7 @@ UNKNOWN_ROW = 0
 class TextConfig:
     """Shape of a small CLIP text tower; `embed_dim` is the length of the pooled, projected feature."""
 
-    width: int = 96
+    width: int = 128
     heads: int = 4
     layers: int = 3
     context_length: int = 20

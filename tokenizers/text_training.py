@@ -38,11 +38,11 @@ class TextTrainingConfig:
     """
 
     text: TextConfig = field(default_factory=TextConfig)
-    vision_width: int = 128
-    vision_layers: int = 3
+    vision_width: int = 96
+    vision_layers: int = 2
     patch_size: int = 8
-    learning_rate: float = 1e-3
-    warmup: int = 100
+    learning_rate: float = 2e-3
+    warmup: int = 50
     weight_decay: float = 0.05
     word_dropout: float = 0.03
 

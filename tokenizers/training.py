@@ -45,11 +45,11 @@ class VQGANTrainingConfig:
     precision: of encoder and decoder; "auto" takes bfloat16 where the machine computes it faster.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     warmup: int = 50
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
-    quantize_start: int = 100
+    quantize_start: int = 50
     codebook_decay: float = 0.98
     revive_until: float = 0.8
     weight_average: float = 0.0
@@ -201,8 +201,8 @@ def train_vqgan(
     out: Path,
     config: VQGANConfig | None = None,
     training: VQGANTrainingConfig | None = None,
-    steps: int = 3000,
-    batch_size: int = 32,
+    steps: int = 4000,
+    batch_size: int = 16,
     seed: int = 0,
     checkpoint_every: int = 500,
     resume: bool = True,

@@ -33,9 +33,9 @@ class VQGANConfig:
     """
 
     resolution: int = 64
-    patch_size: int = 2
-    channels: int = 32
-    channel_mult: tuple[int, ...] = (1, 2, 2)
+    patch_size: int = 4
+    channels: int = 64
+    channel_mult: tuple[int, ...] = (1, 1)
     num_res_blocks: int = 1
     attn_resolutions: tuple[int, ...] = ()
     z_channels: int = 64
