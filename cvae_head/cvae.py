@@ -1,7 +1,8 @@
 """The conditional variational auto-encoder that turns the action query's output into a chunk of tool poses.
 
-Training: an encoder reads the true chunk and gives a posterior over a latent z; the decoder rebuilds the chunk from z and the
-condition. Acting: z = 0, one deterministic chunk. Poses are normalised numbers here; the model owns the statistics.
+Training: an encoder reads the true chunk and gives a posterior over a latent z; the decoder rebuilds the
+chunk from z and the condition. Acting: z = 0, one deterministic chunk. Poses are normalised numbers here; the
+model owns the statistics.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class CVAEConfig:
     def __post_init__(self) -> None:
         if self.kind == "blocks" and self.width % self.heads:
             raise ConfigError(
-                f"CVAEConfig.width: expected a multiple of heads ({self.heads}), got {self.width}; change one of them."
+                f"CVAEConfig.width: expected a multiple of heads ({self.heads}), got {self.width}; change "
+                f"one of them."
             )
 
 
@@ -57,7 +59,13 @@ def reference() -> CVAEConfig:
 def small() -> CVAEConfig:
     """Return the head for two CPU cores: latent 16, two-layer perceptrons, L1 on the pose."""
     return CVAEConfig(
-        latent_dim=16, kind="mlp", width=256, pose_norm="l1", pose_weight=1.0, gripper_weight=0.1, kl_weight=0.01
+        latent_dim=16,
+        kind="mlp",
+        width=256,
+        pose_norm="l1",
+        pose_weight=1.0,
+        gripper_weight=0.1,
+        kl_weight=0.01,
     )
 
 
@@ -71,6 +79,7 @@ class _ChunkBlocks(nn.Module):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        """Transform every token."""
         x = x + self.positions
         for block in self.blocks:
             x = block(x)
@@ -90,6 +99,7 @@ class BlockEncoder(nn.Module):
     def forward(
         self, chunk: Float[Tensor, "b k 7"], condition: Float[Tensor, "b d"]
     ) -> Float[Tensor, "b two_z"]:
+        """Return mean and log-variance, side by side."""
         cls = self.cls.expand(len(chunk), 1, -1)
         return self.out(self.trunk(torch.cat((cls, self.row(chunk)), dim=1))[:, 0])
 
@@ -108,6 +118,7 @@ class BlockDecoder(nn.Module):
         self.chunk_length = chunk_length
 
     def forward(self, z: Float[Tensor, "b z"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b k 7"]:
+        """Return normalised poses and gripper logits."""
         tokens = [self.condition(condition)[:, None], self.queries.expand(len(condition), -1, -1)]
         if self.latent is not None:
             tokens.insert(0, self.latent(z)[:, None])
@@ -127,6 +138,7 @@ class MlpEncoder(nn.Module):
     def forward(
         self, chunk: Float[Tensor, "b k 7"], condition: Float[Tensor, "b d"]
     ) -> Float[Tensor, "b two_z"]:
+        """Return mean and log-variance, side by side."""
         return self.net(torch.cat((chunk.flatten(1), condition), dim=-1))
 
 
@@ -145,6 +157,7 @@ class MlpDecoder(nn.Module):
         )
 
     def forward(self, z: Float[Tensor, "b z"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b k 7"]:
+        """Return normalised poses and gripper logits."""
         return self.net(torch.cat((z, condition), dim=-1)).unflatten(-1, (self.chunk_length, POSE_DIM + 1))
 
 

@@ -22,7 +22,9 @@ class EnsembleConfig:
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.decay):
-            raise ConfigError(f"EnsembleConfig.decay: expected a finite number, got {self.decay}; 0.01 is usual.")
+            raise ConfigError(
+                f"EnsembleConfig.decay: expected a finite number, got {self.decay}; 0.01 is usual."
+            )
 
 
 def mean_quaternion(quaternions: Array, weights: Array) -> Array:
@@ -47,10 +49,11 @@ class TemporalEnsemble:
         self._recent.clear()
 
     def blend(self, trajectory: ActionTrajectory) -> ActionTrajectory:
-        """Add `trajectory` and return it with every pose replaced by the weighted mean over all that cover it.
+        """Add `trajectory`; return it with every pose replaced by the weighted mean over all that cover it.
 
         Raises:
-            ShapeError: another `dt` than before, or a start that is not a whole number of steps after the earlier ones.
+            ShapeError: another `dt` than before, or a start that is not a whole number of steps after the
+            earlier ones.
         """
         while self._recent and self._last_time(self._recent[0]) < trajectory.start_time + 0.5 * trajectory.dt:
             self._recent.popleft()
@@ -87,7 +90,8 @@ class TemporalEnsemble:
         steps = (newer.start_time - older.start_time) / newer.dt
         if abs(older.dt - newer.dt) > 1e-9 or abs(steps - round(steps)) > 1e-3:
             raise ShapeError(
-                f"TemporalEnsemble: expected trajectories on one time grid, got dt {older.dt} and {newer.dt} s and "
+                f"TemporalEnsemble: expected trajectories on one time grid, got dt {older.dt} and "
+                f"{newer.dt} s and "
                 f"starts {steps:.3f} steps apart; reset the ensemble when the clock changes."
             )
         return round(steps)

@@ -19,7 +19,10 @@ def masked_mean(values: Float[Tensor, "b k"], mask: Bool[Tensor, "b k"]) -> Floa
 
 
 def pose_loss(
-    predicted: Float[Tensor, "b k 6"], target: Float[Tensor, "b k 6"], mask: Bool[Tensor, "b k"], norm: PoseNorm
+    predicted: Float[Tensor, "b k 6"],
+    target: Float[Tensor, "b k 6"],
+    mask: Bool[Tensor, "b k"],
+    norm: PoseNorm,
 ) -> Float[Tensor, ""]:
     """Compare normalised poses by L1 or by smooth L1 (quadratic below 1)."""
     if norm == "l1":
@@ -36,8 +39,10 @@ def gripper_loss(
     return masked_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none"), mask)
 
 
-def kl_to_standard_normal(mean: Float[Tensor, "b z"], log_variance: Float[Tensor, "b z"]) -> Float[Tensor, ""]:
-    """Divergence [nats] of `N(mean, exp(log_variance))` from the standard normal, summed over z, averaged over b.
+def kl_to_standard_normal(
+    mean: Float[Tensor, "b z"], log_variance: Float[Tensor, "b z"]
+) -> Float[Tensor, ""]:
+    """Divergence [nats] of `N(mean, exp(log_variance))` from `N(0, 1)`, summed over z, averaged over b.
 
     Source: Kingma and Welling, arXiv 1312.6114, appendix B.
     """

@@ -1,8 +1,8 @@
 """Chunks (what the head predicts) and trajectories (timed tool poses): one is the exact inverse of the other.
 
-A chunk row holds, relative to the tool pose at prediction time and in base-frame axes: position delta [m] 0-2, rotation
-vector of `R_target R_current^T` [rad] 3-5, gripper 6 (1 open, 0 closed). Every function but `to_trajectory` takes numpy
-arrays or torch tensors alike and returns the same kind.
+A chunk row holds, relative to the tool pose at prediction time and in base-frame axes: position delta [m]
+0-2, rotation vector of `R_target R_current^T` [rad] 3-5, gripper 6 (1 open, 0 closed). Every function but
+`to_trajectory` takes numpy arrays or torch tensors alike and returns the same kind.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GRIPPER_THRESHOLD = 0.5
 """Opening above which a commanded or predicted gripper counts as open."""
 
 STATE_FEATURES = 11
-"""Features without joints: position [m] 3, first two columns of the rotation matrix 6, opening 1, last command 1."""
+"""Features without joints: position [m] 3, two columns of the rotation matrix 6, opening, last command."""
 
 JOINT_FEATURES = 7
 
@@ -64,7 +64,7 @@ def conjugate_quaternion(q: Any) -> Any:
 
 
 def quaternion_to_rotation_vector(q: Any) -> Any:
-    """Map unit quaternions `[.. 4]` to rotation vectors `[.. 3]` [rad] of angle at most pi; `q` and `-q` agree."""
+    """Map unit quaternions `[.. 4]` to rotation vectors `[.. 3]` [rad], angle <= pi; `q` and `-q` agree."""
     xp = _namespace(q)
     q = xp.where(q[..., 3:] < 0, -q, q)
     sine = xp.sqrt(xp.sum(q[..., :3] * q[..., :3], axis=-1, keepdims=True))
@@ -124,7 +124,7 @@ def chunk_targets(state: Any, actions: Any) -> Any:
 
 
 def chunk_poses(state: Any, chunk: Any) -> tuple[Any, Any]:
-    """Turn chunks `[.. k 7]` back into positions `[.. k 3]` [m] and quaternions `[.. k 4]`, given states `[.. 16]`."""
+    """Turn chunks `[.. k 7]` at states `[.. 16]` into positions `[.. k 3]` [m] and quaternions `[.. k 4]`."""
     _expect_last("chunk", chunk, CHUNK_DIM)
     positions = chunk[..., :3] + state[..., None, :3]
     turn = rotation_vector_to_quaternion(chunk[..., 3:6])
@@ -132,7 +132,7 @@ def chunk_poses(state: Any, chunk: Any) -> tuple[Any, Any]:
 
 
 def to_trajectory(chunk: Array, observation: Observation, dt: float) -> ActionTrajectory:
-    """Place a predicted chunk `[k 7]` at the tool pose of `observation`; pose i is due `(i + 1) * dt` [s] later."""
+    """Place a chunk `[k 7]` at the tool pose of `observation`; pose i is due `(i + 1) * dt` [s] later."""
     state = observation.state_vector().astype(np.float64)
     state[3:7] /= np.linalg.norm(state[3:7])
     positions, quaternions = chunk_poses(state, np.asarray(chunk, dtype=np.float64))

@@ -34,8 +34,8 @@ class ModelConfig:
     max_context: most context frames; num_targets: frames predicted in one pass, each one frame step further.
     chunk_length: k, poses of a chunk.
     decoding: "masked" predicts a frame in parallel (bidirectional inside it), "raster" code by code.
-    dropout: residual and attention dropout; the others are probabilities, in training, that a context code, the states of
-        a sample or its text are hidden.
+    dropout: residual and attention dropout; the others are probabilities, in training, that a context code,
+        the states of a sample or its text are hidden.
     """
 
     width: int
@@ -61,7 +61,16 @@ class ModelConfig:
     head: CVAEConfig = field(default_factory=CVAEConfig)
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "codebook_size", "codebook_dim", "text_dim", "token_packing", "head_dim"):
+        for name in (
+            "width",
+            "depth",
+            "heads",
+            "codebook_size",
+            "codebook_dim",
+            "text_dim",
+            "token_packing",
+            "head_dim",
+        ):
             _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
         for name in ("text_length", "max_context", "num_targets", "chunk_length"):
             _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
@@ -73,7 +82,12 @@ class ModelConfig:
         _require(len(set(names)) == len(names), "cameras", "different names", names)
         for camera in self.cameras:
             fits = all(side >= 1 and side % self.token_packing == 0 for side in camera.grid)
-            _require(fits, f"cameras[{camera.name}].grid", f"sides divisible by p = {self.token_packing}", camera.grid)
+            _require(
+                fits,
+                f"cameras[{camera.name}].grid",
+                f"sides divisible by p = {self.token_packing}",
+                camera.grid,
+            )
 
     @property
     def state_dim(self) -> int:

@@ -16,9 +16,12 @@ Codes = Mapping[str, Int[Tensor, "b f n"]]
 class Context:
     """What a prediction is made from.
 
-    codes: camera -> int64 `[b h n]`; absent cameras are left out, or switched off per sample in `camera_mask` (`[b]`).
-    text: `[b l t]` features with `text_mask` `[b l]`; a sample without any text position kept has no instruction.
-    states: `[b h 16]` or None; `state_mask` `[b h]` and `frame_mask` `[b h]` hide single steps. Masks are True = keep.
+    codes: camera -> int64 `[b h n]`; absent cameras are left out, or switched off per sample in `camera_mask`
+        (`[b]`).
+    text: `[b l t]` features with `text_mask` `[b l]`; a sample without any text position kept has no
+        instruction.
+    states: `[b h 16]` or None; `state_mask` `[b h]` and `frame_mask` `[b h]` hide single steps. Masks are
+        True = keep.
     """
 
     codes: Codes
@@ -32,7 +35,7 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Target frames as they enter the sequence: `packed` `[b g frame pp]`, hidden where `masked` `[b g frame]` is true."""
+    """Target frames as they enter the sequence: `packed`, hidden where `masked` is true."""
 
     packed: Int[Tensor, "b g frame pp"]
     masked: Bool[Tensor, "b g frame"] | None

@@ -19,8 +19,8 @@ from .sequence import SequenceLayout, attribute_sizes, pack_codes
 class TokenEmbedding(nn.Module):
     """Embed every group of a `SequenceLayout`.
 
-    Image codes enter as their frozen codebook vectors, p x p of them concatenated, through one linear layer. A row of zeros is
-    appended to the codebook: it stands for begin tokens, dropped codes and masked codes.
+    Image codes enter as their frozen codebook vectors, p x p of them concatenated, through one linear layer.
+    A row of zeros is appended to the codebook: it stands for begin tokens, dropped codes and masked codes.
     """
 
     vectors: Tensor
@@ -61,7 +61,7 @@ class TokenEmbedding(nn.Module):
         return self.config.codebook_size
 
     def arrange(self, codes: Mapping[str, Int[Tensor, "b f n"]]) -> Int[Tensor, "b f frame pp"]:
-        """Pack the codes of all cameras into frames, each camera led by a begin token; absent cameras are null."""
+        """Pack the codes of all cameras into frames, each led by a begin token; absent cameras are null."""
         first = next(iter(codes.values()), None)
         if first is None:
             raise ShapeError("codes: expected at least one camera, got none; pass image codes of a camera.")

@@ -1,25 +1,32 @@
-"""The trunk: a stack of GPT-2 blocks that evaluates only what is asked for, and can continue from cached keys and values."""
+"""The trunk: GPT-2 blocks that evaluate only what is read and can continue from cached keys and values."""
 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import Block, KeysValues, Mask
+from .layers import Block, KeysValues, Mask, additive
 
 
 class GPT(nn.Module):
     """Blocks and a final norm.
 
-    The last block computes keys and values everywhere and the rest only at the positions that are read: exact, and a fifth
-    cheaper for a four-layer policy that reads one position.
+    The last block computes keys and values everywhere and the rest only at the positions that are read:
+    exact, and a fifth cheaper for a four-layer policy that reads one position.
     """
 
     def __init__(
-        self, *, width: int, depth: int, heads: int, dropout: float = 0.0, gradient_checkpointing: bool = False
+        self,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
@@ -29,6 +36,9 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.out.weight", "mlp.2.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * depth))
+
+    def _blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
 
     @staticmethod
     def _initialise(module: nn.Module) -> None:
@@ -40,7 +50,8 @@ class GPT(nn.Module):
         self, x: Float[Tensor, "b n d"], mask: Mask, read: Int[Tensor, " q"]
     ) -> Float[Tensor, "b q d"]:
         """Return the normalised outputs at the positions `read`; `mask` is `[b|1 1 n n]`."""
-        *body, last = self.blocks
+        *body, last = self._blocks()
+        mask = additive(mask, x)
         for block in body:
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, mask, use_reentrant=False)
@@ -57,7 +68,8 @@ class GPT(nn.Module):
             Outputs of the new positions, and the keys and values of old and new positions.
         """
         cache: list[KeysValues] = []
-        for i, block in enumerate(self.blocks):
+        mask = additive(mask, x)
+        for i, block in enumerate(self._blocks()):
             x, keys_values = block.extend(x, mask, past=None if past is None else past[i])
             cache.append(keys_values)
         return self.norm(x), cache

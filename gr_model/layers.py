@@ -1,4 +1,4 @@
-"""Transformer layers: pre-norm blocks as in GPT-2, attention through `scaled_dot_product_attention`.
+"""Transformer layers: pre-norm blocks as in GPT-2.
 
 A block holds `12 d^2 + 13 d` parameters (width d), as the GPT-2 bodies do.
 """
@@ -15,6 +15,30 @@ Mask = Bool[Tensor, "#b 1 q m"] | Float[Tensor, "#b 1 q m"]
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one layer, each `[b heads n head_dim]`."""
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, dropout: float = 0.0
+) -> Float[Tensor, "b heads q h"]:
+    """Return softmax(q k^T / sqrt(h)) v.
+
+    Training on a CPU takes plain matrix products: PyTorch's fused kernel for CPUs is slower there for
+    sequences of some tens of positions, up to six times in bfloat16.
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return F.dropout(scores.softmax(-1), dropout).to(v.dtype) @ v
+
+
+def additive(mask: Mask, like: Tensor) -> Mask:
+    """Turn a boolean mask into numbers added to the scores, once for all layers, on a CPU."""
+    if mask.dtype != torch.bool or mask.device.type != "cpu":
+        return mask
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else like.dtype
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, float("-inf"))
 
 
 class Attention(nn.Module):
@@ -48,7 +72,7 @@ class Attention(nn.Module):
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        y = attend(q, k, v, mask, dropout)
         return self.out(y.transpose(1, 2).flatten(2)), (k, v)
 
 
@@ -75,7 +99,7 @@ class Block(nn.Module):
         queries: Int[Tensor, " q"] | None = None,
         past: KeysValues | None = None,
     ) -> tuple[Float[Tensor, "b q d"], KeysValues]:
-        """Transform the positions `queries` (default: all), seeing `past` as well; also return keys and values."""
+        """Transform `queries` (default: all positions), seeing `past`, too; also return keys and values."""
         y, keys_values = self.attention(self.norm_attention(x), mask, queries=queries, past=past)
         x = (x if queries is None else x[:, queries]) + self.drop(y)
         return x + self.drop(self.mlp(self.norm_mlp(x))), keys_values

@@ -1,7 +1,7 @@
 """Statistics of state features and chunk poses, and the layer that applies them inside the model.
 
-The model takes and returns physical numbers; the statistics are buffers of its state dict, so that a checkpoint cannot be
-used with those of another data set.
+The model takes and returns physical numbers; the statistics are buffers of its state dict, so that a
+checkpoint cannot be used with those of another data set.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def measure_statistics(
     kept = poses[action_mask] if action_mask is not None else poses.reshape(-1, POSE_DIM)
     if not len(kept) or not (np.isfinite(kept).all() and np.isfinite(features).all()):
         raise DataError(
-            f"measure_statistics: expected finite states and actions with steps to keep, got {len(kept)} steps"
+            f"measure_statistics: expected finite states and actions with steps to keep, got {len(kept)} "
+            f"steps"
             f"{' and NaN or infinity' if len(kept) else ''}; check the episodes of the training set."
         )
     state_mean, state_std = _moments(features)

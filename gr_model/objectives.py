@@ -1,8 +1,8 @@
 """Training losses and evaluation figures of the world model on a loader batch.
 
-Batch: `codes` {camera: int64 `[b f n]`} (context frames, then targets), `frame_mask` bool `[b f]`, `states` `[b f 16]`,
-`actions` `[b k 8]` and `action_mask` `[b k]` at the last context frame, `text_id` `[b]` (negative: no sentence), and
-optionally `camera_mask` {camera: bool `[b]`}.
+Batch: `codes` {camera: int64 `[b f n]`} (context frames, then targets), `frame_mask` bool `[b f]`, `states`
+`[b f 16]`, `actions` `[b k 8]` and `action_mask` `[b k]` at the last context frame, `text_id` `[b]`
+(negative: no sentence), and optionally `camera_mask` {camera: bool `[b]`} and `state_mask` bool `[b f]`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
     known = {camera.name: codes[camera.name] for camera in model.config.cameras if camera.name in codes}
     if not known:
         raise ShapeError(
-            f"batch: expected codes of cameras {[c.name for c in model.config.cameras]}, got {sorted(codes)}; "
+            f"batch: expected codes of cameras {[c.name for c in model.config.cameras]}, got "
+            f"{sorted(codes)}; "
             "load the cameras that the model was configured for."
         )
     h = min(next(iter(known.values())).shape[1], model.config.max_context)
@@ -42,12 +43,13 @@ def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
             f"batch: expected text_id below {len(model.text_features)}, got {int(ids.max())}; "
             "hand the sentences' features to the model with set_texts first."
         )
-    states, frame_mask = batch.get("states"), batch.get("frame_mask")
+    states, frame_mask, state_mask = (batch.get(name) for name in ("states", "frame_mask", "state_mask"))
     context = Context(
         codes={name: values[:, :h] for name, values in known.items()},
         text=model.text_features[ids],
         text_mask=model.text_mask[ids] & (batch["text_id"] >= 0)[:, None],
         states=None if states is None else states[:, :h],
+        state_mask=None if state_mask is None else state_mask[:, :h],
         frame_mask=None if frame_mask is None else frame_mask[:, :h],
         camera_mask=batch.get("camera_mask"),
     )
@@ -110,7 +112,9 @@ def chunk_loss(model: WorldModel, condition: Float[Tensor, "b d"], batch: Batch,
     """Return the trajectory head's losses for the commands that follow the last context frame."""
     target = chunk_targets(batch["states"][:, h - 1].float(), batch["actions"].float())
     poses = model.action_normalizer(target[..., :POSE_DIM])
-    return model.head.loss(condition, torch.cat((poses, target[..., POSE_DIM:]), dim=-1), batch["action_mask"])
+    return model.head.loss(
+        condition, torch.cat((poses, target[..., POSE_DIM:]), dim=-1), batch["action_mask"]
+    )
 
 
 def training_losses(
@@ -147,9 +151,10 @@ def evaluation_figures(
     """Return figures a person can read, deterministic in evaluation mode.
 
     Returns:
-        Frames (predicted from nothing but the context when decoding is "masked", teacher-forced when "raster"): `frame_loss`
-        [nats], `token_accuracy`, `copy_accuracy` (of repeating the current frame), `changed_accuracy` (on codes that change).
-        Actions: `action_l1_mm` [mm], `action_l1_deg` [deg], `gripper_accuracy`.
+        Frames (predicted from nothing but the context when decoding is "masked", teacher-forced when
+        "raster"): `frame_loss` [nats], `token_accuracy`, `copy_accuracy` (of repeating the current frame),
+        `changed_accuracy` (on codes that change). Actions: `action_l1_mm` [mm], `action_l1_deg` [deg],
+        `gripper_accuracy`.
     """
     figures: dict[str, Tensor] = {}
     context, h = read_context(model, batch)
@@ -169,7 +174,9 @@ def evaluation_figures(
 
 def _frame_figures(model: WorldModel, batch: Batch, context: Context, h: int) -> dict[str, Tensor]:
     packed, valid = read_targets(model, batch, context, h)
-    now = model.embed.arrange({name: codes[:, -1:] for name, codes in context.codes.items()}).expand_as(packed)
+    now = model.embed.arrange({name: codes[:, -1:] for name, codes in context.codes.items()}).expand_as(
+        packed
+    )
     if model.config.decoding == "masked":
         _, features = model.predict(context, Targets(packed=packed, masked=valid), with_actions=False)
         wanted, where = packed, valid

@@ -1,7 +1,8 @@
-"""Named model sizes: `tiny` for two CPU cores, `size_s` to `size_xl` with the parameter counts published for GR-2.
+"""Named model sizes: `tiny` for two CPU cores, `size_s` to `size_xl` with the published parameter counts.
 
-The published counts (30, 95, 312, 719 million trainable) are those of the four GPT-2 bodies plus nine to ten million for
-embeddings and heads. Source: arXiv 2410.06158; which bodies is our reading, the report does not say.
+The counts of GR-2 (30, 95, 312, 719 million trainable) are those of the four GPT-2 bodies plus nine to ten
+million for embeddings and heads. Source: arXiv 2410.06158; which bodies is our reading, the report does not
+say.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The token sequence: groups declared once; slices, positions and the attention mask are derived from them.
 
-    text | step 0: camera 0 [begin, tokens], camera 1 [begin, tokens], ..., state | step 1: ... | action | targets: frames
+    text | step 0: camera 0 [begin, tokens], camera 1 [begin, tokens], ..., state | step 1: ... | action |
+    targets: frames
 
 Who sees whom (nobody but itself sees the action query):
 
@@ -11,7 +12,8 @@ Who sees whom (nobody but itself sees the action query):
     action          all    all             all           -
     target g        all    all             all           frames of the same g
 
-Inside a frame (all cameras of a step) attention is bidirectional with "masked" decoding and causal with "raster".
+Inside a frame (all cameras of a step) attention is bidirectional with "masked" decoding and causal with
+"raster".
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ KINDS: tuple[str, ...] = ("text", "begin", "image", "state", "action")
 class TokenGroup:
     """Consecutive positions that obey one rule.
 
-    time: context step, or index of the target; camera: index or None; grid: of a frame's positions after its begin token.
+    time: context step, or index of the target; camera: index or None; grid: of a frame's positions after its
+        begin token.
     """
 
     kind: GroupKind
@@ -91,7 +94,9 @@ class SequenceLayout:
         def add(kind: GroupKind, length: int, time: int = 0, camera: int | None = None) -> None:
             start = groups[-1].start + groups[-1].length if groups else 0
             grid = None if camera is None else self.grids[camera]
-            groups.append(TokenGroup(kind=kind, start=start, length=length, time=time, camera=camera, grid=grid))
+            groups.append(
+                TokenGroup(kind=kind, start=start, length=length, time=time, camera=camera, grid=grid)
+            )
 
         def add_frame(kind: GroupKind, time: int) -> None:
             for camera, (rows, columns) in enumerate(self.grids):
@@ -144,7 +149,7 @@ class SequenceLayout:
 
     @cached_property
     def attributes(self) -> Array:
-        """Multi-hot float32 `[n a]`: kind, camera, time, row and column of each position (see `attribute_sizes`)."""
+        """Multi-hot float32 `[n a]`: kind, camera, time, row and column of each position."""
         sizes = attribute_sizes(self.grids, self.max_context, self.max_targets)
         offsets = dict(zip(sizes, np.cumsum([0, *list(sizes.values())[:-1]]), strict=True))
         table = np.zeros((self.length, sum(sizes.values())), dtype=np.float32)
@@ -168,7 +173,7 @@ class SequenceLayout:
 
 
 def attribute_sizes(grids: Sequence[tuple[int, int]], max_context: int, max_targets: int) -> dict[str, int]:
-    """Number of learned vectors for each position attribute; times count from the oldest context step to the last target."""
+    """Count the learned vectors of each attribute; times run from the oldest step to the last target."""
     return {
         "kind": len(KINDS),
         "camera": len(grids),

@@ -1,6 +1,7 @@
-"""The world model: one GPT that predicts the next frame's codes and, through the action query, a chunk of tool poses.
+"""The world model: one GPT that predicts the next frame's codes and, at the action query, a chunk of poses.
 
-Tensors: b samples, f frames (context, then targets), n codes of a frame, l text positions, k poses of a chunk.
+Tensors: b samples, f frames (context, then targets), n codes of a frame, l text positions, k poses of a
+chunk.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..cvae_head.cvae import ActionCVAE
@@ -21,6 +22,7 @@ from .gpt import GPT
 from .normalization import Standardize, Statistics
 from .objectives import training_losses
 from .sequence import SequenceLayout, make_layout
+
 
 class WorldModel(nn.Module):
     """GPT, embeddings, frame head and trajectory head.
@@ -77,8 +79,10 @@ class WorldModel(nn.Module):
         longest = max(int(mask.any(0).nonzero().max()) + 1, 1) if bool(mask.any()) else 1
         if features.shape[-1] != self.config.text_dim or longest > self.config.text_length:
             raise ShapeError(
-                f"texts: expected features of width {self.config.text_dim} and at most {self.config.text_length} positions, "
-                f"got width {features.shape[-1]} and {longest}; use the text encoder that the configuration names."
+                f"texts: expected features of width {self.config.text_dim} and at most "
+                f"{self.config.text_length} positions, "
+                f"got width {features.shape[-1]} and {longest}; use the text encoder that the configuration "
+                f"names."
             )
         self.text_features = features[:, :longest].detach().float().to(self.device)
         self.text_mask = mask[:, :longest].to(self.device)
@@ -125,7 +129,7 @@ class WorldModel(nn.Module):
     ) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b 1 n n"]]:
         """Embed a sequence and derive its attention mask from the layout's rules and from what is absent."""
         constants = self.constants(layout)
-        x, keep = self._embed_context(layout, context)
+        x, keep = self.embed_context(layout, context)
         if targets is not None:
             frames = self.embed.frames(targets.packed, targets.masked).flatten(1, 2)
             x = torch.cat((x, frames), dim=1)
@@ -134,8 +138,8 @@ class WorldModel(nn.Module):
         x = x + self.embed.positions(layout, constants["attributes"])
         return x, constants["mask"] & keep[:, None, None, :]
 
-    def _embed_context(self, layout: SequenceLayout, context: Context) -> tuple[Tensor, Tensor]:
-        """Embed text, context steps and the action query (without positions); return which keys are present, too."""
+    def embed_context(self, layout: SequenceLayout, context: Context) -> tuple[Tensor, Tensor]:
+        """Embed text, context steps and action query, without positions; also say which keys are present."""
         frames = self.embed.frames(self.embed.drop_codes(self.embed.arrange(context.codes)))
         b, h = frames.shape[:2]
         no_text = ~context.text_mask.any(dim=1)
@@ -146,7 +150,9 @@ class WorldModel(nn.Module):
         text_keep = torch.cat((text_keep[:, :1] | no_text[:, None], text_keep[:, 1:]), dim=1)
         states, state_keep = self._embed_states(context, b, h, frames)
         camera_keep = self.camera_keep(context, b)
-        frame_keep = frames.new_ones(b, h, dtype=torch.bool) if context.frame_mask is None else context.frame_mask
+        frame_keep = (
+            frames.new_ones(b, h, dtype=torch.bool) if context.frame_mask is None else context.frame_mask
+        )
         parts, keeps = [text], [text_keep]
         for step in range(h):
             parts += [frames[:, step], states[:, step : step + 1]]
@@ -191,7 +197,9 @@ class WorldModel(nn.Module):
         x, mask = self.assemble(layout, context, None)
         condition = self.gpt(x, mask, self.constants(layout)["action"])[:, 0]
         chunk = self.head.sample(condition, latent)
-        return torch.cat((self.action_normalizer.invert(chunk[..., :POSE_DIM]), chunk[..., POSE_DIM:]), dim=-1)
+        return torch.cat(
+            (self.action_normalizer.invert(chunk[..., :POSE_DIM]), chunk[..., POSE_DIM:]), dim=-1
+        )
 
     def predict(
         self, context: Context, targets: Targets | None, *, with_actions: bool
@@ -199,7 +207,8 @@ class WorldModel(nn.Module):
         """Run the trunk once.
 
         Returns:
-            The action query's output `[b d]` and the outputs at the target positions `[b g frame d]`, None where not asked.
+            The action query's output `[b d]` and the outputs at the target positions `[b g frame d]`, None
+            where not asked.
         """
         layout = self.layout(context, with_frames=targets is not None, with_action=with_actions)
         x, mask = self.assemble(layout, context, targets)
@@ -217,4 +226,3 @@ class WorldModel(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the losses and metrics of a training batch; see `objectives.training_losses`."""
         return training_losses(self, batch, with_actions=with_actions, with_frames=with_frames)
-

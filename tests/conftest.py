@@ -1,0 +1,8 @@
+"""Let test modules import the shared cases that lie beside them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
