@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .geometry import closest_on_segments, point_separation, segment_box
+from .geometry import closest_on_segments, point_separation, segments_to_box
 from .kinematics import ArmPose, cross
 from .robots import RobotModel
 from .transforms import Array, matrix_from_quaternion
@@ -182,17 +182,17 @@ class CollisionModel:
         start, stop = (starts[self._exposed] - center) @ rotation, (stops[self._exposed] - center) @ rotation
         gap = np.maximum(np.minimum(start, stop) - half, -half - np.maximum(start, stop))
         bound = np.sqrt(np.square(np.maximum(gap, 0.0)).sum(-1)) - self._radii[self._exposed]
-        chosen = [
-            (index, segment_box(start[k], stop[k], half))
-            for k, index in enumerate(self._exposed)
-            if bound[k] < within
-        ]
-        chosen = [(index, found) for index, found in chosen if found[0] - self._radii[index] < within]
-        links = np.array([index for index, _ in chosen], dtype=np.intp)
-        distances = np.array([found[0] for _, found in chosen]) - self._radii[links]
-        points = np.array([found[1] for _, found in chosen]).reshape(-1, 3) @ rotation.T + center
-        normals = np.array([found[2] for _, found in chosen]).reshape(-1, 3) @ rotation.T
-        return _Near(distances, points, normals, self._moved[links], min(float(bound.min()), within))
+        chosen = np.flatnonzero(bound < within)
+        if len(chosen) == 0:
+            empty = np.empty((0, 3))
+            return _Near(np.empty(0), empty, empty, self._moved[:0], float(bound.min()))
+        distances, points, normals = segments_to_box(start[chosen], stop[chosen], half)
+        links = self._exposed[chosen]
+        distances = distances - self._radii[links]
+        near = np.flatnonzero(distances < within)
+        nearest = min(float(np.delete(bound, chosen).min(initial=np.inf)), float(distances.min()))
+        points, normals = points[near] @ rotation.T + center, normals[near] @ rotation.T
+        return _Near(distances[near], points, normals, self._moved[links[near]], nearest)
 
 
 def _joined(parts: list[_Near]) -> _Near:

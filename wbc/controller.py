@@ -1,4 +1,4 @@
-"""The whole-body controller: chunks of tool poses in, joint commands out, within every limit at every tick."""
+"""The whole-body controller: chunks of tool poses in, joint commands out, every limit kept at every tick."""
 
 from __future__ import annotations
 
@@ -238,6 +238,7 @@ class WholeBodyController:
             return validation.REJECTED_ROTATION
         self._trajectory, self._pending, self._frozen = planned, None, False
         self._reference = (start.position, start.rotation)
+        self.counters["restarted"] += int(planned.start is not start)
         self._last_start = trajectory.start_time
         self._gripper.follow(planned.due, trajectory.gripper[left].astype(np.float64))
         self.counters["poses_dropped"] += int(np.count_nonzero(~left))
@@ -255,7 +256,7 @@ class WholeBodyController:
                 )
 
     def _commanded_state(self) -> ToolState:
-        """Return the state that a new chunk continues: the reference, or the arm where it could not follow."""
+        """Return the state that a new chunk continues: the reference, or the arm if that lags."""
         pose = self._solver.kinematics.forward(self._q)
         position, rotation = self._reference
         distance = float(np.linalg.norm(position - pose.tool[:3, 3]))
@@ -310,7 +311,7 @@ class WholeBodyController:
             self._settle(pose, target_time)
 
     def _wanted_twist(self, pose: ArmPose, target: tuple[Array, Array]) -> Array:
-        """Return `[6]`: the reference's motion in this tick plus the pull towards it, within the speed caps."""
+        """Return `[6]`: the reference's motion in this tick and the pull towards it, within the caps."""
         position, rotation = self._reference
         tracking, caps = self.config.tracking, self.config.smoothing
         linear = (target[0] - position) / self.dt
@@ -326,7 +327,7 @@ class WholeBodyController:
         return np.concatenate([linear, angular])
 
     def _settle(self, pose: ArmPose, time: float) -> None:
-        """Freeze an arm whose chunk is over, once it has arrived or had its time; report a target out of reach."""
+        """Freeze an arm whose chunk is over, once it arrived or had its time; report an unreachable end."""
         assert self._trajectory is not None
         position, rotation = self._reference
         error = float(np.linalg.norm(position - pose.tool[:3, 3]))

@@ -57,56 +57,64 @@ def box_signed_distance(points: Array, half_extents: Array) -> Array:
     return outside + np.minimum(excess.max(-1), 0.0)
 
 
-def _segment_parameter(start: Array, along: Array, half_extents: Array) -> float:
-    """Return the position in [0, 1] along one segment of its point of least signed distance to a box at the
-    origin.
+def _outside_parameter(slopes: Array, offsets: Array) -> Array:
+    """Return where `[p]` along each segment half the squared distance to the box is least.
 
-    Outside, half the squared distance is convex with a piecewise linear slope, whose zero is found between
-    two corners. Inside, the signed distance is the largest of six linear functions, least at an end or where
-    two of them cross.
-    """
-    slopes = np.concatenate([along, -along])
-    offsets = np.concatenate([start, -start]) - np.concatenate([half_extents, half_extents])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        corners = np.where(np.abs(slopes) > 1e-15, -offsets / slopes, 0.0)
-    corners = np.sort(np.concatenate([np.clip(corners, 0.0, 1.0), [0.0, 1.0]]))
-    slope = (np.maximum(offsets + corners[:, None] * slopes, 0.0) * slopes).sum(-1)
-    index = int(np.searchsorted(slope, 0.0))
-    if index == 0:
-        best = 0.0
-    elif index == len(corners):
-        best = 1.0
-    else:
-        low, high = slope[index - 1], slope[index]
-        best = float(corners[index - 1] + (corners[index] - corners[index - 1]) * low / (low - high))
-    if box_signed_distance(start + best * along, half_extents) > 1e-12:
-        return best
-    rows, columns = np.triu_indices(6, 1)
-    difference = slopes[rows] - slopes[columns]
-    crossing = np.where(np.abs(difference) > 1e-15, (offsets[columns] - offsets[rows]), 0.0)
-    crossing = crossing / np.where(np.abs(difference) > 1e-15, difference, 1.0)
-    candidates = np.concatenate([np.clip(crossing, 0.0, 1.0), [0.0, 1.0, best]])
-    depths = (offsets + candidates[:, None] * slopes).max(-1)
-    return float(candidates[int(np.argmin(depths))])
-
-
-def segment_box(start: Array, end: Array, half_extents: Array) -> tuple[float, Array, Array]:
-    """Return the signed distance [m], the point of the segment and the unit normal `[3]`, in the frame of
-    the box.
+    It is convex with a piecewise linear slope, whose zero is found between two corners.
 
     Args:
-        start, end: ends of the segment `[3]` [m].
+        slopes, offsets: `[p 6]` excess beyond each face, as a linear function of the position along the
+            segment.
+    """
+    steep = np.abs(slopes) > 1e-15
+    corners = np.where(steep, -offsets / np.where(steep, slopes, 1.0), 0.0)
+    ends = np.tile([0.0, 1.0], (len(slopes), 1))
+    corners = np.sort(np.concatenate([np.minimum(np.maximum(corners, 0.0), 1.0), ends], axis=1), axis=1)
+    excess = np.maximum(offsets[:, None] + corners[..., None] * slopes[:, None], 0.0)
+    slope = (excess * slopes[:, None]).sum(-1)
+    row = np.arange(len(slopes))
+    after = np.clip((slope < 0.0).sum(1), 1, corners.shape[1] - 1)
+    low, high = slope[row, after - 1], slope[row, after]
+    rising = high - low
+    share = np.clip(np.where(rising > 1e-30, -low / np.where(rising > 1e-30, rising, 1.0), 0.0), 0.0, 1.0)
+    return corners[row, after - 1] + share * (corners[row, after] - corners[row, after - 1])
+
+
+def _deepest_parameter(slopes: Array, offsets: Array, fallback: Array) -> Array:
+    """Return where `[p]` along each segment the largest excess beyond a face is least."""
+    first, second = np.triu_indices(6, 1)
+    rising = slopes[:, first] - slopes[:, second]
+    steep = np.abs(rising) > 1e-15
+    crossing = np.where(steep, (offsets[:, second] - offsets[:, first]) / np.where(steep, rising, 1.0), 0.0)
+    ends = np.tile([0.0, 1.0], (len(slopes), 1))
+    candidates = np.concatenate([np.clip(crossing, 0.0, 1.0), ends, fallback[:, None]], axis=1)
+    depth = (offsets[:, None] + candidates[..., None] * slopes[:, None]).max(-1)
+    return candidates[np.arange(len(slopes)), depth.argmin(1)]
+
+
+def segments_to_box(start: Array, end: Array, half_extents: Array) -> tuple[Array, Array, Array]:
+    """Return signed distances `[p]` [m], points and unit normals `[p 3]` of segments, in the box frame.
+
+    Args:
+        start, end: ends of the segments `[p 3]` [m].
         half_extents: `[3]` half the edge lengths of a box at the origin [m].
     """
     along = end - start
-    point = start + _segment_parameter(start, along, half_extents) * along
+    slopes = np.concatenate([along, -along], axis=1)
+    offsets = np.concatenate([start - half_extents, -start - half_extents], axis=1)
+    place = _outside_parameter(slopes, offsets)
+    inside = box_signed_distance(start + place[:, None] * along, half_extents) < 1e-12
+    if np.any(inside):
+        place[inside] = _deepest_parameter(slopes[inside], offsets[inside], place[inside])
+    point = start + place[:, None] * along
     excess = np.abs(point) - half_extents
     outside = np.maximum(excess, 0.0)
-    distance = float(np.sqrt(outside @ outside))
+    distance = np.sqrt(_dot(outside, outside))
     sign = np.where(point < 0.0, -1.0, 1.0)
-    if distance > TOUCHING:
-        return distance, point, sign * outside / distance
-    axis = int(np.argmax(excess))
-    normal = np.zeros(3)
-    normal[axis] = sign[axis]
-    return float(excess[axis]), point, normal
+    normal = sign * outside / np.maximum(distance, TOUCHING)[:, None]
+    within = np.flatnonzero(distance <= TOUCHING)
+    face = excess[within].argmax(1)
+    normal[within] = 0.0
+    normal[within, face] = sign[within, face]
+    distance[within] = excess[within, face]
+    return distance, point, normal

@@ -1,4 +1,4 @@
-"""Gripper commands in step with the waypoints: the value of the next due pose, without chatter, rate-limited."""
+"""Gripper commands in step with the waypoints: the next due pose's value, rate-limited, without chatter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class GripperSchedule:
         self._due, self._values = np.empty(0), np.empty(0)
 
     def follow(self, due: Array, values: Array) -> None:
-        """Replace the waypoints: each of `values` `[k]` holds until its `due` time `[k]` [s]; the last one stays."""
+        """Replace the waypoints: each of `values` `[k]` holds until its `due` time [s], the last one on."""
         self._due, self._values = due, np.clip(values, 0.0, 1.0)
 
     def hold(self) -> None:

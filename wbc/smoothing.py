@@ -7,13 +7,15 @@ chunk arrives). Among those it minimises
     sum_i |S(t_i) - y_i|^2 + smoothness * tau^5 * integral |S'''|^2 dt,    y_i = [p_i - p_0; log(R_i R_0')],
 
 with `tau` the time between poses. In units of `tau` the solution is one constant matrix times the poses and
-the start, kept for every number of poses. Peaks beyond the caps on speed and acceleration stretch time.
+the start, kept for every number of poses. Peaks beyond the caps on speed and acceleration stretch time. A
+chunk so far away that it needs a long stretch begins without the present acceleration or, failing that, at
+rest; the tick's limits smooth that.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +27,10 @@ from .transforms import Array, matrix_from_quaternion, rotation_exp, rotation_lo
 DEGREE = 5
 MAX_ROTATION = 1.5 * math.pi
 """Largest rotation [rad] within one chunk; the rotation vector loses its meaning at 2 pi."""
+MAX_STRETCH_IN_MOTION = 6.0
+"""Beyond this stretch a chunk begins without the present acceleration, then without the present velocity."""
+CAP_TOLERANCE = 1.02
+"""Peaks may exceed the caps on speed and acceleration by this factor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +57,7 @@ class SmoothingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolState:
-    """Motion of the tool at one instant, base frame, in m, s and rad: a `[3 3]` rotation, all others `[3]`."""
+    """Motion of the tool at one instant, base frame, in m, s, rad: a `[3 3]` rotation, the others `[3]`."""
 
     position: Array
     rotation: Array
@@ -91,7 +97,7 @@ class SmoothTrajectory:
         return self.coefficients[piece], phase - piece
 
     def pose(self, time: float) -> tuple[Array, Array]:
-        """Return position `[3]` [m] and rotation `[3 3]` at `time` [s]; constant before and after its time."""
+        """Return position `[3]` [m] and rotation `[3 3]` at `time` [s]; constant before and after."""
         coefficients, x = self._locate(time)
         powers = np.array([1.0, x, x * x, x**3, x**4, x**5])
         value = powers @ coefficients
@@ -240,30 +246,56 @@ def smooth_chunk(
     phase = max(round((float(due[0]) - time) / period, 4), 1e-4)
     spans = math.ceil(max(phase + count - 1 + config.settle, config.min_duration / period, 1.0) - 1e-6)
     from_waypoints, from_start = smoothing_matrix(count, phase, spans, config.smoothness)
+    zero = np.zeros(3)
     fixed = from_waypoints @ relative_waypoints(start, positions, quaternions)
-    rates = np.stack(
-        [
-            np.concatenate([start.velocity, start.angular_velocity]),
-            np.concatenate([start.acceleration, start.angular_acceleration]),
-        ]
-    )
     duration = max(phase + count - 1, float(spans)) * period
-    stretch = 1.0
-    for _ in range(12):
-        span = stretch * duration / spans
-        coefficients = fixed + from_start @ (rates * np.array([[span], [span**2]]))
-        excess = _excess(coefficients, span, rates, config)
-        if excess <= 1.001:
+    at_rest = resting(start.position, start.rotation)
+    for origin in (start, replace(start, acceleration=zero, angular_acceleration=zero), at_rest):
+        found = _stretched(fixed, from_start, origin, duration, config)
+        if found is not None:
             break
-        stretch *= 1.01 * excess
+    assert found is not None, "a chunk that begins at rest meets every cap once time is stretched enough"
+    coefficients, span = found
+    stretch = span * spans / duration
     return SmoothTrajectory(
-        start=start,
+        start=origin,
         start_time=time,
         span=span,
         coefficients=coefficients,
         stretch=stretch,
         due=time + stretch * (due - time),
     )
+
+
+def _stretched(
+    fixed: Array, from_start: Array, start: ToolState, duration: float, config: SmoothingConfig
+) -> tuple[Array, float] | None:
+    """Stretch time until the caps hold; return the coefficients and the time of a piece [s], None where that
+    fails.
+
+    It can fail only for a start in motion: the longer the chunk, the longer its start carries on.
+
+    Args:
+        fixed: coefficients from the waypoints; from_start: `[spans 6 2]` map from the start's derivatives.
+        start: velocity and acceleration to begin with.
+        duration: of the whole, before stretching [s].
+    """
+    rates = np.stack(
+        [
+            np.concatenate([start.velocity, start.angular_velocity]),
+            np.concatenate([start.acceleration, start.angular_acceleration]),
+        ]
+    )
+    moving = bool(np.any(rates))
+    span = duration / len(fixed)
+    longest = MAX_STRETCH_IN_MOTION * span
+    while not moving or span <= longest:
+        coefficients = fixed + from_start @ (rates * np.array([[span], [span**2]]))
+        excess = _excess(coefficients, span, rates, config)
+        if excess <= CAP_TOLERANCE:
+            return coefficients, span
+        span *= 1.01 * excess
+    return None
 
 
 def _excess(coefficients: Array, span: float, rates: Array, config: SmoothingConfig) -> float:

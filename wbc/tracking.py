@@ -1,9 +1,8 @@
-"""One tick of the controller: a quadratic program in the joint velocities that follows a tool twist within
-every limit.
+"""One tick of the controller: joint velocities that follow a tool twist within every limit.
 
     min  |W (J v - xdot)|^2 + damping |v|^2 + w_p^2 |v - v_secondary|^2 + w_a^2 |v - v_previous|^2
-    s.t. velocity box (position, velocity and acceleration limits),   grad d . v >= -allowed approach    for
-    every near pair
+    s.t. velocity box (position, velocity and acceleration limits)
+         grad d . v >= -allowed approach, for every near pair
 
 A tick that has no solution climbs a ladder: first the emergency acceleration, then a plain brake to rest.
 """
@@ -116,7 +115,7 @@ class TickSolver:
         near = self._near(q, pose)
         for rung, change in ((NOMINAL, self.acceleration), (EMERGENCY, self.emergency)):
             least, greatest = self.box(q, previous, change)
-            solution = self._solve(hessian, gradient, least, greatest, near)
+            solution = self._solve(hessian, gradient, previous, (least, greatest), near)
             if solution is not None:
                 return Tick(
                     velocity=solution,
@@ -174,15 +173,24 @@ class TickSolver:
         )
 
     def _solve(
-        self, hessian: Array, gradient: Array, least: Array, greatest: Array, near: Clearances | None
+        self,
+        hessian: Array,
+        gradient: Array,
+        previous: Array,
+        box: tuple[Array, Array],
+        near: Clearances | None,
     ) -> Array | None:
-        """Solve one quadratic program and check the answer; None where there is none."""
+        """Solve one quadratic program and check the answer; None where there is none.
+
+        A pair that must open is asked for no more than half of what the box adds to its present speed.
+        """
+        least, greatest = box
         rows, floor = np.empty((0, len(least))), np.empty(0)
         if near is not None:
             rows = near.gradients
             fastest = np.where(rows > 0.0, rows * greatest, rows * least).sum(-1)
             floor = -self._allowed_approach(near.distances)
-            floor = np.minimum(floor, np.maximum(0.5 * fastest, 0.0))
+            floor = np.minimum(floor, np.maximum(0.5 * (rows @ previous + fastest), 0.0))
             slowest = np.where(rows > 0.0, rows * least, rows * greatest).sum(-1)
             binding = slowest < floor
             rows, floor = np.ascontiguousarray(rows[binding]), floor[binding]

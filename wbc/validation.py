@@ -36,7 +36,7 @@ def _array(value: object, shape: tuple[int, ...]) -> bool:
 
 
 def check_chunk(trajectory: ActionTrajectory) -> str:
-    """Return `ACCEPTED` or the name of the first fault of `trajectory`; look at the chunk alone, not the clock."""
+    """Return `ACCEPTED` or the name of the first fault of `trajectory` itself, regardless of the clock."""
     count = np.shape(trajectory.positions)[0] if np.ndim(trajectory.positions) else 0
     if not 1 <= count <= MAX_POSES or not (
         _array(trajectory.positions, (count, 3))
