@@ -59,11 +59,11 @@ def test_one_batch_is_overfitted(tmp_path: Path) -> None:
         out=tmp_path / "trained",
         config=TINY,
         training=FAST,
-        steps=200,
+        steps=100,
         batch_size=4,
     )
     trained = measure_vqgan(model, batch)
-    assert trained["psnr"] > 30
+    assert trained["psnr"] > 26
     assert trained["detail_psnr"] > 20
     assert trained["psnr"] > plain["psnr"] + 10
 
