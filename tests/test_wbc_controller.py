@@ -17,6 +17,7 @@ from gr2.wbc.kinematics import Kinematics
 from gr2.wbc.limits import stoppable_velocity
 from gr2.wbc.robots import RobotModel, kinova_gen3, panda
 from gr2.wbc.smoothing import SmoothingConfig
+from gr2.wbc.tracking import TickSolver, TrackingConfig
 from gr2.wbc.transforms import quaternion_from_matrix, rotation_log
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "wbc" / "trajectories.npz"
@@ -145,6 +146,7 @@ def test_a_stop_before_the_limit_stays_possible() -> None:
         ({"dt": 0.0}, "rejected_time"),
         ({"dt": -0.1}, "rejected_time"),
         ({"dt": float("nan")}, "rejected_time"),
+        ({"dt": None}, "rejected_time"),
         ({"start_time": float("inf")}, "rejected_time"),
         ({"start_time": 0.0}, "rejected_order"),
         ({"start_time": -1.0}, "rejected_order"),
@@ -320,6 +322,25 @@ def test_an_arm_that_starts_too_close_moves_out_or_holds() -> None:
         now = scene.clearances(Kinematics(robot).forward(command.positions)).nearest
         assert now >= before - 1e-4
     assert now > near.clearance - 0.002
+
+
+@pytest.mark.parametrize(
+    ("speed", "rung"), [(0.02, "nominal"), (0.06, "emergency_acceleration"), (0.5, "brake")]
+)
+def test_the_ladder_is_climbed_only_as_far_as_needed(speed: float, rung: str) -> None:
+    """The tool dives at a plane 3 mm beyond the clearance, faster than each rung can still slow down."""
+    robot, dt = kinova_gen3(), 0.005
+    pose = Kinematics(robot).forward(robot.home)
+    free = CollisionModel(robot, CollisionConfig(plane=Plane(), self_collision=False)).clearances(pose)
+    plane = Plane(offset=free.nearest - 0.013)
+    solver = TickSolver(robot, TrackingConfig(), CollisionConfig(plane=plane, self_collision=False), dt)
+    dive = np.array([0.0, 0.0, -speed, 0.0, 0.0, 0.0])
+    previous = np.linalg.pinv(pose.jacobian) @ dive
+    tick = solver.solve(robot.home, previous, pose, dive, None)
+    assert tick.rung == rung
+    bound = robot.acceleration if rung == "nominal" else robot.emergency_acceleration
+    assert np.all(np.abs(tick.velocity - previous) <= bound * dt * (1 + 1e-6))
+    assert (pose.jacobian @ tick.velocity)[2] > -speed - 1e-9
 
 
 def _replanned_jerk(robot: RobotModel, smoothness: float) -> float:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gr2.gr_model.errors import ControlError
-from gr2.wbc.smoothing import SmoothingConfig, SmoothTrajectory, ToolState, resting, smooth_chunk
+from gr2.wbc.reference import SmoothTrajectory, ToolState, resting
+from gr2.wbc.smoothing import SmoothingConfig, smooth_chunk
 from gr2.wbc.transforms import quaternion_from_matrix, rotation_exp, rotation_log
 
 PERIOD = 1.0 / 30.0

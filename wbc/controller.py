@@ -16,8 +16,9 @@ from . import validation
 from .collision import CollisionConfig
 from .gripper import GripperSchedule
 from .kinematics import ArmPose
+from .reference import SmoothTrajectory, ToolState, resting
 from .robots import RobotModel
-from .smoothing import SmoothingConfig, SmoothTrajectory, ToolState, resting, smooth_chunk
+from .smoothing import SmoothingConfig, smooth_chunk
 from .tracking import NOMINAL, TickSolver, TrackingConfig, braked_gain
 from .transforms import Array, rotation_log
 
@@ -174,7 +175,7 @@ class WholeBodyController:
     def step(self, time: float) -> JointCommand:
         """Compute the command for the end of the tick that begins at `time` [s].
 
-        A clock that stands still, runs backwards or is not finite is recorded; the arm then keeps its
+        A clock that runs backwards or is not finite is recorded; the arm then keeps its
         reference for this tick.
 
         Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..gr_model.contracts import ActionTrajectory
@@ -21,8 +23,8 @@ REJECTED_STOPPED = "rejected_stopped"
 MAX_DISTANCE = 10.0
 """Farthest coordinate [m] taken for a target; unreachable ones below it are approached as far as possible."""
 MAX_POSES = 256
-MAX_PERIOD = 10.0
-"""Longest time between poses [s]."""
+MIN_PERIOD, MAX_PERIOD = 1e-4, 10.0
+"""Shortest and longest time between poses [s]."""
 QUATERNION_TOLERANCE = 1e-3
 """Largest deviation of a quaternion's length from 1; smaller ones are normalised."""
 
@@ -48,9 +50,9 @@ def check_chunk(trajectory: ActionTrajectory) -> str:
         np.all(np.isfinite(a)) for a in (trajectory.positions, trajectory.quaternions, trajectory.gripper)
     ):
         return REJECTED_NOT_FINITE
-    if not (np.isfinite(trajectory.dt) and np.isfinite(trajectory.start_time)):
+    if not all(isinstance(t, int | float | np.number) for t in (trajectory.dt, trajectory.start_time)):
         return REJECTED_TIME
-    if not 1e-4 <= trajectory.dt <= MAX_PERIOD:
+    if not (math.isfinite(trajectory.start_time) and MIN_PERIOD <= trajectory.dt <= MAX_PERIOD):
         return REJECTED_TIME
     if float(np.abs(trajectory.positions).max()) > MAX_DISTANCE:
         return REJECTED_RANGE
