@@ -32,16 +32,29 @@ class TaskResult:
     steps: int
 
 
-def start_state(env: PlayTable, scene_obs: np.ndarray) -> None:
-    """Put the arm into CALVIN's neutral pose, hand open, and the scene into `scene_obs` `[24]`."""
+def neutral_robot(env: PlayTable) -> np.ndarray:
+    """Return the `robot_obs` `[15]` of CALVIN's neutral pose with an open hand."""
     robot_obs = env.robot_obs()
     robot_obs[6], robot_obs[14] = 2 * FINGER_OPEN, 1.0
     robot_obs[7:14] = NEUTRAL_JOINTS
-    env.reset(options={"robot_obs": robot_obs, "scene_obs": scene_obs})
+    return robot_obs
+
+
+def start_state(env: PlayTable, scene_obs: np.ndarray) -> None:
+    """Start a fresh world with the arm in the neutral pose and the scene `scene_obs` `[24]`."""
+    env.reset(options={"robot_obs": neutral_robot(env), "scene_obs": scene_obs})
+
+
+def _draw_start(env: PlayTable, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
+    """Draw a scene; return its `scene_obs` and the tasks that can be begun in it."""
+    scene_obs = sample_scene(env.spec_scene, rng)
+    env.set_state(neutral_robot(env), scene_obs)
+    state, spec = env.world_state(), env.spec_scene
+    return scene_obs, [n for n in TASKS if feasible(n, state, spec.spawn_x, spec.button_xy)]
 
 
 def task_start(env: PlayTable, name: str, seed: int, index: int) -> np.ndarray:
-    """Find a random scene in which a task can be begun, put the world into it and return its `scene_obs`.
+    """Find a random scene in which a task can be begun, start the world in it and return its `scene_obs`.
 
     Raises:
         SimulationError: no such scene in 500 draws.
@@ -49,23 +62,20 @@ def task_start(env: PlayTable, name: str, seed: int, index: int) -> np.ndarray:
     task(name)
     rng = np.random.default_rng([seed, list(TASKS).index(name), index])
     for _ in range(500):
-        scene_obs = sample_scene(env.spec_scene, rng)
-        start_state(env, scene_obs)
-        if feasible(name, env.world_state(), env.spec_scene.spawn_x, env.spec_scene.button_xy):
+        scene_obs, names = _draw_start(env, rng)
+        if name in names:
+            start_state(env, scene_obs)
             return scene_obs
     raise SimulationError(f"{name}: no feasible start in 500 draws in scene {env.spec_scene.name}; try another seed.")
 
 
 def chain_start(env: PlayTable, seed: int, index: int) -> tuple[np.ndarray, list[str]]:
-    """Draw a scene and five tasks of different families that can be done one after another from it."""
+    """Draw and start a scene, and five tasks of different families that can be done one after another from it."""
     rng = np.random.default_rng([seed, 1000, index])
     for _ in range(500):
-        scene_obs = sample_scene(env.spec_scene, rng)
-        start_state(env, scene_obs)
-        state, spec = env.world_state(), env.spec_scene
-        names = [n for n in TASKS if feasible(n, state, spec.spawn_x, spec.button_xy)]
-        chain = _draw_chain(names, rng)
-        if chain:
+        scene_obs, names = _draw_start(env, rng)
+        if chain := _draw_chain(names, rng):
+            start_state(env, scene_obs)
             return scene_obs, chain
     raise SimulationError(f"no feasible chain in 500 draws in scene {env.spec_scene.name}; try another seed.")
 

@@ -6,17 +6,17 @@ Results are appended episode by episode, so a stopped evaluation goes on where i
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
+from ...data_pipeline.executors import worker_pool
 from ...gr_model.errors import ConfigError, DataError
 from ..control import ControlMode, LimitCounter, WbcControl, make_control
 from ..playtable.cameras import CameraConfig
@@ -128,11 +128,10 @@ def run_evaluation(
     waiting = [job for job in jobs if job.key not in records]
     size = max(1, min(6, len(waiting) // (2 * workers)))
     batches = [waiting[i : i + size] for i in range(0, len(waiting), size)]
-    context = multiprocessing.get_context("spawn")
     with (
         tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc=description, unit="episode") as bar,
         file.open("a") as log,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        worker_pool(workers) as pool,
     ):
         futures = {pool.submit(_run_jobs, config, batch): len(batch) for batch in batches}
         for future in as_completed(futures):

@@ -29,7 +29,7 @@ class ScriptedPolicy:
 
     def act(self, observation: Observation) -> ActionTrajectory:
         """Return the poses that the expert would command in the twin."""
-        self.twin.reset(options={"robot_obs": self.env.robot_obs(), "scene_obs": self.env.scene_obs()})
+        self.twin.set_state(self.env.robot_obs(), self.env.scene_obs())
         positions, quaternions, gripper = [], [], []
         for _ in range(self.chunk_length):
             command = act(self.task, self.twin.world_state(), self.twin.spec_scene, self.style)

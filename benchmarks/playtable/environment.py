@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 import pybullet
 
 from ...gr_model.contracts import JointCommand, Observation
-from ...gr_model.errors import SimulationError
+from ...gr_model.errors import EnvironmentMissing, SimulationError
 from . import cameras
 from .assets import builtin_assets
 from .robot import FINGER_OPEN, SimulatedPanda
@@ -58,7 +60,8 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     Gymnasium actions are CALVIN's relative ones: `[7]` = tool translation in units of 0.02 m, rotation (fixed-axis
     euler) in units of 0.05 rad, gripper -1 (close) or +1 (open), added to the stored target pose.
-    `step_pose` and `step_joints` drive the arm by absolute tool poses and by joint commands.
+    `step_pose` and `step_joints` drive the arm by absolute tool poses and by joint commands. `window` opens
+    PyBullet's viewer.
 
     Raises:
         SimulationError: unknown scene, action of the wrong shape or not finite.
@@ -72,11 +75,17 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         *,
         camera: cameras.CameraConfig | None = None,
         render_mode: str | None = "rgb_array",
+        window: bool = False,
     ) -> None:
         self.spec_scene: SceneSpec = scene(scene_name)
         self.camera = camera or cameras.CameraConfig()
         self.render_mode = render_mode
-        self.client = pybullet.connect(pybullet.DIRECT)
+        if window and not (os.environ.get("DISPLAY") or sys.platform in ("darwin", "win32")):
+            raise EnvironmentMissing(
+                "PlayTable window: expected a screen (DISPLAY is not set), got none; write a video instead, or log in "
+                "with a desktop."
+            )
+        self.client = pybullet.connect(pybullet.GUI if window else pybullet.DIRECT)
         self._load()
         unbounded = {"low": -np.inf, "high": np.inf, "dtype": np.float64}
         box = gymnasium.spaces.Box
@@ -115,7 +124,6 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.bulb = self.led = False
         self._button_was_pressed = False
         self._target = (np.zeros(3), np.array([0.0, 0, 0, 1]))
-        self._pristine = pybullet.saveState(physicsClientId=client)
 
     def _motor(self, joint: str, mode: int, target: float) -> None:
         key = "targetVelocity" if mode == pybullet.VELOCITY_CONTROL else "targetPosition"
@@ -139,9 +147,20 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         unknown = set(options) - {"robot_obs", "scene_obs"}
         if unknown:
             raise SimulationError(f"reset: expected options robot_obs, scene_obs, got {sorted(unknown)}; mend the name.")
-        pybullet.restoreState(stateId=self._pristine, physicsClientId=self.client)
-        robot_obs = _vector(options.get("robot_obs"), 15, "robot_obs")
-        scene_obs = _vector(options.get("scene_obs"), 24, "scene_obs")
+        # A fresh world: what PyBullet keeps from before (contact caches, motors) would change the last digits.
+        pybullet.resetSimulation(physicsClientId=self.client)
+        self._load()
+        self.set_state(options.get("robot_obs"), options.get("scene_obs"))
+        return self.observe_calvin(), {}
+
+    def set_state(self, robot_obs: Any = None, scene_obs: Any = None) -> None:
+        """Put arm and scene in place in the present world: faster than `reset`, equal to it up to rounding.
+
+        Args:
+            robot_obs: `[15]` as in CALVIN, neutral where None; scene_obs: `[24]`.
+        """
+        robot_obs = _vector(robot_obs, 15, "robot_obs")
+        scene_obs = _vector(scene_obs, 24, "scene_obs")
         joints, finger, command = np.array(NEUTRAL_JOINTS), FINGER_OPEN, 1.0
         if robot_obs is not None:
             joints, finger, command = robot_obs[7:14], robot_obs[6] / 2, float(robot_obs[14] > 0)
@@ -153,7 +172,6 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._target = self.robot.link_pose(self.robot.tcp)
         self._steps = 0
         self._update_lights()
-        return self.observe_calvin(), {}
 
     def _default_scene(self) -> np.ndarray:
         centre = np.mean(self.spec_scene.spawn_x)
@@ -231,14 +249,13 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         """Return a table joint's value [m]: slide, drawer, button or switch."""
         return float(pybullet.getJointState(self.table, self._joints[f"base__{name}"], physicsClientId=self.client)[0])
 
-    def draw(self, camera: str) -> np.ndarray:
-        """Draw one camera: uint8 `[px px 3]`."""
+    def draw(self, camera: str, *, px: int | None = None) -> np.ndarray:
+        """Draw one camera: uint8 `[px px 3]`, at its own size unless another is asked for."""
         if camera == "static":
-            return cameras.draw(self.client, cameras.static_matrices(), self.camera.static_px, self.camera.supersample)
-        pose = self.robot.link_pose(self.robot.camera)
-        return cameras.draw(
-            self.client, cameras.gripper_matrices(*pose), self.camera.gripper_px, self.camera.supersample
-        )
+            matrices, own = cameras.static_matrices(), self.camera.static_px
+        else:
+            matrices, own = cameras.gripper_matrices(*self.robot.link_pose(self.robot.camera)), self.camera.gripper_px
+        return cameras.draw(self.client, matrices, px or own, self.camera.supersample)
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """Draw the static camera (Gymnasium's `rgb_array`)."""

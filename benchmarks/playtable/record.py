@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from ...data_pipeline.episodes import write_episode
+from ...data_pipeline.executors import worker_pool
 from ...gr_model.contracts import Episode
 from ...gr_model.errors import ConfigError, DataError
 from .cameras import CameraConfig
@@ -180,12 +180,13 @@ def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: lis
     return labelled, unlabelled
 
 
-def _batches(config: RecordConfig, finished: set[int], size: int = 8) -> Iterator[tuple[str, list[int]]]:
+def _batches(config: RecordConfig, finished: set[int], size: int = 8) -> list[tuple[str, list[int]]]:
     """Split the chains into batches of one scene each; chain i happens in scene i modulo the number of scenes."""
+    batches = []
     for position, name in enumerate(config.scenes):
         mine = [c for c in range(position, config.chains, len(config.scenes)) if c not in finished]
-        for begin in range(0, len(mine), size):
-            yield name, mine[begin : begin + size]
+        batches += [(name, mine[begin : begin + size]) for begin in range(0, len(mine), size)]
+    return sorted(batches, key=lambda batch: batch[1])
 
 
 def record(
@@ -232,11 +233,10 @@ def record(
     _check_configuration(out / "recording.json", config)
     finished = {int(p.stem) for p in (out / "chains").glob("*.json")}
     started = time.monotonic()
-    batches = list(_batches(config, finished))
-    context = multiprocessing.get_context("spawn")
+    batches = _batches(config, finished)
     with (
         tqdm(total=chains, initial=len(finished), desc="record", unit="chain") as bar,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        worker_pool(workers) as pool,
     ):
         futures = {pool.submit(_record_chains, out, config, name, mine): len(mine) for name, mine in batches}
         for future in as_completed(futures):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .scenes import NEUTRAL_JOINTS, SceneSpec
+from .scenes import NEUTRAL_JOINTS, SceneSpec, reachable
 
 _TABLE_SLOT_Y, _CABINET_Y = -0.12, 0.0924
 
@@ -44,7 +44,7 @@ def sample_scene(spec: SceneSpec, rng: np.random.Generator, *, official_share: f
 def _free_place(spec: SceneSpec, placed: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     for _ in range(200):
         xy = np.array([rng.uniform(*spec.spawn_x), rng.uniform(-0.15, -0.03)])
-        if all(np.linalg.norm(xy - other) > 0.095 for other in placed):
+        if reachable(*xy) and all(np.linalg.norm(xy - other) > 0.095 for other in placed):
             return xy
     return xy
 

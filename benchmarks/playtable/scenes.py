@@ -17,6 +17,9 @@ ROBOT_BASE = (-0.34, -0.46, 0.24)
 NEUTRAL_JOINTS = (-1.21779124, 1.03987629, 2.11978254, -2.34205014, -0.87015899, 1.64119093, 0.55344928)
 """Joint angles at the start of an evaluation [rad]."""
 
+REACH = 0.76
+"""How far from the base, along the desk, the arm works with the hand pointing down [m]."""
+
 DESK_Z = 0.44
 BLOCK_HALF_HEIGHT = 0.02
 DRAWER_TRAVEL = 0.22
@@ -61,6 +64,7 @@ class SceneSpec:
 
     @property
     def button_xy(self) -> tuple[float, float]:
+        """Place of the button on the desk [m]."""
         return (self.button_x, -0.12)
 
 
@@ -132,6 +136,11 @@ _SCENES = {
         door_colour=_OAK,
     ),
 }
+
+
+def reachable(x: float, y: float) -> bool:
+    """Say whether the arm works at a place of the desk with the hand pointing down."""
+    return bool(np.hypot(x - ROBOT_BASE[0], y - ROBOT_BASE[1]) < REACH)
 
 
 def scene(name: str) -> SceneSpec:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...gr_model.errors import ConfigError
 from .environment import WorldState
+from .scenes import reachable
 
 COLOURS = ("red", "blue", "pink")
 Judge = Callable[[WorldState, WorldState], bool]
@@ -121,7 +122,7 @@ def feasible(name: str, state: WorldState, spawn_x: tuple[float, float], button_
     position = state.blocks[colour][0]
     if ("table", "base_link") not in state.contacts[colour] or position[1] > -0.005 or position[1] < -0.165:
         return False
-    if not (spawn_x[0] - 0.12 < position[0] < spawn_x[1] + 0.03):
+    if not (spawn_x[0] - 0.12 < position[0] < spawn_x[1] + 0.03) or not reachable(position[0], position[1]):
         return False
     others = [p for c, (p, _) in state.blocks.items() if c != colour and p[2] < 0.5]
     if verb == "lift":
@@ -130,7 +131,10 @@ def feasible(name: str, state: WorldState, spawn_x: tuple[float, float], button_
         )
     direction = 1 if name.endswith("right") else -1
     goal_x = position[0] + direction * 0.13
-    if not -0.38 < goal_x < 0.40 or not -0.33 < position[0] - direction * 0.1 < 0.42:
+    start_x = position[0] - direction * 0.09
+    if not -0.38 < goal_x < 0.40 or not -0.33 < start_x or not reachable(start_x, position[1]):
+        return False
+    if not reachable(goal_x, position[1]):
         return False
     corridor = [*(o[:2] for o in others), np.array(button_xy)]
     for other in corridor:
