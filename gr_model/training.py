@@ -137,9 +137,17 @@ class TrainingModule(L.LightningModule):
                 f"the learning rate ({c.learning_rate}). The last checkpoint holds finite weights."
             )
         for name, value in {"loss": loss, **losses}.items():
-            total, count = self._sums.get(name, (torch.zeros_like(value), 0))
-            self._sums[name] = (total + value.detach(), count + 1)
+            self._add(name, value.detach())
         return loss
+
+    def _add(self, name: str, value: Tensor) -> None:
+        total, count = self._sums.get(name, (torch.zeros_like(value), 0))
+        self._sums[name] = (total + value, count + 1)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Clip the gradient's norm; Lightning's own clipping refuses fused optimisers in mixed precision."""
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self._add("gradient_norm", norm)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
@@ -281,7 +289,6 @@ def train(
         precision=lightning_precision(module.config.precision),  # type: ignore[arg-type]
         max_epochs=1,
         max_steps=min(module.steps, stop_after or module.steps),
-        gradient_clip_val=module.config.clip_norm,
         callbacks=[Progress(description, batch_size), SaveLast(last, checkpoint_every)],
         logger=False,
         enable_checkpointing=False,

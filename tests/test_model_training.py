@@ -43,10 +43,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_resumed_training_equals_unbroken_training(tmp_path: Path) -> None:
-    whole = fit(tmp_path / "whole")
-    fit(tmp_path / "broken", stop_after=2)
-    resumed = fit(tmp_path / "broken")
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_resumed_training_equals_unbroken_training(tmp_path: Path, precision: str) -> None:
+    whole = fit(tmp_path / "whole", precision=precision)
+    fit(tmp_path / "broken", stop_after=2, precision=precision)
+    resumed = fit(tmp_path / "broken", precision=precision)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     assert whole.average is not None and resumed.average is not None
