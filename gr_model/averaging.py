@@ -39,6 +39,12 @@ class WeightAverage:
             parameter.copy_(value)
             value.copy_(kept)
 
+    @torch.no_grad()
+    def copy_to_module(self) -> None:
+        """Overwrite the module's weights by the average."""
+        for value, parameter in zip(self.values, self._parameters(), strict=True):
+            parameter.copy_(value)
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Put the average into the module for the duration of the block."""

@@ -217,8 +217,7 @@ class TrainingModule(L.LightningModule):
     def use_average(self) -> WorldModel:
         """Put the averaged weights into the model for good and return it, in evaluation mode."""
         if self.average is not None:
-            for parameter, value in zip(self.average._parameters(), self.average.values, strict=True):
-                parameter.data.copy_(value)
+            self.average.copy_to_module()
         return self.model.eval()
 
 

@@ -141,6 +141,8 @@ def test_weight_average_follows_the_formula() -> None:
     with average.applied():
         torch.testing.assert_close(layer.weight.detach(), expected)
     assert torch.equal(layer.weight, current)
+    average.copy_to_module()
+    torch.testing.assert_close(layer.weight.detach(), expected)
 
 
 def test_statistics_centre_and_scale_and_keep_constants() -> None:
