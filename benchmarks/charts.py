@@ -96,9 +96,7 @@ def line_chart(
         if len(one.low):
             ring = [(place_x(x), place_y(y)) for x, y in zip(one.x, one.high, strict=True)]
             ring += [(place_x(x), place_y(y)) for x, y in reversed(list(zip(one.x, one.low, strict=True)))]
-            parts.append(
-                f'<polygon points="{_points(ring)}" fill="var(--series-{one.colour})" opacity=".16"/>'
-            )
+            parts.append(f'<polygon points="{_points(ring)}" fill="var(--series-{one.colour})" opacity=".16"/>')
         dash = ' stroke-dasharray="5 3"' if one.dashed else ""
         parts.append(
             f'<polyline points="{_points(points)}" fill="none" stroke="var(--series-{one.colour})" '
@@ -156,8 +154,7 @@ def value_bars(rows: Sequence[tuple[str, float, str]], *, title: str, colour: st
         width = max(1.5, track * value / largest)
         parts.append(_text(0, y + 11, label, strong=True))
         parts.append(
-            f'<rect x="0" y="{y + 16}" width="{width:.1f}" height="9" rx="1.5" '
-            f'fill="var(--series-{colour})"/>'
+            f'<rect x="0" y="{y + 16}" width="{width:.1f}" height="9" rx="1.5" fill="var(--series-{colour})"/>'
         )
         parts.append(_text(width + 7, y + 24.5, words))
     return _svg(title, len(rows) * step, parts)
@@ -233,9 +230,7 @@ def _rule(x1: float, y1: float, x2: float, y2: float, *, strong: bool = False) -
 
 def _text(x: float, y: float, words: str, *, anchor: str = "start", strong: bool = False) -> str:
     colour = "ink" if strong else "ink-soft"
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--{colour})">{escape(words)}</text>'
-    )
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--{colour})">{escape(words)}</text>'
 
 
 def _whisker_bar(one: Bar, *, left: float, y: float, bar: int, scale: float) -> str:

@@ -80,10 +80,18 @@ class _Journal:
         started_at, begin = time.strftime("%Y-%m-%dT%H:%M:%S"), time.monotonic()
         result = target(**options)
         seconds = time.monotonic() - begin
-        summary = {k: v for k, v in result.items() if isinstance(v, int | float | str)} if isinstance(result, dict) else {}
+        summary = (
+            {k: v for k, v in result.items() if isinstance(v, int | float | str)} if isinstance(result, dict) else {}
+        )
         self.rows = [row for row in self.rows if row["name"] != name]
         self.rows.append(
-            {"name": name, "command": command, "seconds": round(seconds, 1), "started_at": started_at, "summary": summary}
+            {
+                "name": name,
+                "command": command,
+                "seconds": round(seconds, 1),
+                "started_at": started_at,
+                "summary": summary,
+            }
         )
         _write_json(self.file, self.rows)
         print(f"    finished in {seconds:.0f} s", flush=True)
@@ -180,13 +188,14 @@ def demo(
     from .report import write_report
 
     report = journal_report(journal, out, write_report)
-    print(f"\nThe report is {report}; the chain took {(time.monotonic() - began) / 60:.1f} min.", file=sys.stdout)
+    print(
+        f"\nThe report is {report}; the chain took {(time.monotonic() - began) / 60:.1f} min.",
+        file=sys.stdout,
+    )
     return report
 
 
-def _make_data(
-    journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int
-) -> None:
+def _make_data(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
     from ..data_pipeline.curation.curate import write_video_shards
     from ..gr_model.tokenizer_stages import tokens, train_text, train_tokenizer
     from .playtable.record import record
@@ -195,7 +204,11 @@ def _make_data(
         "data record", record,
         {"out": out / "record", "scenes": preset.scenes, "chains": preset.chains, "workers": workers, "seed": seed},
     )  # fmt: skip
-    journal.run("data shards", write_video_shards, {"source": out / "record", "out": out / "shards", "num_workers": workers})
+    journal.run(
+        "data shards",
+        write_video_shards,
+        {"source": out / "record", "out": out / "shards", "num_workers": workers},
+    )
     tokenizer, text = "small", "small"
     if preset.tokenizer_steps:
         journal.run(
@@ -211,7 +224,12 @@ def _make_data(
     frozen = {"tokenizer": tokenizer, "text": text}
     journal.run("data tokens", tokens, {"shards": out / "shards", "out": out / "tokens", **frozen})
     if videos is not None:
-        journal.run("data shards", write_video_shards, {"source": videos, "out": out / "video_shards"}, name="video shards")
+        journal.run(
+            "data shards",
+            write_video_shards,
+            {"source": videos, "out": out / "video_shards"},
+            name="video shards",
+        )
         journal.run(
             "data tokens", tokens, {"shards": out / "video_shards", "out": out / "video_tokens", **frozen},
             name="video tokens",
@@ -224,7 +242,11 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
     trained = {"tokenizer": str(out / "tokenizer"), "text": str(out / "text")} if preset.tokenizer_steps else {}
     common = {"batch_size": preset.batch_size, "learning_rate": preset.learning_rate, "seed": seed} | trained
     sources = [out / "tokens"] + ([out / "video_tokens"] if videos is not None else [])
-    journal.run("pretrain", pretrain, {"tokens": sources, "out": out / "pretrain", "steps": preset.pretrain_steps, **common})
+    journal.run(
+        "pretrain",
+        pretrain,
+        {"tokens": sources, "out": out / "pretrain", "steps": preset.pretrain_steps, **common},
+    )
     journal.run(
         "finetune", finetune,
         {"tokens": [out / "tokens"], "init": out / "pretrain", "out": out / "finetune", "steps": preset.finetune_steps,

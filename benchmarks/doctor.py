@@ -70,9 +70,7 @@ def doctor(*, json: Path | None = None) -> int:
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
         temporary = json.with_name(f".{json.name}.{os.getpid()}.tmp")
-        temporary.write_text(
-            dumps([asdict(finding) for finding in findings], indent=2) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(dumps([asdict(finding) for finding in findings], indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, json)
     return 1 if counts[MISSING] else 0
 
@@ -138,9 +136,7 @@ def check_memory() -> Finding:
     """Measure the free memory, the limit of a container included."""
     free = _free_memory()
     if free is None:
-        return Finding(
-            name="free memory", state=WARNING, detail="unknown", mend="make sure that 4 GiB are free"
-        )
+        return Finding(name="free memory", state=WARNING, detail="unknown", mend="make sure that 4 GiB are free")
     good = free >= WANTED_MEMORY_GIB
     mend = "" if good else f"free {WANTED_MEMORY_GIB:.0f} GiB, or lower the batch size and the loader workers"
     return Finding(name="free memory", state=OK if good else WARNING, detail=f"{free:.1f} GiB", mend=mend)
@@ -169,9 +165,7 @@ def run_probe(name: str, *, limit_s: float = PROBE_LIMIT_S) -> list[Finding]:
     command = [sys.executable, "-m", "gr2.benchmarks.doctor_probes", name]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=limit_s, env=environment, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, env=environment, check=False)
         output, end = done.stdout, f"the process ended with status {done.returncode}"
     except subprocess.TimeoutExpired as error:
         output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""

@@ -73,9 +73,7 @@ def probe_video() -> None:
             path = Path(folder) / "probe.mp4"
             path.write_bytes(content["mp4"])
             reader = decord.VideoReader(str(path), num_threads=1)
-            return f"decord {decord.__version__}, " + _compare(
-                reader.get_batch(list(range(FRAMES))).asnumpy(), clip
-            )
+            return f"decord {decord.__version__}, " + _compare(reader.get_batch(list(range(FRAMES))).asnumpy(), clip)
 
     attempt("h264 encoding", encode)
     attempt("h264 decoding, PyAV", decode_av)

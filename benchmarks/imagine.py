@@ -108,7 +108,9 @@ def imagine(
     actor = load_policy(policy)
     try:
         names = list(TASKS)
-        measured = test_episodes(env, [names[i % len(names)] for i in range(metric_episodes)], seed=seed, stride=frame_stride)
+        measured = test_episodes(
+            env, [names[i % len(names)] for i in range(metric_episodes)], seed=seed, stride=frame_stride
+        )
         shown = test_episodes(
             env, [_SHOWN[i % len(_SHOWN)] for i in range(episodes)], seed=seed + 1, stride=frame_stride
         )
@@ -122,8 +124,17 @@ def imagine(
         predicted = dream(first, [episode.instruction], len(episode.images["static"]) - 1)
         for name in CAMERAS:
             frames = np.concatenate([first[name], predicted.images[name][0]])
-            row = {"instruction": episode.instruction, "task": episode.task, "camera": name, "success": success}
-            for kind, video in (("predicted", frames), ("real", episode.images[name]), ("rollout", rollout[name])):
+            row = {
+                "instruction": episode.instruction,
+                "task": episode.task,
+                "camera": name,
+                "success": success,
+            }
+            for kind, video in (
+                ("predicted", frames),
+                ("real", episode.images[name]),
+                ("rollout", rollout[name]),
+            ):
                 row[kind] = f"{number:02d}_{name}_{kind}.mp4"
                 write_video(out / str(row[kind]), video, fps)
             rows.append(row)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CAPTION = (
-    "published, official CALVIN, 1000 chains, not comparable: "
-    "our simulator, our scripted demonstrations, {tasks} tasks"
+    "published, official CALVIN, 1000 chains, not comparable: our simulator, our scripted demonstrations, {tasks} tasks"
 )
 """What every table that shows these rows must say, with the number of our tasks filled in."""
 

@@ -53,13 +53,10 @@ def build_page(files: RunFiles) -> str:
     """Build the whole page from the parts of a run."""
     head = _guarded("summary", files, lambda parts: summary(parts) + headline(parts))
     sections = [
-        Section(anchor=anchor, title=title, body=_guarded(title, files, make))
-        for anchor, title, make in SECTIONS
+        Section(anchor=anchor, title=title, body=_guarded(title, files, make)) for anchor, title, make in SECTIONS
     ]
     links = "".join(f'<a href="#{one.anchor}">{text(one.title)}</a>' for one in sections)
-    bodies = "".join(
-        f'<section id="{one.anchor}"><h2>{text(one.title)}</h2>{one.body}</section>' for one in sections
-    )
+    bodies = "".join(f'<section id="{one.anchor}"><h2>{text(one.title)}</h2>{one.body}</section>' for one in sections)
     problems = "".join(f'<p class="note problem">{text(problem)}</p>' for problem in files.problems)
     title = f"gr2 run {files.folder.resolve().name}"
     return (

@@ -58,19 +58,13 @@ def success_body(files: RunFiles) -> str:
     if not controls:
         return absent(ACT)
     names = sorted({task for one in controls.values() for task in one.get("tasks", {})})
-    head = ["task"] + [
-        words for name in controls for words in (control_name(name), "95 % interval", "median steps")
-    ]
+    head = ["task"] + [words for name in controls for words in (control_name(name), "95 % interval", "median steps")]
     rows = [["all tasks", *(cell for one in controls.values() for cell in _pooled_cells(one))]]
     groups = [BarGroup(label="all tasks", bars=[_bar(name, *pooled(one)) for name, one in controls.items()])]
     for task in names:
         trials = {name: one.get("tasks", {}).get(task) for name, one in controls.items()}
-        rows.append(
-            [f"<code>{text(task)}</code>", *(cell for trial in trials.values() for cell in _cells(trial))]
-        )
-        bars = [
-            _bar(name, int(t["success"]), int(t["total"])) for name, t in trials.items() if t and t["total"]
-        ]
+        rows.append([f"<code>{text(task)}</code>", *(cell for trial in trials.values() for cell in _cells(trial))])
+        bars = [_bar(name, int(t["success"]), int(t["total"])) for name, t in trials.items() if t and t["total"]]
         groups.append(BarGroup(label=task.replace("_", " "), bars=bars))
     legend = [(control_name(name), CONTROL_COLOURS.get(name, "3")) for name in controls]
     chart = interval_bars(groups, title="Success of each task with 95 % intervals", unit=" %", legend=legend)
@@ -80,8 +74,7 @@ def success_body(files: RunFiles) -> str:
         + f'<div class="pair wide"><div>{success}</div><figure>{chart}</figure></div>'
         + _difference(controls)
         + note(
-            "Intervals of rates: Wilson, 95 %; of the difference: Newcombe. "
-            "Median steps: of the trials that succeeded."
+            "Intervals of rates: Wilson, 95 %; of the difference: Newcombe. Median steps: of the trials that succeeded."
         )
         + command_line(files.command_of("act", "rollout", "calvin"))
     )
@@ -144,9 +137,7 @@ def safety_body(files: RunFiles) -> str:
     broken_words = f"{count(broken)} limit violations" if broken else "A limit was passed"
     verdict = "No limit was violated." if kept else f"{broken_words}: see the table."
     mood = "good" if kept else "bad"
-    return f'<p class="verdict {mood}">{verdict}</p>' + table(
-        ["measure", "value", "requirement"], rows, kind="narrow"
-    )
+    return f'<p class="verdict {mood}">{verdict}</p>' + table(["measure", "value", "requirement"], rows, kind="narrow")
 
 
 def _protocol(files: RunFiles) -> str:
@@ -157,8 +148,7 @@ def _protocol(files: RunFiles) -> str:
         ("seed", "seed {}"),
     ]
     return note(
-        ", ".join(words.format(files.act[key]) for key, words in known if key in files.act)
-        or "Protocol not given."
+        ", ".join(words.format(files.act[key]) for key, words in known if key in files.act) or "Protocol not given."
     )
 
 
@@ -197,9 +187,7 @@ def _difference(controls: Mapping[str, Control]) -> str:
     gap = rate_difference(*pooled(controls["wbc"]), *pooled(controls["calvin"]))
     verdict = "the interval leaves out zero" if gap.excludes_zero() else "the interval holds zero"
     words = signed_span(gap, 1, scale=100, unit=" points")
-    return (
-        f'<p class="finding">Whole-body control minus CALVIN\'s own control: <b>{words}</b>, {verdict}.</p>'
-    )
+    return f'<p class="finding">Whole-body control minus CALVIN\'s own control: <b>{words}</b>, {verdict}.</p>'
 
 
 def _chain_difference(controls: Mapping[str, Control]) -> str:
@@ -207,9 +195,7 @@ def _chain_difference(controls: Mapping[str, Control]) -> str:
         return ""
     first, second = controls["wbc"]["chains"], controls["calvin"]["chains"]
     if len(first) != len(second):
-        return note(
-            "The controls ran different numbers of chains, so their lengths are not compared pair by pair."
-        )
+        return note("The controls ran different numbers of chains, so their lengths are not compared pair by pair.")
     gap = paired_difference(first, second)
     words = signed_span(gap, 2)
     return (

@@ -88,9 +88,7 @@ def _read_json(folder: Path, name: str, kind: type, problems: list[str]) -> Any:
         problems.append(f"{name} could not be read: {error}")
         return kind()
     if not isinstance(content, kind):
-        problems.append(
-            f"{name} could not be used: expected a {kind.__name__}, got a {type(content).__name__}"
-        )
+        problems.append(f"{name} could not be used: expected a {kind.__name__}, got a {type(content).__name__}")
         return kind()
     return content
 

@@ -132,9 +132,7 @@ def _video(name: Any, folder: Path, words: str) -> str:
     return f'<video src="{address}" aria-label="{label}" autoplay loop muted playsinline></video>'
 
 
-def _measure_chart(
-    rows: Sequence[tuple[float, list[float], list[float]]], words: str, unit: str, scale: float
-) -> str:
+def _measure_chart(rows: Sequence[tuple[float, list[float], list[float]]], words: str, unit: str, scale: float) -> str:
     x = [row[0] for row in rows]
 
     def line(column: int, name: str, colour: str) -> Series:
@@ -155,9 +153,7 @@ def _measure_chart(
     return line_chart(series, title=f"{words} per horizon", x_label="frames ahead", y_label=label)
 
 
-def _measure_cells(
-    model: Sequence[float], copy: Sequence[float], unit: str, digits: int, scale: float
-) -> list[str]:
+def _measure_cells(model: Sequence[float], copy: Sequence[float], unit: str, digits: int, scale: float) -> list[str]:
     gap = paired_difference(model, copy)
     return [
         f"{scale * np.mean(model):.{digits}f}{unit}",

@@ -53,9 +53,7 @@ def _read_frames(path: Path) -> tuple[list[npt.NDArray[np.uint8]], Fraction]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             rate = Fraction(stream.average_rate or 10)
-            frames = [
-                np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(stream)
-            ]
+            frames = [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(stream)]
     except (av.error.FFmpegError, OSError, IndexError) as error:
         raise DataError(f"Video {path.name}: expected an mp4 file, got {error}; record it again.") from error
     if not frames:

@@ -67,9 +67,7 @@ def headline(files: RunFiles) -> str:
         success, total = pooled(control)
         if total:
             rate = wilson_interval(success, total)
-            tiles.append(
-                (percent(rate.value), f"single instructions, {control_name(name)}", percent_span(rate))
-            )
+            tiles.append((percent(rate.value), f"single instructions, {control_name(name)}", percent_span(rate)))
     wbc = controls_of(files).get("wbc", {})
     if wbc.get("chains"):
         average = bootstrap_mean(wbc["chains"])
@@ -83,9 +81,7 @@ def headline(files: RunFiles) -> str:
         tiles.append((f"{value} dB", words, interval.replace(")", "")))
     if wbc.get("limits"):
         broken = int(wbc["limits"]["position_violations"]) + int(wbc["limits"]["velocity_violations"])
-        tiles.append(
-            (count(broken), "violated joint limits", f"in {count(wbc['limits']['ticks'])} control ticks")
-        )
+        tiles.append((count(broken), "violated joint limits", f"in {count(wbc['limits']['ticks'])} control ticks"))
     cells = "".join(
         f"<div><b>{text(value)}</b><span>{text(words)}</span><small>{text(interval)}</small></div>"
         for value, words, interval in tiles
@@ -176,9 +172,7 @@ def provenance_body(files: RunFiles) -> str:
     if not run and not files.stages:
         return absent(RUN, STAGES)
     simple: dict[str, object] = {
-        str(key): str(value)
-        for key, value in run.items()
-        if key not in ("versions", "machine") and value is not None
+        str(key): str(value) for key, value in run.items() if key not in ("versions", "machine") and value is not None
     }
     groups: list[tuple[str, dict[str, object]]] = [
         ("run", simple),
@@ -199,11 +193,7 @@ def provenance_body(files: RunFiles) -> str:
     )
     return (
         f'<div class="lists">{lists}</div>'
-        + (
-            f'<h3>Commands that made these figures</h3><ol class="commands">{commands}</ol>'
-            if commands
-            else ""
-        )
+        + (f'<h3>Commands that made these figures</h3><ol class="commands">{commands}</ol>' if commands else "")
         + (note(f"Last logged validation figures: {learned}.") if learned else "")
     )
 

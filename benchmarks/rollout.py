@@ -79,7 +79,10 @@ def rollout(
 
     actor = load_policy("pretrained" if pretrained else policy, executed_steps=executed_steps)
     env = PlayTable(
-        scene_name, camera=CameraConfig(static_px=image_px, gripper_px=image_px), render_mode=None, window=window
+        scene_name,
+        camera=CameraConfig(static_px=image_px, gripper_px=image_px),
+        render_mode=None,
+        window=window,
     )
     names = chain_start(env, seed, 0)[1] if tasks == "chain" else [task(n.strip()).name for n in tasks.split(",")]
     film, mode, results = _Film(), make_control(control, env), []
@@ -96,11 +99,12 @@ def rollout(
             elif step % _STRIDE == 0:
                 film.shoot(world, sentence)
 
-        result = run_task(
-            env, actor, mode, name, executed_steps=executed_steps, max_steps=max_steps, watch=watch
-        )
+        result = run_task(env, actor, mode, name, executed_steps=executed_steps, max_steps=max_steps, watch=watch)
         results.append(result)
-        print(f"{sentence}: {'done' if result.success else 'not done'} after {result.steps} steps", file=sys.stderr)
+        print(
+            f"{sentence}: {'done' if result.success else 'not done'} after {result.steps} steps",
+            file=sys.stderr,
+        )
         if tasks == "chain" and not result.success:
             break
     env.close()

@@ -56,9 +56,7 @@ def psnr(first: Frames, second: Frames) -> npt.NDArray[np.float64]:
     return _decibel(error)
 
 
-def moving_mask(
-    current: Frames, future: Frames, *, threshold: int = MOVING_THRESHOLD
-) -> npt.NDArray[np.bool_]:
+def moving_mask(current: Frames, future: Frames, *, threshold: int = MOVING_THRESHOLD) -> npt.NDArray[np.bool_]:
     """Mark the pixels `[f h w]` of the future that differ from the current frame by more than `threshold`."""
     _expect_frames(current[None], future[:1])
     difference = np.abs(future.astype(np.int16) - current[None].astype(np.int16))
@@ -73,9 +71,7 @@ def masked_psnr(first: Frames, second: Frames, mask: npt.NDArray[np.bool_]) -> n
     """
     _expect_frames(first, second)
     if mask.shape != first.shape[:3]:
-        raise ShapeError(
-            f"Mask: expected shape {first.shape[:3]}, got {mask.shape}; make one mask per frame."
-        )
+        raise ShapeError(f"Mask: expected shape {first.shape[:3]}, got {mask.shape}; make one mask per frame.")
     squares = np.square(first.astype(np.float64) - second).mean(axis=-1)
     counts = mask.sum(axis=(1, 2))
     error = (squares * mask).sum(axis=(1, 2)) / np.maximum(counts, 1)
@@ -92,9 +88,7 @@ def ssim(first: Frames, second: Frames) -> npt.NDArray[np.float64]:
     """
     _expect_frames(first, second)
     if min(first.shape[1:3]) <= 2 * _SSIM_RADIUS:
-        raise ShapeError(
-            f"SSIM: expected frames of at least 11 x 11 pixels, got {first.shape[1:3]}; enlarge them."
-        )
+        raise ShapeError(f"SSIM: expected frames of at least 11 x 11 pixels, got {first.shape[1:3]}; enlarge them.")
     x, y = first.astype(np.float64), second.astype(np.float64)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_x, mean_y = _blur(x), _blur(y)
@@ -200,6 +194,4 @@ def _expect_frames(first: Frames, second: Frames) -> None:
             "compare the same horizon, camera and picture size."
         )
     if first.dtype != np.uint8 or second.dtype != np.uint8:
-        raise ShapeError(
-            f"Frames: expected uint8, got {first.dtype} and {second.dtype}; convert to 0-255 first."
-        )
+        raise ShapeError(f"Frames: expected uint8, got {first.dtype} and {second.dtype}; convert to 0-255 first.")

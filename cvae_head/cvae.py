@@ -43,8 +43,7 @@ class CVAEConfig:
     def __post_init__(self) -> None:
         if self.kind == "blocks" and self.width % self.heads:
             raise ConfigError(
-                f"CVAEConfig.width: expected a multiple of heads ({self.heads}), got {self.width}; change "
-                f"one of them."
+                f"CVAEConfig.width: expected a multiple of heads ({self.heads}), got {self.width}; change one of them."
             )
 
 
@@ -96,9 +95,7 @@ class BlockEncoder(nn.Module):
         self.trunk = _ChunkBlocks(config, chunk_length + 1, config.encoder_blocks)
         self.out = nn.Linear(config.width, 2 * config.latent_dim)
 
-    def forward(
-        self, chunk: Float[Tensor, "b k 7"], condition: Float[Tensor, "b d"]
-    ) -> Float[Tensor, "b two_z"]:
+    def forward(self, chunk: Float[Tensor, "b k 7"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b two_z"]:
         """Return mean and log-variance, side by side."""
         cls = self.cls.expand(len(chunk), 1, -1)
         return self.out(self.trunk(torch.cat((cls, self.row(chunk)), dim=1))[:, 0])
@@ -135,9 +132,7 @@ class MlpEncoder(nn.Module):
             nn.Linear(size, config.width), nn.GELU(), nn.Linear(config.width, 2 * config.latent_dim)
         )
 
-    def forward(
-        self, chunk: Float[Tensor, "b k 7"], condition: Float[Tensor, "b d"]
-    ) -> Float[Tensor, "b two_z"]:
+    def forward(self, chunk: Float[Tensor, "b k 7"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b two_z"]:
         """Return mean and log-variance, side by side."""
         return self.net(torch.cat((chunk.flatten(1), condition), dim=-1))
 

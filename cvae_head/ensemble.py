@@ -22,9 +22,7 @@ class EnsembleConfig:
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.decay):
-            raise ConfigError(
-                f"EnsembleConfig.decay: expected a finite number, got {self.decay}; 0.01 is usual."
-            )
+            raise ConfigError(f"EnsembleConfig.decay: expected a finite number, got {self.decay}; 0.01 is usual.")
 
 
 def mean_quaternion(quaternions: Array, weights: Array) -> Array:

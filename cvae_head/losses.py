@@ -39,9 +39,7 @@ def gripper_loss(
     return masked_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none"), mask)
 
 
-def kl_to_standard_normal(
-    mean: Float[Tensor, "b z"], log_variance: Float[Tensor, "b z"]
-) -> Float[Tensor, ""]:
+def kl_to_standard_normal(mean: Float[Tensor, "b z"], log_variance: Float[Tensor, "b z"]) -> Float[Tensor, ""]:
     """Divergence [nats] of `N(mean, exp(log_variance))` from `N(0, 1)`, summed over z, averaged over b.
 
     Source: Kingma and Welling, arXiv 1312.6114, appendix B.

@@ -131,9 +131,7 @@ class AvDecoder:
                 keys.append(packet.pts)
         stated = self._stream.frames
         if not times or stated > len(times) + 1:
-            raise DataError(
-                f"the video is truncated: expected {stated or 'some'} frames, found {len(times)}."
-            )
+            raise DataError(f"the video is truncated: expected {stated or 'some'} frames, found {len(times)}.")
         self._times = sorted(times)
         self._index_of = {time: i for i, time in enumerate(self._times)}
         self._keys = sorted(self._index_of[time] for time in keys) or [0]

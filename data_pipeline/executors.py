@@ -51,9 +51,7 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     pool.shutdown()
 
 
-def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int
-) -> Iterator[Result]:
+def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], num_workers: int) -> Iterator[Result]:
     """Yield `function(item)` in the order of `items`; at most `2 * num_workers` items are in flight.
 
     Args:

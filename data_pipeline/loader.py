@@ -175,9 +175,7 @@ class WindowLoader:
             positions = (firsts + self.rank * self.batch_size)[:, None] + np.arange(self.batch_size)
             windows = self._windows(self._epoch, positions.ravel())
             episodes, anchors = (values.reshape(positions.shape) for values in windows)
-            self._drawn = {
-                (self._epoch, int(first)): (episodes[i], anchors[i]) for i, first in enumerate(firsts)
-            }
+            self._drawn = {(self._epoch, int(first)): (episodes[i], anchors[i]) for i, first in enumerate(firsts)}
         return self._drawn.pop(at)
 
     def _windows(self, epoch: int, positions: Array) -> tuple[Array, Array]:
@@ -212,9 +210,7 @@ class WindowLoader:
             camera_mask[camera] = torch.from_numpy(present)
         stride = store.frame_stride[episode][:, None]
         states, has_steps = self._steps(store.states, episode, frames * stride)
-        actions, action_mask = self._steps(
-            store.actions, episode, anchor[:, None] * stride + self._action_shift
-        )
+        actions, action_mask = self._steps(store.actions, episode, anchor[:, None] * stride + self._action_shift)
         return {
             "codes": codes,
             "camera_mask": camera_mask,

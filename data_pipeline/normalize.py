@@ -43,9 +43,7 @@ def compute_statistics(arrays: Iterable[Array]) -> Statistics:
     parts = [np.asarray(array, np.float64) for array in arrays]
     widths = {part.shape[1:] for part in parts}
     if len(widths) > 1 or any(part.ndim != 2 for part in parts):
-        raise ShapeError(
-            f"normaliser: expected arrays (t, d) of one width, got {sorted(widths)}; fit each source."
-        )
+        raise ShapeError(f"normaliser: expected arrays (t, d) of one width, got {sorted(widths)}; fit each source.")
     if sum(map(len, parts)) == 0:
         raise DataError("normaliser: expected at least one row, got none; give labelled episodes.")
     rows = np.concatenate(parts)
@@ -78,9 +76,7 @@ class Normalizer:
     mode: Mode
 
     @classmethod
-    def fit(
-        cls, statistics: Statistics, mode: Mode = "mean_std", unchanged: Sequence[int] = ()
-    ) -> Normalizer:
+    def fit(cls, statistics: Statistics, mode: Mode = "mean_std", unchanged: Sequence[int] = ()) -> Normalizer:
         """Choose offset and scale from statistics.
 
         Args:

@@ -77,9 +77,7 @@ class ShardWriter:
         if "." in key or "/" in key or not key:
             raise DataError(f"sample key {key!r}: expected no dots and no slashes; rename the sample.")
         if any(sample["key"] == key for sample in self._samples[-1:]):
-            raise DataError(
-                f"sample key {key!r}: expected a new key, got the last one again; rename the sample."
-            )
+            raise DataError(f"sample key {key!r}: expected a new key, got the last one again; rename the sample.")
         if self._tar is None:
             self._tar = tarfile.open(self._temporary, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
         entries = {}
@@ -145,9 +143,7 @@ def list_shards(folder: Path) -> list[Path]:
     """
     shards = finished_shards(folder)
     if not shards:
-        raise DataError(
-            f"{folder}: expected shards (shard-000000.tar and its index), found none; write them."
-        )
+        raise DataError(f"{folder}: expected shards (shard-000000.tar and its index), found none; write them.")
     return shards
 
 

@@ -116,9 +116,7 @@ def read_manifest(out: Path, stage: str) -> Mapping[str, Any]:
     """
     manifest = _expect_stage(out, stage)
     if manifest["status"] != "complete":
-        raise DataError(
-            f"{out}: the stage {stage!r} is not finished; run it again, it goes on where it stopped."
-        )
+        raise DataError(f"{out}: the stage {stage!r} is not finished; run it again, it goes on where it stopped.")
     return manifest
 
 
@@ -126,9 +124,7 @@ def _expect_stage(out: Path, stage: str) -> Mapping[str, Any]:
     manifest = read_json(out / "manifest.json")
     got = (manifest.get("format"), manifest.get("stage")) if isinstance(manifest, dict) else None
     if got != (FORMAT, stage):
-        raise DataError(
-            f"{out}: expected the stage {stage!r} in format {FORMAT!r}, got {got}; check the folder."
-        )
+        raise DataError(f"{out}: expected the stage {stage!r} in format {FORMAT!r}, got {got}; check the folder.")
     return manifest  # type: ignore[no-any-return]
 
 

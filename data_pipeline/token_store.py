@@ -170,9 +170,7 @@ class _Collected:
         # one row at least, so that a gather for an absent camera or absent steps has something to read
         return {
             **columns,
-            "codes": {
-                c: np.concatenate(p) if p else np.zeros((1, tokens), dtype) for c, p in self.codes.items()
-            },
+            "codes": {c: np.concatenate(p) if p else np.zeros((1, tokens), dtype) for c, p in self.codes.items()},
             "frame_offsets": {c: np.asarray(o, np.int64) for c, o in self.frame_offsets.items()},
             "states": np.concatenate(self.states) if self.states else np.zeros((1, 0), np.float32),
             "actions": np.concatenate(self.actions) if self.actions else np.zeros((1, 0), np.float32),

@@ -93,15 +93,10 @@ def write_token_shards(
     parameters = {"shards": str(shards), "tokenizer": facts, "target_fps": target_fps}
     if not begin_stage(out, STAGE, parameters, overwrite):
         manifest = read_manifest(out, STAGE)
-        print(
-            f"{out}: finished already, {manifest['counts']['windows']} windows; "
-            "pass overwrite to encode again"
-        )
+        print(f"{out}: finished already, {manifest['counts']['windows']} windows; pass overwrite to encode again")
         return manifest
     sources = list_shards(shards)
-    progress = tqdm(
-        total=sum(len(read_index(s)["samples"]) for s in sources), desc="image tokens", unit="clip"
-    )
+    progress = tqdm(total=sum(len(read_index(s)["samples"]) for s in sources), desc="image tokens", unit="clip")
     tally, sentences = Tally(), set[str]()
     with progress:
         for number, source in enumerate(sources):
@@ -158,9 +153,7 @@ def _decode_window(
             images[camera] = np.concatenate(
                 [
                     resize_frames(reader.get_batch(piece), image_size)
-                    for piece in np.array_split(
-                        indices, -(-len(indices) // 64)
-                    )  # bounds the full-size frames
+                    for piece in np.array_split(indices, -(-len(indices) // 64))  # bounds the full-size frames
                 ]
             )
     stride = description["frame_stride"]
@@ -233,10 +226,7 @@ def _encode(pictures: Sequence[Array], encode_images: EncodeImages, facts: Mappi
         return []
     frames = np.concatenate(list(pictures))
     codes = np.concatenate(
-        [
-            np.asarray(encode_images(frames[i : i + NUM_BATCH_FRAMES]))
-            for i in range(0, len(frames), NUM_BATCH_FRAMES)
-        ]
+        [np.asarray(encode_images(frames[i : i + NUM_BATCH_FRAMES])) for i in range(0, len(frames), NUM_BATCH_FRAMES)]
     )
     tokens = facts["grid"][0] * facts["grid"][1]
     if codes.shape != (len(frames), tokens) or codes.min() < 0 or codes.max() >= facts["codebook_size"]:
@@ -266,9 +256,7 @@ def _write_texts(out: Path, sentences: list[str], encode_texts: EncodeTexts) -> 
 def _checked_facts(facts: Mapping[str, Any], image_size: int) -> dict[str, Any]:
     missing = [name for name in ("codebook_size", "grid") if name not in facts]
     if missing:
-        raise ConfigError(
-            f"tokenizer_facts: expected {missing}, got {sorted(facts)}; describe the tokenizer."
-        )
+        raise ConfigError(f"tokenizer_facts: expected {missing}, got {sorted(facts)}; describe the tokenizer.")
     checked: dict[str, Any] = json.loads(json.dumps({**facts, "image_size": image_size}))
     return checked
 

@@ -130,9 +130,7 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
             )
     weights = folder / WEIGHTS
     if not weights.is_file():
-        raise CheckpointError(
-            f"{weights}: expected the weight file, got none; copy the whole release folder."
-        )
+        raise CheckpointError(f"{weights}: expected the weight file, got none; copy the whole release folder.")
     if _sha256(weights) != record["sha256"]:
         raise CheckpointError(
             f"{weights}: expected the SHA-256 that {RECORD} states, got another; the file is truncated or "
@@ -144,8 +142,7 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
         model.load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"{weights}: expected the tensors of the configuration, got others ({error}); export the model "
-            f"again."
+            f"{weights}: expected the tensors of the configuration, got others ({error}); export the model again."
         ) from error
     return Release(
         model=model.eval(),

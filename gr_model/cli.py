@@ -232,9 +232,7 @@ def complete_flags(argv: Sequence[str], target: Target) -> list[str]:
     signature = inspect.signature(target)
     flags = {f"--{p.name}" for p in signature.parameters.values() if p.annotation in (bool, "bool")}
     followers = [*argv[1:], "--"]
-    alone = [
-        word in flags and next_word.startswith("--") for word, next_word in zip(argv, followers, strict=False)
-    ]
+    alone = [word in flags and next_word.startswith("--") for word, next_word in zip(argv, followers, strict=False)]
     return [f"{word}=true" if flag else word for word, flag in zip(argv, alone, strict=True)]
 
 

@@ -104,9 +104,7 @@ class TokenEmbedding(nn.Module):
         features = state_features(states.float(), joints=self.config.state_joints)
         return self.state(self.state_normalizer(features))
 
-    def prefix(
-        self, text: Float[Tensor, "b l t"], dropped: Bool[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b l d"]:
+    def prefix(self, text: Float[Tensor, "b l t"], dropped: Bool[Tensor, " b"] | None = None) -> Float[Tensor, "b l d"]:
         """Embed text features; samples `dropped` carry the no-text embedding instead."""
         x = self.text(text.to(self.text.weight.dtype))
         return x if dropped is None else torch.where(dropped[:, None, None], self.no_text.to(x.dtype), x)

@@ -43,17 +43,13 @@ def flatten_usage_error(message: str, options: Sequence[str]) -> str:
         word = unknown[1].split("=")[0]
         if word.startswith("-"):
             return f"unknown option '{word}'{did_you_mean(word, [f'--{option}' for option in options])}"
-        return (
-            f"unexpected argument '{word}'; every value follows the name of its option, as in --out runs/a."
-        )
+        return f"unexpected argument '{word}'; every value follows the name of its option, as in --out runs/a."
     if unknown := re.search(r"Option '([^']+)' is not accepted", message):
         return f"unknown option '{unknown[1]}' in the configuration file{did_you_mean(unknown[1], options)}"
     if wrong := re.search(r'key "([^"]+)":.*?Literal\[([^]]*)\].*Got value: (.*)', message, re.DOTALL):
         choices = [str(choice) for choice in ast.literal_eval(f"[{wrong[2]}]")]
         return f"--{wrong[1]} cannot be '{wrong[3].strip()}'{did_you_mean(wrong[3].strip(), choices)}"
-    if "Subtypes:" in message and (
-        wrong := re.search(r'key "([^"]+)":.*Given value: (.*)', message, re.DOTALL)
-    ):
+    if "Subtypes:" in message and (wrong := re.search(r'key "([^"]+)":.*Given value: (.*)', message, re.DOTALL)):
         wanted = [plain_types(name) for name in re.findall(r"Expected a (.+)", message)]
         return f"--{wrong[1]} cannot be '{wrong[2].strip()}'; expected {' or '.join(dict.fromkeys(wanted))}."
     if wrong := re.search(r'key "([^"]+)":\s*(.*)', message, re.DOTALL):
@@ -104,9 +100,7 @@ def _describe_os_error(error: OSError) -> tuple[str, int] | None:
             f"no space left on the disk{' of' + name if name else ''}; free some, or choose another folder.",
             1,
         )
-    if name and isinstance(
-        error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError
-    ):
+    if name and isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError):
         return f"{(error.strerror or 'cannot use').lower()}:{name}; check the path (--debug shows where).", 1
     return None
 

@@ -172,9 +172,7 @@ def _decode_raster(
     for index in range(packed.shape[2] - 1):
         logits = decoder.next_position(packed[:, :, index].repeat(copies, 1, 1), index)
         if is_token[index + 1]:
-            packed[:, :, index + 1], _ = _draw(
-                _guide(logits, sampling.guidance), sampling.temperature, generator
-            )
+            packed[:, :, index + 1], _ = _draw(_guide(logits, sampling.guidance), sampling.temperature, generator)
     return packed
 
 
@@ -243,9 +241,7 @@ def imagine(
 
 def slide(context: Context, frames: dict[str, Int[Tensor, "b g n"]], max_context: int) -> Context:
     """Append imagined frames to a context, without states, and keep the newest `max_context`."""
-    codes = {
-        name: torch.cat((old, frames[name]), dim=1)[:, -max_context:] for name, old in context.codes.items()
-    }
+    codes = {name: torch.cat((old, frames[name]), dim=1)[:, -max_context:] for name, old in context.codes.items()}
     b, g = next(iter(frames.values())).shape[:2]
     h = next(iter(context.codes.values())).shape[1]
     yes = torch.ones(b, h, dtype=torch.bool, device=context.text.device)
@@ -253,9 +249,7 @@ def slide(context: Context, frames: dict[str, Int[Tensor, "b g n"]], max_context
     if context.states is not None:
         keep = yes if context.state_mask is None else context.state_mask
         state_mask = torch.cat((keep, torch.zeros_like(yes[:, :1]).expand(-1, g)), dim=1)[:, -max_context:]
-        states = torch.cat((context.states, context.states[:, -1:].expand(-1, g, -1)), dim=1)[
-            :, -max_context:
-        ]
+        states = torch.cat((context.states, context.states[:, -1:].expand(-1, g, -1)), dim=1)[:, -max_context:]
     frame_mask = None
     if context.frame_mask is not None:
         ones = yes[:, :1].expand(-1, g)

@@ -46,9 +46,7 @@ class GPT(nn.Module):
             nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], mask: Mask, read: Int[Tensor, " q"]
-    ) -> Float[Tensor, "b q d"]:
+    def forward(self, x: Float[Tensor, "b n d"], mask: Mask, read: Int[Tensor, " q"]) -> Float[Tensor, "b q d"]:
         """Return the normalised outputs at the positions `read`; `mask` is `[b|1 1 n n]`."""
         *body, last = self._blocks()
         mask = additive(mask, x)

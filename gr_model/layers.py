@@ -17,9 +17,7 @@ KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one layer, each `[b heads n head_dim]`."""
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, dropout: float = 0.0
-) -> Float[Tensor, "b heads q h"]:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, dropout: float = 0.0) -> Float[Tensor, "b heads q h"]:
     """Return softmax(q k^T / sqrt(h)) v.
 
     Training on a CPU takes plain matrix products: PyTorch's fused kernel for CPUs is slower there for

@@ -68,9 +68,7 @@ def measure_statistics(
         )
     state_mean, state_std = _moments(features)
     action_mean, action_std = _moments(kept)
-    return Statistics(
-        state_mean=state_mean, state_std=state_std, action_mean=action_mean, action_std=action_std
-    )
+    return Statistics(state_mean=state_mean, state_std=state_std, action_mean=action_mean, action_std=action_std)
 
 
 def _moments(rows: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:

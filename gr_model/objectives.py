@@ -112,14 +112,10 @@ def chunk_loss(model: WorldModel, condition: Float[Tensor, "b d"], batch: Batch,
     """Return the trajectory head's losses for the commands that follow the last context frame."""
     target = chunk_targets(batch["states"][:, h - 1].float(), batch["actions"].float())
     poses = model.action_normalizer(target[..., :POSE_DIM])
-    return model.head.loss(
-        condition, torch.cat((poses, target[..., POSE_DIM:]), dim=-1), batch["action_mask"]
-    )
+    return model.head.loss(condition, torch.cat((poses, target[..., POSE_DIM:]), dim=-1), batch["action_mask"])
 
 
-def training_losses(
-    model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool
-) -> dict[str, Tensor]:
+def training_losses(model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool) -> dict[str, Tensor]:
     """Run one training pass.
 
     Returns:
@@ -145,9 +141,7 @@ def training_losses(
 
 
 @torch.no_grad()
-def evaluation_figures(
-    model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool
-) -> dict[str, Tensor]:
+def evaluation_figures(model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool) -> dict[str, Tensor]:
     """Return figures a person can read, deterministic in evaluation mode.
 
     Returns:
@@ -174,9 +168,7 @@ def evaluation_figures(
 
 def _frame_figures(model: WorldModel, batch: Batch, context: Context, h: int) -> dict[str, Tensor]:
     packed, valid = read_targets(model, batch, context, h)
-    now = model.embed.arrange({name: codes[:, -1:] for name, codes in context.codes.items()}).expand_as(
-        packed
-    )
+    now = model.embed.arrange({name: codes[:, -1:] for name, codes in context.codes.items()}).expand_as(packed)
     if model.config.decoding == "masked":
         _, features = model.predict(context, Targets(packed=packed, masked=valid), with_actions=False)
         wanted, where = packed, valid

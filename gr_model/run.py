@@ -87,17 +87,13 @@ class Progress(Callback):
         self.bar.update(trainer.global_step * self.batch_size * trainer.world_size - self.bar.n)
         if time.monotonic() - self._shown > 2.0:
             self._shown = time.monotonic()
-            self.bar.set_postfix(
-                step=trainer.global_step, loss=f"{float(outputs['loss']):.4g}", refresh=False
-            )
+            self.bar.set_postfix(step=trainer.global_step, loss=f"{float(outputs['loss']):.4g}", refresh=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""
         self.bar.close()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Close the bar before the error is shown."""
         if self.bar is not None:
             self.bar.close()

@@ -94,9 +94,7 @@ class SequenceLayout:
         def add(kind: GroupKind, length: int, time: int = 0, camera: int | None = None) -> None:
             start = groups[-1].start + groups[-1].length if groups else 0
             grid = None if camera is None else self.grids[camera]
-            groups.append(
-                TokenGroup(kind=kind, start=start, length=length, time=time, camera=camera, grid=grid)
-            )
+            groups.append(TokenGroup(kind=kind, start=start, length=length, time=time, camera=camera, grid=grid))
 
         def add_frame(kind: GroupKind, time: int) -> None:
             for camera, (rows, columns) in enumerate(self.grids):

@@ -149,9 +149,7 @@ class TrainingModule(L.LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self._add("gradient_norm", norm)
 
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
-    ) -> None:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, then move the weight average."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.average is not None:
@@ -162,11 +160,7 @@ class TrainingModule(L.LightningModule):
         step = self.global_step
         if self.log_every and (step % self.log_every == 0 or step == self.steps):
             self._log_interval(step, batch)
-        if (
-            self.validate_every
-            and self.validation
-            and (step % self.validate_every == 0 or step == self.steps)
-        ):
+        if self.validate_every and self.validation and (step % self.validate_every == 0 or step == self.steps):
             self.last_figures = self.evaluate()
             self._write(step, {f"val/{name}": value for name, value in self.last_figures.items()})
 

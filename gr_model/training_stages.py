@@ -146,7 +146,7 @@ def _open(tokens: Sequence[Path], *, load_steps: bool) -> TokenStore:
     from ..data_pipeline.token_store import TokenStore
 
     if not tokens:
-        raise ConfigError('--tokens: expected at least one folder, as in --tokens \'["runs/a/tokens"]\'.')
+        raise ConfigError("--tokens: expected at least one folder, as in --tokens '[\"runs/a/tokens\"]'.")
     return TokenStore.open([Path(p) for p in tokens], CAMERAS, load_steps=load_steps)
 
 
@@ -206,7 +206,12 @@ def pretrain(
     torch.manual_seed(seed)
     model = WorldModel(model_config(size, encoders.facts, chunk_length=chunk_length, context=context))
     loaders = _loaders(
-        store, batch_size=batch_size, chunk_length=chunk_length, context=context, seed=seed, labelled_only=False
+        store,
+        batch_size=batch_size,
+        chunk_length=chunk_length,
+        context=context,
+        seed=seed,
+        labelled_only=False,
     )
     training = TrainingConfig(with_actions=False, learning_rate=learning_rate, weight_average=0.99, seed=seed)
     return _run(
@@ -275,7 +280,12 @@ def finetune(
         torch.manual_seed(seed)
         model = WorldModel(config)
     loaders = _loaders(
-        store, batch_size=batch_size, chunk_length=chunk_length, context=context, seed=seed, labelled_only=True
+        store,
+        batch_size=batch_size,
+        chunk_length=chunk_length,
+        context=context,
+        seed=seed,
+        labelled_only=True,
     )
     model.set_statistics(_measure(loaders[0], batch_size, context))
     training = TrainingConfig(

@@ -91,9 +91,7 @@ class WorldModel(nn.Module):
         """Return the statistics in use."""
         state, action = self.embed.state_normalizer, self.action_normalizer
         values = [tuple(t.tolist()) for t in (state.mean, state.std, action.mean, action.std)]
-        return Statistics(
-            state_mean=values[0], state_std=values[1], action_mean=values[2], action_std=values[3]
-        )
+        return Statistics(state_mean=values[0], state_std=values[1], action_mean=values[2], action_std=values[3])
 
     def layout(self, context: Context, *, with_frames: bool, with_action: bool) -> SequenceLayout:
         """Return the layout of a pass over `context`."""
@@ -150,9 +148,7 @@ class WorldModel(nn.Module):
         text_keep = torch.cat((text_keep[:, :1] | no_text[:, None], text_keep[:, 1:]), dim=1)
         states, state_keep = self._embed_states(context, b, h, frames)
         camera_keep = self.camera_keep(context, b)
-        frame_keep = (
-            frames.new_ones(b, h, dtype=torch.bool) if context.frame_mask is None else context.frame_mask
-        )
+        frame_keep = frames.new_ones(b, h, dtype=torch.bool) if context.frame_mask is None else context.frame_mask
         parts, keeps = [text], [text_keep]
         for step in range(h):
             parts += [frames[:, step], states[:, step : step + 1]]
@@ -197,9 +193,7 @@ class WorldModel(nn.Module):
         x, mask = self.assemble(layout, context, None)
         condition = self.gpt(x, mask, self.constants(layout)["action"])[:, 0]
         chunk = self.head.sample(condition, latent)
-        return torch.cat(
-            (self.action_normalizer.invert(chunk[..., :POSE_DIM]), chunk[..., POSE_DIM:]), dim=-1
-        )
+        return torch.cat((self.action_normalizer.invert(chunk[..., :POSE_DIM]), chunk[..., POSE_DIM:]), dim=-1)
 
     def predict(
         self, context: Context, targets: Targets | None, *, with_actions: bool
@@ -221,8 +215,6 @@ class WorldModel(nn.Module):
         frames = y[:, -len(constants["target"]) :].unflatten(1, (layout.num_targets, layout.frame_length))
         return condition, frames
 
-    def forward(
-        self, batch: Mapping[str, object], *, with_actions: bool, with_frames: bool
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Mapping[str, object], *, with_actions: bool, with_frames: bool) -> dict[str, Tensor]:
         """Return the losses and metrics of a training batch; see `objectives.training_losses`."""
         return training_losses(self, batch, with_actions=with_actions, with_frames=with_frames)

@@ -57,9 +57,7 @@ def make_texts(config: ModelConfig, count: int = 4) -> tuple[torch.Tensor, torch
     return features, torch.arange(config.text_length) < lengths[:, None]
 
 
-def make_batch(
-    config: ModelConfig, size: int = 3, seed: int = 0, targets: int | None = None
-) -> dict[str, Any]:
+def make_batch(config: ModelConfig, size: int = 3, seed: int = 0, targets: int | None = None) -> dict[str, Any]:
     """A loader batch of random content with everything present."""
     g = torch.Generator().manual_seed(seed)
     frames = config.max_context + (config.num_targets if targets is None else targets)

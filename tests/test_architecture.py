@@ -108,18 +108,14 @@ def imports_of(name: str, tree: ast.Module) -> Iterator[Import]:
             return
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(
-                    module=alias.name, line=node.lineno, inside_function=inside_function, relative=False
-                )
+                yield Import(module=alias.name, line=node.lineno, inside_function=inside_function, relative=False)
         if isinstance(node, ast.ImportFrom):
             above = name.split(".")[: -node.level] if node.level else []
             origin = ".".join([*above, *([node.module] if node.module else [])])
             whole = [f"{origin}.{alias.name}".strip(".") for alias in node.names]
             targets = [w for w in whole if w in TREES] or [origin]
             for target in targets:
-                yield Import(
-                    module=target, line=node.lineno, inside_function=inside_function, relative=node.level > 0
-                )
+                yield Import(module=target, line=node.lineno, inside_function=inside_function, relative=node.level > 0)
         inner = inside_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
             yield from visit(child, inner)
@@ -139,9 +135,7 @@ def test_imports_follow_the_star(name):
         where = f"{name.replace('.', '/')}.py:{imported.line}"
         top = imported.module.split(".")[0]
         assert top != "gr2" or imported.relative, f"{where}: inside the package, import relatively"
-        assert imported.relative or top not in FOLDERS or top == "tokenizers", (
-            f"{where}: write from ..{top} import"
-        )
+        assert imported.relative or top not in FOLDERS or top == "tokenizers", f"{where}: write from ..{top} import"
         if not imported.relative:
             continue
         fine = any(begins(imported.module, path) for path in allowed)
@@ -151,9 +145,7 @@ def test_imports_follow_the_star(name):
 
 def test_the_star_is_read_correctly():
     """Guard the reader itself: each kind of forbidden import is seen, each lazy one is marked."""
-    source = (
-        "from ..wbc.robots import panda\nfrom . import cvae\ndef f():\n    from ..benchmarks import demo\n"
-    )
+    source = "from ..wbc.robots import panda\nfrom . import cvae\ndef f():\n    from ..benchmarks import demo\n"
     seen = list(imports_of("cvae_head.losses", ast.parse(source)))
     assert [(i.module, i.inside_function) for i in seen if i.module.startswith(("wbc", "benchmarks"))] == [
         ("wbc.robots", False),
@@ -187,9 +179,7 @@ def test_runs_without_torch(name):
 
 def test_folders_have_no_init_and_are_at_most_two_deep():
     for folder in FOLDERS:
-        assert not list((ROOT / folder).rglob("__init__.py")), (
-            f"{folder}: a folder with __init__.py breaks the layout"
-        )
+        assert not list((ROOT / folder).rglob("__init__.py")), f"{folder}: a folder with __init__.py breaks the layout"
     deep = [f for f in FILES if len(f.relative_to(ROOT).parts) > 3]
     assert not deep, f"folders at most two deep, got {deep}"
 
@@ -217,9 +207,7 @@ def test_setup_cfg_requires_what_the_modules_import():
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     required = set(re.findall(r"^\s*([\w-]+)", setup["options"]["install_requires"], re.MULTILINE))
     absolute = {i.module.split(".")[0] for n in TREES for i in imports_of(n, TREES[n]) if not i.relative}
-    wanted = {
-        DISTRIBUTION.get(module, module) for module in absolute - set(sys.stdlib_module_names) - OPTIONAL
-    }
+    wanted = {DISTRIBUTION.get(module, module) for module in absolute - set(sys.stdlib_module_names) - OPTIONAL}
     assert wanted <= required, f"add to [options] install_requires: {sorted(wanted - required)}"
 
 

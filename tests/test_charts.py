@@ -39,9 +39,7 @@ def test_charts_are_well_formed_and_have_no_colour_of_their_own() -> None:
     bar = Bar(value=50, low=30, high=70, tooltip="a & b")
     drawings = [
         draw([Series(name="<a> & b", x=[0, 1], y=[1, 2], low=[0.5, 1], high=[2, 3], markers=True)]),
-        interval_bars(
-            [BarGroup(label="x < y", bars=[bar])], title='say "x"', unit=" %", legend=[("wbc", "1")]
-        ),
+        interval_bars([BarGroup(label="x < y", bars=[bar])], title='say "x"', unit=" %", legend=[("wbc", "1")]),
         value_bars([("a & b", 3.0, "3 s"), ("c", 0.0, "0 s")], title="time"),
     ]
     for svg in drawings:

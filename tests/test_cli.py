@@ -182,9 +182,7 @@ def test_misspelt_words_get_one_sentence_and_status_2(argv, said, capsys):
 def test_unknown_key_in_the_configuration_file_is_refused(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("stepss: 3\n")
     assert main(["train", "--config", str(tmp_path / "config.yaml")], STAND_INS) == 2
-    assert (
-        "unknown option 'stepss' in the configuration file; did you mean 'steps'?" in capsys.readouterr().err
-    )
+    assert "unknown option 'stepss' in the configuration file; did you mean 'steps'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,7 @@ from gr2.gr_model.contracts import Episode
 from gr2.gr_model.errors import ConfigError, DataError
 
 SAMPLES = Path(__file__).parent.parent / "../shared/real_samples"
-needs_samples = pytest.mark.skipif(
-    not SAMPLES.is_dir(), reason="real sample videos are not beside the checkout"
-)
+needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="real sample videos are not beside the checkout")
 
 FACTS = {"codebook_size": 256, "grid": [4, 4], "sha256": "fake"}
 KEEP_ALL = FilterConfig(min_frames=1, min_seconds=0, min_motion=0)
@@ -66,9 +64,7 @@ def write_folder(root: Path, count: int) -> None:
 def test_shards_are_plain_webdataset_with_true_offsets(tmp_path: Path) -> None:
     import webdataset
 
-    wanted = {
-        f"sample-{i}-{'x' * 90}": {"static.mp4": os.urandom(700 * i + 1), "json": b"{}"} for i in range(9)
-    }
+    wanted = {f"sample-{i}-{'x' * 90}": {"static.mp4": os.urandom(700 * i + 1), "json": b"{}"} for i in range(9)}
     with ShardWriter(tmp_path, max_bytes=8000) as writer:
         for key, members in wanted.items():
             writer.write(key, members)
@@ -263,9 +259,7 @@ def test_thinner_frames_keep_their_steps(tmp_path: Path) -> None:
     description = json.loads(sample["json"])
     assert (description["fps"], description["frame_stride"], description["num_frames"]) == (5.0, 4, 25)
     with open_video(tmp_path / "in/episode_000000/static.mp4") as reader:
-        assert np.array_equal(
-            load_array(sample["codes.static.npy"]), encode_images(reader.get_batch(range(0, 50, 2)))
-        )
+        assert np.array_equal(load_array(sample["codes.static.npy"]), encode_images(reader.get_batch(range(0, 50, 2))))
 
 
 def test_tokenizer_that_contradicts_its_facts_is_refused(tmp_path: Path) -> None:
@@ -293,9 +287,7 @@ def test_captions_come_from_json_or_text_beside_the_video(tmp_path: Path) -> Non
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"not decoded by a reader")
     (tmp_path / "c.txt").write_text("a hand\n")
-    (tmp_path / "captions.json").write_text(
-        '[{"file": "a", "label": "pour water"}, {"id": "b.gif", "text": "cut"}]'
-    )
+    (tmp_path / "captions.json").write_text('[{"file": "a", "label": "pour water"}, {"id": "b.gif", "text": "cut"}]')
     records = list(open_source(tmp_path))
     assert [(r.source, r.caption) for r in records] == [
         ("a.mp4", "pour water"),
@@ -327,19 +319,12 @@ def test_every_real_file_is_kept_or_named(tmp_path: Path) -> None:
     )
     assert tokens["counts"]["windows"] == 13 and tokens["counts"]["dropped"] == {}
     assert tokens["counts"]["frames"] == manifest["counts"]["frames"]
-    assert all(
-        load_array(sample["codes.static.npy"]).dtype == np.uint8
-        for sample in read_samples(tmp_path / "tokens")
-    )
+    assert all(load_array(sample["codes.static.npy"]).dtype == np.uint8 for sample in read_samples(tmp_path / "tokens"))
 
 
 @needs_samples
-@pytest.mark.parametrize(
-    ("name", "sentence"), [("rt1", "pick brown chip bag"), ("bridge", "Place the cloth")]
-)
-def test_robot_annotations_give_sentences_states_and_actions(
-    tmp_path: Path, name: str, sentence: str
-) -> None:
+@pytest.mark.parametrize(("name", "sentence"), [("rt1", "pick brown chip bag"), ("bridge", "Place the cloth")])
+def test_robot_annotations_give_sentences_states_and_actions(tmp_path: Path, name: str, sentence: str) -> None:
     records = list(open_source(SAMPLES / name))
     assert len(records) == 2 and any(record.caption.startswith(sentence) for record in records)
     for record in records:

@@ -29,16 +29,12 @@ def write_tokens(out: Path, episodes: list[dict], facts: dict = FACTS) -> Path:
     with ShardWriter(out, max_bytes=4000) as writer:
         for i, episode in enumerate(episodes):
             members = {
-                f"codes.{camera}.npy": array_bytes(
-                    rng.integers(0, 1000, (episode["frames"], 6)).astype(np.uint16)
-                )
+                f"codes.{camera}.npy": array_bytes(rng.integers(0, 1000, (episode["frames"], 6)).astype(np.uint16))
                 for camera in episode["cameras"]
             }
             if episode["steps"]:
                 members["states.npy"] = array_bytes(rng.normal(size=(episode["steps"], 5)).astype(np.float32))
-                members["actions.npy"] = array_bytes(
-                    rng.normal(size=(episode["steps"], 4)).astype(np.float32)
-                )
+                members["actions.npy"] = array_bytes(rng.normal(size=(episode["steps"], 4)).astype(np.float32))
             description = {
                 "caption": episode["caption"],
                 "frame_stride": episode["stride"],
@@ -73,8 +69,7 @@ def robot_episodes(count: int, stride: int = 3) -> list[dict]:
 def web_clips(count: int) -> list[dict]:
     """Describe clips without steps, seen by one camera."""
     return [
-        {"cameras": ["static"], "frames": 9 + i, "stride": 1, "steps": 0, "caption": "push it"}
-        for i in range(count)
+        {"cameras": ["static"], "frames": 9 + i, "stride": 1, "steps": 0, "caption": "push it"} for i in range(count)
     ]
 
 
@@ -159,9 +154,7 @@ def test_ranks_partition_an_epoch_in_equal_steps(store: TokenStore, world_size: 
 
 def same(a: dict, b: dict) -> bool:
     """Compare two batches exactly."""
-    return all(
-        same(a[name], b[name]) if isinstance(a[name], dict) else torch.equal(a[name], b[name]) for name in a
-    )
+    return all(same(a[name], b[name]) if isinstance(a[name], dict) else torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("stop", [0, 3, 40])

@@ -73,9 +73,7 @@ def test_frames_and_actions_of_one_batch_are_learned() -> None:
         torch.nn.init.normal_(block.attention.qkv.weight, std=0.02)  # type: ignore[union-attr,arg-type]
     batch = make_batch(config, size=4)
     model.set_statistics(
-        measure_statistics(
-            batch["states"][:, 0].numpy(), batch["actions"].numpy(), batch["action_mask"].numpy()
-        )
+        measure_statistics(batch["states"][:, 0].numpy(), batch["actions"].numpy(), batch["action_mask"].numpy())
     )
     before = evaluation_figures(model, batch, with_actions=True, with_frames=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from gr2.benchmarks.calvin.episodes import chain_start, run_chain, start_state, task_start
 from gr2.benchmarks.calvin.scripted_policy import ScriptedPolicy
 from gr2.benchmarks.control import CalvinControl, WbcControl

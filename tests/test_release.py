@@ -123,9 +123,7 @@ def make_policy(model: WorldModel, **changes: Any) -> GR2Policy:
         rng = np.random.default_rng(len(sentences[0]))
         return rng.normal(size=(1, 6, 12)), np.array([[True, True, True, False, False, False]])
 
-    policy = GR2Policy(
-        model, encode_images=encode_images, encode_text=encode_text, control_hz=30.0, **changes
-    )
+    policy = GR2Policy(model, encode_images=encode_images, encode_text=encode_text, control_hz=30.0, **changes)
     encode = policy._encode
 
     def different_sizes(observation: Observation) -> dict[str, np.ndarray]:

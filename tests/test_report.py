@@ -200,9 +200,7 @@ def test_every_section_is_present_and_nothing_is_left_out(page: str) -> None:
 
 
 def test_page_loads_nothing_from_outside(page: str) -> None:
-    addresses = re.findall(r'(?:src|href|action|poster)="([^"]*)"', page) + re.findall(
-        r"url\(([^)]*)\)", page
-    )
+    addresses = re.findall(r'(?:src|href|action|poster)="([^"]*)"', page) + re.findall(r"url\(([^)]*)\)", page)
     assert addresses
     assert all(address.startswith(("data:", "#")) for address in addresses)
     assert "http://" not in page and "https://" not in page and "@import" not in page
@@ -236,8 +234,7 @@ def test_chain_figures_equal_the_inputs(page: str, run_folder: Path) -> None:
 def test_published_rows_are_marked_and_leave_unconfirmed_values_empty(page: str) -> None:
     box = page[page.index('<div class="published">') :]
     mark = (
-        "published, official CALVIN, 1000 chains, not comparable: "
-        "our simulator, our scripted demonstrations, 17 tasks"
+        "published, official CALVIN, 1000 chains, not comparable: our simulator, our scripted demonstrations, 17 tasks"
     )
     assert mark in words_of(box)
     assert all(f"<td>{row.model}</td>" in box for row in ABCD_D)
@@ -344,9 +341,7 @@ def test_a_missing_part_is_left_out_with_a_note(run_folder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "content", ["{broken", "[1, 2]", '{"controls": {"wbc": {"tasks": {"a": 3}}}, "per_step": [1]}']
 )
-def test_a_broken_part_is_noted_and_the_rest_stays(
-    run_folder: Path, tmp_path: Path, name: str, content: str
-) -> None:
+def test_a_broken_part_is_noted_and_the_rest_stays(run_folder: Path, tmp_path: Path, name: str, content: str) -> None:
     copy = Path(shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("*.mp4")))
     (copy / name).write_text(content)
     page = write_report(run=copy).read_text()

@@ -83,8 +83,6 @@ def test_published_rows_are_ordered_and_their_rates_fall() -> None:
     assert lengths == sorted(lengths, reverse=True)
     for row in ABCD_D:
         rates = [rate for rate in row.rates if rate is not None]
-        assert (
-            rates == sorted(rates, reverse=True) and row.source and row.evidence in ("primary", "secondary")
-        )
+        assert rates == sorted(rates, reverse=True) and row.source and row.evidence in ("primary", "secondary")
         if len(rates) == 5 and "add up" not in row.remark:
             assert sum(rates) / 100 == pytest.approx(row.average_length, abs=0.02)

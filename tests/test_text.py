@@ -57,9 +57,7 @@ def write_folder(folder: Path, clip: CLIP, quick_gelu: bool = False) -> Path:
     folder.mkdir(parents=True)
     model_cfg = {**MODEL_CFG, **({"quick_gelu": True} if quick_gelu else {})}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}))
-    save_file(
-        {k: v.contiguous() for k, v in clip.state_dict().items()}, folder / "open_clip_model.safetensors"
-    )
+    save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, folder / "open_clip_model.safetensors")
     return folder
 
 
@@ -131,9 +129,7 @@ def test_tags_carry_their_activation(monkeypatch: pytest.MonkeyPatch, tag: str, 
 def small_encoder(vocabulary: Vocabulary | None = None, width: int = 32) -> TextEncoder:
     torch.manual_seed(0)
     config = TextConfig(width=width, heads=2, layers=2, context_length=12, embed_dim=16)
-    return TextEncoder(
-        build_text_tower(config, len(vocabulary) if vocabulary else BPE_SIZE), vocabulary=vocabulary
-    )
+    return TextEncoder(build_text_tower(config, len(vocabulary) if vocabulary else BPE_SIZE), vocabulary=vocabulary)
 
 
 def test_small_vocabulary_gives_the_features_of_the_whole_table() -> None:
@@ -296,9 +292,7 @@ def test_single_frames_train_too_and_wrong_shapes_are_refused(tmp_path: Path) ->
     )
     assert encoder.encode(TASKS[:1])[0].shape == (1, 10, 32)
     with pytest.raises(ShapeError, match="square frames"):
-        train_text(
-            sample_pairs=singles, sentences=TASKS, validation=(validation[0][..., :2], []), out=tmp_path
-        )
+        train_text(sample_pairs=singles, sentences=TASKS, validation=(validation[0][..., :2], []), out=tmp_path)
 
 
 def test_vocabulary_must_have_the_end_of_text() -> None:

@@ -112,9 +112,7 @@ def test_hostile_checkpoint_runs_nothing(tmp_path: Path, reference: VQGAN) -> No
 def test_hostile_zip_and_legacy_files_are_refused_or_inert(tmp_path: Path) -> None:
     trace = tmp_path / "executed"
     path = tmp_path / "old.pt"
-    torch.save(
-        {"w": torch.ones(2), "x": Hostile(f"touch {trace}")}, path, _use_new_zipfile_serialization=False
-    )
+    torch.save({"w": torch.ones(2), "x": Hostile(f"touch {trace}")}, path, _use_new_zipfile_serialization=False)
     torch.testing.assert_close(read_state_dict(path), {"w": torch.ones(2)})
     path.write_bytes(pickle.dumps(Hostile(f"touch {trace}")))
     with pytest.raises(CheckpointError):

@@ -99,9 +99,7 @@ def test_wrong_layout_is_refused() -> None:
 def test_kl_agrees_with_torch_distributions() -> None:
     mean, log_variance = torch.randn(6, 5), torch.randn(6, 5)
     posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-    expected = (
-        torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(-1).mean()
-    )
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(-1).mean()
     torch.testing.assert_close(kl_to_standard_normal(mean, log_variance), expected)
 
 

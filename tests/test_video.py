@@ -12,9 +12,7 @@ from gr2.gr_model.contracts import Episode
 from gr2.gr_model.errors import DataError
 
 SAMPLES = Path(__file__).parent.parent / "../shared/real_samples"
-needs_samples = pytest.mark.skipif(
-    not SAMPLES.is_dir(), reason="real sample videos are not beside the checkout"
-)
+needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="real sample videos are not beside the checkout")
 
 
 def moving_blocks(num_frames: int = 40, size: int = 64, seed: int = 0) -> np.ndarray:

@@ -93,9 +93,7 @@ def test_nearest_inverts_lookup() -> None:
     torch.testing.assert_close(vectors[1, :, 2, 1], quantizer.embedding.weight[codes[1, 9]])
 
 
-@pytest.mark.parametrize(
-    "codes", [torch.full((1, 12), 50), torch.full((1, 12), -1), torch.zeros(1, 11).long()]
-)
+@pytest.mark.parametrize("codes", [torch.full((1, 12), 50), torch.full((1, 12), -1), torch.zeros(1, 11).long()])
 def test_lookup_refuses_codes_of_another_tokenizer(codes: torch.Tensor) -> None:
     with pytest.raises(ShapeError, match="Image codes"):
         VectorQuantizer(codebook_size=50, embed_dim=6).lookup(codes, (3, 4))
@@ -120,9 +118,7 @@ def test_codebook_average_finds_clusters_and_revives_the_dead() -> None:
     assert error.max() < 0.2
 
 
-@pytest.mark.parametrize(
-    ("preset", "grid", "codes"), [(small, 8, 512), (f16_1024, 16, 1024), (f16_16384, 16, 16384)]
-)
+@pytest.mark.parametrize(("preset", "grid", "codes"), [(small, 8, 512), (f16_1024, 16, 1024), (f16_16384, 16, 16384)])
 def test_presets_have_the_stated_grid_and_codebook(preset, grid: int, codes: int) -> None:
     with torch.device("meta"):
         model = VQGAN(preset())

@@ -120,9 +120,7 @@ def test_critic_joins_at_its_step(tmp_path: Path) -> None:
         train(tmp_path / str(step), 6, stop_after=step, training=training)
         state = torch.load(tmp_path / str(step) / "last.ckpt", weights_only=True)
         assert state["global_step"] == step
-        return {
-            k.removeprefix("critic."): v for k, v in state["state_dict"].items() if k.startswith("critic.")
-        }
+        return {k.removeprefix("critic."): v for k, v in state["state_dict"].items() if k.startswith("critic.")}
 
     before, after = critic_after(3), critic_after(5)
     weights = [k for k in before if k.endswith("weight")]
@@ -137,9 +135,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 
 def test_wrong_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match="validation"):
-        train_vqgan(
-            sample_batch=blocks, validation=np.zeros((2, 64, 64, 3), np.uint8), out=tmp_path, config=TINY
-        )
+        train_vqgan(sample_batch=blocks, validation=np.zeros((2, 64, 64, 3), np.uint8), out=tmp_path, config=TINY)
     with pytest.raises(ConfigError, match="steps"):
         train(tmp_path, 0)
 

@@ -154,7 +154,4 @@ def test_reach_bounds_every_change_of_distance(robot: RobotModel) -> None:
 
 
 def test_home_is_clear(robot: RobotModel) -> None:
-    assert (
-        CollisionModel(robot, CollisionConfig()).clearances(Kinematics(robot).forward(robot.home)).nearest
-        > 0.02
-    )
+    assert CollisionModel(robot, CollisionConfig()).clearances(Kinematics(robot).forward(robot.home)).nearest > 0.02

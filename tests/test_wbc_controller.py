@@ -63,9 +63,7 @@ def _adversarial_chunk(rng: np.random.Generator, tool: np.ndarray, time: float) 
         positions = tool[:3, 3] + np.cumsum(0.03 * rng.normal(size=(count, 3)), axis=0)
     else:
         positions = np.tile(rng.uniform(-0.7, 0.7, 3), (count, 1))
-    quaternions = quaternion_from_matrix(tool[:3, :3]) + (1.0 if kind == 0 else 0.1) * rng.normal(
-        size=(count, 4)
-    )
+    quaternions = quaternion_from_matrix(tool[:3, :3]) + (1.0 if kind == 0 else 0.1) * rng.normal(size=(count, 4))
     quaternions /= np.linalg.norm(quaternions, axis=1, keepdims=True)
     return ActionTrajectory(
         positions=positions,
@@ -88,9 +86,7 @@ def _run_adversary(robot: RobotModel, config: ControllerConfig, ticks: int, seed
         command = controller.step(time)
         velocity = (command.positions - q) / controller.dt
         bound = robot.emergency_acceleration if command.status == "emergency_brake" else robot.acceleration
-        assert np.all(command.positions >= robot.lower - 1e-6) and np.all(
-            command.positions <= robot.upper + 1e-6
-        )
+        assert np.all(command.positions >= robot.lower - 1e-6) and np.all(command.positions <= robot.upper + 1e-6)
         assert np.all(np.abs(velocity) <= robot.velocity * (1 + 1e-6))
         assert np.all(np.abs(velocity - dq) / controller.dt <= bound * (1 + 1e-6) + 1e-6)
         np.testing.assert_allclose(velocity, command.velocities, atol=1e-9)
@@ -221,9 +217,7 @@ def test_an_unreachable_target_is_approached_reported_and_left_again() -> None:
 
 
 def test_emergency_stop_brakes_within_limits_and_latches(robot: RobotModel) -> None:
-    controller = _started(
-        robot, ControllerConfig(smoothing=FAST, collision=CollisionConfig(self_collision=False))
-    )
+    controller = _started(robot, ControllerConfig(smoothing=FAST, collision=CollisionConfig(self_collision=False)))
     controller.accept(_chunk(robot, (0.15, 0.1, 0.1)))
     for index in range(50):
         command = controller.step(index * 0.005)
@@ -324,9 +318,7 @@ def test_an_arm_that_starts_too_close_moves_out_or_holds() -> None:
     assert now > near.clearance - 0.002
 
 
-@pytest.mark.parametrize(
-    ("speed", "rung"), [(0.02, "nominal"), (0.06, "emergency_acceleration"), (0.5, "brake")]
-)
+@pytest.mark.parametrize(("speed", "rung"), [(0.02, "nominal"), (0.06, "emergency_acceleration"), (0.5, "brake")])
 def test_the_ladder_is_climbed_only_as_far_as_needed(speed: float, rung: str) -> None:
     """The tool dives at a plane 3 mm beyond the clearance, faster than each rung can still slow down."""
     robot, dt = kinova_gen3(), 0.005
@@ -353,9 +345,7 @@ def _replanned_jerk(robot: RobotModel, smoothness: float) -> float:
         time = index / 240.0
         if index % 40 == 0:
             due = time + (np.arange(10) + 1) / 30
-            path = np.stack(
-                [0.08 * np.sin(2 * due), 0.06 * np.sin(3 * due), 0.04 * np.cos(2.5 * due) - 0.04], -1
-            )
+            path = np.stack([0.08 * np.sin(2 * due), 0.06 * np.sin(3 * due), 0.04 * np.cos(2.5 * due) - 0.04], -1)
             noise = 0.002 * rng.normal(size=(10, 3)) + rng.uniform(-1, 1, 3) * 0.01 / 3**0.5
             assert controller.accept(_chunk(robot, start=time, positions=tool + path + noise)) == "accepted"
         velocities.append(controller.step(time).velocities)
@@ -370,15 +360,11 @@ def test_smoothing_calms_the_joints_under_noisy_replanning(robot: RobotModel) ->
     assert calm < 0.7 * rough
 
 
-@pytest.mark.skipif(
-    not SHARED.exists(), reason="the recorded test trajectories are not beside the repository"
-)
+@pytest.mark.skipif(not SHARED.exists(), reason="the recorded test trajectories are not beside the repository")
 def test_recorded_smooth_trajectories_are_tracked() -> None:
     data, robot = np.load(SHARED), kinova_gen3()
     kinematics = Kinematics(robot)
-    smoothing = SmoothingConfig(
-        linear_speed=1.0, angular_speed=3.0, linear_acceleration=8.0, angular_acceleration=30.0
-    )
+    smoothing = SmoothingConfig(linear_speed=1.0, angular_speed=3.0, linear_acceleration=8.0, angular_acceleration=30.0)
     config = ControllerConfig(collision=CollisionConfig(plane=Plane(offset=0.0)), smoothing=smoothing)
     for case in range(0, 12, 2):
         poses = data["T"][case]

@@ -80,9 +80,7 @@ def test_jacobian_and_its_derivatives_equal_finite_differences(robot: RobotModel
             linear = (ahead.tool[:3, 3] - behind.tool[:3, 3]) / (2 * step)
             angular = rotation_log(ahead.tool[:3, :3] @ behind.tool[:3, :3].T) / (2 * step)
             np.testing.assert_allclose(pose.jacobian[:, joint], [*linear, *angular], atol=1e-8)
-            np.testing.assert_allclose(
-                slopes[joint], (ahead.jacobian - behind.jacobian) / (2 * step), atol=1e-8
-            )
+            np.testing.assert_allclose(slopes[joint], (ahead.jacobian - behind.jacobian) / (2 * step), atol=1e-8)
 
 
 def test_manipulability_gradient_equals_finite_differences(robot: RobotModel) -> None:

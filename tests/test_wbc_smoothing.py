@@ -72,9 +72,7 @@ def test_pieces_join_and_derivatives_are_consistent() -> None:
         np.testing.assert_allclose(here.velocity, finite, atol=1e-6)
         finite = rotation_log(ahead.rotation @ behind.rotation.T) / (2 * step)
         np.testing.assert_allclose(here.angular_velocity, finite, atol=1e-6)
-        np.testing.assert_allclose(
-            here.acceleration, (ahead.velocity - behind.velocity) / (2 * step), atol=1e-5
-        )
+        np.testing.assert_allclose(here.acceleration, (ahead.velocity - behind.velocity) / (2 * step), atol=1e-5)
         finite = (ahead.angular_velocity - behind.angular_velocity) / (2 * step)
         np.testing.assert_allclose(here.angular_acceleration, finite, atol=1e-5)
 
@@ -106,9 +104,7 @@ def test_smoothness_trades_acceleration_for_distance() -> None:
     roughness = []
     for smoothness in (1.0, 10.0, 100.0):
         plans = _replanned(0.002, SmoothingConfig(smoothness=smoothness))[6:]
-        peaks = [
-            np.linalg.norm(p.state(s + t).acceleration) for s, p in plans for t in np.arange(0, 0.16, 0.01)
-        ]
+        peaks = [np.linalg.norm(p.state(s + t).acceleration) for s, p in plans for t in np.arange(0, 0.16, 0.01)]
         roughness.append(np.sqrt(np.mean(np.square(peaks))))
     assert roughness[0] > roughness[1] > roughness[2]
 
@@ -146,6 +142,4 @@ def test_a_whole_turn_in_one_chunk_is_refused() -> None:
     due = (np.arange(12) + 1) * 0.5
     quaternions = _quaternions(np.outer(angles, [0.0, 0.0, 1.0]))
     with pytest.raises(ControlError, match="shorter chunks"):
-        smooth_chunk(
-            resting(np.zeros(3), np.eye(3)), 0.0, np.zeros((12, 3)), quaternions, due, 0.5, SmoothingConfig()
-        )
+        smooth_chunk(resting(np.zeros(3), np.eye(3)), 0.0, np.zeros((12, 3)), quaternions, due, 0.5, SmoothingConfig())

@@ -25,9 +25,7 @@ MODES = pytest.mark.parametrize("decoding", ["masked", "raster"])
 def outputs(model: WorldModel, context: Context) -> tuple[Any, torch.Tensor]:
     """Trunk outputs at every position of the full sequence, and its layout."""
     layout = model.layout(context, with_frames=True, with_action=True)
-    packed = torch.zeros(
-        len(context.text), 1, layout.frame_length, model.config.codes_per_position, dtype=torch.long
-    )
+    packed = torch.zeros(len(context.text), 1, layout.frame_length, model.config.codes_per_position, dtype=torch.long)
     x, mask = model.assemble(layout, context, Targets(packed=packed, masked=None))
     with torch.no_grad():
         return layout, model.gpt(x, mask, torch.arange(layout.length))
@@ -63,9 +61,7 @@ def test_packing_inverts_and_keeps_neighbours_together() -> None:
 
 @MODES
 def test_mask_follows_the_rules(decoding: Any) -> None:
-    layout = make_layout(
-        small_config(decoding), text_length=3, num_context=2, with_frames=True, with_action=True
-    )
+    layout = make_layout(small_config(decoding), text_length=3, num_context=2, with_frames=True, with_action=True)
     owner = {i: group for group in layout.groups for i in range(group.start, group.start + group.length)}
     for q in range(layout.length):
         for m in range(layout.length):
@@ -116,8 +112,7 @@ def test_earlier_codes_do_not_see_later_ones(decoding: Any) -> None:
     changed[:, :, 9] = (changed[:, :, 9] + 1) % 20
     with torch.no_grad():
         features = [
-            model.predict(context, Targets(packed=p, masked=None), with_actions=False)[1]
-            for p in (packed, changed)
+            model.predict(context, Targets(packed=p, masked=None), with_actions=False)[1] for p in (packed, changed)
         ]
     same = [torch.equal(features[0][:, :, i], features[1][:, :, i]) for i in range(packed.shape[2])]
     expected = [decoding == "raster" and i < 9 for i in range(packed.shape[2])]
@@ -169,9 +164,7 @@ def test_absent_inputs_change_nothing() -> None:
     torch.testing.assert_close(act(nothing), act(replace(nothing, text=text * 2)), atol=0, rtol=0)
 
     first = torch.tensor([[False, True]]).expand(3, -1)
-    one_frame = replace(
-        context, codes={n: c[:, 1:] for n, c in context.codes.items()}, states=context.states[:, 1:]
-    )
+    one_frame = replace(context, codes={n: c[:, 1:] for n, c in context.codes.items()}, states=context.states[:, 1:])
     one_frame = replace(one_frame, frame_mask=None, state_mask=None)
     torch.testing.assert_close(act(replace(context, frame_mask=first)), act(one_frame), atol=1e-5, rtol=0)
 

@@ -43,9 +43,7 @@ class LossConfig:
     heads_file: Path | None = None
 
 
-def detail_weights(
-    images: Float[Tensor, "b c h w"], strength: float, window: int = 9
-) -> Float[Tensor, "b 1 h w"]:
+def detail_weights(images: Float[Tensor, "b c h w"], strength: float, window: int = 9) -> Float[Tensor, "b 1 h w"]:
     """Return pixel weights `1 + strength * contrast / mean contrast`, divided by their mean.
 
     Contrast is the distance of a pixel from the mean of the `window` x `window` pixels around it: large
@@ -99,9 +97,7 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Float[Tensor, ""]:
     return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
 
 
-def adaptive_weight(
-    reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor
-) -> Float[Tensor, ""]:
+def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Float[Tensor, ""]:
     """Return the factor that gives both losses gradients of equal length at the decoder's last layer.
 
     Source: Esser et al. 2021, equation 7.
@@ -147,12 +143,8 @@ class PerceptualLoss(nn.Module):
         self.features.load_state_dict(known, assign=True)
         heads = read_state_dict(heads_file) if heads_file is not None else {}
         self.heads = [heads.get(f"lin{i}.model.1.weight") for i in range(len(self.TAPS))]
-        self.register_buffer(
-            "mean", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "deviation", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False
-        )
+        self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
 
     def forward(self, a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:

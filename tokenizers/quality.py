@@ -32,9 +32,7 @@ def measure_vqgan(model: VQGAN, frames: Array, *, batch_size: int = 64) -> dict[
     totals = {"psnr": 0.0, "detail_psnr": 0.0}
     used: set[int] = set()
     for start in range(0, len(frames), batch_size):
-        images = normalize_frames(torch.as_tensor(frames[start : start + batch_size])).to(
-            model.codebook.device
-        )
+        images = normalize_frames(torch.as_tensor(frames[start : start + batch_size])).to(model.codebook.device)
         codes = model.encode(images)
         reconstruction = model.decode(codes)
         used.update(codes.flatten().tolist())

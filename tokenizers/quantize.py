@@ -79,9 +79,7 @@ class CodebookAverage(nn.Module):
     uses: Tensor
     sums: Tensor
 
-    def __init__(
-        self, *, codebook_size: int, embed_dim: int, decay: float = 0.98, dead_uses: float = 0.1
-    ) -> None:
+    def __init__(self, *, codebook_size: int, embed_dim: int, decay: float = 0.98, dead_uses: float = 0.1) -> None:
         """Set the decay of the averages and `dead_uses`, the uses a batch below which a code is revived."""
         super().__init__()
         self.decay, self.dead_uses = decay, dead_uses

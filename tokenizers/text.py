@@ -42,8 +42,7 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ConfigError(
-                f"TextConfig.heads: expected a divisor of the width {self.width}, got {self.heads}; change "
-                "either."
+                f"TextConfig.heads: expected a divisor of the width {self.width}, got {self.heads}; change either."
             )
 
 
@@ -75,8 +74,7 @@ def tokenize(sentences: Sequence[str], context_length: int) -> Int[Tensor, "b l"
     long = [s for s in sentences if len(tokenizer.encode(s)) + 2 > context_length]
     if long:
         warnings.warn(
-            f"Text: {len(long)} sentences are longer than {context_length} tokens and are cut, such as "
-            f"{long[0]!r}",
+            f"Text: {len(long)} sentences are longer than {context_length} tokens and are cut, such as {long[0]!r}",
             stacklevel=2,
         )
     return tokenizer(list(sentences), context_length=context_length)
@@ -145,9 +143,7 @@ class TextEncoder:
             ConfigError: if one string is passed instead of a sequence of strings.
         """
         if isinstance(sentences, str):
-            raise ConfigError(
-                "TextEncoder.encode: expected a sequence of sentences, got one string; pass [sentence]."
-            )
+            raise ConfigError("TextEncoder.encode: expected a sequence of sentences, got one string; pass [sentence].")
         missing = list(dict.fromkeys(s for s in sentences if s not in self._cache))
         found: dict[str, tuple[Array, Array]] = {s: self._cache[s] for s in sentences if s in self._cache}
         for start in range(0, len(missing), 64):

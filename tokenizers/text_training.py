@@ -154,14 +154,10 @@ class TextTraining(L.LightningModule):
         with torch.no_grad():
             self.model.clip.logit_scale.clamp_(0.0, math.log(100.0))
             hits = same[(images @ texts.t()).argmax(1)] == same
-        self.log_dict(
-            {"loss": loss.detach(), "in_batch_top1": hits.float().mean(), "logit_scale": scale.detach()}
-        )
+        self.log_dict({"loss": loss.detach(), "in_batch_top1": hits.float().mean(), "logit_scale": scale.detach()})
 
 
-def drop_words(
-    rows: Int[Tensor, "b l"], tokens: Int[Tensor, "b l"], chance: float, seed: int
-) -> Int[Tensor, "b l"]:
+def drop_words(rows: Int[Tensor, "b l"], tokens: Int[Tensor, "b l"], chance: float, seed: int) -> Int[Tensor, "b l"]:
     """Replace words, never start, end or padding, by the unknown row with the given chance."""
     generator = torch.Generator().manual_seed(seed)
     dropped = torch.rand(rows.shape, generator=generator) < chance

@@ -59,9 +59,7 @@ def load_text_encoder(
             return _read_own(path)
         return TextEncoder(_bare_file_tower(path, architecture, quick_gelu))
     if text.startswith(("local-dir:", "/", ".", "~")) or path.suffix in _TORCH_SUFFIXES:
-        raise CheckpointError(
-            f"{text}: expected a folder or weight file of a text encoder, got none; check the path."
-        )
+        raise CheckpointError(f"{text}: expected a folder or weight file of a text encoder, got none; check the path.")
     return TextEncoder(_named_tower(text))
 
 
@@ -84,8 +82,7 @@ def _read_own(path: Path) -> TextEncoder:
     stated = record.get("config", {})
     if set(stated) != {f.name for f in fields(TextConfig)} or "token_ids" not in tensors:
         raise CheckpointError(
-            f"{path}: expected a text encoder of this version, got the configuration {sorted(stated)}; "
-            "train it again."
+            f"{path}: expected a text encoder of this version, got the configuration {sorted(stated)}; train it again."
         )
     vocabulary = Vocabulary(tensors.pop("token_ids").numpy().astype(np.int64))
     tower = build_text_tower(TextConfig(**stated), len(vocabulary))
@@ -101,8 +98,7 @@ def _read_own(path: Path) -> TextEncoder:
 def _bare_file_tower(path: Path, architecture: str | None, quick_gelu: bool | None) -> TextTransformer:
     if path.suffix not in _TORCH_SUFFIXES:
         raise CheckpointError(
-            f"{path}: expected one of {', '.join(_TORCH_SUFFIXES)}, got {path.suffix or 'no suffix'}; "
-            "convert it first."
+            f"{path}: expected one of {', '.join(_TORCH_SUFFIXES)}, got {path.suffix or 'no suffix'}; convert it first."
         )
     if architecture is None:
         raise ConfigError(
@@ -117,8 +113,7 @@ def _bare_file_tower(path: Path, architecture: str | None, quick_gelu: bool | No
         )
     if quick_gelu is False and named_quick:
         raise ConfigError(
-            f"{path}: expected one activation, got architecture {architecture} with quick_gelu=False; "
-            "choose either."
+            f"{path}: expected one activation, got architecture {architecture} with quick_gelu=False; choose either."
         )
     return _open_clip_tower(architecture, str(path), bool(quick_gelu))
 

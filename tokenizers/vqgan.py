@@ -210,8 +210,7 @@ class VQGAN(nn.Module):
         device, side = self.codebook.device, self.config.resolution
         whole = torch.as_tensor(np.asarray(codes), dtype=torch.int64)
         frames = [
-            _to_uint8(self.decode(whole[i : i + batch_size].to(device)))
-            for i in range(0, len(whole), batch_size)
+            _to_uint8(self.decode(whole[i : i + batch_size].to(device))) for i in range(0, len(whole), batch_size)
         ]
         return np.concatenate(frames) if frames else np.zeros((0, side, side, 3), np.uint8)
 

@@ -66,8 +66,7 @@ def load_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     for file in (path, record_path):
         if not file.is_file():
             raise CheckpointError(
-                f"Weights of a {kind}: expected the file {file}, got none; train it or give the path of a "
-                "trained one."
+                f"Weights of a {kind}: expected the file {file}, got none; train it or give the path of a trained one."
             )
     try:
         record = json.loads(record_path.read_text())
@@ -81,8 +80,7 @@ def load_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         )
     if record.get("sha256") != sha256(path):
         raise CheckpointError(
-            f"{path}: expected the SHA-256 that {record_path.name} states, got another; copy both files "
-            "again."
+            f"{path}: expected the SHA-256 that {record_path.name} states, got another; copy both files again."
         )
     return read_safetensors(path), record
 
@@ -182,6 +180,5 @@ def _load_inert(path: Path) -> Any:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{path}: expected a torch checkpoint, got one that cannot be read ({error}); copy or download it "
-        "again."
+        f"{path}: expected a torch checkpoint, got one that cannot be read ({error}); copy or download it again."
     )

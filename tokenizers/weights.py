@@ -17,9 +17,7 @@ SHIPPED = ("small",)
 """Names of the tokenizers that come with the package."""
 
 
-def load_vqgan(
-    source: str | Path, *, config_file: Path | None = None, resolution: int | None = None
-) -> VQGAN:
+def load_vqgan(source: str | Path, *, config_file: Path | None = None, resolution: int | None = None) -> VQGAN:
     """Return a frozen VQGAN in evaluation mode.
 
     Args:
@@ -72,9 +70,7 @@ def convert_vqgan(*, source: Path, out: Path, config_file: Path | None = None) -
 
 def _read_own(path: Path) -> tuple[VQGANConfig, dict[str, Any]]:
     state, record = load_weights(path, "vqgan")
-    stated: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in record.get("config", {}).items()
-    }
+    stated: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.get("config", {}).items()}
     known = {f.name for f in fields(VQGANConfig)}
     if set(stated) != known:
         raise CheckpointError(
@@ -102,8 +98,7 @@ def _yaml_beside(path: Path) -> Path:
     found = sorted([*path.parent.glob("*.yaml"), *path.parent.glob("*.yml")])
     if len(found) != 1:
         raise CheckpointError(
-            f"{path}: expected its yaml beside it, got {len(found)} yaml files; name the right one with "
-            "config_file."
+            f"{path}: expected its yaml beside it, got {len(found)} yaml files; name the right one with config_file."
         )
     return found[0]
 

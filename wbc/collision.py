@@ -97,9 +97,7 @@ def _reach(robot: RobotModel) -> Array:
     reach = np.zeros(robot.num_joints)
     beyond = 0.0
     for joint in reversed(range(robot.num_joints)):
-        beyond = max(
-            beyond + (lengths[joint + 1] if joint + 1 < robot.num_joints else 0.0), extents[joint + 1]
-        )
+        beyond = max(beyond + (lengths[joint + 1] if joint + 1 < robot.num_joints else 0.0), extents[joint + 1])
         reach[joint] = beyond
     return reach
 
@@ -128,8 +126,7 @@ class CollisionModel:
         self._exposed = np.array(exposed, dtype=np.intp)
         self._plane = config.plane
         self._boxes = [
-            (np.array(b.center), matrix_from_quaternion(b.quaternion), np.array(b.half_extents))
-            for b in config.boxes
+            (np.array(b.center), matrix_from_quaternion(b.quaternion), np.array(b.half_extents)) for b in config.boxes
         ]
         self._moved = (np.arange(robot.num_joints)[None, :] < self._links[:, None]).astype(np.float64)
         self._pair_moved = self._moved[self._first] - self._moved[self._second]
@@ -162,9 +159,7 @@ class CollisionModel:
         distance, normal = point_separation(point_a, point_b)
         distance = distance - self._pair_radii
         near = np.flatnonzero(distance < within)
-        return _Near(
-            distance[near], point_a[near], normal[near], self._pair_moved[near], float(distance.min())
-        )
+        return _Near(distance[near], point_a[near], normal[near], self._pair_moved[near], float(distance.min()))
 
     def _against_plane(self, plane: Plane, starts: Array, stops: Array, within: float) -> _Near:
         normal = np.array(plane.normal)
@@ -175,9 +170,7 @@ class CollisionModel:
         normals = np.tile(normal, (len(near), 1))
         return _Near(distance[near], points[near], normals, self._moved[who[near]], float(distance.min()))
 
-    def _against_box(
-        self, box: tuple[Array, Array, Array], starts: Array, stops: Array, within: float
-    ) -> _Near:
+    def _against_box(self, box: tuple[Array, Array, Array], starts: Array, stops: Array, within: float) -> _Near:
         center, rotation, half = box
         start, stop = (starts[self._exposed] - center) @ rotation, (stops[self._exposed] - center) @ rotation
         gap = np.maximum(np.minimum(start, stop) - half, -half - np.maximum(start, stop))

@@ -198,9 +198,7 @@ class WholeBodyController:
 
     def _require_started(self) -> None:
         if not self._started:
-            raise ControlError(
-                "The controller has no state; expected a call of reset with the measured joints first."
-            )
+            raise ControlError("The controller has no state; expected a call of reset with the measured joints first.")
 
     def _record(self, code: str, detail: str) -> None:
         self.events.append(Event(time=self._time, code=code, detail=detail))
@@ -252,9 +250,7 @@ class WholeBodyController:
             status = self._begin(chunk)
             if status != validation.ACCEPTED:
                 self.counters[status] += 1
-                self._record(
-                    status, f"waiting chunk starting at {chunk.start_time} s refused, motion unchanged"
-                )
+                self._record(status, f"waiting chunk starting at {chunk.start_time} s refused, motion unchanged")
 
     def _commanded_state(self) -> ToolState:
         """Return the state that a new chunk continues: the reference, or the arm if that lags."""
@@ -316,9 +312,7 @@ class WholeBodyController:
         position, rotation = self._reference
         tracking, caps = self.config.tracking, self.config.smoothing
         linear = (target[0] - position) / self.dt
-        linear = linear + braked_gain(
-            position - pose.tool[:3, 3], tracking.gain, tracking.correction_deceleration[0]
-        )
+        linear = linear + braked_gain(position - pose.tool[:3, 3], tracking.gain, tracking.correction_deceleration[0])
         angular = rotation_log(target[1] @ rotation.T) / self.dt
         angular = angular + braked_gain(
             rotation_log(rotation @ pose.tool[:3, :3].T), tracking.gain, tracking.correction_deceleration[1]

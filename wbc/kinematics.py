@@ -47,8 +47,7 @@ class Kinematics:
         """Precompute the constant joint frames of `robot`."""
         self.robot = robot
         origins = [
-            pose_matrix(p, matrix_from_rpy(a))
-            for p, a in zip(robot.joint_positions, robot.joint_rpys, strict=True)
+            pose_matrix(p, matrix_from_rpy(a)) for p, a in zip(robot.joint_positions, robot.joint_rpys, strict=True)
         ]
         self._origins = np.stack(origins)
         self._origins_x = self._origins[:, :, 0].copy()

@@ -69,10 +69,7 @@ def distant_pairs(capsules: tuple[Capsule, ...], min_joints: int) -> tuple[tuple
     """List the pairs of capsules with at least `min_joints` joints between them; nearer ones cannot meet."""
     count = len(capsules)
     return tuple(
-        (i, k)
-        for i in range(count)
-        for k in range(i + 1, count)
-        if capsules[k].link - capsules[i].link >= min_joints
+        (i, k) for i in range(count) for k in range(i + 1, count) if capsules[k].link - capsules[i].link >= min_joints
     )
 
 
@@ -84,9 +81,7 @@ def _in_last_link(capsules: list[Capsule], position: Array, rpy: Array) -> tuple
         x, y, z = (rotation @ np.asarray(point) + position).tolist()
         return (x, y, z)
 
-    return tuple(
-        Capsule(link=c.link, start=place(c.start), end=place(c.end), radius=c.radius) for c in capsules
-    )
+    return tuple(Capsule(link=c.link, start=place(c.start), end=place(c.end), radius=c.radius) for c in capsules)
 
 
 def kinova_gen3(*, tool_z: float = 0.12) -> RobotModel:

@@ -87,9 +87,7 @@ def smoothing_matrix(count: int, phase: float, spans: int, smoothness: float) ->
     nodes, weights = np.polynomial.legendre.leggauss(3)
     places = (np.arange(spans)[:, None] + 0.5 * (nodes + 1.0)).ravel()
     jerk = slopes[2](places) * np.sqrt(0.5 * np.tile(weights, spans))[:, None]
-    fixed = np.stack(
-        [basis(0.0), slopes[0](0.0), slopes[1](0.0), slopes[0](float(spans)), slopes[1](float(spans))]
-    )
+    fixed = np.stack([basis(0.0), slopes[0](0.0), slopes[1](0.0), slopes[0](float(spans)), slopes[1](float(spans))])
 
     system = np.zeros((size + 5, size + 5))
     system[:size, :size] = rows.T @ rows + smoothness * width**-5 * (jerk.T @ jerk)
@@ -213,9 +211,7 @@ def _stretched(
 def _excess(coefficients: Array, span: float, rates: Array, config: SmoothingConfig) -> float:
     """Return the stretch of time that brings peaks of speed and acceleration to the caps (or the start's)."""
     worst = 0.0
-    speeds = (
-        np.tensordot(_SAMPLES[1:], coefficients, axes=(2, 1)) / np.array([span, span**2])[:, None, None, None]
-    )
+    speeds = np.tensordot(_SAMPLES[1:], coefficients, axes=(2, 1)) / np.array([span, span**2])[:, None, None, None]
     caps = (
         (config.linear_speed, config.angular_speed),
         (config.linear_acceleration, config.angular_acceleration),

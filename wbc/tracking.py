@@ -76,9 +76,7 @@ def braked_gain(error: Array, gain: float, deceleration: float) -> Array:
 class TickSolver:
     """Solves ticks for one robot, with its obstacles."""
 
-    def __init__(
-        self, robot: RobotModel, tracking: TrackingConfig, collision: CollisionConfig, dt: float
-    ) -> None:
+    def __init__(self, robot: RobotModel, tracking: TrackingConfig, collision: CollisionConfig, dt: float) -> None:
         """Prepare limits and pairs; `dt` is the duration of a tick [s]."""
         self.kinematics = Kinematics(robot)
         self.collisions = CollisionModel(robot, collision)
@@ -93,9 +91,7 @@ class TickSolver:
 
     def box(self, q: Array, previous: Array, change: Array) -> tuple[Array, Array]:
         """Return the velocity box at `q` [rad], `previous` [rad/s], under the bound `change` [rad/s^2]."""
-        return velocity_box(
-            q, previous, self.lower, self.upper, self.velocity, self.acceleration, change, self.dt
-        )
+        return velocity_box(q, previous, self.lower, self.upper, self.velocity, self.acceleration, change, self.dt)
 
     def brake(self, q: Array, previous: Array, change: Array) -> Array:
         """Return the velocity `[j]` nearest to zero that the limits allow."""
@@ -168,9 +164,7 @@ class TickSolver:
         """Return how fast each pair may close `[p]` [m/s]; negative means that it must open."""
         way = distances - self.collision_config.clearance
         linear = self.collision_config.approach_rate * way
-        return np.minimum(
-            linear, np.sqrt(2.0 * self.collision_config.approach_deceleration * np.maximum(way, 0.0))
-        )
+        return np.minimum(linear, np.sqrt(2.0 * self.collision_config.approach_deceleration * np.maximum(way, 0.0)))
 
     def _solve(
         self,

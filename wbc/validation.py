@@ -46,9 +46,7 @@ def check_chunk(trajectory: ActionTrajectory) -> str:
         and _array(trajectory.gripper, (count,))
     ):
         return REJECTED_SHAPE
-    if not all(
-        np.all(np.isfinite(a)) for a in (trajectory.positions, trajectory.quaternions, trajectory.gripper)
-    ):
+    if not all(np.all(np.isfinite(a)) for a in (trajectory.positions, trajectory.quaternions, trajectory.gripper)):
         return REJECTED_NOT_FINITE
     if not all(isinstance(t, int | float | np.number) for t in (trajectory.dt, trajectory.start_time)):
         return REJECTED_TIME

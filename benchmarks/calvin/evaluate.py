@@ -175,7 +175,9 @@ def _merge_limits(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     empty = LimitCounter().as_dict()
     if not rows:
         return empty
-    merged: dict[str, float] = {n: sum(r[n] for r in rows) for n in ("ticks", "position_violations", "velocity_violations")}
+    merged: dict[str, float] = {
+        n: sum(r[n] for r in rows) for n in ("ticks", "position_violations", "velocity_violations")
+    }
     merged["min_position_margin_rad"] = min(r["min_position_margin_rad"] for r in rows)
     merged["max_velocity_ratio"] = max(r["max_velocity_ratio"] for r in rows)
     return merged
@@ -186,7 +188,10 @@ def table(summary: Mapping[str, Any]) -> Iterator[str]:
     for control, result in summary.items():
         tasks = result["tasks"]
         if tasks:
-            success, total = sum(t["success"] for t in tasks.values()), sum(t["total"] for t in tasks.values())
+            success, total = (
+                sum(t["success"] for t in tasks.values()),
+                sum(t["total"] for t in tasks.values()),
+            )
             rate = wilson_interval(success, total)
             yield f"{control}: {success}/{total} = {rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}], {len(tasks)} tasks"
             for name in sorted(tasks):
@@ -265,5 +270,3 @@ def evaluate(
     for line in table(summary):
         print(line, file=sys.stdout)
     return results
-
-

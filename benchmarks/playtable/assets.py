@@ -128,7 +128,13 @@ def _table(folder: Path, spec: SceneSpec) -> None:
     wood, door = "table.png", "door.png"
     meshes.wood_texture(spec.table_colour, contrast=0.22, seed=1).save(folder / wood)
     meshes.wood_texture(spec.door_colour, contrast=0.22, seed=2).save(folder / door)
-    links = [_base(folder, spec, wood), _button(folder), _switch(folder), _slide(folder, door), _drawer(folder, door)]
+    links = [
+        _base(folder, spec, wood),
+        _button(folder),
+        _switch(folder),
+        _slide(folder, door),
+        _drawer(folder, door),
+    ]
     led = _Link(folder, "led_link", mass=0.204)
     led.box((-0.083, -0.023, -0.003), (0.083, 0.023, 0.019), _WHITE)
     light = _Link(folder, "light_link", mass=0.174)
@@ -138,14 +144,44 @@ def _table(folder: Path, spec: SceneSpec) -> None:
     plank_x = sum(spec.cabinet_x) / 2
     tilt_switch, tilt_slide = 2.61799387799149, 1.04719755119660
     joints = [
-        _joint("base__button", "base_link", "button_link", (spec.button_x, -0.12, 0.46), kind="prismatic",
-               axis=(0, 0, -1), limits=(0, BUTTON_TRAVEL)),
-        _joint("base__switch", "base_link", "switch_link", (spec.switch_x, 0.0609, 0.4949), rpy=(tilt_switch, 0, 0),
-               kind="prismatic", axis=(0, 0, -1), limits=(0, SWITCH_TRAVEL)),
-        _joint("base__slide", "base_link", "slide_link", (spec.slider_x, 0.075, 0.5353), rpy=(tilt_slide, 0, 0),
-               kind="prismatic", axis=(-1, 0, 0), limits=(0, spec.slider_travel)),
-        _joint("base__drawer", "base_link", "drawer_link", (spec.drawer_x, 0, 0.32), kind="prismatic",
-               axis=(0, -1, 0), limits=(0, DRAWER_TRAVEL)),
+        _joint(
+            "base__button",
+            "base_link",
+            "button_link",
+            (spec.button_x, -0.12, 0.46),
+            kind="prismatic",
+            axis=(0, 0, -1),
+            limits=(0, BUTTON_TRAVEL),
+        ),
+        _joint(
+            "base__switch",
+            "base_link",
+            "switch_link",
+            (spec.switch_x, 0.0609, 0.4949),
+            rpy=(tilt_switch, 0, 0),
+            kind="prismatic",
+            axis=(0, 0, -1),
+            limits=(0, SWITCH_TRAVEL),
+        ),
+        _joint(
+            "base__slide",
+            "base_link",
+            "slide_link",
+            (spec.slider_x, 0.075, 0.5353),
+            rpy=(tilt_slide, 0, 0),
+            kind="prismatic",
+            axis=(-1, 0, 0),
+            limits=(0, spec.slider_travel),
+        ),
+        _joint(
+            "base__drawer",
+            "base_link",
+            "drawer_link",
+            (spec.drawer_x, 0, 0.32),
+            kind="prismatic",
+            axis=(0, -1, 0),
+            limits=(0, DRAWER_TRAVEL),
+        ),
         _joint("base__led", "base_link", "led_link", (spec.led_x, 0.16, 0.6478)),
         _joint("base__light", "base_link", "light_link", (spec.bulb_x, 0.132, 0.6478)),
         _joint("base__plank", "base_link", "plank_link", (plank_x, 0.09, 0.42)),
@@ -171,15 +207,26 @@ def _base(folder: Path, spec: SceneSpec, wood: str) -> _Link:
             size = (right - left, 0.24, 0.02)
             # The front is tilted by 30 degrees; its outer face passes through the switch's link frame.
             centre = ((left + right) / 2, 0.0892 + 0.00866, 0.5439 - 0.005)
-            base.add(meshes.box_obj(size), colour, texture=wood, collision=f'<box size="{_text(size)}"/>',
-                     at=centre, rpy=(1.0471975512, 0, 0))
+            base.add(
+                meshes.box_obj(size),
+                colour,
+                texture=wood,
+                collision=f'<box size="{_text(size)}"/>',
+                at=centre,
+                rpy=(1.0471975512, 0, 0),
+            )
     base.add(meshes.prism_obj(0.042, 0.012), (0.2, 0.16, 0.12), at=(spec.button_x, -0.12, 0.446))
     return base
 
 
 def _button(folder: Path) -> _Link:
     button = _Link(folder, "button_link", mass=0.154)
-    button.add(meshes.prism_obj(0.035, 0.03), _BLACK, collision='<cylinder radius="0.035" length="0.03"/>', at=(0, 0, 0.012))
+    button.add(
+        meshes.prism_obj(0.035, 0.03),
+        _BLACK,
+        collision='<cylinder radius="0.035" length="0.03"/>',
+        at=(0, 0, 0.012),
+    )
     return button
 
 
@@ -224,8 +271,15 @@ _ARM_ORIGINS: tuple[tuple[Vector, Vector], ...] = (
 )
 """Origin of each arm joint in its parent: xyz [m], rpy [rad]. Source: Franka Emika's published kinematics."""
 
-_ARM_LIMITS = ((-2.9671, 2.9671), (-1.8326, 1.8326), (-2.9671, 2.9671), (-3.1416, 0.0), (-2.9671, 2.9671),
-               (-0.0873, 3.8223), (-2.9671, 2.9671))
+_ARM_LIMITS = (
+    (-2.9671, 2.9671),
+    (-1.8326, 1.8326),
+    (-2.9671, 2.9671),
+    (-3.1416, 0.0),
+    (-2.9671, 2.9671),
+    (-0.0873, 3.8223),
+    (-2.9671, 2.9671),
+)
 _ARM_TUBES: tuple[tuple[tuple[Vector, Vector, float], ...], ...] = (
     (((0, 0, -0.14), (0, 0, 0), 0.058), ((0, -0.07, 0), (0, 0.02, 0), 0.058)),
     (((0, 0, 0), (0, -0.14, 0), 0.056), ((0, 0, -0.02), (0, 0, 0.07), 0.056)),
@@ -249,8 +303,19 @@ def _robot(folder: Path) -> None:
             link.tube(start, end, radius, _WHITE if number == 0 or i > 4 else (0.62, 0.63, 0.65), solid=i >= 4)
         links.append(link)
         velocity = 2.175 if i <= 4 else 2.61
-        joints.append(_joint(f"panda_joint{i}", parent, link.name, xyz, rpy=rpy, kind="revolute", limits=limits,
-                             effort=87 if i <= 4 else 12, velocity=velocity))
+        joints.append(
+            _joint(
+                f"panda_joint{i}",
+                parent,
+                link.name,
+                xyz,
+                rpy=rpy,
+                kind="revolute",
+                limits=limits,
+                effort=87 if i <= 4 else 12,
+                velocity=velocity,
+            )
+        )
         parent = link.name
     links.append(_Link(folder, "panda_link8", mass=1e-5, inertia=0.001))
     joints.append(_joint("panda_joint8", "panda_link7", "panda_link8", (0, 0, 0.107)))
@@ -276,8 +341,19 @@ def _fingers(folder: Path, links: list[_Link], joints: list[str]) -> None:
         near, far = sorted((0.0, side * 0.02))
         finger.box((-0.01, near, 0), (0.01, far, 0.096), (0.8, 0.8, 0.82))
         links.append(finger)
-        joints.append(_joint(f"panda_finger_joint{number}", "panda_hand", name, (0, 0, 0.0584), kind="prismatic",
-                             axis=(0, side, 0), limits=(0, 0.04), effort=20, velocity=0.2))
+        joints.append(
+            _joint(
+                f"panda_finger_joint{number}",
+                "panda_hand",
+                name,
+                (0, 0, 0.0584),
+                kind="prismatic",
+                axis=(0, side, 0),
+                limits=(0, 0.04),
+                effort=20,
+                velocity=0.2,
+            )
+        )
 
 
 def _block(folder: Path, name: str, colour: Vector, length: float) -> None:
@@ -292,8 +368,13 @@ def _plane(folder: Path) -> None:
     meshes.checker_texture(0.93, 0.80).save(folder / "floor.png")
     plane = _Link(folder, "planeLink")
     plane.contact = '<contact><lateral_friction value="1"/></contact>'
-    plane.add(meshes.box_obj((12.0, 12.0, 0.02), texture_scale=0.5), _WHITE, texture="floor.png",
-              collision='<box size="12 12 0.02"/>', at=(0, 0, -0.01))
+    plane.add(
+        meshes.box_obj((12.0, 12.0, 0.02), texture_scale=0.5),
+        _WHITE,
+        texture="floor.png",
+        collision='<box size="12 12 0.02"/>',
+        at=(0, 0, -0.01),
+    )
     (folder / "plane.urdf").write_text(f'<robot name="plane">\n{plane.xml()}</robot>\n')
 
 
@@ -305,7 +386,9 @@ def builtin_assets(spec: SceneSpec) -> AssetFiles:
     """
     sources = b"".join((Path(__file__).parent / name).read_bytes() for name in ("assets.py", "meshes.py", "scenes.py"))
     digest = hashlib.sha256(sources + _ASSET_VERSION.encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("GR2_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gr2")
+    cache = Path(
+        os.environ.get("GR2_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gr2"
+    )
     folder = cache / f"playtable-{digest}-{spec.name}"
     try:
         if not folder.is_dir():
@@ -325,4 +408,6 @@ def builtin_assets(spec: SceneSpec) -> AssetFiles:
             f"Assets: cannot write {cache} ({error}); set GR2_CACHE to a folder that can be written."
         ) from error
     blocks = tuple(folder / f"block_{colour}.urdf" for colour in spec.blocks)
-    return AssetFiles(robot=folder / "panda.urdf", table=folder / "table.urdf", plane=folder / "plane.urdf", blocks=blocks)
+    return AssetFiles(
+        robot=folder / "panda.urdf", table=folder / "table.urdf", plane=folder / "plane.urdf", blocks=blocks
+    )

@@ -146,7 +146,9 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         options = dict(options or {})
         unknown = set(options) - {"robot_obs", "scene_obs"}
         if unknown:
-            raise SimulationError(f"reset: expected options robot_obs, scene_obs, got {sorted(unknown)}; mend the name.")
+            raise SimulationError(
+                f"reset: expected options robot_obs, scene_obs, got {sorted(unknown)}; mend the name."
+            )
         # A fresh world: what PyBullet keeps from before (contact caches, motors) would change the last digits.
         pybullet.resetSimulation(physicsClientId=self.client)
         self._load()
@@ -197,7 +199,11 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         assert action is not None
         position, quaternion = self._target
         euler = np.array(pybullet.getEulerFromQuaternion(quaternion)) + action[3:6] * 0.05
-        self.step_pose(position + action[:3] * 0.02, np.array(pybullet.getQuaternionFromEuler(euler)), float(action[6] > 0))
+        self.step_pose(
+            position + action[:3] * 0.02,
+            np.array(pybullet.getQuaternionFromEuler(euler)),
+            float(action[6] > 0),
+        )
         return self.observe_calvin(), 0.0, False, False, {}
 
     def step_pose(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
@@ -254,7 +260,10 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         if camera == "static":
             matrices, own = cameras.static_matrices(), self.camera.static_px
         else:
-            matrices, own = cameras.gripper_matrices(*self.robot.link_pose(self.robot.camera)), self.camera.gripper_px
+            matrices, own = (
+                cameras.gripper_matrices(*self.robot.link_pose(self.robot.camera)),
+                self.camera.gripper_px,
+            )
         return cameras.draw(self.client, matrices, px or own, self.camera.supersample)
 
     def render(self) -> np.ndarray:  # type: ignore[override]
@@ -290,7 +299,10 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def scene_obs(self) -> np.ndarray:
         """Return slider, drawer, button, switch [m], bulb, led, then x y z euler of each block: `[24]`."""
-        values = [self.joint(name) for name in ("slide", "drawer", "button", "switch")] + [float(self.bulb), float(self.led)]
+        values = [self.joint(name) for name in ("slide", "drawer", "button", "switch")] + [
+            float(self.bulb),
+            float(self.led),
+        ]
         for uid in self.blocks.values():
             position, quaternion = pybullet.getBasePositionAndOrientation(uid, physicsClientId=self.client)
             values += [*position, *pybullet.getEulerFromQuaternion(quaternion)]

@@ -6,7 +6,12 @@ import numpy as np
 
 _FIXED = {
     "open_drawer": ("open the drawer", "pull the drawer open", "slide the drawer out", "pull out the drawer"),
-    "close_drawer": ("close the drawer", "push the drawer shut", "slide the drawer back in", "push the drawer closed"),
+    "close_drawer": (
+        "close the drawer",
+        "push the drawer shut",
+        "slide the drawer back in",
+        "push the drawer closed",
+    ),
     "move_slider_left": (
         "move the sliding door to the left",
         "slide the door left",

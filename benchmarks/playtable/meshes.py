@@ -117,7 +117,9 @@ def wood_texture(colour: tuple[float, float, float], *, contrast: float, seed: i
     kernel = np.ones(9) / 9
     for _ in range(2):
         streaks = np.apply_along_axis(lambda row: np.convolve(np.pad(row, 4, mode="wrap"), kernel, "valid"), 1, streaks)
-    streaks = np.apply_along_axis(lambda col: np.convolve(np.pad(col, 1, mode="wrap"), np.ones(3) / 3, "valid"), 0, streaks)
+    streaks = np.apply_along_axis(
+        lambda col: np.convolve(np.pad(col, 1, mode="wrap"), np.ones(3) / 3, "valid"), 0, streaks
+    )
     streaks /= np.abs(streaks).max()
     shade = 1.0 + contrast * streaks[..., None]
     return Image.fromarray((np.clip(np.array(colour) * shade, 0, 1) * 255).astype(np.uint8))

@@ -146,7 +146,13 @@ def _record_chain(env: PlayTable, config: RecordConfig, chain: int) -> Iterator[
         tape = whole if play else _Tape.empty()
         success, steps = _run_segment(env, task, tape, config, rng, offset)
         offset = offset + steps if play else 0
-        facts = {"scene": env.spec_scene.name, "task": task, "chain": chain, "segment": segment, "scripted": True}
+        facts = {
+            "scene": env.spec_scene.name,
+            "task": task,
+            "chain": chain,
+            "segment": segment,
+            "scripted": True,
+        }
         if not play and success:
             source = f"playtable/{env.spec_scene.name}/{chain}/{segment}"
             yield tape.episode(draw_sentence(task, rng), config.frame_stride, source), facts

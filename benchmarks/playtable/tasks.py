@@ -132,7 +132,7 @@ def feasible(name: str, state: WorldState, spawn_x: tuple[float, float], button_
     direction = 1 if name.endswith("right") else -1
     goal_x = position[0] + direction * 0.13
     start_x = position[0] - direction * 0.09
-    if not -0.38 < goal_x < 0.40 or not -0.33 < start_x or not reachable(start_x, position[1]):
+    if not -0.38 < goal_x < 0.40 or not start_x > -0.33 or not reachable(start_x, position[1]):
         return False
     if not reachable(goal_x, position[1]):
         return False

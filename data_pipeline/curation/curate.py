@@ -82,9 +82,7 @@ def write_video_shards(
     }
     if not begin_stage(out, STAGE, parameters, overwrite):
         manifest = read_manifest(out, STAGE)
-        print(
-            f"{out}: finished already, {manifest['counts']['kept']} clips; pass overwrite to write it again"
-        )
+        print(f"{out}: finished already, {manifest['counts']['kept']} clips; pass overwrite to write it again")
         return manifest
     tally, remaining = _resume(out, iter(records))
     progress = tqdm(initial=tally.records, desc=f"shards from {source.name}", unit="clip")
@@ -95,9 +93,7 @@ def write_video_shards(
             if writer.is_full:
                 writer.finish_shard({"last_key": record.key, "tally": asdict(tally)})
     _check_loss(source, tally, max_dropped)
-    manifest = finish_stage(
-        out, STAGE, parameters, tally, {"shards": [tar.name for tar in finished_shards(out)]}
-    )
+    manifest = finish_stage(out, STAGE, parameters, tally, {"shards": [tar.name for tar in finished_shards(out)]})
     print(f"{out}: {tally.sentence()}")
     return manifest
 
@@ -174,9 +170,7 @@ def cut_windows(num_frames: int, fps: float, window_seconds: float) -> list[tupl
 
 def _check_loss(source: Path, tally: Tally, max_dropped: float) -> None:
     if tally.records == 0:
-        raise DataError(
-            f"{source}: expected videos or episodes, found none; check the path and the suffixes."
-        )
+        raise DataError(f"{source}: expected videos or episodes, found none; check the path and the suffixes.")
     if tally.kept == 0 or tally.num_dropped > max_dropped * tally.records:
         reason, examples = next(iter(tally.examples.items()))
         raise DataError(

@@ -47,9 +47,7 @@ def inspect_source(
     judged = ordered_map(partial(_examined, config=filters), iter(records), num_workers)
     found = list(tqdm(judged, desc=f"looking at {source.name}", unit="clip"))
     if not found:
-        raise DataError(
-            f"{source}: expected videos or episodes, found none; check the path and the suffixes."
-        )
+        raise DataError(f"{source}: expected videos or episodes, found none; check the path and the suffixes.")
     summary = _summary(str(source), records.kind, found)
     print(_as_json(summary) if json else _as_text(summary))
     return summary
@@ -109,7 +107,5 @@ def _as_text(summary: Mapping[str, Any]) -> str:
         if isinstance(value, dict):
             value = ", ".join(f"{key} {count}" for key, count in value.items()) or "none"
         lines.append(f"{name.replace('_', ' '):<20}{value}")
-    lines += [
-        f"  {problem['reason']}: {problem['source']}: {problem['detail']}" for problem in summary["problems"]
-    ]
+    lines += [f"  {problem['reason']}: {problem['source']}: {problem['detail']}" for problem in summary["problems"]]
     return "\n".join(lines)

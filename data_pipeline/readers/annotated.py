@@ -102,7 +102,5 @@ def _matrix(name: str, value: Any) -> Array:
     except (ValueError, TypeError) as error:
         raise DataError(f"{name}: expected rows of numbers of one length ({error}); repair it.") from error
     if matrix.ndim != 2 or not np.all(np.isfinite(matrix)):
-        raise DataError(
-            f"{name}: expected a finite matrix (steps, numbers), got shape {matrix.shape}; repair it."
-        )
+        raise DataError(f"{name}: expected a finite matrix (steps, numbers), got shape {matrix.shape}; repair it.")
     return matrix

@@ -49,9 +49,7 @@ class FolderSource:
 def _walk(root: Path) -> Iterator[Path]:
     for folder, names, files in os.walk(root):
         names[:] = sorted(name for name in names if not name.startswith("."))
-        yield from (
-            Path(folder, name) for name in sorted(files) if is_video(name) and not name.startswith(".")
-        )
+        yield from (Path(folder, name) for name in sorted(files) if is_video(name) and not name.startswith("."))
 
 
 def _caption_of(video: Path, relative: Path, captions: Mapping[str, str]) -> str:
