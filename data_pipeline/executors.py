@@ -33,7 +33,10 @@ def _follow_parent(parent: int) -> None:
 
 @contextmanager
 def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Give fresh processes (spawned, not forked: decoders and torch hold threads); an error or Ctrl-C ends them at once."""
+    """Give fresh processes; an error or Ctrl-C ends them at once.
+
+    They are spawned, not forked: decoders and torch hold threads.
+    """
     pool = ProcessPoolExecutor(
         num_workers,
         mp_context=multiprocessing.get_context("spawn"),

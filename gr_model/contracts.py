@@ -18,7 +18,8 @@ from .errors import ShapeError
 Array = npt.NDArray[Any]
 
 STATE_DIM = 16
-"""Robot state: position [m] 0-2, quaternion xyzw 3-6, gripper opening in [0, 1] 7, last gripper command in [0, 1] 8, joints [rad] 9-15."""
+"""Robot state: position [m] 0-2, quaternion xyzw 3-6, gripper opening in [0, 1] 7, last gripper command in [0, 1] 8,
+joints [rad] 9-15."""
 
 ACTION_DIM = 8
 """Commanded tool pose: position [m] 0-2, quaternion xyzw 3-6, gripper command 7 (1 open, 0 closed)."""

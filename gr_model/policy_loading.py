@@ -68,8 +68,8 @@ def assemble(source: str | Path) -> Assembled:
     ):
         if got != wanted:
             raise CheckpointError(
-                f"{folder}: expected the {kind} encoder {wanted[:12]}, found {got[:12]} at {places[kind]}; put back the "
-                "one that the model was trained with."
+                f"{folder}: expected the {kind} encoder {wanted[:12]}, found {got[:12]} at {places[kind]}; "
+                "put back the one that the model was trained with."
             )
     return Assembled(release=release, vqgan=vqgan, text=text)
 

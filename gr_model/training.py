@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .averaging import WeightAverage
-from .errors import CheckpointError, ConfigError, DataError
+from .errors import CheckpointError, ConfigError, DataError, EnvironmentMissing
 from .gpt import decay_groups
 from .metrics_log import MetricsLog
 from .objectives import Batch, evaluation_figures
@@ -27,6 +27,7 @@ from .run import Progress, SaveLast, StatefulLoader, StepStream
 from .world_model import WorldModel
 
 Precision = Literal["auto", "32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,20 @@ class TrainingConfig:
                 "TrainingConfig: expected frame_fraction in [0, 1] and weight_average in [0, 1), got "
                 f"{self.frame_fraction} and {self.weight_average}; change the values."
             )
+
+
+def choose_accelerator(device: Device) -> str:
+    """Return Lightning's name of a device.
+
+    Raises:
+        EnvironmentMissing: CUDA is asked for and absent.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentMissing(
+            "--device cuda: expected a CUDA device, found none; `gr2 doctor` says what is missing, "
+            "--device cpu runs here."
+        )
+    return {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[device]
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup: int, final: float) -> float:
@@ -251,6 +266,7 @@ def train(
     resume: bool = True,
     stop_after: int | None = None,
     devices: int | Literal["auto"] = 1,
+    device: Device = "auto",
     description: str = "train",
 ) -> dict[str, float]:
     """Train for `module.steps` steps; write `metrics.csv` and `last.ckpt` to `out`.
@@ -276,7 +292,7 @@ def train(
     module.metrics = MetricsLog(out / "metrics.csv", resume_step=start)
     module.validation, module.log_every, module.validate_every = validation, log_every, validate_every
     trainer = L.Trainer(
-        accelerator="auto",
+        accelerator=choose_accelerator(device),
         devices=devices,
         strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
         precision=lightning_precision(module.config.precision),  # type: ignore[arg-type]

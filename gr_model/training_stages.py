@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..data_pipeline.token_store import TokenStore
     from ..tokenizers.vqgan import VQGAN
     from .config import ModelConfig
-    from .training import TrainingConfig
+    from .training import Device, TrainingConfig
     from .world_model import WorldModel
 
 Size = Literal["tiny", "S", "B", "L", "XL"]
@@ -93,6 +93,7 @@ def _run(
     steps: int,
     batch_size: int,
     store: TokenStore,
+    device: Device,
     description: str,
 ) -> dict[str, float]:
     """Train, then write the release with the averaged weights."""
@@ -108,7 +109,8 @@ def _run(
     validation = list(islice(iter(held_out), min(_VALIDATION_BATCHES, len(held_out))))
     figures = train(
         module=module, loader=loader, validation=validation, out=out, batch_size=batch_size,
-        validate_every=max(100, steps // 20), checkpoint_every=max(100, steps // 20), description=description,
+        validate_every=max(100, steps // 20), checkpoint_every=max(100, steps // 20),
+        device=device, description=description,
     )  # fmt: skip
     frame_step = int(np.median(store.frame_stride))
     sources = _keep_encoders(encoders, out)
@@ -177,6 +179,7 @@ def pretrain(
     context: int = 1,
     chunk_length: int = 10,
     threads: int = 2,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
 ) -> dict[str, float]:
     """Train the GPT to predict the next frame of every video; no states, no actions.
@@ -193,6 +196,7 @@ def pretrain(
         context: frames that the model sees.
         chunk_length: poses of the chunk that finetuning will add.
         threads: CPU threads, 0 leaves torch's choice.
+        device: where to train; auto takes a GPU where there is one.
         seed: seed of weights, order and masks.
     """
     import torch
@@ -216,7 +220,7 @@ def pretrain(
     training = TrainingConfig(with_actions=False, learning_rate=learning_rate, weight_average=0.99, seed=seed)
     return _run(
         model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
-        description="pretrain",
+        device=device, description="pretrain",
     )  # fmt: skip
 
 
@@ -236,6 +240,7 @@ def finetune(
     context: int = 1,
     chunk_length: int = 10,
     threads: int = 2,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
 ) -> dict[str, float]:
     """Train frames and trajectories together on labelled robot episodes.
@@ -255,6 +260,7 @@ def finetune(
         context: frames that the model sees.
         chunk_length: poses of a chunk, one for each control step.
         threads: CPU threads, 0 leaves torch's choice.
+        device: where to train; auto takes a GPU where there is one.
         seed: seed of weights, order and masks.
     """
     import torch
@@ -294,7 +300,7 @@ def finetune(
     )  # fmt: skip
     return _run(
         model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
-        description="finetune",
+        device=device, description="finetune",
     )  # fmt: skip
 
 

@@ -138,7 +138,8 @@ def _state(**changes) -> WorldState:
     values = {
         "tool_position": np.zeros(3), "tool_quaternion": np.array([0, 0, 0, 1.0]), "finger_width": 0.08,
         "gripper_command": 1.0, "slider": 0.0, "drawer": 0.0, "button": 0.0, "switch": 0.0, "bulb": False,
-        "led": False, "blocks": {c: (np.array([0.1, -0.1, 0.46]), np.array([0, 0, 0, 1.0])) for c in ("red", "blue", "pink")},
+        "led": False,
+        "blocks": {c: (np.array([0.1, -0.1, 0.46]), np.array([0, 0, 0, 1.0])) for c in ("red", "blue", "pink")},
         "contacts": {c: frozenset({("table", "base_link")}) for c in ("red", "blue", "pink")},
     }  # fmt: skip
     return WorldState(**(values | changes))

@@ -193,16 +193,15 @@ def table(summary: Mapping[str, Any]) -> Iterator[str]:
                 sum(t["total"] for t in tasks.values()),
             )
             rate = wilson_interval(success, total)
-            yield f"{control}: {success}/{total} = {rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}], {len(tasks)} tasks"
+            interval = f"[{rate.low:.1%}, {rate.high:.1%}]"
+            yield f"{control}: {success}/{total} = {rate.value:.1%} {interval}, {len(tasks)} tasks"
             for name in sorted(tasks):
                 yield f"  {name:28s} {tasks[name]['success']:3d}/{tasks[name]['total']}"
         if chains := result["chains"]:
             mean = bootstrap_mean(chains)
             rates = " ".join(f"{sum(c >= i for c in chains) / len(chains):.3f}" for i in range(1, 6))
-            yield (
-                f"{control}: average length {mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}] over {len(chains)} chains; "
-                f"SR1..5 {rates}"
-            )
+            interval = f"[{mean.low:.2f}, {mean.high:.2f}]"
+            yield f"{control}: average length {mean.value:.2f} {interval}, {len(chains)} chains; SR1..5 {rates}"
         if "limits" in result:
             yield f"{control}: commanded {result['limits']}; measured {result['limits_measured']}"
 

@@ -85,9 +85,8 @@ class _Link:
         self.add(meshes.tube_obj([start, end], [radius, radius], sides=10), colour)
         if solid:
             for point in (start, end):
-                self.shapes.append(
-                    f'<collision><origin xyz="{_text(point)}"/><geometry><sphere radius="{radius}"/></geometry></collision>'
-                )
+                sphere = f'<geometry><sphere radius="{radius}"/></geometry>'
+                self.shapes.append(f'<collision><origin xyz="{_text(point)}"/>{sphere}</collision>')
 
     def xml(self) -> str:
         inertia = self.inertia

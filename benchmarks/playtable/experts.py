@@ -32,6 +32,7 @@ class ExpertStyle:
 
     @staticmethod
     def sample(rng: np.random.Generator) -> ExpertStyle:
+        """Draw a style."""
         return ExpertStyle(lead=rng.uniform(0.028, 0.038), hover=rng.uniform(-0.02, 0.03), offset=rng.uniform(-1, 1))
 
 

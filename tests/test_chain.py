@@ -1,0 +1,108 @@
+"""The whole chain on almost nothing: every stage really runs, every file the next one needs is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gr2.benchmarks.calvin.evaluate import EvaluationConfig, Job, evaluate, run_evaluation, summarize
+from gr2.benchmarks.imagine import imagine
+from gr2.benchmarks.playtable.record import record
+from gr2.benchmarks.report import write_report
+from gr2.data_pipeline.curation.curate import write_video_shards
+from gr2.data_pipeline.episodes import list_episodes, read_episode, read_facts
+from gr2.gr_model.errors import CheckpointError, DataError
+from gr2.gr_model.tokenizer_stages import tokens, train_text, train_tokenizer
+from gr2.gr_model.training_stages import finetune, pretrain
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run folder whose stages up to finetuning are done, with two or three optimisation steps each."""
+    out = tmp_path_factory.mktemp("run")
+    record(out=out / "record", scenes="AD", chains=6, workers=1, seed=3)
+    write_video_shards(source=out / "record", out=out / "shards")
+    train_tokenizer(shards=out / "shards", out=out / "tokenizer", steps=3, batch_size=8)
+    train_text(shards=out / "shards", out=out / "text", steps=3, batch_size=8)
+    frozen = {"tokenizer": str(out / "tokenizer"), "text": str(out / "text")}
+    tokens(shards=out / "shards", out=out / "tokens", **frozen)
+    small = {"batch_size": 8, "threads": 1, **frozen}
+    pretrain(tokens=[out / "tokens"], out=out / "pretrain", steps=3, **small)
+    finetune(tokens=[out / "tokens"], init=out / "pretrain", out=out / "finetune", steps=3, **small)
+    return out
+
+
+def test_recorded_episodes_are_whole(run):
+    folders = list_episodes(run / "record")
+    assert len(folders) >= 10
+    for folder in folders:
+        episode, facts = read_episode(folder), read_facts(folder)
+        steps = len(episode.states)
+        assert all(len(frames) == -(-steps // episode.frame_stride) for frames in episode.images.values())
+        assert np.allclose(np.linalg.norm(episode.actions[:, 3:7], axis=1), 1, atol=1e-5)
+        assert set(np.unique(episode.actions[:, 7])) <= {0.0, 1.0}
+        assert bool(episode.instruction) == (facts["task"] is not None)
+    scenes = {read_facts(folder)["scene"] for folder in folders}
+    assert scenes == {"A", "D"}
+
+
+def test_recording_goes_on_where_it_was_killed(run, tmp_path):
+    record(out=tmp_path / "a", scenes="D", chains=2, workers=1, seed=5)
+    (tmp_path / "b").mkdir()
+    record(out=tmp_path / "b", scenes="D", chains=2, workers=1, seed=5)
+    first = sorted((tmp_path / "b" / "chains").glob("*.json"))[0]
+    first.unlink()
+    record(out=tmp_path / "b", scenes="D", chains=2, workers=1, seed=5)
+    names = [p.name for p in list_episodes(tmp_path / "a")]
+    assert names == [p.name for p in list_episodes(tmp_path / "b")]
+    for name in names:
+        left, right = read_episode(tmp_path / "a" / name), read_episode(tmp_path / "b" / name)
+        assert np.array_equal(left.states, right.states)
+        assert np.array_equal(left.images["static"], right.images["static"])
+
+
+def test_recording_refuses_another_configuration(run):
+    with pytest.raises(DataError, match="choose another folder"):
+        record(out=run / "record", scenes="D", chains=6, workers=1, seed=3)
+
+
+def test_acting_imagining_and_the_report(run):
+    results = evaluate(
+        policy=str(run / "finetune"), out=run / "act", tasks="open_drawer,turn_on_led", control="both", starts=1,
+        chains=1, max_steps=12, workers=1,
+    )  # fmt: skip
+    for control in ("wbc", "calvin"):
+        assert set(results["controls"][control]["tasks"]) == {"open_drawer", "turn_on_led"}
+        assert len(results["controls"][control]["chains"]) == 1
+    limits = results["controls"]["wbc"]["limits"]
+    assert limits["ticks"] > 0
+    assert limits["position_violations"] == limits["velocity_violations"] == 0
+    done = imagine(policy=str(run / "finetune"), out=run / "imagine", episodes=1, metric_episodes=2, horizon=2)
+    assert done["metric_episodes"] >= 1
+    metrics = json.loads((run / "imagine" / "metrics.json").read_text())
+    assert [row["horizon"] for row in metrics["per_step"]] == [1, 2]
+    (run / "run.json").write_text(json.dumps({"preset": "test", "seed": 0}))
+    page = write_report(run=run).read_text()
+    assert "open_drawer" in page or "open drawer" in page
+
+
+def test_evaluation_goes_on_and_ends_the_same(run, tmp_path):
+    config = EvaluationConfig(
+        policy=str(run / "finetune"), scene="D", executed_steps=5, max_steps=7, image_px=64, seed=1
+    )
+    jobs = [Job(control="calvin", task="turn_on_led", index=i) for i in range(2)]
+    whole = run_evaluation(config, jobs, file=tmp_path / "whole.jsonl", workers=1)
+    part = tmp_path / "part.jsonl"
+    run_evaluation(config, jobs[:1], file=part, workers=1)
+    part.write_text(part.read_text() + '{"key": "calvin/turn_on')
+    resumed = run_evaluation(config, jobs, file=part, workers=1)
+    assert summarize(whole, ["calvin"]) == summarize(resumed, ["calvin"])
+    assert len(part.read_text().splitlines()) == 3
+
+
+def test_another_tokenizer_is_refused(run, tmp_path):
+    train_tokenizer(shards=run / "shards", out=tmp_path / "other", steps=2, batch_size=8, seed=9)
+    with pytest.raises(CheckpointError, match="expected the tokenizer that made the tokens"):
+        pretrain(tokens=[run / "tokens"], out=tmp_path / "p", tokenizer=str(tmp_path / "other"), steps=2, batch_size=8)
