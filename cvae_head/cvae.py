@@ -63,8 +63,8 @@ def small() -> CVAEConfig:
         width=256,
         pose_norm="l1",
         pose_weight=1.0,
-        gripper_weight=0.1,
-        kl_weight=0.01,
+        gripper_weight=0.3,
+        kl_weight=0.3,
     )
 
 

@@ -37,7 +37,8 @@ class WindowLoader:
 
     A batch holds `codes` {camera: int64 `[b h n]`}, `camera_mask` {camera: bool `[b]`}, `frame_mask` bool
     `[b h]`, `states` float32 `[b h s]`, `state_mask` bool `[b h]`, `actions` float32 `[b k a]`, `action_mask`
-    bool `[b k]`, `text_id` int64 `[b]`. Masks are True where a value is real.
+    bool `[b k]`, `text_id` int64 `[b]`. Masks are True where a value is real. A store without steps gives no states
+    and no actions.
 
     Iterating goes on where the last iteration stopped; `len` is the batches of an epoch on this rank.
 
@@ -208,18 +209,22 @@ class WindowLoader:
             rows = np.where(present[:, None], offset[:, None] + frames, 0)
             codes[camera] = torch.from_numpy(store.codes[camera][rows].astype(np.int64))
             camera_mask[camera] = torch.from_numpy(present)
-        stride = store.frame_stride[episode][:, None]
-        states, has_steps = self._steps(store.states, episode, frames * stride)
-        actions, action_mask = self._steps(store.actions, episode, anchor[:, None] * stride + self._action_shift)
-        return {
+        batch: Batch = {
             "codes": codes,
             "camera_mask": camera_mask,
             "frame_mask": torch.from_numpy(frame_mask),
+            "text_id": torch.from_numpy(store.text_id[episode]),
+        }
+        if store.states.shape[1] == 0:
+            return batch
+        stride = store.frame_stride[episode][:, None]
+        states, has_steps = self._steps(store.states, episode, frames * stride)
+        actions, action_mask = self._steps(store.actions, episode, anchor[:, None] * stride + self._action_shift)
+        return batch | {
             "states": states,
             "state_mask": has_steps & torch.from_numpy(frame_mask),
             "actions": actions,
             "action_mask": action_mask,
-            "text_id": torch.from_numpy(store.text_id[episode]),
         }
 
     def _steps(self, values: Array, episode: Array, steps: Array) -> tuple[Tensor, Tensor]:

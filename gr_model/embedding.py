@@ -31,6 +31,7 @@ class TokenEmbedding(nn.Module):
         d = config.width
         self.register_buffer("vectors", torch.zeros(config.codebook_size + 1, config.codebook_dim))
         self.image = nn.Linear(config.codes_per_position * config.codebook_dim, d)
+        self.before = nn.Linear(config.codes_per_position * config.codebook_dim, d)
         self.text = nn.Linear(config.text_dim, d)
         self.state = nn.Linear(config.state_dim, d)
         self.state_normalizer = Standardize(config.state_dim)
@@ -98,6 +99,15 @@ class TokenEmbedding(nn.Module):
             packed = packed.masked_fill(masked[..., None], self.null_code)
         x = self.image(F.embedding(packed, self.vectors).flatten(-2))
         return x if masked is None else x + masked[..., None] * self.masked
+
+    def targets(
+        self,
+        packed: Int[Tensor, "b g frame pp"],
+        masked: Bool[Tensor, "b g frame"] | None,
+        reference: Int[Tensor, "b 1 frame pp"],
+    ) -> Float[Tensor, "b g frame d"]:
+        """Embed target frames beside the codes that they are expected to repeat."""
+        return self.frames(packed, masked) + self.before(F.embedding(reference, self.vectors).flatten(-2))
 
     def states(self, states: Float[Tensor, "b f 16"]) -> Float[Tensor, "b f d"]:
         """Embed robot states."""

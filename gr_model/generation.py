@@ -56,6 +56,7 @@ class FrameDecoder:
         self.model = model
         self.layout: SequenceLayout = model.layout(context, with_frames=True, with_action=False)
         constants = model.constants(self.layout)
+        self.reference = model.reference(context)
         x, keep = model.embed_context(self.layout, context)
         self.num_context = x.shape[1]
         present = model.camera_keep(context, len(x)).repeat(1, self.layout.num_targets)
@@ -69,9 +70,10 @@ class FrameDecoder:
         self, packed: Int[Tensor, "b g frame pp"], masked: Bool[Tensor, "b g frame"]
     ) -> Float[Tensor, "b g frame pp v"]:
         """Score every position of the target frames at once."""
-        x = self.model.embed.frames(packed, masked).flatten(1, 2) + self.positions[self.num_context :]
+        x = self.model.embed.targets(packed, masked, self.reference).flatten(1, 2)
+        x = x + self.positions[self.num_context :]
         y, _ = self.model.gpt.extend(x, self.mask[:, :, self.num_context :], self.past)
-        return self.model.frame_logits(y).unflatten(1, packed.shape[1:3])
+        return self.model.frame_logits(y.unflatten(1, packed.shape[1:3]), self.reference.expand_as(packed))
 
     def next_position(self, packed: Int[Tensor, "b g pp"], index: int) -> Float[Tensor, "b g pp v"]:
         """Append position `index` of every target frame, in raster order, and score the position after it."""
@@ -80,9 +82,10 @@ class FrameDecoder:
         rows = frames + index
         seen = (torch.arange(index + 1, device=packed.device)[:, None] + frames).flatten()
         columns = torch.cat((torch.arange(start, device=packed.device), seen))
-        x = self.model.embed.frames(packed[:, :, None])[:, :, 0] + self.positions[rows]
+        reference = self.reference[:, :, index : index + 1]
+        x = self.model.embed.targets(packed[:, :, None], None, reference)[:, :, 0] + self.positions[rows]
         y, self.past = self.model.gpt.extend(x, self.mask[:, :, rows][..., columns], self.past)
-        return self.model.frame_logits(y)
+        return self.model.frame_logits(y, reference[:, :, 0].expand_as(packed))
 
 
 def _guide(logits: Tensor, guidance: float) -> Tensor:

@@ -17,6 +17,14 @@ KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one layer, each `[b heads n head_dim]`."""
 
 
+def fast_bfloat16() -> bool:
+    """Return whether bfloat16 is faster here: on CUDA, and on processors with AVX512-BF16 or AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, dropout: float = 0.0) -> Float[Tensor, "b heads q h"]:
     """Return softmax(q k^T / sqrt(h)) v.
 

@@ -99,9 +99,11 @@ def code_loss(
     features: Float[Tensor, "b g frame d"],
     packed: Int[Tensor, "b g frame pp"],
     where: Bool[Tensor, "b g frame"],
+    reference: Int[Tensor, "b 1 frame pp"],
 ) -> dict[str, Tensor]:
     """Return the cross-entropy [nats] and the accuracy of the codes `packed` at the positions `where`."""
-    logits, wanted = model.frame_logits(features[where]), packed[where]
+    logits = model.frame_logits(features[where], reference.expand_as(packed)[where])
+    wanted = packed[where]
     count = max(wanted.numel(), 1)
     loss = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="sum") / count
     accuracy = (logits.detach().argmax(-1) == wanted).sum() / count
@@ -134,7 +136,7 @@ def training_losses(model: WorldModel, batch: Batch, *, with_actions: bool, with
     condition, features = model.predict(context, targets, with_actions=with_actions)
     losses: dict[str, Tensor] = {}
     if features is not None:
-        losses |= code_loss(model, features, packed, where)
+        losses |= code_loss(model, features, packed, where, model.reference(context))
     if condition is not None:
         losses |= chunk_loss(model, condition, batch, h)
     return losses
@@ -168,16 +170,15 @@ def evaluation_figures(model: WorldModel, batch: Batch, *, with_actions: bool, w
 
 def _frame_figures(model: WorldModel, batch: Batch, context: Context, h: int) -> dict[str, Tensor]:
     packed, valid = read_targets(model, batch, context, h)
-    now = model.embed.arrange({name: codes[:, -1:] for name, codes in context.codes.items()}).expand_as(packed)
+    now = model.reference(context).expand_as(packed)
     if model.config.decoding == "masked":
         _, features = model.predict(context, Targets(packed=packed, masked=valid), with_actions=False)
         wanted, where = packed, valid
     else:
         _, features = model.predict(context, Targets(packed=packed, masked=None), with_actions=False)
         wanted, where = next_positions(packed, valid)
-        now, _ = next_positions(now, valid)
     assert features is not None
-    logits, target = model.frame_logits(features[where]), wanted[where]
+    logits, target = model.frame_logits(features[where], now[where]), wanted[where]
     right, changed = logits.argmax(-1) == target, now[where] != target
     return {
         "frame_loss": F.cross_entropy(logits.flatten(0, 1).float(), target.flatten()),

@@ -21,6 +21,7 @@ from torch import Tensor
 from .averaging import WeightAverage
 from .errors import CheckpointError, ConfigError, DataError, EnvironmentMissing
 from .gpt import decay_groups
+from .layers import fast_bfloat16
 from .metrics_log import MetricsLog
 from .objectives import Batch, evaluation_figures
 from .run import Progress, SaveLast, StatefulLoader, StepStream
@@ -89,12 +90,7 @@ def learning_rate_factor(step: int, *, steps: int, warmup: int, final: float) ->
 def lightning_precision(precision: Precision) -> str:
     """Choose mixed bfloat16 where the machine computes it faster than float32, for "auto"."""
     if precision == "auto":
-        if torch.cuda.is_available():
-            fast = torch.cuda.is_bf16_supported()
-        else:
-            capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-            fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-        precision = "bf16" if fast else "32"
+        precision = "bf16" if fast_bfloat16() else "32"
     return "bf16-mixed" if precision == "bf16" else "32-true"
 
 

@@ -23,6 +23,9 @@ from .normalization import Standardize, Statistics
 from .objectives import training_losses
 from .sequence import SequenceLayout, make_layout
 
+_COPY_GATE_START = 3.0
+"""What the code of the newest frame is worth at first, in logits: training begins where copying leaves off."""
+
 
 class WorldModel(nn.Module):
     """GPT, embeddings, frame head and trajectory head.
@@ -48,8 +51,11 @@ class WorldModel(nn.Module):
         )
         self.frame_features = nn.Linear(config.width, config.codes_per_position * config.head_dim)
         self.frame_codes = nn.Linear(config.head_dim, config.codebook_size)
+        self.copy_gate = nn.Linear(config.width, config.codes_per_position)
+        nn.init.zeros_(self.copy_gate.weight)
+        nn.init.constant_(self.copy_gate.bias, _COPY_GATE_START)
         self.head = ActionCVAE(config.head, condition_dim=config.width, chunk_length=config.chunk_length)
-        self.action_normalizer = Standardize(POSE_DIM)
+        self.action_normalizer = Standardize(config.chunk_length, POSE_DIM)
         self.register_buffer("text_features", torch.zeros(0, 1, config.text_dim), persistent=False)
         self.register_buffer("text_mask", torch.zeros(0, 1, dtype=torch.bool), persistent=False)
         self._cached: dict[tuple[SequenceLayout, torch.device], dict[str, Tensor]] = {}
@@ -90,8 +96,12 @@ class WorldModel(nn.Module):
     def get_statistics(self) -> Statistics:
         """Return the statistics in use."""
         state, action = self.embed.state_normalizer, self.action_normalizer
-        values = [tuple(t.tolist()) for t in (state.mean, state.std, action.mean, action.std)]
-        return Statistics(state_mean=values[0], state_std=values[1], action_mean=values[2], action_std=values[3])
+        return Statistics(
+            state_mean=tuple(state.mean.tolist()),
+            state_std=tuple(state.std.tolist()),
+            action_mean=tuple(tuple(row) for row in action.mean.tolist()),
+            action_std=tuple(tuple(row) for row in action.std.tolist()),
+        )
 
     def layout(self, context: Context, *, with_frames: bool, with_action: bool) -> SequenceLayout:
         """Return the layout of a pass over `context`."""
@@ -129,8 +139,8 @@ class WorldModel(nn.Module):
         constants = self.constants(layout)
         x, keep = self.embed_context(layout, context)
         if targets is not None:
-            frames = self.embed.frames(targets.packed, targets.masked).flatten(1, 2)
-            x = torch.cat((x, frames), dim=1)
+            frames = self.embed.targets(targets.packed, targets.masked, self.reference(context))
+            x = torch.cat((x, frames.flatten(1, 2)), dim=1)
             present = self.camera_keep(context, len(x))
             keep = torch.cat((keep, present.repeat(1, layout.num_targets)), dim=1)
         x = x + self.embed.positions(layout, constants["attributes"])
@@ -178,10 +188,28 @@ class WorldModel(nn.Module):
             parts.append(mask[:, None].expand(-1, 1 + rows * columns))
         return torch.cat(parts, dim=1)
 
-    def frame_logits(self, features: Float[Tensor, "*n d"]) -> Float[Tensor, "*n pp v"]:
-        """Score every code of the positions whose trunk outputs are given."""
+    def reference(self, context: Context) -> Int[Tensor, "b 1 frame pp"]:
+        """Return the codes of the newest frame, each at the target position that predicts it.
+
+        Most of a picture stays as it is, so targets are predicted as changes: the reference enters the target's
+        embedding, and a gate adds to the score of its code.
+        """
+        newest = self.embed.arrange({name: codes[:, -1:] for name, codes in context.codes.items()})
+        if self.config.decoding == "masked":
+            return newest
+        shifted = newest.roll(-1, dims=2)
+        shifted[:, :, -1] = self.embed.null_code
+        return shifted
+
+    def frame_logits(
+        self, features: Float[Tensor, "*n d"], reference: Int[Tensor, "*n pp"]
+    ) -> Float[Tensor, "*n pp v"]:
+        """Score every code of the positions whose trunk outputs and reference codes are given."""
         wide = self.frame_features(features).unflatten(-1, (self.config.codes_per_position, -1))
-        return self.frame_codes(wide)
+        logits = self.frame_codes(wide)
+        gate = self.copy_gate(features) * (reference != self.embed.null_code)
+        places = reference.clamp(max=self.config.codebook_size - 1)[..., None]
+        return logits.scatter_add(-1, places, gate[..., None].to(logits.dtype))
 
     def act(self, context: Context, *, latent: Tensor | None = None) -> Float[Tensor, "b k 7"]:
         """Predict the chunk at the last context step in one pass without target frames.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from gr2.benchmarks.calvin.evaluate import EvaluationConfig, Job, evaluate, run_evaluation, summarize
 from gr2.benchmarks.imagine import imagine
 from gr2.benchmarks.playtable.record import record

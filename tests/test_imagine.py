@@ -26,7 +26,8 @@ def test_cached_parallel_decoding_equals_uncached(targets: int) -> None:
     with torch.no_grad():
         cached = FrameDecoder(model, context).all_positions(packed, hidden)
         _, features = model.predict(context, Targets(packed=packed, masked=hidden), with_actions=False)
-        torch.testing.assert_close(cached, model.frame_logits(features), atol=1e-5, rtol=1e-5)
+        expected = model.frame_logits(features, model.reference(context).expand_as(packed))
+        torch.testing.assert_close(cached, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("targets", [1, 2])
@@ -39,7 +40,7 @@ def test_cached_raster_decoding_equals_uncached(targets: int) -> None:
         decoder = FrameDecoder(model, context)
         cached = [decoder.next_position(packed[:, :, i], i) for i in range(packed.shape[2])]
         _, features = model.predict(context, Targets(packed=packed, masked=None), with_actions=False)
-        expected = model.frame_logits(features)
+        expected = model.frame_logits(features, model.reference(context).expand_as(packed))
     torch.testing.assert_close(torch.stack(cached, dim=2), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -154,7 +154,7 @@ def test_statistics_centre_and_scale_and_keep_constants() -> None:
     assert np.allclose(model.get_statistics().action_std, statistics.action_std)
     with pytest.raises(DataError, match="0 steps"):
         measure_statistics(states, actions, np.zeros(actions.shape[:2], dtype=bool))
-    assert Statistics.neutral(11).state_std == (1.0,) * 11
+    assert Statistics.neutral(11, 5).state_std == (1.0,) * 11
 
 
 def test_log_survives_a_resume(tmp_path: Path) -> None:

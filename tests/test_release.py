@@ -23,8 +23,8 @@ from gr2.gr_model.world_model import WorldModel
 STATISTICS = Statistics(
     state_mean=tuple(float(i) for i in range(11)),
     state_std=(2.0,) * 11,
-    action_mean=(0.01,) * 6,
-    action_std=(0.02,) * 6,
+    action_mean=((0.01,) * 6,) * 5,
+    action_std=((0.02,) * 6,) * 5,
 )
 
 

@@ -118,7 +118,7 @@ def test_codebook_average_finds_clusters_and_revives_the_dead() -> None:
     assert error.max() < 0.2
 
 
-@pytest.mark.parametrize(("preset", "grid", "codes"), [(small, 8, 512), (f16_1024, 16, 1024), (f16_16384, 16, 16384)])
+@pytest.mark.parametrize(("preset", "grid", "codes"), [(small, 8, 1024), (f16_1024, 16, 1024), (f16_16384, 16, 16384)])
 def test_presets_have_the_stated_grid_and_codebook(preset, grid: int, codes: int) -> None:
     with torch.device("meta"):
         model = VQGAN(preset())
@@ -147,7 +147,7 @@ def test_frames_to_codes_to_frames(model: VQGAN, frames: np.ndarray) -> None:
     assert codes.shape == (5, 64)
     assert codes.dtype == np.int64
     assert codes.min() >= 0
-    assert codes.max() < 512
+    assert codes.max() < 1024
     assert len(np.unique(codes)) > 10
     again = model.decode_frames(codes, batch_size=3)
     assert again.shape == frames.shape

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..gr_model.contracts import Array
 from ..gr_model.errors import ShapeError
+from ..gr_model.layers import fast_bfloat16
 from .losses import (
     LossConfig,
     PerceptualLoss,
@@ -55,14 +56,6 @@ class VQGANTrainingConfig:
     weight_average: float = 0.0
     precision: Literal["auto", "32", "bf16"] = "auto"
     losses: LossConfig = field(default_factory=LossConfig)
-
-
-def fast_bfloat16() -> bool:
-    """Return whether bfloat16 is faster here: on CUDA, and on processors with AVX512-BF16 or AMX."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 class VQGANTraining(L.LightningModule):

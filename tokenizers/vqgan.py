@@ -69,8 +69,8 @@ class VQGANConfig:
 
 
 def small() -> VQGANConfig:
-    """Return the CPU preset: 64 pixels, 8 x 8 codes of 512."""
-    return VQGANConfig()
+    """Return the CPU preset: 64 pixels, 8 x 8 codes of 1024."""
+    return VQGANConfig(codebook_size=1024)
 
 
 def f16_1024() -> VQGANConfig:

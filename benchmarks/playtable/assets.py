@@ -125,8 +125,8 @@ def _joint(
 
 def _table(folder: Path, spec: SceneSpec) -> None:
     wood, door = "table.png", "door.png"
-    meshes.wood_texture(spec.table_colour, contrast=0.22, seed=1).save(folder / wood)
-    meshes.wood_texture(spec.door_colour, contrast=0.22, seed=2).save(folder / door)
+    meshes.wood_texture(spec.table_colour, contrast=0.1, seed=1).save(folder / wood)
+    meshes.wood_texture(spec.door_colour, contrast=0.1, seed=2).save(folder / door)
     links = [
         _base(folder, spec, wood),
         _button(folder),
