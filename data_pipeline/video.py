@@ -221,7 +221,14 @@ def write_video(
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
             stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
             stream.codec_context.thread_count = 1
-            stream.options = {"crf": str(crf), "preset": "medium", "g": str(key_frame_interval)}
+            stream.options = {
+                "crf": str(crf),
+                "preset": "medium",
+                "g": str(key_frame_interval),
+                # x264's look-ahead gives other bytes from run to run on some processors; without it, equal frames
+                # give equal files.
+                "x264-params": "mbtree=0:rc-lookahead=0",
+            }
             for pixels in frames:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
                 container.mux(stream.encode(frame))

@@ -13,7 +13,9 @@ from gr2.benchmarks.imagine import imagine
 from gr2.benchmarks.playtable.record import record
 from gr2.benchmarks.report import write_report
 from gr2.data_pipeline.curation.curate import write_video_shards
+from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.episodes import list_episodes, read_episode, read_facts
+from gr2.data_pipeline.shards import read_samples
 from gr2.gr_model.errors import CheckpointError, DataError
 from gr2.gr_model.tokenizer_stages import tokens, train_text, train_tokenizer
 from gr2.gr_model.training_stages import finetune, pretrain
@@ -101,6 +103,25 @@ def test_evaluation_goes_on_and_ends_the_same(run, tmp_path):
     resumed = run_evaluation(config, jobs, file=part, workers=1)
     assert summarize(whole, ["calvin"]) == summarize(resumed, ["calvin"])
     assert len(part.read_text().splitlines()) == 3
+
+
+def test_real_clips_join_the_pretraining(run, tmp_path):
+    real = Path(__file__).resolve().parents[2] / "shared" / "real_samples"
+    if not real.is_dir():
+        pytest.skip("real clips (../shared/real_samples) are absent")
+    manifest = write_video_shards(
+        source=real, out=tmp_path / "shards", filters=FilterConfig(min_frames=2, min_seconds=0.0, min_motion=0.0)
+    )
+    wanted = {str(p.relative_to(real)) for p in real.rglob("*.mp4")} - {"edge/corrupted.mp4"}
+    kept = {json.loads(s["json"])["source"] for s in read_samples(tmp_path / "shards")}
+    assert all(any(name in source or source in name for source in kept) for name in wanted), (wanted, kept)
+    assert manifest["counts"]["dropped"] == {"undecodable": 1}
+    frozen = {"tokenizer": str(run / "tokenizer"), "text": str(run / "text")}
+    tokens(shards=tmp_path / "shards", out=tmp_path / "tokens", target_fps=6.0, **frozen)
+    figures = pretrain(
+        tokens=[run / "tokens", tmp_path / "tokens"], out=tmp_path / "p", steps=2, batch_size=8, threads=1, **frozen
+    )
+    assert figures["windows"] > 100
 
 
 def test_another_tokenizer_is_refused(run, tmp_path):
