@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -99,9 +100,8 @@ class _Journal:
 
 
 def _text(value: object) -> str:
-    if isinstance(value, list):
-        return json.dumps([str(item) for item in value])
-    return str(value)
+    text = json.dumps([str(item) for item in value]) if isinstance(value, list) else str(value)
+    return shlex.quote(text)
 
 
 def _write_json(file: Path, value: object) -> None:
