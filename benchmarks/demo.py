@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data_pipeline.files import write_json
 from ..gr_model.errors import ConfigError, DataError
 
 
@@ -94,7 +95,7 @@ class _Journal:
                 "summary": summary,
             }
         )
-        _write_json(self.file, self.rows)
+        write_json(self.file, self.rows)
         print(f"    finished in {seconds:.0f} s", flush=True)
         return summary
 
@@ -102,12 +103,6 @@ class _Journal:
 def _text(value: object) -> str:
     text = json.dumps([str(item) for item in value]) if isinstance(value, list) else str(value)
     return shlex.quote(text)
-
-
-def _write_json(file: Path, value: object) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
-    os.replace(temporary, file)
 
 
 def _prepare(out: Path, preset: ChainPreset, seed: int, fresh: bool) -> None:
@@ -127,7 +122,7 @@ def _prepare(out: Path, preset: ChainPreset, seed: int, fresh: bool) -> None:
             )
     packages = ("gr2", "torch", "lightning", "open_clip_torch", "taming-transformers", "decord", "webdataset",
                 "pybullet", "numpy", "scipy", "daqp")  # fmt: skip
-    _write_json(
+    write_json(
         facts,
         {
             "preset": preset.name,

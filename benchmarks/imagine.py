@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..data_pipeline.files import write_json
 from ..data_pipeline.video import write_video
 from ..gr_model.contracts import Array
 from .calvin.episodes import run_task, start_state, task_start
@@ -139,10 +138,8 @@ def imagine(
                 write_video(out / str(row[kind]), video, fps)
             rows.append(row)
     metrics = _measure(dream, measured, horizon)
-    for name, value in (("episodes.json", rows), ("metrics.json", metrics)):
-        temporary = out / f"{name}.tmp"
-        temporary.write_text(json.dumps(value, indent=1))
-        os.replace(temporary, out / name)
+    write_json(out / "episodes.json", rows)
+    write_json(out / "metrics.json", metrics)
     return {"episodes": len(rows), "metric_episodes": len(measured)}
 
 

@@ -6,7 +6,6 @@ Results are appended episode by episode, so a stopped evaluation goes on where i
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from ...data_pipeline.executors import worker_pool
+from ...data_pipeline.files import write_bytes, write_json
 from ...gr_model.errors import ConfigError, DataError
 from ..control import ControlMode, LimitCounter, WbcControl, make_control
 from ..playtable.cameras import CameraConfig
@@ -114,9 +114,7 @@ def _finished(file: Path, config: EvaluationConfig) -> dict[str, dict[str, Any]]
         else:
             records[value["key"]] = value
     whole = json.dumps({"config": asdict(config)}) + "\n" + "".join(json.dumps(r) + "\n" for r in records.values())
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(whole)
-    os.replace(temporary, file)
+    write_bytes(file, whole.encode())
     return records
 
 
@@ -263,9 +261,7 @@ def evaluate(
         "seed": seed,
         "policy": str(policy),
     }
-    temporary = out / "results.json.tmp"
-    temporary.write_text(json.dumps(results, indent=1))
-    os.replace(temporary, out / "results.json")
+    write_json(out / "results.json", results)
     for line in table(summary):
         print(line, file=sys.stdout)
     return results

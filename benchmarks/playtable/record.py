@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import as_completed
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from ...data_pipeline.episodes import write_episode
 from ...data_pipeline.executors import worker_pool
+from ...data_pipeline.files import write_json
 from ...gr_model.contracts import Episode
 from ...gr_model.errors import ConfigError, DataError
 from .cameras import CameraConfig
@@ -177,9 +177,7 @@ def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: lis
                 if not (out / f"episode_{index:06d}").exists():
                     write_episode(out, index, episode, facts)
                 counts[0 if episode.instruction else 1] += 1
-            temporary = marker.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"labelled": counts[0], "play": counts[1]}))
-            os.replace(temporary, marker)
+            write_json(marker, {"labelled": counts[0], "play": counts[1]})
             labelled, unlabelled = labelled + counts[0], unlabelled + counts[1]
     finally:
         env.close()
@@ -265,6 +263,4 @@ def _check_configuration(file: Path, config: RecordConfig) -> None:
                 f"{file.parent}: expected a recording with {wanted}, found one with {found}; choose another folder."
             )
         return
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(wanted, indent=1))
-    os.replace(temporary, file)
+    write_json(file, wanted)
