@@ -36,9 +36,9 @@ class TokenEmbedding(nn.Module):
         self.state = nn.Linear(config.state_dim, d)
         self.state_normalizer = Standardize(config.state_dim)
         sizes = attribute_sizes(config.packed_grids, config.max_context, config.num_targets)
-        self.attributes = nn.Parameter(0.05 * torch.randn(sum(sizes.values()), d))
-        self.masked = nn.Parameter(0.05 * torch.randn(d))
-        self.no_text = nn.Parameter(0.05 * torch.randn(d))
+        self.attributes = nn.Parameter(0.3 * torch.randn(sum(sizes.values()), d))
+        self.masked = nn.Parameter(0.3 * torch.randn(d))
+        self.no_text = nn.Parameter(0.3 * torch.randn(d))
 
     def set_codebook(self, codebook: Float[Tensor, "v c"]) -> None:
         """Copy the tokenizer's codebook, scaled to zero mean and unit deviation over all its numbers.
