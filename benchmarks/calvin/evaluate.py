@@ -70,16 +70,16 @@ def _run_jobs(config: EvaluationConfig, jobs: Sequence[Job]) -> list[dict[str, A
     try:
         for job in jobs:
             control = make_control(job.control, env)
-            limits = {"executed_steps": config.executed_steps, "max_steps": config.max_steps}
+            steps, time_limit = config.executed_steps, config.max_steps
             if job.task:
                 task_start(env, job.task, config.seed, job.index)
                 control.reset()
-                results = [run_task(env, policy, control, job.task, **limits)]
+                results = [run_task(env, policy, control, job.task, executed_steps=steps, max_steps=time_limit)]
                 chain = [job.task]
             else:
                 _, chain = chain_start(env, config.seed, job.index)
                 control.reset()
-                results = run_chain(env, policy, control, chain, **limits)
+                results = run_chain(env, policy, control, chain, executed_steps=steps, max_steps=time_limit)
             record: dict[str, Any] = {"key": job.key, "chain": chain, "results": as_record(results)}
             if isinstance(control, WbcControl):
                 record["commanded"] = control.commanded.as_dict()

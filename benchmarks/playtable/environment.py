@@ -87,12 +87,10 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
             )
         self.client = pybullet.connect(pybullet.GUI if window else pybullet.DIRECT)
         self._load()
-        unbounded = {"low": -np.inf, "high": np.inf, "dtype": np.float64}
-        box = gymnasium.spaces.Box
-        sizes = {"static": self.camera.static_px, "gripper": self.camera.gripper_px}
+        box, sizes = gymnasium.spaces.Box, {"static": self.camera.static_px, "gripper": self.camera.gripper_px}
         self.observation_space = gymnasium.spaces.Dict(
             {f"rgb_{name}": box(0, 255, (px, px, 3), np.uint8) for name, px in sizes.items()}
-            | {"robot_obs": box(shape=(15,), **unbounded), "scene_obs": box(shape=(24,), **unbounded)}
+            | {name: box(-np.inf, np.inf, (n,), np.float64) for name, n in (("robot_obs", 15), ("scene_obs", 24))}
         )
         self.action_space = box(-1.0, 1.0, (7,), np.float64)
         self._steps = 0
@@ -176,9 +174,9 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._update_lights()
 
     def _default_scene(self) -> np.ndarray:
-        centre = np.mean(self.spec_scene.spawn_x)
+        centre = float(np.mean(self.spec_scene.spawn_x))
         blocks = [[centre + dx, -0.09, 0.46, 0, 0, np.pi / 2] for dx in (-0.1, 0.0, 0.1)]
-        return np.concatenate([np.zeros(6), np.ravel(blocks)])
+        return np.concatenate([np.zeros(6), np.array(blocks).ravel()])
 
     def _set_scene(self, scene_obs: np.ndarray) -> None:
         for name, value in zip(("slide", "drawer", "button", "switch"), scene_obs[:4], strict=True):
@@ -195,14 +193,14 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Move by one of CALVIN's relative actions; the reward is always 0, tasks are judged outside."""
-        action = _vector(action, 7, "action")
-        assert action is not None
+        relative = _vector(action, 7, "action")
+        assert relative is not None
         position, quaternion = self._target
-        euler = np.array(pybullet.getEulerFromQuaternion(quaternion)) + action[3:6] * 0.05
+        euler = np.array(pybullet.getEulerFromQuaternion(quaternion)) + relative[3:6] * 0.05
         self.step_pose(
-            position + action[:3] * 0.02,
+            position + relative[:3] * 0.02,
             np.array(pybullet.getQuaternionFromEuler(euler)),
-            float(action[6] > 0),
+            float(relative[6] > 0),
         )
         return self.observe_calvin(), 0.0, False, False, {}
 

@@ -5,12 +5,15 @@ TinyRenderer's time grows with the number of triangles, so every shape is as coa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-Array = np.ndarray
+Array = npt.NDArray[Any]
 
 
 def box_obj(size: tuple[float, float, float], *, texture_scale: float = 2.0) -> str:
@@ -47,7 +50,7 @@ def box_obj(size: tuple[float, float, float], *, texture_scale: float = 2.0) -> 
     return "\n".join([*lines, *faces]) + "\n"
 
 
-def tube_obj(points: Array, radii: Array, *, sides: int = 12) -> str:
+def tube_obj(points: npt.ArrayLike, radii: Sequence[float], *, sides: int = 12) -> str:
     """Return an OBJ text of a tube with round ends along a poly-line.
 
     Args:
@@ -55,25 +58,26 @@ def tube_obj(points: Array, radii: Array, *, sides: int = 12) -> str:
         radii: `[n]` radius at each point [m].
         sides: corners of a cross-section.
     """
-    points, radii = np.asarray(points, float), np.asarray(radii, float)
-    start, end = points[1] - points[0], points[-1] - points[-2]
+    line: Array = np.asarray(points, float)
+    start, end = line[1] - line[0], line[-1] - line[-2]
     start, end = start / np.linalg.norm(start), end / np.linalg.norm(end)
-    rings, ring_radii = [], []
+    rings: list[Array] = []
+    sizes: list[float] = []
     for angle in (1.0, 0.5):
-        rings.append(points[0] - start * radii[0] * np.sin(angle * np.pi / 2) * 0.98)
-        ring_radii.append(max(radii[0] * np.cos(angle * np.pi / 2), 1e-4))
-    rings += list(points)
-    ring_radii += list(radii)
+        rings.append(line[0] - start * radii[0] * np.sin(angle * np.pi / 2) * 0.98)
+        sizes.append(max(radii[0] * np.cos(angle * np.pi / 2), 1e-4))
+    rings += list(line)
+    sizes += list(radii)
     for angle in (0.5, 1.0):
-        rings.append(points[-1] + end * radii[-1] * np.sin(angle * np.pi / 2) * 0.98)
-        ring_radii.append(max(radii[-1] * np.cos(angle * np.pi / 2), 1e-4))
-    centres, ring_radii = np.array(rings), np.array(ring_radii)
+        rings.append(line[-1] + end * radii[-1] * np.sin(angle * np.pi / 2) * 0.98)
+        sizes.append(max(radii[-1] * np.cos(angle * np.pi / 2), 1e-4))
+    centres = np.array(rings)
     tangents = np.gradient(centres, axis=0)
     tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
     reference = np.eye(3)[np.argmin(np.abs(tangents).sum(0))]
     angles = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     lines: list[str] = []
-    for centre, radius, tangent in zip(centres, ring_radii, tangents, strict=True):
+    for centre, radius, tangent in zip(centres, sizes, tangents, strict=True):
         u = np.cross(tangent, reference)
         u /= np.linalg.norm(u)
         v = np.cross(tangent, u)
