@@ -41,7 +41,7 @@ def model() -> VQGAN:
     with torch.no_grad():  # random weights leave the latents far from a fresh codebook: spread it over them
         noise = torch.rand(64, 3, 64, 64) * 2 - 1
         flat = model.latents(noise).permute(0, 2, 3, 1).flatten(0, 2)
-        average = CodebookAverage(codebook_size=512, embed_dim=16)
+        average = CodebookAverage(codebook_size=1024, embed_dim=16)
         average.start(model.quantize, flat, torch.Generator().manual_seed(0))
     return model
 
