@@ -30,7 +30,8 @@ class ChainPreset:
     scenes: scenes of the demonstrations; chains: recorded chains of up to six skills.
     tokenizer_steps, text_steps: training of the tokenizers, 0 takes the shipped ones.
     pretrain_steps, finetune_steps: optimisation steps; batch_size: windows a step.
-    starts: random starts for each task when acting; test_chains: chains of five tasks.
+    starts: random starts for each task when acting; test_chains: chains of five tasks; max_steps: time limit of
+    a task [control steps].
     """
 
     name: str
@@ -44,21 +45,22 @@ class ChainPreset:
     learning_rate: float
     starts: int
     test_chains: int
+    max_steps: int
 
 
 def demo_preset() -> ChainPreset:
     """Return the ten-minute chain: scene D, shipped tokenizers."""
     return ChainPreset(
-        name="demo", scenes="D", chains=170, tokenizer_steps=0, text_steps=0, pretrain_steps=200,
-        finetune_steps=1400, batch_size=64, learning_rate=1e-3, starts=10, test_chains=20,
+        name="demo", scenes="D", chains=200, tokenizer_steps=0, text_steps=0, pretrain_steps=150,
+        finetune_steps=2600, batch_size=32, learning_rate=1e-3, starts=10, test_chains=10, max_steps=180,
     )  # fmt: skip
 
 
 def reference_preset() -> ChainPreset:
     """Return the ninety-minute chain: scenes A to D, tokenizers trained from nothing."""
     return ChainPreset(
-        name="reference", scenes="ABCD", chains=900, tokenizer_steps=5000, text_steps=800, pretrain_steps=1500,
-        finetune_steps=16000, batch_size=64, learning_rate=1e-3, starts=20, test_chains=200,
+        name="reference", scenes="ABCD", chains=640, tokenizer_steps=3500, text_steps=500, pretrain_steps=500,
+        finetune_steps=20000, batch_size=32, learning_rate=1e-3, starts=20, test_chains=200, max_steps=360,
     )  # fmt: skip
 
 
@@ -256,7 +258,7 @@ def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed
     journal.run(
         "benchmark calvin", evaluate,
         {"policy": str(out / "finetune"), "out": out / "act", "control": "both", "starts": preset.starts,
-         "chains": preset.test_chains, "workers": workers, "seed": seed + 100}, name="act",
+         "chains": preset.test_chains, "max_steps": preset.max_steps, "workers": workers, "seed": seed + 100}, name="act",
     )  # fmt: skip
     journal.run("imagine", imagine, {"policy": str(out / "finetune"), "out": out / "imagine", "seed": seed + 300})
 
