@@ -258,7 +258,8 @@ def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed
     journal.run(
         "benchmark calvin", evaluate,
         {"policy": str(out / "finetune"), "out": out / "act", "control": "both", "starts": preset.starts,
-         "chains": preset.test_chains, "max_steps": preset.max_steps, "workers": workers, "seed": seed + 100}, name="act",
+         "chains": preset.test_chains, "max_steps": preset.max_steps, "workers": workers, "seed": seed + 100},
+        name="act",
     )  # fmt: skip
     journal.run("imagine", imagine, {"policy": str(out / "finetune"), "out": out / "imagine", "seed": seed + 300})
 

@@ -66,6 +66,17 @@ def test_recording_goes_on_where_it_was_killed(run, tmp_path):
         assert np.array_equal(left.images["static"], right.images["static"])
 
 
+def test_a_policy_may_drive_while_the_expert_labels(run, tmp_path):
+    alone, driven = tmp_path / "alone", tmp_path / "driven"
+    record(out=alone, scenes="D", chains=1, workers=1, noise_share=0.0, seed=8)
+    record(out=driven, scenes="D", chains=1, workers=1, noise_share=0.0, seed=8, policy=str(run / "finetune"))
+    first, corrected = (read_episode(list_episodes(folder)[0]) for folder in (alone, driven))
+    assert first.instruction == corrected.instruction
+    assert np.array_equal(first.states[0], corrected.states[0])
+    assert np.allclose(first.actions[0], corrected.actions[0], atol=1e-6)
+    assert not np.allclose(first.states[6, :3], corrected.states[6, :3], atol=1e-4)
+
+
 def test_recording_refuses_another_configuration(run):
     with pytest.raises(DataError, match="choose another folder"):
         record(out=run / "record", scenes="D", chains=6, workers=1, seed=3)

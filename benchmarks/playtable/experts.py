@@ -22,8 +22,8 @@ HOVER_Z = 0.56
 class ExpertStyle:
     """What varies from demonstration to demonstration.
 
-    lead: how far ahead of the tool its target is put along each axis [m] (speed); hover: extra height while travelling [m];
-    offset: where along the handle it acts [m].
+    lead: how far ahead of the tool its target is put along each axis [m] (speed); hover: extra height while
+    travelling [m]; offset: where along the handle it acts [m].
     """
 
     lead: float = 0.03

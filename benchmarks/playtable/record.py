@@ -6,9 +6,9 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ...data_pipeline.episodes import write_episode
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_json
-from ...gr_model.contracts import Episode
+from ...gr_model.contracts import ActionTrajectory, Episode, Observation
 from ...gr_model.errors import ConfigError, DataError
 from .cameras import CameraConfig
 from .environment import CAMERAS, CONTROL_HZ, PlayTable, WorldState
@@ -28,9 +28,14 @@ from .sampling import sample_joints, sample_scene
 from .scenes import ROBOT_BASE, scene
 from .tasks import TASKS, feasible
 
+if TYPE_CHECKING:
+    from ...gr_model.policy import Policy
+
 SEGMENTS_PER_CHAIN = 6
 _TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 5.0, "lift": 2.4}
-_MAX_STEPS = 160
+_MAX_STEPS = 200
+_PILOT_STEPS = (10, 90)
+"""Range of control steps for which a policy drives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,7 @@ class RecordConfig:
 
     chains: how many chains of up to six skills; play_share: share of chains kept whole and without a sentence;
     noise_share: share of segments with a disturbed hand; image_px: picture side [px]; frame_stride: control steps
-    from picture to picture.
+    from picture to picture; policy: folder of the policy that drives the first part of each skill, or "".
     """
 
     scenes: str
@@ -48,7 +53,29 @@ class RecordConfig:
     noise_share: float
     image_px: int
     frame_stride: int
+    policy: str
     seed: int
+
+
+class _Pilot:
+    """Lets a learned policy drive the first part of a skill, so that the expert labels the states it gets into.
+
+    Source: DAgger, Ross, Gordon and Bagnell, arXiv 1011.0686.
+    """
+
+    def __init__(self, policy: Policy, instruction: str, rng: np.random.Generator) -> None:
+        self.policy, self.instruction = policy, instruction
+        self.steps = int(rng.integers(*_PILOT_STEPS))
+        self._trajectory: ActionTrajectory | None = None
+        policy.reset()
+
+    def __call__(self, step: int, observation: Observation) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return the pose to command, world frame; asks the policy anew as often as it wants."""
+        index = step % self.policy.executed_steps
+        if index == 0 or self._trajectory is None:
+            self._trajectory = self.policy.act(replace(observation, instruction=self.instruction))
+        chunk = self._trajectory
+        return chunk.positions[index] + ROBOT_BASE, chunk.quaternions[index], float(chunk.gripper[index])
 
 
 class _Hand:
@@ -99,7 +126,13 @@ class _Tape:
 
 
 def _run_segment(
-    env: PlayTable, task: str, tape: _Tape, config: RecordConfig, rng: np.random.Generator, offset: int
+    env: PlayTable,
+    task: str,
+    tape: _Tape,
+    config: RecordConfig,
+    rng: np.random.Generator,
+    offset: int,
+    pilot: _Pilot | None,
 ) -> tuple[bool, int]:
     """Let the expert act until its task is done and a few steps more; return success and steps taken."""
     start: WorldState = env.world_state()
@@ -112,7 +145,10 @@ def _run_segment(
         position, quaternion, gripper = act(task, state, env.spec_scene, style)
         tape.states.append(observation.state_vector())
         tape.actions.append(np.array([*(position - ROBOT_BASE), *quaternion, gripper]))
-        env.step_pose(*hand(position, quaternion), gripper)
+        if pilot is not None and step < pilot.steps:
+            env.step_pose(*pilot(step, observation))
+        else:
+            env.step_pose(*hand(position, quaternion), gripper)
         state = env.world_state()
         if done_at is None and TASKS[task].done(start, state):
             done_at = step
@@ -130,7 +166,9 @@ def _choose(env: PlayTable, previous: str | None, rng: np.random.Generator) -> s
     return names[rng.choice(len(names), p=weights / weights.sum())]
 
 
-def _record_chain(env: PlayTable, config: RecordConfig, chain: int) -> Iterator[tuple[Episode, dict[str, Any]]]:
+def _record_chain(
+    env: PlayTable, config: RecordConfig, chain: int, policy: Policy | None
+) -> Iterator[tuple[Episode, dict[str, Any]]]:
     """Yield the episodes of one chain: labelled segments, or one unlabelled piece of play."""
     rng = np.random.default_rng([config.seed, chain])
     robot_obs = env.robot_obs()
@@ -144,7 +182,9 @@ def _record_chain(env: PlayTable, config: RecordConfig, chain: int) -> Iterator[
         if task is None:
             break
         tape = whole if play else _Tape.empty()
-        success, steps = _run_segment(env, task, tape, config, rng, offset)
+        instruction = draw_sentence(task, rng)
+        pilot = _Pilot(policy, instruction, rng) if policy is not None and not play else None
+        success, steps = _run_segment(env, task, tape, config, rng, offset, pilot)
         offset = offset + steps if play else 0
         facts = {
             "scene": env.spec_scene.name,
@@ -155,7 +195,7 @@ def _record_chain(env: PlayTable, config: RecordConfig, chain: int) -> Iterator[
         }
         if not play and success:
             source = f"playtable/{env.spec_scene.name}/{chain}/{segment}"
-            yield tape.episode(draw_sentence(task, rng), config.frame_stride, source), facts
+            yield tape.episode(instruction, config.frame_stride, source), facts
         if not success:
             break
     if play and len(whole.states) > 2 * config.frame_stride:
@@ -167,12 +207,13 @@ def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: lis
     """Record some chains of one scene in this process; return numbers of labelled and unlabelled episodes."""
     camera = CameraConfig(static_px=config.image_px, gripper_px=config.image_px)
     env = PlayTable(scene_name, camera=camera, render_mode=None)
+    policy = _load_policy(config.policy, config.frame_stride) if config.policy else None
     labelled = unlabelled = 0
     try:
         for chain in chains:
             marker = out / "chains" / f"{chain:06d}.json"
             counts = [0, 0]
-            for number, (episode, facts) in enumerate(_record_chain(env, config, chain)):
+            for number, (episode, facts) in enumerate(_record_chain(env, config, chain, policy)):
                 index = chain * SEGMENTS_PER_CHAIN + number
                 if not (out / f"episode_{index:06d}").exists():
                     write_episode(out, index, episode, facts)
@@ -182,6 +223,15 @@ def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: lis
     finally:
         env.close()
     return labelled, unlabelled
+
+
+def _load_policy(source: str, executed_steps: int) -> Policy:
+    import torch
+
+    from ...gr_model.policy_loading import load_policy
+
+    torch.set_num_threads(1)
+    return load_policy(source, executed_steps=executed_steps)
 
 
 def _batches(config: RecordConfig, finished: set[int], size: int = 8) -> list[tuple[str, list[int]]]:
@@ -202,6 +252,7 @@ def record(
     noise_share: float = 0.7,
     image_px: int = 64,
     frame_stride: int = 5,
+    policy: str = "",
     workers: int = 2,
     seed: int = 0,
 ) -> dict[str, int]:
@@ -215,6 +266,8 @@ def record(
         noise_share: share of skills acted with a disturbed hand (labels stay clean).
         image_px: picture side [px].
         frame_stride: control steps (30 Hz) from picture to picture.
+        policy: folder of a released model that drives the first part of each skill; the expert labels every step
+            and finishes the skill (DAgger). Without it the expert acts alone.
         workers: processes.
         seed: seed of everything that is drawn.
 
@@ -231,7 +284,7 @@ def record(
         raise ConfigError("record: expected at least one scene, chain, worker and a frame stride of 1 or more.")
     config = RecordConfig(
         scenes=scenes, chains=chains, play_share=play_share, noise_share=noise_share, image_px=image_px,
-        frame_stride=frame_stride, seed=seed,
+        frame_stride=frame_stride, policy=str(policy), seed=seed,
     )  # fmt: skip
     (out / "chains").mkdir(parents=True, exist_ok=True)
     _check_configuration(out / "recording.json", config)
