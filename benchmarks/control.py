@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -21,6 +22,8 @@ TOOL_Z = 0.14
 """Distance from the Panda's hand to CALVIN's tool point [m]."""
 
 _LIMIT_TOLERANCE = 1e-6
+_POSITION_MARGIN = 0.03
+"""How far inside the joint limits commands stay [rad], so that a pushed arm stays inside them too."""
 
 
 class Control(Protocol):
@@ -95,7 +98,9 @@ class WbcControl:
 
     def __init__(self, env: PlayTable, config: ControllerConfig | None = None) -> None:
         self.env = env
-        self.controller = WholeBodyController(panda(tool_z=TOOL_Z), config or playtable_config())
+        robot = panda(tool_z=TOOL_Z)
+        inside = replace(robot, lower=robot.lower + _POSITION_MARGIN, upper=robot.upper - _POSITION_MARGIN)
+        self.controller = WholeBodyController(inside, config or playtable_config())
         self.commanded, self.measured = LimitCounter(), LimitCounter()
         self._control_steps = 0
         self._ticks: list[JointCommand] = []
@@ -159,7 +164,7 @@ def playtable_config() -> ControllerConfig:
         ),
         # CALVIN's inverse kinematics keeps the elbow near the neutral posture; so must the redundancy here, or
         # it drifts towards the elbow's limit within a chain.
-        tracking=TrackingConfig(posture_weight=0.05, posture_gain=3.0, velocity_scale=0.92),
+        tracking=TrackingConfig(posture_weight=0.05, posture_gain=3.0, velocity_scale=0.88),
         gripper_rate=60.0,
     )
 

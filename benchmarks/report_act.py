@@ -112,32 +112,36 @@ def chains_body(files: RunFiles) -> str:
     )
 
 
+def broken_limits(wbc: Mapping[str, Any]) -> int:
+    """Count violated joint limits of commands and of measurements together."""
+    kinds = [wbc[name] for name in ("limits", "limits_measured") if wbc.get(name)]
+    return sum(int(kind["position_violations"]) + int(kind["velocity_violations"]) for kind in kinds)
+
+
 def safety_body(files: RunFiles) -> str:
-    """Build the counts of the whole-body controller: ticks, violated limits, margins."""
-    limits = controls_of(files).get("wbc", {}).get("limits")
-    if not limits:
+    """Build the counts of the whole-body controller, commanded and measured: violated limits, margins."""
+    wbc = controls_of(files).get("wbc", {})
+    if not wbc.get("limits"):
         return absent(ACT)
-    broken = int(limits["position_violations"]) + int(limits["velocity_violations"])
+    kinds = [wbc["limits"], wbc.get("limits_measured")]
+
+    def row(words: str, name: str, form: str, requirement: str) -> list[str]:
+        return [words, *(form.format(kind[name]) if kind else "not measured" for kind in kinds), requirement]
+
     rows = [
-        ["control ticks", count(limits["ticks"]), "200 a second"],
-        ["ticks beyond a joint position limit", count(limits["position_violations"]), "must be 0"],
-        ["ticks beyond a joint velocity limit", count(limits["velocity_violations"]), "must be 0"],
-        [
-            "smallest margin to a position limit",
-            f"{limits['min_position_margin_rad']:.4f} rad",
-            "must not be negative",
-        ],
-        [
-            "largest velocity as a share of its limit",
-            f"{limits['max_velocity_ratio']:.3f}",
-            "must not exceed 1",
-        ],
+        row("instants checked", "ticks", "{:,}", "every physics step; every control step"),
+        row("beyond a joint position limit", "position_violations", "{:,}", "must be 0"),
+        row("beyond a joint velocity limit", "velocity_violations", "{:,}", "must be 0"),
+        row("smallest margin to a position limit", "min_position_margin_rad", "{:.4f} rad", "must not be negative"),
+        row("largest velocity as a share of its limit", "max_velocity_ratio", "{:.3f}", "must not exceed 1"),
     ]
-    kept = broken == 0 and limits["min_position_margin_rad"] >= 0 and limits["max_velocity_ratio"] <= 1
+    broken = broken_limits(wbc)
+    passed = any(k and (k["min_position_margin_rad"] < 0 or k["max_velocity_ratio"] > 1) for k in kinds)
     broken_words = f"{count(broken)} limit violations" if broken else "A limit was passed"
-    verdict = "No limit was violated." if kept else f"{broken_words}: see the table."
-    mood = "good" if kept else "bad"
-    return f'<p class="verdict {mood}">{verdict}</p>' + table(["measure", "value", "requirement"], rows, kind="narrow")
+    verdict = f"{broken_words}: see the table." if broken or passed else "No limit was violated."
+    mood = "bad" if broken or passed else "good"
+    columns = ["measure", "commanded", "measured", "requirement"]
+    return f'<p class="verdict {mood}">{verdict}</p>' + table(columns, rows, kind="narrow")
 
 
 def _protocol(files: RunFiles) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .charts import value_bars
-from .report_act import chain_rates, control_name, controls_of, pooled
+from .report_act import broken_limits, chain_rates, control_name, controls_of, pooled
 from .report_html import (
     absent,
     command_line,
@@ -80,8 +80,9 @@ def headline(files: RunFiles) -> str:
         value, interval = signed_span(gain[1], 1, unit=" dB").split(" (", 1)
         tiles.append((f"{value} dB", words, interval.replace(")", "")))
     if wbc.get("limits"):
-        broken = int(wbc["limits"]["position_violations"]) + int(wbc["limits"]["velocity_violations"])
-        tiles.append((count(broken), "violated joint limits", f"in {count(wbc['limits']['ticks'])} control ticks"))
+        tiles.append(
+            (count(broken_limits(wbc)), "violated joint limits", f"in {count(wbc['limits']['ticks'])} control ticks")
+        )
     cells = "".join(
         f"<div><b>{text(value)}</b><span>{text(words)}</span><small>{text(interval)}</small></div>"
         for value, words, interval in tiles

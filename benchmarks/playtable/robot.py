@@ -48,19 +48,19 @@ class SimulatedPanda:
         self.command_gripper(gripper_command)
 
     def command_joints(self, positions: np.ndarray, velocities: np.ndarray | None = None) -> None:
-        """Set the position motors' targets [rad], with CALVIN's gains; `velocities` [rad/s] feed forward."""
-        targets = {} if velocities is None else {"targetVelocities": list(velocities)}
-        if velocities is None:
-            for index, angle in zip(self.arm, positions, strict=True):
-                pybullet.setJointMotorControl2(
-                    self.uid, index, pybullet.POSITION_CONTROL, targetPosition=angle, force=_FORCE,
-                    maxVelocity=_MAX_VELOCITY, physicsClientId=self.client,
-                )  # fmt: skip
-            return
-        pybullet.setJointMotorControlArray(
-            self.uid, self.arm, pybullet.POSITION_CONTROL, targetPositions=list(positions), forces=[_FORCE] * 7,
-            physicsClientId=self.client, **targets,
-        )  # fmt: skip
+        """Set the position motors' targets [rad].
+
+        Args:
+            positions: `[7]` [rad].
+            velocities: `[7]` [rad/s], fed forward, with the arm's own velocity limits; None sets CALVIN's motors.
+        """
+        for index, angle in zip(self.arm, positions, strict=True):
+            forward = {} if velocities is None else {"targetVelocity": float(velocities[index])}
+            pybullet.setJointMotorControl2(
+                self.uid, index, pybullet.POSITION_CONTROL, targetPosition=float(angle), force=_FORCE,
+                maxVelocity=_MAX_VELOCITY if velocities is None else VELOCITY_LIMITS[index],
+                physicsClientId=self.client, **forward,
+            )  # fmt: skip
 
     def command_gripper(self, opening: float) -> None:
         """Open (1) or close (0); CALVIN opens softly and closes with full force."""
