@@ -1,4 +1,4 @@
-"""The whole chain as one command: record, shards, tokens, pretrain, finetune, act, imagine, report.
+"""The whole chain as one command: record, shards, tokens, pretrain, finetune with corrections, act, imagine, report.
 
 Each stage is a sub-command of its own; here they are run one after another in one folder. Finished stages are
 skipped, a stopped one goes on where it was.
@@ -30,8 +30,11 @@ class ChainPreset:
     scenes: scenes of the demonstrations; chains: recorded chains of up to six skills.
     tokenizer_steps, text_steps: training of the tokenizers, 0 takes the shipped ones.
     pretrain_steps, finetune_steps: optimisation steps; batch_size: windows a step.
+    correction_chains: chains in which the policy drives first and the expert corrects it (DAgger), after which the
+    policy is finetuned once more; 0 leaves them out.
     starts: random starts for each task when acting; test_chains: chains of five tasks; max_steps: time limit of
     a task [control steps].
+    shown_episodes, metric_episodes: imagined episodes shown as videos and measured.
     """
 
     name: str
@@ -40,19 +43,23 @@ class ChainPreset:
     tokenizer_steps: int
     text_steps: int
     pretrain_steps: int
+    correction_chains: int
     finetune_steps: int
     batch_size: int
     learning_rate: float
     starts: int
     test_chains: int
     max_steps: int
+    shown_episodes: int = 8
+    metric_episodes: int = 34
 
 
 def demo_preset() -> ChainPreset:
     """Return the ten-minute chain: scene D, shipped tokenizers."""
     return ChainPreset(
         name="demo", scenes="D", chains=200, tokenizer_steps=0, text_steps=0, pretrain_steps=150,
-        finetune_steps=2600, batch_size=32, learning_rate=1e-3, starts=10, test_chains=10, max_steps=180,
+        correction_chains=0, finetune_steps=2600, batch_size=32, learning_rate=1e-3, starts=10, test_chains=10,
+        max_steps=180,
     )  # fmt: skip
 
 
@@ -60,7 +67,8 @@ def reference_preset() -> ChainPreset:
     """Return the ninety-minute chain: scenes A to D, tokenizers trained from nothing."""
     return ChainPreset(
         name="reference", scenes="ABCD", chains=640, tokenizer_steps=3500, text_steps=500, pretrain_steps=500,
-        finetune_steps=20000, batch_size=32, learning_rate=1e-3, starts=20, test_chains=200, max_steps=360,
+        correction_chains=320, finetune_steps=12000, batch_size=32, learning_rate=1e-3,
+        starts=20, test_chains=200, max_steps=360,
     )  # fmt: skip
 
 
@@ -178,9 +186,10 @@ def demo(
     _prepare(out, chosen, seed, fresh)
     began = time.monotonic()
     trains_tokenizers = chosen.tokenizer_steps > 0
-    journal = _Journal(out, 8 + 2 * trains_tokenizers + 2 * (videos is not None))
+    stages = 8 + 2 * trains_tokenizers + 2 * (videos is not None) + 4 * bool(chosen.correction_chains)
+    journal = _Journal(out, stages)
     _make_data(journal, out, chosen, videos, workers, seed)
-    _train(journal, out, chosen, videos, seed)
+    _train(journal, out, chosen, videos, workers, seed)
     _judge(journal, out, chosen, workers, seed)
     from .report import write_report
 
@@ -233,22 +242,33 @@ def _make_data(journal: _Journal, out: Path, preset: ChainPreset, videos: Path |
         )  # fmt: skip
 
 
-def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, seed: int) -> None:
+def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
+    """Pretrain, finetune on demonstrations, let that policy drive while the expert corrects, finetune on both."""
+    from ..data_pipeline.curation.curate import write_video_shards
+    from ..gr_model.tokenizer_stages import tokens
     from ..gr_model.training_stages import finetune, pretrain
+    from .playtable.record import record
 
-    trained = {"tokenizer": str(out / "tokenizer"), "text": str(out / "text")} if preset.tokenizer_steps else {}
-    common = {"batch_size": preset.batch_size, "learning_rate": preset.learning_rate, "seed": seed} | trained
+    frozen = {"tokenizer": str(out / "tokenizer"), "text": str(out / "text")} if preset.tokenizer_steps else {}
+    common = {"batch_size": preset.batch_size, "learning_rate": preset.learning_rate, "seed": seed} | frozen
     sources = [out / "tokens"] + ([out / "video_tokens"] if videos is not None else [])
-    journal.run(
-        "pretrain",
-        pretrain,
-        {"tokens": sources, "out": out / "pretrain", "steps": preset.pretrain_steps, **common},
-    )
-    journal.run(
-        "finetune", finetune,
-        {"tokens": [out / "tokens"], "init": out / "pretrain", "out": out / "finetune", "steps": preset.finetune_steps,
-         **common},
-    )  # fmt: skip
+    pretrained, final = out / "pretrain", out / "finetune"
+    journal.run("pretrain", pretrain, {"tokens": sources, "out": pretrained, "steps": preset.pretrain_steps, **common})
+    demonstrated = {"tokens": [out / "tokens"], "init": pretrained, "steps": preset.finetune_steps, **common}
+    if not preset.correction_chains:
+        journal.run("finetune", finetune, demonstrated | {"out": final})
+        return
+    first, corrections = out / "imitate", out / "corrections"
+    journal.run("finetune", finetune, demonstrated | {"out": first}, name="imitate")
+    recorded = {"scenes": preset.scenes, "chains": preset.correction_chains, "play_share": 0.0, "workers": workers}
+    recorded |= {"out": corrections / "record", "policy": str(first), "seed": seed + 1}
+    journal.run("data record", record, recorded, name="correct")
+    shards = {"source": corrections / "record", "out": corrections / "shards", "num_workers": workers}
+    journal.run("data shards", write_video_shards, shards, name="correction shards")
+    encoded = {"shards": corrections / "shards", "out": corrections / "tokens", **frozen}
+    journal.run("data tokens", tokens, encoded, name="correction tokens")
+    both = {"tokens": [out / "tokens", corrections / "tokens"], "init": first, "out": final}
+    journal.run("finetune", finetune, both | {"steps": preset.finetune_steps, **common})
 
 
 def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed: int) -> None:
@@ -261,7 +281,9 @@ def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed
          "chains": preset.test_chains, "max_steps": preset.max_steps, "workers": workers, "seed": seed + 100},
         name="act",
     )  # fmt: skip
-    journal.run("imagine", imagine, {"policy": str(out / "finetune"), "out": out / "imagine", "seed": seed + 300})
+    imagined = {"policy": str(out / "finetune"), "out": out / "imagine", "seed": seed + 300}
+    imagined |= {"episodes": preset.shown_episodes, "metric_episodes": preset.metric_episodes}
+    journal.run("imagine", imagine, imagined)
 
 
 def journal_report(journal: _Journal, out: Path, write_report: Callable[..., Path]) -> Path:

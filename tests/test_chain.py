@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gr2.benchmarks.calvin.evaluate import EvaluationConfig, Job, evaluate, run_evaluation, summarize
+from gr2.benchmarks.demo import ChainPreset, demo
 from gr2.benchmarks.imagine import imagine
 from gr2.benchmarks.playtable.record import record
 from gr2.benchmarks.report import write_report
@@ -139,3 +140,23 @@ def test_another_tokenizer_is_refused(run, tmp_path):
     train_tokenizer(shards=run / "shards", out=tmp_path / "other", steps=2, batch_size=8, seed=9)
     with pytest.raises(CheckpointError, match="expected the tokenizer that made the tokens"):
         pretrain(tokens=[run / "tokens"], out=tmp_path / "p", tokenizer=str(tmp_path / "other"), steps=2, batch_size=8)
+
+
+def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatch, capsys):
+    tiny = ChainPreset(
+        name="demo", scenes="D", chains=3, tokenizer_steps=0, text_steps=0, pretrain_steps=2, correction_chains=1,
+        finetune_steps=2, batch_size=8, learning_rate=1e-3, starts=1, test_chains=1, max_steps=3,
+        shown_episodes=1, metric_episodes=2,
+    )  # fmt: skip
+    monkeypatch.setattr("gr2.benchmarks.demo.demo_preset", lambda: tiny)
+    report = demo(out=tmp_path / "run", workers=1)
+    assert report.is_file()
+    stages = json.loads((tmp_path / "run" / "stages.json").read_text())
+    names = ["record", "shards", "tokens", "pretrain", "imitate", "correct", "correction shards", "correction tokens"]
+    assert [row["name"] for row in stages] == [*names, "finetune", "act", "imagine"]
+    assert all(row["command"].startswith("gr2 ") for row in stages)
+    capsys.readouterr()
+    demo(out=tmp_path / "run", workers=1)
+    assert capsys.readouterr().out.count("done before") == len(stages)
+    with pytest.raises(DataError, match="add --fresh"):
+        demo(out=tmp_path / "run", workers=1, seed=1)
