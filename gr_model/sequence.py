@@ -24,6 +24,7 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
+from einops import rearrange
 
 from .config import Decoding, ModelConfig
 from .contracts import Array
@@ -200,15 +201,9 @@ def make_layout(
 
 def pack_codes(codes: Array, grid: tuple[int, int], p: int) -> Array:
     """Group p x p neighbouring codes: `[.. n] -> [.. n / p^2, p^2]`; numpy or torch."""
-    rows, columns = grid[0] // p, grid[1] // p
-    lead = tuple(codes.shape[:-1])
-    x = codes.reshape(*lead, rows, p, columns, p).swapaxes(-3, -2)
-    return x.reshape(*lead, rows * columns, p * p)
+    return rearrange(codes, "... (r i c j) -> ... (r c) (i j)", i=p, j=p, r=grid[0] // p)
 
 
 def unpack_codes(packed: Array, grid: tuple[int, int], p: int) -> Array:
     """Invert `pack_codes`: `[.. n / p^2, p^2] -> [.. n]`."""
-    rows, columns = grid[0] // p, grid[1] // p
-    lead = tuple(packed.shape[:-2])
-    x = packed.reshape(*lead, rows, columns, p, p).swapaxes(-3, -2)
-    return x.reshape(*lead, grid[0] * grid[1])
+    return rearrange(packed, "... (r c) (i j) -> ... (r i c j)", i=p, j=p, r=grid[0] // p)
