@@ -26,7 +26,7 @@ def tiny(
     state_dropout: float = 0.0,
     text_dropout: float = 0.0,
 ) -> ModelConfig:
-    """Return the CPU preset: four layers of 128, 2 x 2 codes a position, 1.5 million parameters in all."""
+    """Return the CPU preset: four layers of 128, 2 x 2 codes a position, about 1.1 million parameters in all."""
     return ModelConfig(
         width=128,
         depth=4,

@@ -114,6 +114,7 @@ class _Tape:
         return _Tape({name: [] for name in CAMERAS}, [], [])
 
     def episode(self, instruction: str, stride: int, source: str) -> Episode:
+        """Stack the tape into an episode; picture i belongs to step `i * stride`."""
         return Episode(
             images={name: np.stack(frames) for name, frames in self.images.items()},
             states=np.stack(self.states).astype(np.float32),
