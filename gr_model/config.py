@@ -36,6 +36,8 @@ class ModelConfig:
     decoding: "masked" predicts a frame in parallel (bidirectional inside it), "raster" code by code.
     dropout: residual and attention dropout; the others are probabilities, in training, that a context code,
         the states of a sample or its text are hidden.
+    scored_share: share of the predicted positions, drawn anew each step, on which the frame loss is computed; scoring
+        every code of every position costs more than the trunk of a small model.
     """
 
     width: int
@@ -57,6 +59,7 @@ class ModelConfig:
     token_dropout: float = 0.05
     state_dropout: float = 0.0
     text_dropout: float = 0.0
+    scored_share: float = 1.0
     gradient_checkpointing: bool = False
     head: CVAEConfig = field(default_factory=CVAEConfig)
 
@@ -76,6 +79,7 @@ class ModelConfig:
             _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
         for name in ("dropout", "token_dropout", "state_dropout", "text_dropout"):
             _require(0 <= getattr(self, name) <= 1, name, "a probability", getattr(self, name))
+        _require(0 < self.scored_share <= 1, "scored_share", "a share above 0 and up to 1", self.scored_share)
         _require(self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})", self.width)
         _require(len(self.cameras) > 0, "cameras", "at least one camera", self.cameras)
         names = [camera.name for camera in self.cameras]

@@ -76,12 +76,3 @@ class GPT(nn.Module):
 def count_parameters(module: nn.Module) -> int:
     """Count trainable numbers."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split parameters for the optimiser: matrices decay; vectors (norms, biases, learned tokens) do not."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]

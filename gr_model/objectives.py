@@ -133,6 +133,8 @@ def training_losses(model: WorldModel, batch: Batch, *, with_actions: bool, with
         else:
             targets = Targets(packed=packed, masked=None)
             packed, where = next_positions(packed, valid)
+        if model.training and model.config.scored_share < 1:
+            where = where & (torch.rand(where.shape, device=where.device) < model.config.scored_share)
     condition, features = model.predict(context, targets, with_actions=with_actions)
     losses: dict[str, Tensor] = {}
     if features is not None:

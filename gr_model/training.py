@@ -20,10 +20,10 @@ from torch import Tensor
 
 from .averaging import WeightAverage
 from .errors import CheckpointError, ConfigError, DataError, EnvironmentMissing
-from .gpt import decay_groups
 from .layers import fast_bfloat16
 from .metrics_log import MetricsLog
 from .objectives import Batch, evaluation_figures
+from .optimizer import MuonAdamW
 from .run import Progress, SaveLast, StatefulLoader, StepStream
 from .world_model import WorldModel
 
@@ -39,7 +39,8 @@ class TrainingConfig:
     frame_weight, action_weight: factors of the losses.
     frame_fraction: share of the steps that predict frames when actions are trained, too; frames double the
         sequence.
-    learning_rate: peak; it rises over `warmup` steps and falls along a cosine to `final_rate` times the peak.
+    learning_rate, muon_learning_rate: peaks of AdamW and, for the trunk's matrices, of Muon; they rise
+        over `warmup` steps and fall along a cosine to `final_rate` times the peak.
     weight_average: decay of the moving average of the weights; 0 evaluates the last weights.
     """
 
@@ -48,6 +49,7 @@ class TrainingConfig:
     action_weight: float = 1.0
     frame_fraction: float = 1.0
     learning_rate: float = 1e-3
+    muon_learning_rate: float = 4e-3
     warmup: int = 50
     final_rate: float = 0.01
     weight_decay: float = 0.05
@@ -109,10 +111,15 @@ class TrainingModule(L.LightningModule):
         self._interval = (0, 0.0)
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW (matrices decay) with the rate changed every step."""
+        """Return Muon for the trunk's matrices and AdamW for the rest, with the rates changed every step."""
         c = self.config
-        optimizer = torch.optim.AdamW(
-            decay_groups(self.model, c.weight_decay), lr=c.learning_rate, betas=c.betas, fused=True
+        optimizer = MuonAdamW(
+            self.model,
+            [p for p in self.model.gpt.parameters() if p.ndim == 2],
+            learning_rate=c.learning_rate,
+            muon_learning_rate=c.muon_learning_rate,
+            weight_decay=c.weight_decay,
+            betas=c.betas,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,

@@ -16,12 +16,13 @@ from gr2.gr_model.errors import CheckpointError, DataError
 from gr2.gr_model.metrics_log import MetricsLog
 from gr2.gr_model.normalization import Statistics, measure_statistics
 from gr2.gr_model.objectives import evaluation_figures
+from gr2.gr_model.optimizer import MuonAdamW
 from gr2.gr_model.training import TrainingConfig, TrainingModule, learning_rate_factor, train
 
 
 def fit(out: Path, *, steps: int = 4, stop_after: int | None = None, **changes: Any) -> TrainingModule:
     """Train a small model with every kind of randomness switched on."""
-    config = small_config(dropout=0.1, token_dropout=0.1, text_dropout=0.2, state_dropout=0.2)
+    config = small_config(dropout=0.1, token_dropout=0.1, text_dropout=0.2, state_dropout=0.2, scored_share=0.5)
     settings = {"weight_average": 0.9, "frame_fraction": 0.5, "warmup": 2, "precision": "32"} | changes
     module = TrainingModule(make_model(config), TrainingConfig(**settings), steps=steps)
     train(
@@ -57,6 +58,29 @@ def test_resumed_training_equals_unbroken_training(tmp_path: Path, precision: st
     losses = [[(row["step"], row["train/loss"], row["val/action_l1_mm"]) for row in each] for each in rows]
     assert losses[0] == losses[1]
     assert [row[0] for row in losses[0]] == ["1", "2", "3", "4"]
+
+
+def test_muon_turns_matrices_whole_and_adamw_moves_the_rest() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"trunk": torch.nn.Linear(8, 16), "other": torch.nn.Linear(8, 4)})
+    trunk, other = model["trunk"], model["other"]
+    before = [p.detach().clone() for p in (trunk.weight, other.weight)]
+    optimizer = MuonAdamW(
+        model, [trunk.weight], learning_rate=0.01, muon_learning_rate=0.01, weight_decay=0.0, betas=(0.9, 0.95)
+    )
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01] * 3
+    x = torch.randn(1, 8)
+    (trunk(x).sum() + other(x).sum()).backward()  # gradients of rank one
+    optimizer.step()
+    moved = [(p - b).detach() for p, b in zip((trunk.weight, other.weight), before, strict=True)]
+    rms = 0.01 * 0.2 * 16**0.5  # one singular value of about 1, scaled by 0.2 sqrt(larger side)
+    assert torch.linalg.matrix_norm(moved[0], 2).item() == pytest.approx(rms, rel=0.35)
+    assert moved[1].abs().mean().item() == pytest.approx(0.01, rel=0.01)
+    again = MuonAdamW(
+        model, [trunk.weight], learning_rate=0.5, muon_learning_rate=0.5, weight_decay=0.0, betas=(0.9, 0.95)
+    )
+    again.load_state_dict(optimizer.state_dict())
+    assert [group["lr"] for group in again.param_groups] == [0.01] * 3
 
 
 def test_finished_run_is_not_repeated(tmp_path: Path) -> None:

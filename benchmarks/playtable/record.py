@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from ...gr_model.policy import Policy
 
 SEGMENTS_PER_CHAIN = 6
-_TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 5.0, "lift": 2.4}
+_TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 3.5, "lift": 3.5}
+_DEAL_SHARE = 0.5
+"""How often the scene is dealt anew before a skill, for a task drawn by its weight: pushing rarely follows by itself."""
 _MAX_STEPS = 200
 _PILOT_STEPS = (10, 90)
 """Range of control steps for which a policy drives."""
@@ -167,19 +169,40 @@ def _choose(env: PlayTable, previous: str | None, rng: np.random.Generator) -> s
     return names[rng.choice(len(names), p=weights / weights.sum())]
 
 
+def _deal(env: PlayTable, rng: np.random.Generator, *, keep_arm: bool) -> str:
+    """Draw a task by its weight, put the scene into a state in which it can be begun, and return the task."""
+    weights = np.array([_TASK_WEIGHT[task.family] for task in TASKS.values()])
+    spec, robot_obs = env.spec_scene, env.robot_obs()
+    if not keep_arm:
+        robot_obs[6], robot_obs[14] = 2 * FINGER_OPEN, 1.0
+        robot_obs[7:14] = sample_joints(rng)
+    while True:
+        wanted = list(TASKS)[rng.choice(len(TASKS), p=weights / weights.sum())]
+        for _ in range(100):
+            env.set_state(robot_obs, sample_scene(spec, rng))
+            if feasible(wanted, env.world_state(), spec.spawn_x, spec.button_xy):
+                return wanted
+
+
+def _hand_is_free(env: PlayTable) -> bool:
+    """Say whether the hand is clear of everything that a new deal could put in its place."""
+    _, y, z = env.world_state().tool_position
+    return bool(z > 0.5 and y < -0.08)
+
+
 def _record_chain(
     env: PlayTable, config: RecordConfig, chain: int, policy: Policy | None
 ) -> Iterator[tuple[Episode, dict[str, Any]]]:
     """Yield the episodes of one chain: labelled segments, or one unlabelled piece of play."""
     rng = np.random.default_rng([config.seed, chain])
-    robot_obs = env.robot_obs()
-    robot_obs[6], robot_obs[14] = 2 * FINGER_OPEN, 1.0
-    robot_obs[7:14] = sample_joints(rng)
-    env.reset(options={"robot_obs": robot_obs, "scene_obs": sample_scene(env.spec_scene, rng)})
+    env.reset()
     play = rng.random() < config.play_share
-    whole, task, offset = _Tape.empty(), None, 0
+    whole, task, success, offset = _Tape.empty(), None, False, 0
     for segment in range(SEGMENTS_PER_CHAIN):
-        task = _choose(env, task, rng)
+        if segment == 0 or not play and (not success or rng.random() < _DEAL_SHARE):
+            task = _deal(env, rng, keep_arm=success and _hand_is_free(env))
+        else:
+            task = _choose(env, task, rng)
         if task is None:
             break
         tape = whole if play else _Tape.empty()
@@ -197,7 +220,7 @@ def _record_chain(
         if not play and success:
             source = f"playtable/{env.spec_scene.name}/{chain}/{segment}"
             yield tape.episode(instruction, config.frame_stride, source), facts
-        if not success:
+        if play and not success:
             break
     if play and len(whole.states) > 2 * config.frame_stride:
         facts = {"scene": env.spec_scene.name, "task": None, "chain": chain, "segment": 0, "scripted": True}

@@ -1,0 +1,72 @@
+"""One optimiser of two: Muon for the trunk's matrices, AdamW for everything else.
+
+Muon moves a matrix by its orthogonalised momentum, so that rare directions of the gradient (which word names which
+block) learn as fast as common ones. Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural
+networks"; the scale that makes rates comparable with AdamW's is that of arXiv 2502.16982.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Step `torch.optim.Muon` and `torch.optim.AdamW` together; schedulers see the groups of both.
+
+    Args:
+        model: whose trainable parameters are optimised.
+        matrices: the two-dimensional parameters that Muon takes.
+        learning_rate, muon_learning_rate: of AdamW and of Muon.
+        weight_decay: of all matrices; vectors (norms, biases, learned tokens) do not decay.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        matrices: list[Tensor],
+        *,
+        learning_rate: float,
+        muon_learning_rate: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+    ) -> None:
+        taken = {id(p) for p in matrices}
+        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+        muon = torch.optim.Muon(
+            matrices, lr=muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self.parts: tuple[torch.optim.Optimizer, ...] = (adamw, muon)
+        super().__init__(self._groups(), {})
+        self.param_groups = self._groups()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Step both; the closure computes the gradients and runs once."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of both."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the states of both."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = self._groups()
