@@ -30,8 +30,8 @@ class ChainPreset:
     scenes: scenes of the demonstrations; chains: recorded chains of up to six skills.
     tokenizer_steps, text_steps: training of the tokenizers, 0 takes the shipped ones.
     pretrain_steps, finetune_steps: optimisation steps; batch_size: windows a step.
-    correction_chains: chains in which the policy drives first and the expert corrects it (DAgger), after which the
-    policy is finetuned once more; 0 leaves them out.
+    correction_chains: chains in which a first policy, finetuned for `imitation_steps`, drives and the expert corrects
+    it (DAgger), before the finetuning on both; 0 leaves them out.
     starts: random starts for each task when acting; test_chains: chains of five tasks; max_steps: time limit of
     a task [control steps].
     shown_episodes, metric_episodes: imagined episodes shown as videos and measured.
@@ -44,6 +44,7 @@ class ChainPreset:
     text_steps: int
     pretrain_steps: int
     correction_chains: int
+    imitation_steps: int
     finetune_steps: int
     batch_size: int
     learning_rate: float
@@ -58,17 +59,17 @@ def demo_preset() -> ChainPreset:
     """Return the ten-minute chain: scene D, shipped tokenizers."""
     return ChainPreset(
         name="demo", scenes="D", chains=200, tokenizer_steps=0, text_steps=0, pretrain_steps=150,
-        correction_chains=0, finetune_steps=2600, batch_size=32, learning_rate=1e-3, starts=10, test_chains=10,
-        max_steps=180,
+        correction_chains=0, imitation_steps=0, finetune_steps=2400, batch_size=32, learning_rate=1e-3, starts=10,
+        test_chains=10, max_steps=180,
     )  # fmt: skip
 
 
 def reference_preset() -> ChainPreset:
     """Return the ninety-minute chain: scenes A to D, tokenizers trained from nothing."""
     return ChainPreset(
-        name="reference", scenes="ABCD", chains=640, tokenizer_steps=3500, text_steps=500, pretrain_steps=500,
-        correction_chains=320, finetune_steps=12000, batch_size=32, learning_rate=1e-3,
-        starts=20, test_chains=200, max_steps=360,
+        name="reference", scenes="ABCD", chains=640, tokenizer_steps=3000, text_steps=500, pretrain_steps=500,
+        correction_chains=320, imitation_steps=8000, finetune_steps=15000, batch_size=32,
+        learning_rate=1e-3, starts=20, test_chains=200, max_steps=360,
     )  # fmt: skip
 
 
@@ -254,12 +255,12 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
     sources = [out / "tokens"] + ([out / "video_tokens"] if videos is not None else [])
     pretrained, final = out / "pretrain", out / "finetune"
     journal.run("pretrain", pretrain, {"tokens": sources, "out": pretrained, "steps": preset.pretrain_steps, **common})
-    demonstrated = {"tokens": [out / "tokens"], "init": pretrained, "steps": preset.finetune_steps, **common}
+    demonstrated = {"tokens": [out / "tokens"], "init": pretrained, **common}
     if not preset.correction_chains:
-        journal.run("finetune", finetune, demonstrated | {"out": final})
+        journal.run("finetune", finetune, demonstrated | {"out": final, "steps": preset.finetune_steps})
         return
     first, corrections = out / "imitate", out / "corrections"
-    journal.run("finetune", finetune, demonstrated | {"out": first}, name="imitate")
+    journal.run("finetune", finetune, demonstrated | {"out": first, "steps": preset.imitation_steps}, name="imitate")
     recorded = {"scenes": preset.scenes, "chains": preset.correction_chains, "play_share": 0.0, "workers": workers}
     recorded |= {"out": corrections / "record", "policy": str(first), "seed": seed + 1}
     journal.run("data record", record, recorded, name="correct")

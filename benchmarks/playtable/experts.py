@@ -144,11 +144,13 @@ def _push(colour: str, direction: int, state: WorldState, style: ExpertStyle) ->
     beside = abs(tool[1] - position[1])
     low = tool[2] < 0.482
     closed = state.finger_width < 0.02
-    if low and closed and 0.02 < behind < 0.16 and beside < 0.022:
-        aim = np.array([tool[0] + direction * 0.1, position[1], 0.462])
-        return Goal(position=aim, speed=0.75)
     half = _half_extent_x(quaternion)
     start = np.array([position[0] - direction * (half + 0.05), position[1], 0.462])
+    if low and closed and 0.02 < behind < 0.16 and beside < 0.05:
+        # Beside the line, back to the start; on it, forward: one blends into the other.
+        forward = max(0.0, 1.0 - max(0.0, beside - 0.012) / 0.02)
+        x = forward * (tool[0] + direction * 0.1) + (1 - forward) * start[0]
+        return Goal(position=np.array([x, position[1], 0.462]), speed=0.75)
     if np.linalg.norm(tool[:2] - start[:2]) < 0.018 and closed:
         return Goal(position=start)
     if tool[2] < 0.49 and np.linalg.norm(tool[:2] - start[:2]) > 0.03:
@@ -213,23 +215,20 @@ def _switch(turns_on: bool, state: WorldState, spec: SceneSpec, style: ExpertSty
     bar = origin + PANEL_UP * state.switch + PANEL_OUT * 0.046
     along = float(np.dot(tool - bar, PANEL_UP))
     out = float(np.dot(tool - bar, PANEL_OUT))
-    across = abs(tool[0] - origin[0])
-    turned = _yaw_error(state, euler) < 0.25
+    across = float(tool[0] - origin[0])
     sign = 1.0 if turns_on else -1.0
-    contact = bar - sign * PANEL_UP * 0.052
-    side_ok = sign * along < -0.006
-    if across < 0.025 and side_ok and abs(out) < 0.03 and turned:
+    wrong_turn = max(0.0, _yaw_error(state, euler) - 0.25)
+    if abs(across) < 0.025 and sign * along < -0.006 and abs(out) < 0.03 and wrong_turn == 0:
         return Goal(position=tool + sign * PANEL_UP * 0.1 - PANEL_OUT * out, euler=euler, speed=0.8)
-    front = contact + PANEL_OUT * 0.075
-    beyond = sign * along < -0.03
-    reached = np.linalg.norm(tool - front - PANEL_OUT * np.dot(tool - front, PANEL_OUT)) < 0.02
-    if reached and turned and out < 0.1 and beyond:
-        return Goal(position=contact, euler=euler, speed=0.8)
-    if out < 0.045 and across < 0.1:
-        return Goal(position=tool + PANEL_OUT * 0.08, euler=euler)
-    if np.linalg.norm(tool - front) > 0.12 and tool[2] < 0.5:
+    # A funnel towards the contact: the farther beside it, the farther out. Without a border between coming and going
+    # there is no place where a learner that averages both would hover.
+    contact = bar - sign * PANEL_UP * 0.052
+    beside = float(np.hypot(across, along + sign * 0.052))
+    clearance = min(0.075, max(0.0, 3.0 * (beside - 0.015), 0.3 * wrong_turn))
+    goal = contact + PANEL_OUT * clearance
+    if np.linalg.norm(tool - goal) > 0.12 and tool[2] < 0.5:
         return Goal(position=np.array([tool[0], tool[1] - 0.02, 0.6]), euler=euler)
-    return Goal(position=front, euler=euler)
+    return Goal(position=goal, euler=euler)
 
 
 def _button(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from ...gr_model.policy import Policy
 
 SEGMENTS_PER_CHAIN = 6
-_TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 3.5, "lift": 3.5}
+_TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 5.0, "lift": 3.0}
 _DEAL_SHARE = 0.5
-"""How often the scene is dealt anew before a skill, for a task drawn by its weight: pushing rarely follows by itself."""
+"""How often the scene is dealt anew before a skill, for a task drawn by its weight; few states allow a push."""
 _MAX_STEPS = 200
 _PILOT_STEPS = (10, 90)
 """Range of control steps for which a policy drives."""
@@ -199,7 +199,7 @@ def _record_chain(
     play = rng.random() < config.play_share
     whole, task, success, offset = _Tape.empty(), None, False, 0
     for segment in range(SEGMENTS_PER_CHAIN):
-        if segment == 0 or not play and (not success or rng.random() < _DEAL_SHARE):
+        if segment == 0 or (not play and (not success or rng.random() < _DEAL_SHARE)):
             task = _deal(env, rng, keep_arm=success and _hand_is_free(env))
         else:
             task = _choose(env, task, rng)
