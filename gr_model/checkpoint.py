@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..cvae_head.cvae import CVAEConfig
+from ..data_pipeline.files import write_json
 from .config import CameraSpec, ModelConfig
 from .errors import CheckpointError, ConfigError
 from .world_model import WorldModel
@@ -92,7 +93,11 @@ def save_release(
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f".{WEIGHTS}.{os.getpid()}"
-    save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, weights)
+    try:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, weights)
+    except BaseException:
+        weights.unlink(missing_ok=True)
+        raise
     record = {
         "format_version": FORMAT_VERSION,
         "model": asdict(model.config),
@@ -105,9 +110,7 @@ def save_release(
         "provenance": {"command": " ".join(sys.argv), **provenance},
     }
     os.replace(weights, folder / WEIGHTS)
-    temporary = folder / f".{RECORD}.{os.getpid()}"
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(temporary, folder / RECORD)
+    write_json(folder / RECORD, record)
     return folder
 
 
@@ -144,6 +147,11 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
         raise CheckpointError(
             f"{weights}: expected the tensors of the configuration, got others ({error}); export the model again."
         ) from error
+    if record["statistics"] != json.loads(json.dumps(model.get_statistics().to_dict())):
+        raise CheckpointError(
+            f"{folder}: expected one normalisation, got statistics in {RECORD} that differ from those in {WEIGHTS}; "
+            "both files must come from the same release: copy it again."
+        )
     return Release(
         model=model.eval(),
         tokenizer=record["tokenizer"],
@@ -180,7 +188,9 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"wrote it or "
             "export the model again."
         )
-    missing = {"model", "tokenizer", "text", "frame_step", "control_hz", "sha256", "provenance"} - set(record)
+    missing = {"model", "statistics", "tokenizer", "text", "frame_step", "control_hz", "sha256", "provenance"} - set(
+        record
+    )
     if missing:
         raise CheckpointError(f"{path}: expected the values {sorted(missing)}, got none; copy it again.")
     return dict(record)

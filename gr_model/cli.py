@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -281,6 +282,8 @@ def main(argv: Sequence[str] | None = None, commands: Sequence[Command] = COMMAN
         if debug or failure is None:
             raise
         sentence, status = failure
+        if argv is None:  # a second Ctrl-C must not break the end of the process
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if sentence:
             print(f"gr2: {sentence}", file=sys.stderr)
         return status

@@ -144,7 +144,7 @@ def test_another_tokenizer_is_refused(run, tmp_path):
 
 def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatch, capsys):
     tiny = ChainPreset(
-        name="demo", scenes="D", chains=3, tokenizer_steps=0, text_steps=0, pretrain_steps=2, correction_chains=1,
+        name="demo", scenes="D", chains=4, tokenizer_steps=0, text_steps=0, pretrain_steps=2, correction_chains=1,
         imitation_steps=2, finetune_steps=2, batch_size=8, learning_rate=1e-3, starts=1, test_chains=1, max_steps=3,
         shown_episodes=1, metric_episodes=2,
     )  # fmt: skip

@@ -79,6 +79,11 @@ def test_unusable_releases_say_why(tmp_path: Path) -> None:
         load_release(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(whole)
     model = json.loads((tmp_path / RECORD).read_text())["model"]
+    statistics = json.loads((tmp_path / RECORD).read_text())["statistics"]
+    edit(tmp_path, statistics={**statistics, "state_mean": [1.0, *statistics["state_mean"][1:]]})
+    with pytest.raises(CheckpointError, match="expected one normalisation"):
+        load_release(tmp_path)
+    edit(tmp_path, statistics=statistics)
     edit(tmp_path, model={**model, "depth": 3})
     with pytest.raises(CheckpointError, match="tensors of the configuration"):
         load_release(tmp_path)
