@@ -10,7 +10,7 @@ FOLDERS := gr_model tokenizers data_pipeline cvae_head wbc benchmarks
 RUN ?= runs/demo
 JOBS ?= 2
 
-.PHONY: help demo test check format reproduce bench nightly docs clean venv
+.PHONY: help demo test check format reproduce ship bench nightly docs clean venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -47,6 +47,9 @@ docs: venv  ## rewrite the list of modules in docs/architecture.md
 
 reproduce: venv  ## the reference run: the figures of the README, with its report, in runs/reproduce
 	$(BIN)/gr2 demo --preset reference --out runs/reproduce
+
+ship: venv  ## put the encoders and the policy of the reference run into the package
+	$(BIN)/python docs/ship.py runs/reproduce
 
 bench: venv  ## what each piece of a control cycle costs on this machine
 	OMP_NUM_THREADS=1 $(BIN)/gr2 benchmark speed

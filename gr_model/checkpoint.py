@@ -107,7 +107,7 @@ def save_release(
         "frame_step": frame_step,
         "control_hz": control_hz,
         "sha256": _sha256(weights),
-        "provenance": {"command": " ".join(sys.argv), **provenance},
+        "provenance": {"command": " ".join(["gr2", *sys.argv[1:]]), **provenance},
     }
     os.replace(weights, folder / WEIGHTS)
     write_json(folder / RECORD, record)

@@ -252,7 +252,7 @@ def train_text(
         "kind": "text",
         "config": asdict(training.text),
         "training": asdict(training),
-        "command": " ".join(sys.argv),
+        "command": " ".join(["gr2", *sys.argv[1:]]),
         "steps": module.global_step,
         "batch_size": batch_size,
         "seed": seed,

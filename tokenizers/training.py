@@ -247,7 +247,7 @@ def train_vqgan(
         "kind": "vqgan",
         "config": asdict(config),
         "training": asdict(training),
-        "command": " ".join(sys.argv),
+        "command": " ".join(["gr2", *sys.argv[1:]]),
         "steps": module.global_step,
         "batch_size": batch_size,
         "seed": seed,
