@@ -105,6 +105,13 @@ def _benchmark_calvin() -> Target:
     return evaluate
 
 
+def _benchmark_calvin_verify() -> Target:
+    """Compare tasks, sequences and starts with recordings of the official CALVIN."""
+    from ..benchmarks.calvin.verify import verify
+
+    return verify
+
+
 def _benchmark_speed() -> Target:
     """Time the pieces of one control cycle on this machine."""
     from ..benchmarks.speed import speed
@@ -135,12 +142,14 @@ class Command:
         target: Import and return the function that does the work.
         group: Heading in the help.
         prints_options: Print the resolved options to stderr before the work begins.
+        bare: The option that may be given first without its name, as in `gr2 data inspect PATH`.
     """
 
     words: str
     target: Callable[[], Target]
     group: str
     prints_options: bool = False
+    bare: str = ""
 
     @property
     def summary(self) -> str:
@@ -152,7 +161,7 @@ COMMANDS = (
     Command(words="demo", target=_demo, group="start", prints_options=True),
     Command(words="doctor", target=_doctor, group="start"),
     Command(words="data record", target=_data_record, group="data", prints_options=True),
-    Command(words="data inspect", target=_data_inspect, group="data"),
+    Command(words="data inspect", target=_data_inspect, group="data", bare="source"),
     Command(words="data shards", target=_data_shards, group="data", prints_options=True),
     Command(words="data tokens", target=_data_tokens, group="data", prints_options=True),
     Command(words="tokenizer train", target=_tokenizer_train, group="training", prints_options=True),
@@ -162,6 +171,7 @@ COMMANDS = (
     Command(words="imagine", target=_imagine, group="results", prints_options=True),
     Command(words="rollout", target=_rollout, group="results", prints_options=True),
     Command(words="benchmark calvin", target=_benchmark_calvin, group="results", prints_options=True),
+    Command(words="benchmark calvin verify", target=_benchmark_calvin_verify, group="results", bare="folder"),
     Command(words="benchmark speed", target=_benchmark_speed, group="results"),
     Command(words="report", target=_report, group="results"),
 )
@@ -188,7 +198,7 @@ def find_command(argv: Sequence[str], commands: Sequence[Command] = COMMANDS) ->
     Raises:
         UsageError: No command has these words.
     """
-    for num_words in (2, 1):
+    for num_words in (3, 2, 1):
         words = " ".join(argv[:num_words])
         for command in commands:
             if command.words == words:
@@ -244,6 +254,8 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
     target = command.target()
     parser = build_parser(command, target)
     options = [key for key in parser.get_defaults().keys() if key != "config"]  # noqa: SIM118 (a Namespace)
+    if command.bare and argv and not argv[0].startswith("-"):
+        argv = [f"--{command.bare}", *argv]
     try:
         parsed = parser.parse_args(complete_flags(argv, target))
     except ArgumentError as error:

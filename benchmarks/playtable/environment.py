@@ -38,7 +38,9 @@ class WorldState:
     tool_position [m] and tool_quaternion xyzw in the world; finger_width [m]; gripper_command 0 or 1;
     slider, drawer, button, switch: joint values [m]; bulb, led: lit or not;
     blocks: colour -> (position `[3]` [m], quaternion `[4]` xyzw);
-    contacts: block colour -> set of (body, link) names that touch it; robot_contacts: bodies that touch the robot.
+    contacts: block colour -> set of (body, link) names that touch it, link "" except for the table's;
+    robot_contacts: names of the bodies that touch the robot; velocities: colour -> linear [m/s] and angular
+    [rad/s] velocity, `[6]`.
     """
 
     tool_position: np.ndarray
@@ -53,6 +55,8 @@ class WorldState:
     led: bool
     blocks: Mapping[str, tuple[np.ndarray, np.ndarray]]
     contacts: Mapping[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
+    robot_contacts: frozenset[str] = frozenset()
+    velocities: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
@@ -309,10 +313,11 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
     def world_state(self) -> WorldState:
         """Return the privileged state that tasks and experts read."""
         position, quaternion = self.robot.link_pose(self.robot.tcp)
-        blocks = {}
+        blocks, velocities = {}, {}
         for colour, uid in self.blocks.items():
             pose = pybullet.getBasePositionAndOrientation(uid, physicsClientId=self.client)
             blocks[colour] = (np.array(pose[0]), np.array(pose[1]))
+            velocities[colour] = np.concatenate(pybullet.getBaseVelocity(uid, physicsClientId=self.client))
         return WorldState(
             tool_position=position,
             tool_quaternion=quaternion,
@@ -326,6 +331,8 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
             led=self.led,
             blocks=blocks,
             contacts={colour: self._touching(uid) for colour, uid in self.blocks.items()},
+            robot_contacts=frozenset(body for body, _ in self._touching(self.robot.uid)),
+            velocities=velocities,
         )
 
     def _touching(self, uid: int) -> frozenset[tuple[str, str]]:

@@ -1,0 +1,165 @@
+"""Check our tasks, sequences and starts against recordings of the official simulator."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...data_pipeline.files import read_json, write_json
+from ...gr_model.errors import DataError
+from ..playtable.environment import WorldState
+from ..playtable.tasks import ALL_TASKS
+from .sequences import TASK_NAMES, generate_sequences, initial_scene, official_sequences, state_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What one file says: compared cases, how many agree, the largest difference, examples of disagreement."""
+
+    kind: str
+    cases: int
+    agree: int
+    largest_difference: float
+    disagreements: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """Return one line for people."""
+        word = "agree" if self.agree == self.cases else "DISAGREE"
+        examples = "; " + ", ".join(self.disagreements[:3]) if self.disagreements else ""
+        return (
+            f"{self.kind:16s} {self.agree:5d} of {self.cases:5d} {word}, largest difference "
+            f"{self.largest_difference:.2g}{examples}"
+        )
+
+
+def read_info(info: Mapping[str, Any]) -> WorldState:
+    """Turn the official simulator's `get_info()` into what our tasks read.
+
+    Raises:
+        DataError: something is missing.
+    """
+    try:
+        robot, scene = info["robot_info"], info["scene_info"]
+        table, movable = scene["fixed_objects"]["table"], scene["movable_objects"]
+        bodies = {robot["uid"]: "robot", table["uid"]: "table"} | {o["uid"]: name for name, o in movable.items()}
+        links = {index: name for name, index in table["links"].items()}
+
+        def touching(contacts: list[list[int]]) -> frozenset[tuple[str, str]]:
+            named = ((bodies.get(c[2], f"body_{c[2]}"), c[4]) for c in contacts)
+            return frozenset((body, links[link] if body == "table" else "") for body, link in named)
+
+        blocks = {name.removeprefix("block_"): one for name, one in movable.items()}
+        return WorldState(
+            tool_position=np.array(robot["tcp_pos"]),
+            tool_quaternion=np.array([0.0, 0.0, 0.0, 1.0]),
+            finger_width=float(robot["gripper_opening_width"]),
+            gripper_command=float(robot["gripper_action"] > 0),
+            slider=float(scene["doors"]["base__slide"]["current_state"]),
+            drawer=float(scene["doors"]["base__drawer"]["current_state"]),
+            button=float(scene["buttons"]["base__button"]["joint_state"]),
+            switch=float(scene["switches"]["base__switch"]["joint_state"]),
+            bulb=bool(scene["lights"]["lightbulb"]["logical_state"]),
+            led=bool(scene["lights"]["led"]["logical_state"]),
+            blocks={c: (np.array(o["current_pos"]), np.array(o["current_orn"])) for c, o in blocks.items()},
+            contacts={c: touching(o["contacts"]) for c, o in blocks.items()},
+            robot_contacts=frozenset(body for body, _ in touching(robot["contacts"])),
+            velocities={c: np.array([*o["current_lin_vel"], *o["current_ang_vel"]]) for c, o in blocks.items()},
+        )
+    except (KeyError, TypeError, IndexError) as error:
+        raise DataError(f"state of the official simulator: {error} is missing; record it again.") from error
+
+
+def tasks_done(start: WorldState, now: WorldState) -> set[str]:
+    """Return the names of all tasks that our functions call done."""
+    return {name for name, task in ALL_TASKS.items() if task.done(start, now)}
+
+
+def _check_oracle(file: Path) -> Agreement:
+    cases, wrong = read_json(file)["cases"], []
+    for case in cases:
+        ours = tasks_done(read_info(case["start"]["info"]), read_info(case["end"]["info"]))
+        if different := ours ^ set(case["tasks"]):
+            wrong.append(f"case {case['id']}: {sorted(different)}")
+    return _agreement("oracle cases", len(cases), wrong)
+
+
+def _check_sequences(file: Path) -> Agreement:
+    rows = read_json(file)["sequences"]
+    ours = official_sequences() if len(rows) == 1000 else generate_sequences(len(rows))
+    wrong = [
+        f"sequence {number}"
+        for number, (row, one) in enumerate(zip(rows, ours, strict=True))
+        if (dict(one.initial_state), list(one.tasks)) != (row["initial_state"], row["tasks"])
+    ]
+    return _agreement("sequences", len(rows), wrong)
+
+
+def _check_starts(file: Path) -> Agreement:
+    conditions, wrong, largest = read_json(file)["conditions"], [], 0.0
+    for number, condition in enumerate(conditions):
+        difference = float(np.abs(initial_scene(condition["initial_state"]) - condition["scene_obs"]).max())
+        largest = max(largest, difference)
+        if difference > 1e-9 or state_seed(condition["initial_state"]) != condition["seed"]:
+            wrong.append(f"start {number}")
+    return _agreement("initial states", len(conditions), wrong, largest)
+
+
+def _check_task_table(file: Path) -> Agreement:
+    names = list(read_json(file)["tasks"])
+    wrong = sorted(set(names) ^ set(TASK_NAMES)) or [
+        f"{a} / {b}" for a, b in zip(names, ALL_TASKS, strict=True) if a != b
+    ]
+    return _agreement("task names", len(names), wrong)
+
+
+def _agreement(kind: str, cases: int, wrong: list[str], largest: float = 0.0) -> Agreement:
+    return Agreement(
+        kind=kind, cases=cases, agree=cases - len(wrong), largest_difference=largest, disagreements=tuple(wrong)
+    )
+
+
+_CHECKS: dict[str, Callable[[Path], Agreement]] = {
+    "tasks.json": _check_task_table,
+    "oracle_cases.json": _check_oracle,
+    "sequences.json": _check_sequences,
+    "initial_states.json": _check_starts,
+}
+
+
+def check_folder(folder: Path) -> Iterator[Agreement | str]:
+    """Yield an agreement for each file that is there, and a sentence for each that is not.
+
+    Raises:
+        DataError: the folder holds none of them, or one that cannot be read.
+    """
+    if not any((folder / name).is_file() for name in _CHECKS):
+        raise DataError(f"{folder}: expected one of {', '.join(_CHECKS)}, got none; give a folder of recordings.")
+    for name, check in _CHECKS.items():
+        if not (folder / name).is_file():
+            yield f"{name}: not there, skipped"
+            continue
+        try:
+            yield check(folder / name)
+        except KeyError as error:
+            raise DataError(f"{folder / name}: {error} is missing; record it again.") from error
+
+
+def verify(*, folder: Path, json: Path | None = None) -> int:
+    """Compare our tasks, sequences and starts with recordings of the official CALVIN; exit with 1 where one differs.
+
+    Args:
+        folder: holds any of tasks.json, oracle_cases.json, sequences.json, initial_states.json.
+        json: file for the result.
+    """
+    results = list(check_folder(folder))
+    for result in results:
+        print(result if isinstance(result, str) else result.line(), file=sys.stdout)
+    found = [result for result in results if isinstance(result, Agreement)]
+    if json is not None:
+        write_json(json, [asdict(result) for result in found])
+    return int(any(result.agree < result.cases for result in found))

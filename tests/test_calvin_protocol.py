@@ -1,0 +1,174 @@
+"""CALVIN's tasks, sequences and starts agree with what was recorded from the official simulator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gr2.benchmarks.calvin.sequences import (
+    TASK_NAMES,
+    _draw_tasks,
+    _rules,
+    apply,
+    as_rows,
+    fnv1_32,
+    initial_scene,
+    initial_states,
+    official_sequences,
+    state_seed,
+)
+from gr2.benchmarks.calvin.verify import check_folder, tasks_done, verify
+from gr2.benchmarks.playtable.environment import WorldState
+from gr2.benchmarks.playtable.tasks import ALL_TASKS, TASKS
+from gr2.gr_model.errors import DataError
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "calvin" / "golden"
+needs_recordings = pytest.mark.skipif(not GOLDEN.is_dir(), reason="recordings of the official simulator are absent")
+
+
+def state(**changes: object) -> WorldState:
+    """A scene at rest: three blocks on the desk, nothing in the hand."""
+    colours = ("red", "blue", "pink")
+    upright = np.array([0.0, 0.0, 0.0, 1.0])
+    values: dict[str, object] = {
+        "tool_position": np.array([0.0, -0.2, 0.6]),
+        "tool_quaternion": upright,
+        "finger_width": 0.08,
+        "gripper_command": 1.0,
+        "slider": 0.0,
+        "drawer": 0.0,
+        "button": 0.0,
+        "switch": 0.0,
+        "bulb": False,
+        "led": False,
+        "blocks": {c: (np.array([0.1 * i, -0.1, 0.46]), upright) for i, c in enumerate(colours)},
+        "contacts": {c: frozenset({("table", "base_link")}) for c in colours},
+        "velocities": {c: np.zeros(6) for c in colours},
+    }
+    return WorldState(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def moved(colour: str, by: tuple[float, float, float], yaw_deg: float = 0.0) -> dict[str, object]:
+    """Blocks of `state`, one of them moved and turned."""
+    half = np.radians(yaw_deg) / 2
+    blocks = dict(state().blocks)
+    blocks[colour] = (blocks[colour][0] + by, np.array([0.0, 0.0, np.sin(half), np.cos(half)]))
+    return {"blocks": blocks}
+
+
+def touching(colour: str, *contacts: tuple[str, str]) -> dict[str, object]:
+    """Contacts of `state`, those of one block replaced; the robot knows of them."""
+    robot = frozenset({f"block_{colour}"}) if ("robot", "") in contacts else frozenset()
+    return {"contacts": {**state().contacts, colour: frozenset(contacts)}, "robot_contacts": robot}
+
+
+@needs_recordings
+def test_everything_recorded_agrees(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(folder=GOLDEN) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" of ")[0].split()[-1] for line in lines] == ["34", "503", "1000", "192"]
+
+
+@needs_recordings
+def test_a_changed_recording_is_noticed_and_a_missing_one_named(tmp_path: Path) -> None:
+    recorded = json.loads((GOLDEN / "oracle_cases.json").read_text())
+    recorded["cases"][0]["tasks"] = ["stack_block"]
+    (tmp_path / "oracle_cases.json").write_text(json.dumps(recorded))
+    assert verify(folder=tmp_path, json=tmp_path / "result.json") == 1
+    assert json.loads((tmp_path / "result.json").read_text())[0]["agree"] == 502
+    assert "sequences.json: not there, skipped" in list(check_folder(tmp_path))
+
+
+def test_folders_without_recordings_say_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected one of tasks\.json"):
+        verify(folder=tmp_path)
+    (tmp_path / "oracle_cases.json").write_text('{"cases": [{"id": 0}]}')
+    with pytest.raises(DataError, match="'start' is missing"):
+        verify(folder=tmp_path)
+
+
+def test_the_hash_has_the_values_of_pyhash() -> None:
+    assert [fnv1_32(text) for text in ("", "a", "aa", "hello world")] == [0, 1627429043, 3026828152, 3799943344]
+    assert len({state_seed(s) for s in initial_states()}) == len(initial_states()) == 192
+
+
+def test_shipped_sequences_can_be_done_and_are_those_of_the_generator() -> None:
+    sequences = official_sequences()
+    assert len(sequences) == 1000
+    categories = {name: category for name, (category, _) in _rules().items()}
+    for sequence in sequences:
+        assert len({categories[name] for name in sequence.tasks}) == 5
+        now = dict(sequence.initial_state)
+        for name in sequence.tasks:
+            after = apply(name, now)
+            assert after is not None
+            now = after
+    rows = list(as_rows(sequences))
+    counts = np.bincount([row[0] for row in rows])
+    assert list(counts) == [6] * 40 + [5] * 152
+    for seed in (0, 77):
+        drawn = _draw_tasks(initial_states()[seed], np.random.RandomState(seed))
+        assert [seed, *(TASK_NAMES.index(name) for name in drawn)] in rows
+
+
+def test_starts_put_blocks_where_their_state_says() -> None:
+    one = next(s for s in initial_states() if list(s.values()).count("table") == 1 and s["pink_block"] == "table")
+    scene = initial_scene(one)
+    assert scene.shape == (24,)
+    assert [scene[7], scene[13], scene[19]] == pytest.approx([0.0924, 0.0924, -0.12], abs=1e-4)
+    assert scene[18] == pytest.approx(0.05, abs=1e-4) or scene[18] == pytest.approx(0.23, abs=1e-4)
+
+
+def test_the_demonstrated_tasks_are_among_the_34_of_calvin() -> None:
+    assert tuple(ALL_TASKS) == TASK_NAMES
+    assert len(TASKS) == 17
+    assert set(TASKS) < set(ALL_TASKS)
+
+
+@pytest.mark.parametrize(
+    ("task", "start", "end"),
+    [
+        ("rotate_red_block_left", {}, moved("red", (0.02, 0, 0), 70)),
+        ("rotate_red_block_right", {}, moved("red", (0, 0, 0), -70)),
+        ("push_blue_block_right", {}, moved("blue", (0.11, 0, 0))),
+        ("push_blue_block_left", {}, moved("blue", (-0.11, 0, 0))),
+        ("lift_pink_block_table", {}, moved("pink", (0, 0, 0.06)) | touching("pink", ("robot", ""))),
+        (
+            "lift_red_block_slider",
+            touching("red", ("table", "plank_link")),
+            moved("red", (0, 0, 0.04)) | touching("red", ("robot", "")),
+        ),
+        ("place_in_slider", touching("red", ("robot", "")), touching("red", ("table", "plank_link"))),
+        ("place_in_drawer", touching("red", ("robot", "")), touching("red", ("table", "drawer_link"))),
+        ("stack_block", touching("red", ("robot", "")), touching("red", ("block_blue", ""))),
+        ("unstack_block", touching("red", ("block_blue", "")), {}),
+        ("push_into_drawer", {}, touching("red", ("table", "drawer_link"))),
+        ("turn_on_led", {}, {"led": True}),
+        ("turn_off_lightbulb", {"bulb": True}, {}),
+        ("open_drawer", {}, {"drawer": 0.13}),
+        ("move_slider_right", {"slider": 0.2}, {"slider": 0.04}),
+    ],
+)
+def test_a_task_is_done_and_no_other(task: str, start: dict[str, object], end: dict[str, object]) -> None:
+    assert tasks_done(state(**start), state(**end)) == {task}
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ({}, moved("red", (0.2, 0, 0), 70) | touching("red", ("robot", ""))),  # carried away
+        ({}, moved("red", (0, 0, 0.06)) | touching("red", ("robot", ""), ("block_blue", ""))),  # with another block
+        (touching("red", ("robot", "")), touching("red", ("robot", ""), ("table", "plank_link"))),  # not let go
+        (
+            touching("red", ("robot", "")),
+            touching("red", ("block_blue", "")) | {"velocities": {c: np.full(6, 2.0) for c in ("red", "blue", "pink")}},
+        ),  # still falling
+        ({"led": True}, {"led": True}),
+        ({}, {"drawer": 0.11}),
+    ],
+)
+def test_near_misses_are_no_success(start: dict[str, object], end: dict[str, object]) -> None:
+    assert tasks_done(state(**start), state(**end)) == set()
