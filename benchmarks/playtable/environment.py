@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -18,8 +19,8 @@ import pybullet
 from ...gr_model.contracts import JointCommand, Observation
 from ...gr_model.errors import EnvironmentMissing, SimulationError
 from . import cameras
-from .assets import builtin_assets
-from .robot import FINGER_OPEN, SimulatedPanda
+from .assets import builtin_assets, calvin_assets
+from .robot import FINGER_OPEN, REST_JOINTS, SimulatedPanda
 from .scenes import NEUTRAL_JOINTS, ROBOT_BASE, SceneSpec, scene
 
 CONTROL_HZ = 30
@@ -64,10 +65,13 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     Gymnasium actions are CALVIN's relative ones: `[7]` = tool translation in units of 0.02 m, rotation (fixed-axis
     euler) in units of 0.05 rad, gripper -1 (close) or +1 (open), added to the stored target pose.
-    `step_pose` and `step_joints` drive the arm by absolute tool poses and by joint commands. `window` opens
-    PyBullet's viewer.
+    `step_pose` and `step_joints` drive the arm by absolute tool poses and by joint commands.
+
+    calvin_root: a clone of CALVIN, whose files are used instead of the built-in assets; the simulation is then
+        CALVIN's own, call by call. window: open PyBullet's viewer.
 
     Raises:
+        ConfigError: `calvin_root` is no clone of CALVIN.
         SimulationError: unknown scene, action of the wrong shape or not finite.
     """
 
@@ -78,10 +82,12 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         scene_name: str = "D",
         *,
         camera: cameras.CameraConfig | None = None,
+        calvin_root: Path | None = None,
         render_mode: str | None = "rgb_array",
         window: bool = False,
     ) -> None:
         self.spec_scene: SceneSpec = scene(scene_name)
+        self.files = calvin_assets(calvin_root, self.spec_scene) if calvin_root else builtin_assets(self.spec_scene)
         self.camera = camera or cameras.CameraConfig()
         self.render_mode = render_mode
         if window and not (os.environ.get("DISPLAY") or sys.platform in ("darwin", "win32")):
@@ -100,32 +106,58 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._steps = 0
 
     def _load(self) -> None:
-        client, spec = self.client, self.spec_scene
-        files = builtin_assets(spec)
-        pybullet.setGravity(0, 0, -9.8, physicsClientId=client)
+        client, spec, files = self.client, self.spec_scene, self.files
+        pybullet.resetSimulation(physicsClientId=client)
         pybullet.setTimeStep(1 / SIM_HZ, physicsClientId=client)
-        self.robot = SimulatedPanda(client, files.robot)
+        pybullet.setGravity(0, 0, -9.8, physicsClientId=client)
+        self.robot = SimulatedPanda(client, files.robot, with_stand=files.official)
+        self.robot.reset(np.array(REST_JOINTS), FINGER_OPEN, 1.0)
+        size = {"globalScaling": files.scaling, "physicsClientId": client}
         self.blocks = {
-            colour: pybullet.loadURDF(str(file), physicsClientId=client)
-            for colour, file in zip(spec.blocks, files.blocks, strict=True)
+            colour: pybullet.loadURDF(str(file), **size) for colour, file in zip(spec.blocks, files.blocks, strict=True)
         }
-        self.table = pybullet.loadURDF(str(files.table), useFixedBase=True, physicsClientId=client)
-        self.plane = pybullet.loadURDF(str(files.plane), useFixedBase=True, physicsClientId=client)
+        self.table = pybullet.loadURDF(str(files.table), useFixedBase=not files.official, **size)
         self._links: dict[str, int] = {"base_link": -1}
         self._joints: dict[str, int] = {}
         for index in range(pybullet.getNumJoints(self.table, physicsClientId=client)):
             info = pybullet.getJointInfo(self.table, index, physicsClientId=client)
             self._links[info[12].decode()] = index
             self._joints[info[1].decode()] = index
+        for name in ("base__slide", "base__drawer"):
+            self._motor(name, pybullet.VELOCITY_CONTROL, 0.0)
+        self._motor("base__button", pybullet.POSITION_CONTROL, 0.0)
+        self._motor("base__switch", pybullet.VELOCITY_CONTROL, 0.0)
+        self.plane = pybullet.loadURDF(str(files.plane), physicsClientId=client)
         self._link_names = {index: name for name, index in self._links.items()}
         self._body_names = {uid: f"block_{colour}" for colour, uid in self.blocks.items()}
         self._body_names |= {self.robot.uid: "robot", self.table: "table", self.plane: "plane"}
-        for name in ("base__slide", "base__drawer", "base__switch"):
-            self._motor(name, pybullet.VELOCITY_CONTROL, 0.0)
-        self._motor("base__button", pybullet.POSITION_CONTROL, 0.0)
         self.bulb = self.led = False
-        self._button_was_pressed = False
-        self._target = (np.zeros(3), np.array([0.0, 0, 0, 1]))
+        self._button_was_pressed = self._switch_was_on = False
+        self._target = (np.zeros(3), np.zeros(3))
+        if files.official:
+            self._repeat_first_reset()
+
+    def _repeat_first_reset(self) -> None:
+        """Do what the official environment does before it is used: seed 0, blocks drawn at loading and at a reset.
+
+        Contacts remember it: without it, later ones differ in their last digits, and then in all of them.
+        """
+        generator, surfaces = np.random.default_rng(0), self.files.surfaces
+
+        def draw() -> tuple[np.ndarray, np.ndarray]:
+            low, high = np.array(surfaces[generator.choice(list(surfaces))])
+            return generator.uniform(low, high), generator.uniform([0, 0, -np.pi], [0, 0, np.pi])
+
+        for _ in self.blocks:
+            draw()
+        for _ in range(1000):
+            poses = [np.concatenate(draw()) for _ in self.blocks]
+            self._set_scene(np.concatenate([np.zeros(6), *poses]))
+            pybullet.stepSimulation(physicsClientId=self.client)
+            if not any(c[0].startswith("block_") for uid in self.blocks.values() for c in self._touching(uid)):
+                break
+        self.robot.reset(np.array(REST_JOINTS), FINGER_OPEN, 1.0)
+        pybullet.stepSimulation(physicsClientId=self.client)
 
     def _motor(self, joint: str, mode: int, target: float) -> None:
         key = "targetVelocity" if mode == pybullet.VELOCITY_CONTROL else "targetPosition"
@@ -152,7 +184,6 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
                 f"reset: expected options robot_obs, scene_obs, got {sorted(unknown)}; mend the name."
             )
         # A fresh world: what PyBullet keeps from before (contact caches, motors) would change the last digits.
-        pybullet.resetSimulation(physicsClientId=self.client)
         self._load()
         self.set_state(options.get("robot_obs"), options.get("scene_obs"))
         return self.observe_calvin(), {}
@@ -168,14 +199,19 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         joints, finger, command = np.array(NEUTRAL_JOINTS), FINGER_OPEN, 1.0
         if robot_obs is not None:
             joints, finger, command = robot_obs[7:14], robot_obs[6] / 2, float(robot_obs[14] > 0)
-        self.robot.reset(joints, finger, command)
         self._set_scene(scene_obs if scene_obs is not None else self._default_scene())
+        self.robot.reset(joints, finger, command)
+        self._aim_at_tool()
         pybullet.stepSimulation(physicsClientId=self.client)
-        # A block put down exactly on a surface sinks in by a hair in that step; look again, so that it touches it.
-        pybullet.performCollisionDetection(physicsClientId=self.client)
-        self._target = self.robot.link_pose(self.robot.tcp)
+        if not self.files.official:
+            # A block put down exactly on a surface sinks in by a hair in that step; look again, so that it touches it.
+            pybullet.performCollisionDetection(physicsClientId=self.client)
         self._steps = 0
-        self._update_lights()
+
+    def _aim_at_tool(self) -> None:
+        """Let relative actions start from where the tool is."""
+        position, quaternion = self.robot.link_pose(self.robot.tcp)
+        self._target = (position, np.array(pybullet.getEulerFromQuaternion(quaternion)))
 
     def _default_scene(self) -> np.ndarray:
         centre = float(np.mean(self.spec_scene.spawn_x))
@@ -187,7 +223,7 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
             joint = self._joints[f"base__{name}"]
             pybullet.resetJointState(self.table, joint, value, 0, physicsClientId=self.client)
         self.bulb, self.led = bool(scene_obs[4] > 0.5), bool(scene_obs[5] > 0.5)
-        self._button_was_pressed = bool(scene_obs[2] > _BUTTON_PRESSED)
+        self._switch_was_on = False
         for uid, pose in zip(self.blocks.values(), scene_obs[6:].reshape(3, 6), strict=True):
             quaternion = pybullet.getQuaternionFromEuler(pose[3:])
             pybullet.resetBasePositionAndOrientation(uid, pose[:3], quaternion, physicsClientId=self.client)
@@ -199,13 +235,10 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         """Move by one of CALVIN's relative actions; the reward is always 0, tasks are judged outside."""
         relative = _vector(action, 7, "action")
         assert relative is not None
-        position, quaternion = self._target
-        euler = np.array(pybullet.getEulerFromQuaternion(quaternion)) + relative[3:6] * 0.05
-        self.step_pose(
-            position + relative[:3] * 0.02,
-            np.array(pybullet.getQuaternionFromEuler(euler)),
-            float(relative[6] > 0),
-        )
+        position, euler = self._target
+        self._target = (position + relative[:3] * 0.02, euler + relative[3:6] * 0.05)
+        quaternion = pybullet.getQuaternionFromEuler(self._target[1])
+        self._follow(self._target[0], np.array(quaternion), float(relative[6] > 0))
         return self.observe_calvin(), 0.0, False, False, {}
 
     def step_pose(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
@@ -214,8 +247,12 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         Args:
             position: `[3]` [m]; quaternion: `[4]` xyzw; gripper: opening, above 0.5 is open.
         """
-        self._target = (np.asarray(position, float), np.asarray(quaternion, float))
-        self.robot.command_joints(self.robot.inverse_kinematics(*self._target))
+        quaternion = np.asarray(quaternion, float)
+        self._target = (np.asarray(position, float), np.array(pybullet.getEulerFromQuaternion(quaternion)))
+        self._follow(self._target[0], quaternion, gripper)
+
+    def _follow(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
+        self.robot.command_joints(self.robot.inverse_kinematics(position, quaternion))
         self.robot.command_gripper(gripper)
         for _ in range(SUBSTEPS):
             pybullet.stepSimulation(physicsClientId=self.client)
@@ -229,7 +266,7 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         for command in commands:
             self.robot.command_joints(command.positions, command.velocities)
             pybullet.stepSimulation(physicsClientId=self.client)
-        self._target = self.robot.link_pose(self.robot.tcp)
+        self._aim_at_tool()
         self._finish_step()
 
     def _finish_step(self) -> None:
@@ -242,7 +279,10 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         if pressed and not self._button_was_pressed:
             self.led = not self.led
         self._button_was_pressed = pressed
-        self.bulb = self.joint("switch") > _SWITCH_ON
+        switched = self.joint("switch") > _SWITCH_ON
+        if switched != self._switch_was_on:  # a bulb lit at the start beside a low switch stays lit, as in CALVIN
+            self.bulb = switched
+        self._switch_was_on = switched
         if before != (self.bulb, self.led):
             self._colour_lights()
 
