@@ -1,4 +1,4 @@
-"""Check our tasks, sequences and starts against recordings of the official simulator."""
+"""Check our tasks, sequences, starts and physics against recordings of the official simulator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ...data_pipeline.files import read_json, write_json
 from ...gr_model.errors import DataError
-from ..playtable.environment import WorldState
+from ..playtable.environment import PlayTable, WorldState
 from ..playtable.tasks import ALL_TASKS
 from .sequences import TASK_NAMES, generate_sequences, initial_scene, official_sequences, state_seed
 
@@ -117,6 +117,42 @@ def _check_task_table(file: Path) -> Agreement:
     return _agreement("task names", len(names), wrong)
 
 
+_EARLY_STEPS, _EARLY_TOLERANCE, _LATE_TOLERANCE, _PICTURE_TOLERANCE = 40, 1e-3, 5e-3, 1.0
+"""Largest differences that count as agreement: states [m, rad] in the first steps and later, pictures [grey levels]."""
+
+
+def _check_rollouts(folder: Path, calvin_root: Path) -> Iterator[Agreement]:
+    """Replay recorded relative actions on CALVIN's own files; compare states, pictures and depth."""
+    for file in sorted(folder.glob("rollout_*.npz")):
+        with np.load(file, allow_pickle=False) as recorded:
+            yield from _replay(file.stem.removeprefix("rollout_"), dict(recorded), calvin_root)
+
+
+def _replay(scene_name: str, recorded: dict[str, np.ndarray], calvin_root: Path) -> Iterator[Agreement]:
+    env = PlayTable(scene_name, calvin_root=calvin_root, render_mode=None)
+    try:
+        start = {"robot_obs": recorded["neutral_robot_obs"], "scene_obs": recorded["initial_scene_obs"]}
+        seen, _ = env.reset(options=start)
+        states, pictures, wrong_states, wrong_pictures = [], [], [], []
+        for step in range(len(recorded["rel_actions"]) + 1):
+            if step:
+                seen, *_ = env.step(recorded["rel_actions"][step - 1])
+            differences = [np.abs(seen[name] - recorded[name][step]).max() for name in ("robot_obs", "scene_obs")]
+            states.append(float(max(differences)))
+            if states[-1] > (_EARLY_TOLERANCE if step <= _EARLY_STEPS else _LATE_TOLERANCE):
+                wrong_states.append(f"step {step}")
+            for number in np.flatnonzero(recorded["image_steps"] == step):
+                for camera in ("static", "gripper"):
+                    difference = env.draw(camera).astype(float) - recorded[f"rgb_{camera}"][number]
+                    pictures.append(float(np.abs(difference).mean()))
+                    if pictures[-1] > _PICTURE_TOLERANCE:
+                        wrong_pictures.append(f"{camera} at step {step}")
+    finally:
+        env.close()
+    yield _agreement(f"rollout {scene_name}", len(states), wrong_states, max(states))
+    yield _agreement(f"pictures {scene_name}", len(pictures), wrong_pictures, max(pictures, default=0.0))
+
+
 def _agreement(kind: str, cases: int, wrong: list[str], largest: float = 0.0) -> Agreement:
     return Agreement(
         kind=kind, cases=cases, agree=cases - len(wrong), largest_difference=largest, disagreements=tuple(wrong)
@@ -131,14 +167,16 @@ _CHECKS: dict[str, Callable[[Path], Agreement]] = {
 }
 
 
-def check_folder(folder: Path) -> Iterator[Agreement | str]:
-    """Yield an agreement for each file that is there, and a sentence for each that is not.
+def check_folder(folder: Path, calvin_root: Path | None = None) -> Iterator[Agreement | str]:
+    """Yield agreements for what is there, and a sentence for each file that is not.
 
     Raises:
         DataError: the folder holds none of them, or one that cannot be read.
+        ConfigError: `calvin_root` is no clone of CALVIN.
     """
-    if not any((folder / name).is_file() for name in _CHECKS):
-        raise DataError(f"{folder}: expected one of {', '.join(_CHECKS)}, got none; give a folder of recordings.")
+    rollouts = folder / "rollouts"
+    if not rollouts.is_dir() and not any((folder / name).is_file() for name in _CHECKS):
+        raise DataError(f"{folder}: expected {', '.join(_CHECKS)} or rollouts, got none; give a folder of recordings.")
     for name, check in _CHECKS.items():
         if not (folder / name).is_file():
             yield f"{name}: not there, skipped"
@@ -147,16 +185,23 @@ def check_folder(folder: Path) -> Iterator[Agreement | str]:
             yield check(folder / name)
         except KeyError as error:
             raise DataError(f"{folder / name}: {error} is missing; record it again.") from error
+    if not rollouts.is_dir():
+        yield "rollouts: not there, skipped"
+    elif calvin_root is None:
+        yield "rollouts: skipped, replaying them needs CALVIN's own files (--calvin_root)"
+    else:
+        yield from _check_rollouts(rollouts, calvin_root)
 
 
-def verify(*, folder: Path, json: Path | None = None) -> int:
-    """Compare our tasks, sequences and starts with recordings of the official CALVIN; exit with 1 where one differs.
+def verify(*, folder: Path, calvin_root: Path | None = None, json: Path | None = None) -> int:
+    """Compare tasks, sequences, starts and physics with recordings of the official CALVIN; exit with 1 on a difference.
 
     Args:
-        folder: holds any of tasks.json, oracle_cases.json, sequences.json, initial_states.json.
+        folder: holds any of tasks.json, oracle_cases.json, sequences.json, initial_states.json, rollouts/.
+        calvin_root: a clone of mees/calvin with its submodule, to replay the rollouts on.
         json: file for the result.
     """
-    results = list(check_folder(folder))
+    results = list(check_folder(folder, calvin_root))
     for result in results:
         print(result if isinstance(result, str) else result.line(), file=sys.stdout)
     found = [result for result in results if isinstance(result, Agreement)]

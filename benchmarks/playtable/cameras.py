@@ -10,6 +10,8 @@ import pybullet
 STATIC_EYE = (2.871459009488717, -2.166602199425597, 2.555159848480571)
 STATIC_TARGET = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
 STATIC_UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
+STATIC_RANGE, GRIPPER_RANGE = (0.01, 10.0), (0.01, 2.0)
+"""Near and far plane of each camera [m]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,32 +29,33 @@ class CameraConfig:
 def static_matrices() -> tuple[list[float], list[float]]:
     """Return view and projection matrix of the static camera (fov 10 deg, near 0.01 m, far 10 m)."""
     view = pybullet.computeViewMatrix(STATIC_EYE, STATIC_TARGET, STATIC_UP)
-    return view, pybullet.computeProjectionMatrixFOV(10, 1, 0.01, 10)
+    return view, pybullet.computeProjectionMatrixFOV(10, 1, *STATIC_RANGE)
 
 
 def gripper_matrices(position: np.ndarray, quaternion: np.ndarray) -> tuple[list[float], list[float]]:
     """Return view and projection matrix of the hand camera (fov 75 deg, near 0.01 m, far 2 m) for its link pose."""
     rotation = np.array(pybullet.getMatrixFromQuaternion(quaternion)).reshape(3, 3)
     view = pybullet.computeViewMatrix(position, position + rotation[:, 1], -rotation[:, 2])
-    return view, pybullet.computeProjectionMatrixFOV(75, 1, 0.01, 2)
+    return view, pybullet.computeProjectionMatrixFOV(75, 1, *GRIPPER_RANGE)
 
 
-def draw(client: int, matrices: tuple[list[float], list[float]], px: int, supersample: int) -> np.ndarray:
-    """Draw one picture: uint8 `[px px 3]`."""
+def draw(
+    client: int, matrices: tuple[list[float], list[float]], px: int, *, supersample: int = 1, shadows: bool = False
+) -> np.ndarray:
+    """Draw one picture: uint8 `[px px 3]`; with shadows it is what CALVIN draws without a GPU."""
     side = px * supersample
-    view, projection = matrices
+    options = {} if shadows else {"shadow": 0, "flags": pybullet.ER_NO_SEGMENTATION_MASK}
     picture = pybullet.getCameraImage(
-        side,
-        side,
-        view,
-        projection,
-        shadow=0,
-        renderer=pybullet.ER_TINY_RENDERER,
-        flags=pybullet.ER_NO_SEGMENTATION_MASK,
-        physicsClientId=client,
+        side, side, *matrices, renderer=pybullet.ER_TINY_RENDERER, physicsClientId=client, **options
     )[2]
     rgb = np.asarray(picture, dtype=np.uint8).reshape(side, side, 4)[..., :3]
     if supersample == 1:
         return rgb.copy()
     blocks = rgb.reshape(px, supersample, px, supersample, 3).astype(np.uint16)
     return ((blocks.sum((1, 3)) + supersample**2 // 2) // supersample**2).astype(np.uint8)
+
+
+def draw_depth(client: int, matrices: tuple[list[float], list[float]], px: int, near: float, far: float) -> np.ndarray:
+    """Draw the distance along the camera's axis [m], float32 `[px px]`."""
+    buffer = pybullet.getCameraImage(px, px, *matrices, renderer=pybullet.ER_TINY_RENDERER, physicsClientId=client)[3]
+    return np.asarray(far * near / (far - (far - near) * np.asarray(buffer, np.float32).reshape(px, px)), np.float32)

@@ -299,14 +299,23 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def draw(self, camera: str, *, px: int | None = None) -> np.ndarray:
         """Draw one camera: uint8 `[px px 3]`, at its own size unless another is asked for."""
+        return cameras.draw(
+            self.client, self._matrices(camera), px or self._side(camera),
+            supersample=self.camera.supersample, shadows=self.files.official,
+        )  # fmt: skip
+
+    def draw_depth(self, camera: str, *, px: int | None = None) -> np.ndarray:
+        """Draw one camera's depth [m]: float32 `[px px]`."""
+        planes = cameras.STATIC_RANGE if camera == "static" else cameras.GRIPPER_RANGE
+        return cameras.draw_depth(self.client, self._matrices(camera), px or self._side(camera), *planes)
+
+    def _side(self, camera: str) -> int:
+        return self.camera.static_px if camera == "static" else self.camera.gripper_px
+
+    def _matrices(self, camera: str) -> tuple[list[float], list[float]]:
         if camera == "static":
-            matrices, own = cameras.static_matrices(), self.camera.static_px
-        else:
-            matrices, own = (
-                cameras.gripper_matrices(*self.robot.link_pose(self.robot.camera)),
-                self.camera.gripper_px,
-            )
-        return cameras.draw(self.client, matrices, px or own, self.camera.supersample)
+            return cameras.static_matrices()
+        return cameras.gripper_matrices(*self.robot.link_pose(self.robot.camera))
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """Draw the static camera (Gymnasium's `rgb_array`)."""
