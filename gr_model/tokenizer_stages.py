@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from ..data_pipeline.shards import list_shards, read_indexed
+from ..data_pipeline.shards import list_shards, read_index, read_indexed
 from ..data_pipeline.tokens import DecodedWindow, decode_sample, write_token_shards
 from .contracts import Array
 from .errors import DataError
@@ -23,11 +23,11 @@ _VALIDATION_SHARE = 0.03
 
 def _decoded_windows(shards: Path, image_size: int) -> Iterator[DecodedWindow]:
     """Yield the decodable windows of video shards, in order, with a progress bar."""
-    for shard in tqdm(list_shards(shards), desc="decode", unit="shard"):
-        for sample in read_indexed(shard):
-            for window in decode_sample(sample, image_size, None):
-                if not window.problem:
-                    yield window
+    files = list_shards(shards)
+    with tqdm(total=sum(len(read_index(file)["samples"]) for file in files), desc="decode", unit="clip") as progress:
+        for sample in (sample for file in files for sample in read_indexed(file)):
+            yield from (window for window in decode_sample(sample, image_size, None) if not window.problem)
+            progress.update()
 
 
 def read_frames(shards: Path, *, image_size: int, max_frames: int, seed: int) -> tuple[Array, Array]:
@@ -45,14 +45,15 @@ def read_frames(shards: Path, *, image_size: int, max_frames: int, seed: int) ->
     """
     rng = np.random.default_rng(seed)
     kept: list[Array] = []
-    seen = 0
-    for window in _decoded_windows(shards, image_size):
+    num_frames = 0
+    for number, window in enumerate(_decoded_windows(shards, image_size), start=1):
         frames = np.concatenate(list(window.images.values()))
-        seen += len(frames)
-        kept.append(frames)
-        # Once the store is full, each window replaces a random one: the choice stays fair and memory bounded.
-        if sum(map(len, kept)) > max_frames:
-            kept.pop(int(rng.integers(len(kept))))
+        if num_frames + len(frames) <= max_frames:
+            kept.append(frames)
+            num_frames += len(frames)
+        elif (place := int(rng.integers(number))) < len(kept):  # every window stays with the same probability
+            num_frames += len(frames) - len(kept[place])
+            kept[place] = frames
     if len(kept) < 2:
         raise DataError(f"{shards}: expected at least two decodable clips, got {len(kept)}; write more shards.")
     num_validation = max(1, round(len(kept) * _VALIDATION_SHARE))
