@@ -192,7 +192,7 @@ def demo(
     _make_data(journal, out, chosen, videos, workers, seed)
     _train(journal, out, chosen, videos, workers, seed)
     _judge(journal, out, chosen, workers, seed)
-    from .report import write_report
+    from .report.page import write_report
 
     report = journal_report(journal, out, write_report)
     print(

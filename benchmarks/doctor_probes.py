@@ -52,7 +52,7 @@ def probe_video() -> None:
     def encode() -> str:
         import av
 
-        from .report_media import encode_mp4
+        from .report.media import encode_mp4
 
         content["mp4"] = encode_mp4(list(clip), Fraction(10))
         return f"PyAV {av.__version__}, {len(content['mp4'])} bytes"

@@ -121,7 +121,7 @@ def _benchmark_speed() -> Target:
 
 def _report() -> Target:
     """Write the HTML report of a run folder."""
-    from ..benchmarks.report import write_report
+    from ..benchmarks.report.page import write_report
 
     return write_report
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,9 +19,7 @@ from torch.nn import functional as F
 from ..cvae_head.trajectory import POSE_DIM, chunk_targets
 from .context import Context, Targets
 from .errors import ShapeError
-
-if TYPE_CHECKING:
-    from .world_model import WorldModel
+from .world_model import WorldModel
 
 Batch = Mapping[str, Any]
 

@@ -22,7 +22,7 @@ from .averaging import WeightAverage
 from .errors import CheckpointError, ConfigError, DataError, EnvironmentMissing
 from .layers import fast_bfloat16
 from .metrics_log import MetricsLog
-from .objectives import Batch, evaluation_figures
+from .objectives import Batch, evaluation_figures, training_losses
 from .optimizer import MuonAdamW
 from .run import Progress, SaveLast, StatefulLoader, StepStream
 from .world_model import WorldModel
@@ -142,7 +142,7 @@ class TrainingModule(L.LightningModule):
         """
         c, step = self.config, self.global_step
         torch.manual_seed((c.seed * 1_000_003 + step) * 4099 + self.global_rank)
-        losses = self.model(batch, with_actions=c.with_actions, with_frames=self.predicts_frames(step))
+        losses = training_losses(self.model, batch, with_actions=c.with_actions, with_frames=self.predicts_frames(step))
         loss = next(iter(losses.values())).new_zeros(())
         if "frame_loss" in losses:
             loss = loss + (c.frame_weight if c.with_actions else 1.0) * losses["frame_loss"]

@@ -6,8 +6,6 @@ chunk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -20,7 +18,6 @@ from .embedding import TokenEmbedding
 from .errors import ShapeError
 from .gpt import GPT
 from .normalization import Standardize, Statistics
-from .objectives import training_losses
 from .sequence import SequenceLayout, make_layout
 
 _COPY_GATE_START = 3.0
@@ -242,7 +239,3 @@ class WorldModel(nn.Module):
             return condition, None
         frames = y[:, -len(constants["target"]) :].unflatten(1, (layout.num_targets, layout.frame_length))
         return condition, frames
-
-    def forward(self, batch: Mapping[str, object], *, with_actions: bool, with_frames: bool) -> dict[str, Tensor]:
-        """Return the losses and metrics of a training batch; see `objectives.training_losses`."""
-        return training_losses(self, batch, with_actions=with_actions, with_frames=with_frames)

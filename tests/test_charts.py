@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gr2.benchmarks.charts import (
+from gr2.benchmarks.report.charts import (
     WIDTH,
     Bar,
     BarGroup,

@@ -11,7 +11,7 @@ from model_cases import make_batch, make_context, make_model, small_config
 from gr2.gr_model.context import Targets
 from gr2.gr_model.errors import ConfigError
 from gr2.gr_model.generation import FrameDecoder, SamplingConfig, imagine, slide
-from gr2.gr_model.objectives import read_targets
+from gr2.gr_model.objectives import read_targets, training_losses
 
 MODES = pytest.mark.parametrize("decoding", ["masked", "raster"])
 
@@ -55,7 +55,7 @@ def test_a_memorised_frame_is_imagined(decoding: Any) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
     model.train()
     for _ in range(250):
-        loss = model(batch, with_actions=False, with_frames=True)["frame_loss"]
+        loss = training_losses(model, batch, with_actions=False, with_frames=True)["frame_loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -15,7 +15,7 @@ from gr2.gr_model.averaging import WeightAverage
 from gr2.gr_model.errors import CheckpointError, DataError
 from gr2.gr_model.metrics_log import MetricsLog
 from gr2.gr_model.normalization import Statistics, measure_statistics
-from gr2.gr_model.objectives import evaluation_figures
+from gr2.gr_model.objectives import evaluation_figures, training_losses
 from gr2.gr_model.optimizer import MuonAdamW
 from gr2.gr_model.training import TrainingConfig, TrainingModule, learning_rate_factor, train
 
@@ -103,7 +103,7 @@ def test_frames_and_actions_of_one_batch_are_learned() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
     model.train()
     for _ in range(250):
-        losses = model(batch, with_actions=True, with_frames=True)
+        losses = training_losses(model, batch, with_actions=True, with_frames=True)
         optimizer.zero_grad()
         (losses["action_loss"] + losses["frame_loss"]).backward()
         optimizer.step()

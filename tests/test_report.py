@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from gr2.benchmarks.published import ABCD_D
-from gr2.benchmarks.report import SECTIONS, write_report
-from gr2.benchmarks.report_media import encode_mp4
+from gr2.benchmarks.report.media import encode_mp4
+from gr2.benchmarks.report.page import SECTIONS, write_report
 from gr2.benchmarks.statistics import bootstrap_mean, paired_difference, wilson_interval
 from gr2.gr_model.errors import DataError
 

@@ -15,7 +15,7 @@ from gr2.gr_model.context import Context, Targets
 from gr2.gr_model.errors import ConfigError, ShapeError
 from gr2.gr_model.gpt import count_parameters
 from gr2.gr_model.layers import Attention
-from gr2.gr_model.objectives import evaluation_figures, read_targets
+from gr2.gr_model.objectives import evaluation_figures, read_targets, training_losses
 from gr2.gr_model.sequence import make_layout, pack_codes, sees, unpack_codes
 from gr2.gr_model.world_model import WorldModel
 
@@ -195,9 +195,10 @@ def test_figures_of_a_perfect_copy() -> None:
 def test_unusable_input_is_refused() -> None:
     model = make_model(small_config())
     with pytest.raises(ShapeError, match="target frames"):
-        model(make_batch(model.config, targets=0), with_actions=True, with_frames=True)
+        training_losses(model, make_batch(model.config, targets=0), with_actions=True, with_frames=True)
     with pytest.raises(ShapeError, match="text_id"):
-        model(
+        training_losses(
+            model,
             make_batch(model.config) | {"text_id": torch.tensor([9, 0, 0])},
             with_actions=True,
             with_frames=False,

@@ -19,7 +19,8 @@ import pybullet
 from ...gr_model.contracts import JointCommand, Observation
 from ...gr_model.errors import EnvironmentMissing, SimulationError
 from . import cameras
-from .assets import builtin_assets, calvin_assets
+from .assets import builtin_assets
+from .calvin_assets import calvin_assets
 from .robot import FINGER_OPEN, REST_JOINTS, SimulatedPanda
 from .scenes import NEUTRAL_JOINTS, ROBOT_BASE, SceneSpec, scene
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from .report_act import chains_body, safety_body, success_body
-from .report_html import Section, note, text
-from .report_inputs import RunFiles, read_run
-from .report_learning import episodes_body, losses_body, video_body
-from .report_overview import chain_body, funnel_body, headline, provenance_body, stages_body, summary
-from .report_style import SCRIPT, STYLE
+from .act import chains_body, safety_body, success_body
+from .inputs import RunFiles, read_run
+from .learning import episodes_body, losses_body, video_body
+from .markup import Section, note, text
+from .overview import chain_body, funnel_body, headline, provenance_body, stages_body, summary
+from .style import SCRIPT, STYLE
 
 SECTIONS: tuple[tuple[str, str, Callable[[RunFiles], str]], ...] = (
     ("chain", "The chain", chain_body),

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from ..published import ABCD_D, CAPTION
+from ..statistics import Interval, bootstrap_mean, paired_difference, rate_difference, wilson_interval
 from .charts import Bar, BarGroup, interval_bars
-from .published import ABCD_D, CAPTION
-from .report_html import (
+from .inputs import ACT, RunFiles
+from .markup import (
     absent,
     command_line,
     count,
@@ -21,8 +23,6 @@ from .report_html import (
     table,
     text,
 )
-from .report_inputs import ACT, RunFiles
-from .statistics import Interval, bootstrap_mean, paired_difference, rate_difference, wilson_interval
 
 CONTROL_NAMES = {"wbc": "whole-body control", "calvin": "CALVIN's own control"}
 CONTROL_COLOURS = {"wbc": "1", "calvin": "2"}

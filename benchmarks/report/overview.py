@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..statistics import bootstrap_mean, wilson_interval
+from .act import broken_limits, chain_rates, control_name, controls_of, pooled
 from .charts import value_bars
-from .report_act import broken_limits, chain_rates, control_name, controls_of, pooled
-from .report_html import (
+from .inputs import RUN, SHARDS, STAGES, RunFiles
+from .learning import final_value, last_horizon_gain
+from .markup import (
     absent,
     command_line,
     count,
@@ -19,9 +22,6 @@ from .report_html import (
     table,
     text,
 )
-from .report_inputs import RUN, SHARDS, STAGES, RunFiles
-from .report_learning import final_value, last_horizon_gain
-from .statistics import bootstrap_mean, wilson_interval
 
 
 def summary(files: RunFiles) -> str:

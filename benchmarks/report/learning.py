@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..gr_model.errors import DataError
+from ...gr_model.errors import DataError
+from ..statistics import Interval, bootstrap_mean, paired_difference
 from .charts import QUIET, Series, line_chart
-from .report_html import absent, charts, command_line, count, note, percent, signed_span, table, text
-from .report_inputs import EPISODES, FINETUNE, IMAGINE, PRETRAIN, Curves, RunFiles
-from .report_media import embed_video
-from .statistics import Interval, bootstrap_mean, paired_difference
+from .inputs import EPISODES, FINETUNE, IMAGINE, PRETRAIN, Curves, RunFiles
+from .markup import absent, charts, command_line, count, note, percent, signed_span, table, text
+from .media import embed_video
 
 MAX_EPISODES = 24
 """Episodes whose videos are embedded; more would make the page too heavy."""
