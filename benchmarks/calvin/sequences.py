@@ -19,7 +19,7 @@ import numpy as np
 from ...gr_model.errors import DataError
 
 SymbolicState = dict[str, int | str]
-Rule = tuple[Mapping[str, Any], Mapping[str, Any]]
+Rule = tuple[dict[str, Any], dict[str, Any]]
 """Condition (value, or tuple of allowed values, for each key) and effect."""
 
 COLOURS = ("red", "blue", "pink")
@@ -44,11 +44,12 @@ class EvaluationSequence:
 
 def _rules() -> dict[str, tuple[int, tuple[Rule, ...]]]:
     """Return category and rules of each of the 34 tasks, in the official order."""
-    free, held = {"grasped": 0}, {"grasped": 1}
+    free: dict[str, Any] = {"grasped": 0}
+    held: dict[str, Any] = {"grasped": 1}
     table: dict[str, tuple[int, tuple[Rule, ...]]] = {}
     for verb in ("rotate", "push"):
         for colour in COLOURS:
-            block = {f"{colour}_block": "table"}
+            block: dict[str, Any] = {f"{colour}_block": "table"}
             for side in ("right", "left"):
                 table[f"{verb}_{colour}_block_{side}"] = (1, ((block | free, block),))
     for name, key, now in (
@@ -59,11 +60,12 @@ def _rules() -> dict[str, tuple[int, tuple[Rule, ...]]]:
     ):
         table[name] = (2 if key == "slider" else 3, (({key: now} | free, {key: _DOORS[now]}),))
     for colour in COLOURS:
-        block, grasped = f"{colour}_block", {f"{colour}_block": "grasped", "grasped": 1}
-        shelves = tuple(({block: f"slider_{_DOORS[door]}", "slider": door} | free, grasped) for door in _DOORS_RL)
-        table[f"lift_{colour}_block_table"] = (4, (({block: "table"} | free, grasped),))
+        block_name = f"{colour}_block"
+        grasped: dict[str, Any] = {block_name: "grasped", "grasped": 1}
+        shelves = tuple(({block_name: f"slider_{_DOORS[door]}", "slider": door} | free, grasped) for door in _DOORS_RL)
+        table[f"lift_{colour}_block_table"] = (4, (({block_name: "table"} | free, grasped),))
         table[f"lift_{colour}_block_slider"] = (5, shelves)
-        table[f"lift_{colour}_block_drawer"] = (6, (({block: "drawer", "drawer": "open"} | free, grasped),))
+        table[f"lift_{colour}_block_drawer"] = (6, (({block_name: "drawer", "drawer": "open"} | free, grasped),))
     blocks = [f"{colour}_block" for colour in COLOURS]
     table["place_in_slider"] = (
         7,
@@ -131,13 +133,17 @@ def _draw_tasks(state: SymbolicState, generator: np.random.RandomState) -> tuple
         names = [TASK_NAMES[i] for i in generator.permutation(len(TASK_NAMES))[:SEQUENCE_LENGTH]]
         if len({_RULES[name][0] for name in names}) < SEQUENCE_LENGTH:
             continue
-        now: SymbolicState | None = state
-        for name in names:
-            now = apply(name, now)
-            if now is None:
-                break
-        else:
+        if _can_be_done(names, state):
             return tuple(names)
+
+
+def _can_be_done(names: Sequence[str], state: SymbolicState) -> bool:
+    for name in names:
+        after = apply(name, state)
+        if after is None:
+            return False
+        state = after
+    return True
 
 
 def generate_sequences(number: int) -> list[EvaluationSequence]:
