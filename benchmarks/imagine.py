@@ -16,7 +16,8 @@ from .calvin.episodes import run_task, start_state, task_start
 from .control import make_control
 from .playtable.cameras import CameraConfig
 from .playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
-from .playtable.experts import ExpertStyle, act
+from .playtable.expert_motion import ExpertStyle
+from .playtable.experts import act
 from .playtable.instructions import sentences
 from .playtable.tasks import TASKS
 from .video_metrics import StepMetrics, compare_futures, gather_steps

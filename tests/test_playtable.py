@@ -13,7 +13,8 @@ from gr2.benchmarks.calvin.scripted_policy import ScriptedPolicy
 from gr2.benchmarks.control import CalvinControl, WbcControl
 from gr2.benchmarks.playtable.cameras import CameraConfig
 from gr2.benchmarks.playtable.environment import PlayTable, WorldState
-from gr2.benchmarks.playtable.experts import ExpertStyle, act
+from gr2.benchmarks.playtable.expert_motion import ExpertStyle
+from gr2.benchmarks.playtable.experts import act
 from gr2.benchmarks.playtable.sampling import sample_scene
 from gr2.benchmarks.playtable.scenes import scene
 from gr2.benchmarks.playtable.tasks import TASKS, feasible

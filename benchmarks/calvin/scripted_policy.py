@@ -6,7 +6,8 @@ import numpy as np
 
 from ...gr_model.contracts import ActionTrajectory, Observation
 from ..playtable.environment import CONTROL_HZ, PlayTable
-from ..playtable.experts import ExpertStyle, act
+from ..playtable.expert_motion import ExpertStyle
+from ..playtable.experts import act
 from ..playtable.scenes import ROBOT_BASE
 
 

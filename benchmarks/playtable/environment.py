@@ -111,7 +111,7 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         pybullet.resetSimulation(physicsClientId=client)
         pybullet.setTimeStep(1 / SIM_HZ, physicsClientId=client)
         pybullet.setGravity(0, 0, -9.8, physicsClientId=client)
-        self.robot = SimulatedPanda(client, files.robot, with_stand=files.official)
+        self.robot = SimulatedPanda(client, files.robot, official=files.official)
         self.robot.reset(np.array(REST_JOINTS), FINGER_OPEN, 1.0)
         size = {"globalScaling": files.scaling, "physicsClientId": client}
         self.blocks = {

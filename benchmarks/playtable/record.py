@@ -21,7 +21,8 @@ from ...gr_model.contracts import ActionTrajectory, Episode, Observation
 from ...gr_model.errors import ConfigError, DataError
 from .cameras import CameraConfig
 from .environment import CAMERAS, CONTROL_HZ, PlayTable, WorldState
-from .experts import ExpertStyle, act
+from .expert_motion import ExpertStyle
+from .experts import act
 from .instructions import draw_sentence
 from .robot import FINGER_OPEN
 from .sampling import sample_joints, sample_scene

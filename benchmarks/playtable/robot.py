@@ -24,11 +24,12 @@ _FORCE, _MAX_VELOCITY = 200.0, 2.0
 class SimulatedPanda:
     """Loads the arm into a physics client and drives its motors.
 
-    with_stand: draw the cylinder that CALVIN puts below the arm.
+    official: behave as CALVIN does to the last digit: draw the stand below the arm, and read link poses as they were
+        at the last physics step but one (a lag of 1/240 s, some tenths of a millimetre).
     """
 
-    def __init__(self, client: int, urdf: Path, *, with_stand: bool = False) -> None:
-        self.client = client
+    def __init__(self, client: int, urdf: Path, *, official: bool = False) -> None:
+        self.client, self.official = client, official
         self.uid = pybullet.loadURDF(str(urdf), ROBOT_BASE, useFixedBase=True, physicsClientId=client)
         names = {}
         for index in range(pybullet.getNumJoints(self.uid, physicsClientId=client)):
@@ -37,7 +38,7 @@ class SimulatedPanda:
         self.arm = list(range(7))
         self.fingers = (names["panda_leftfinger"], names["panda_rightfinger"])
         self.tcp, self.camera = names["tcp"], names["gripper_cam"]
-        if with_stand:
+        if official:
             self._draw_stand()
         gear = pybullet.createConstraint(
             self.uid, self.fingers[0], self.uid, self.fingers[1], pybullet.JOINT_GEAR, [1, 0, 0], [0, 0, 0], [0, 0, 0],
@@ -112,6 +113,9 @@ class SimulatedPanda:
         return float(states[0][0] + states[1][0])
 
     def link_pose(self, link: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return world position [m] and quaternion xyzw of a link, as of the last physics step."""
-        state = pybullet.getLinkState(self.uid, link, physicsClientId=self.client)
-        return np.array(state[0]), np.array(state[1])
+        """Return world position [m] and quaternion xyzw of a link frame."""
+        if self.official:
+            state = pybullet.getLinkState(self.uid, link, physicsClientId=self.client)
+            return np.array(state[0]), np.array(state[1])
+        state = pybullet.getLinkState(self.uid, link, computeForwardKinematics=True, physicsClientId=self.client)
+        return np.array(state[4]), np.array(state[5])

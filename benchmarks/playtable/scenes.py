@@ -21,6 +21,8 @@ REACH = 0.76
 """How far from the base, along the desk, the arm works with the hand pointing down [m]."""
 
 DESK_Z = 0.44
+DOOR_WIDTH = 0.28
+"""How far the sliding door reaches to the right of its link frame [m]."""
 BLOCK_HALF_HEIGHT = 0.02
 DRAWER_TRAVEL = 0.22
 SWITCH_TRAVEL = 0.088

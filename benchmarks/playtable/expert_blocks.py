@@ -1,0 +1,81 @@
+"""Experts at the blocks: lift, push, and put down."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from .environment import WorldState
+from .expert_motion import HOVER_Z, ExpertStyle, Goal, travel, yaw_error
+from .scenes import SceneSpec
+
+
+def let_go(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+    """Put down what a former task left in the hand, then rise with the hand open."""
+    tool = state.tool_position
+    yaw = Rotation.from_quat(state.tool_quaternion).as_euler("xyz")[2]
+    euler = (np.pi, 0.0, float(yaw))
+    if state.gripper_command == 1 and state.finger_width > 0.06:
+        return Goal(position=tool + [0, 0, 0.12], euler=euler, gripper=1.0)
+    low, high = spec.spawn_x
+    place = np.array([np.clip(tool[0], low, high), np.clip(tool[1], -0.13, -0.05), 0.464])
+    if np.linalg.norm(place[:2] - tool[:2]) > 0.03:
+        return Goal(position=np.array([place[0], place[1], max(tool[2], HOVER_Z - 0.04)]), euler=euler)
+    opening = 1.0 if tool[2] < 0.476 else 0.0
+    return Goal(position=place, euler=euler, gripper=opening)
+
+
+def block_yaw(quaternion: np.ndarray) -> float:
+    """Return the grasp yaw [rad] nearest to pi/2 (a block looks the same after half a turn)."""
+    x_axis = Rotation.from_quat(quaternion).apply([1.0, 0.0, 0.0])
+    yaw = np.arctan2(x_axis[1], x_axis[0])
+    return float((yaw - np.pi / 2 + np.pi / 2) % np.pi - np.pi / 2 + np.pi / 2)
+
+
+def lift(colour: str, state: WorldState, style: ExpertStyle) -> Goal:
+    position, quaternion = state.blocks[colour]
+    euler = (np.pi, 0.0, block_yaw(quaternion))
+    tool = state.tool_position
+    error = float(np.linalg.norm(tool[:2] - position[:2]))
+    height = tool[2] - position[2]
+    closed_on_it = state.gripper_command == 0 and state.finger_width > 0.03 and error < 0.02 and height < 0.02
+    if closed_on_it and ("robot", "") in state.contacts[colour]:
+        if state.finger_width < 0.046:
+            return Goal(position=tool + [0, 0, 0.15], euler=euler, gripper=0.0)
+        return Goal(position=position, euler=euler, gripper=0.0)
+    aligned = yaw_error(state, euler) < 0.15
+    if error < 0.009 and height < 0.012 and aligned:
+        return Goal(position=position, euler=euler, gripper=0.0)
+    if error < (0.012 if height > 0.05 else 0.022) and aligned and state.finger_width > 0.06:
+        return Goal(position=position - [0, 0, 0.002], euler=euler, gripper=1.0, speed=0.8)
+    above = position + [0, 0, 0.085 + 0.5 * max(style.hover, 0)]
+    if height < 0.06 and error < 0.05:
+        return Goal(position=tool + [0, 0, 0.06], euler=euler, gripper=1.0)
+    return travel(state, above, HOVER_Z + style.hover, euler=euler, gripper=1.0)
+
+
+def push(colour: str, direction: int, state: WorldState, style: ExpertStyle) -> Goal:
+    position, quaternion = state.blocks[colour]
+    tool = state.tool_position
+    behind = (position[0] - tool[0]) * direction
+    beside = abs(tool[1] - position[1])
+    low = tool[2] < 0.482
+    closed = state.finger_width < 0.02
+    half = _half_extent_x(quaternion)
+    start = np.array([position[0] - direction * (half + 0.05), position[1], 0.462])
+    if low and closed and 0.02 < behind < 0.16 and beside < 0.05:
+        # Beside the line, back to the start; on it, forward: one blends into the other.
+        forward = max(0.0, 1.0 - max(0.0, beside - 0.012) / 0.02)
+        x = forward * (tool[0] + direction * 0.1) + (1 - forward) * start[0]
+        return Goal(position=np.array([x, position[1], 0.462]), speed=0.75)
+    if np.linalg.norm(tool[:2] - start[:2]) < 0.018 and closed:
+        return Goal(position=start)
+    if tool[2] < 0.49 and np.linalg.norm(tool[:2] - start[:2]) > 0.03:
+        return Goal(position=np.array([tool[0] - direction * 0.02, tool[1], HOVER_Z + style.hover]))
+    return travel(state, start + [0, 0, 0.05], HOVER_Z + style.hover)
+
+
+def _half_extent_x(quaternion: np.ndarray) -> float:
+    """Bound the half length of a block along x [m] from its yaw."""
+    axis = Rotation.from_quat(quaternion).apply([1.0, 0.0, 0.0])
+    return float(0.02 + 0.02 * abs(axis[0]))

@@ -1,0 +1,56 @@
+"""What scripted experts share: styles, goals, and how the tool travels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from .environment import WorldState
+
+HOVER_Z = 0.56
+"""Height at which the tool travels above the desk [m]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertStyle:
+    """What varies from demonstration to demonstration.
+
+    lead: how far ahead of the tool its target is put along each axis [m] (speed); hover: extra height while
+    travelling [m]; offset: where along the handle it acts [m].
+    """
+
+    lead: float = 0.03
+    hover: float = 0.0
+    offset: float = 0.0
+
+    @staticmethod
+    def sample(rng: np.random.Generator) -> ExpertStyle:
+        """Draw a style."""
+        return ExpertStyle(lead=rng.uniform(0.028, 0.032), hover=rng.uniform(-0.01, 0.015), offset=rng.uniform(-1, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """Where the tool should go: position [m] and fixed-axis euler [rad] in the world, gripper 0 or 1, speed factor."""
+
+    position: np.ndarray
+    euler: tuple[float, float, float] = (np.pi, 0.0, np.pi / 2)
+    gripper: float = 0.0
+    speed: float = 1.0
+
+
+def travel(state: WorldState, above: np.ndarray, hover_z: float, **goal: object) -> Goal:
+    """Go to a place by way of the travelling height: rise first, then move across, both slanted."""
+    tool = state.tool_position
+    across = float(np.linalg.norm(above[:2] - tool[:2]))
+    z = max(float(above[2]), hover_z) if across > 0.04 else float(above[2])
+    if across > 0.04 and tool[2] < hover_z - 0.03:
+        return Goal(position=np.array([*(tool[:2] + 0.15 * (above[:2] - tool[:2])), hover_z]), **goal)  # type: ignore[arg-type]
+    return Goal(position=np.array([above[0], above[1], z]), **goal)  # type: ignore[arg-type]
+
+
+def yaw_error(state: WorldState, euler: tuple[float, float, float]) -> float:
+    current = Rotation.from_quat(state.tool_quaternion)
+    return float(np.linalg.norm((Rotation.from_euler("xyz", euler) * current.inv()).as_rotvec()))
