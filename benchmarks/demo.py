@@ -278,8 +278,9 @@ def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed
 
     journal.run(
         "benchmark calvin", evaluate,
-        {"policy": str(out / "finetune"), "out": out / "act", "control": "both", "starts": preset.starts,
-         "chains": preset.test_chains, "max_steps": preset.max_steps, "workers": workers, "seed": seed + 100},
+        {"policy": str(out / "finetune"), "out": out / "act", "control": "both", "sequences": 0,
+         "starts": preset.starts, "chains": preset.test_chains, "max_steps": preset.max_steps, "workers": workers,
+         "seed": seed + 100},
         name="act",
     )  # fmt: skip
     imagined = {"policy": str(out / "finetune"), "out": out / "imagine", "seed": seed + 300}

@@ -86,11 +86,11 @@ def test_recording_refuses_another_configuration(run):
 def test_acting_imagining_and_the_report(run):
     results = evaluate(
         policy=str(run / "finetune"), out=run / "act", tasks="open_drawer,turn_on_led", control="both", starts=1,
-        chains=1, max_steps=12, workers=1,
+        sequences=1, chains=1, max_steps=12, workers=1,
     )  # fmt: skip
     for control in ("wbc", "calvin"):
         assert set(results["controls"][control]["tasks"]) == {"open_drawer", "turn_on_led"}
-        assert len(results["controls"][control]["chains"]) == 1
+        assert len(results["controls"][control]["chains"]) == len(results["controls"][control]["sequences"]) == 1
     limits = results["controls"]["wbc"]["limits"]
     assert limits["ticks"] > 0
     assert limits["position_violations"] == limits["velocity_violations"] == 0
@@ -105,9 +105,9 @@ def test_acting_imagining_and_the_report(run):
 
 def test_evaluation_goes_on_and_ends_the_same(run, tmp_path):
     config = EvaluationConfig(
-        policy=str(run / "finetune"), scene="D", executed_steps=5, max_steps=7, image_px=64, seed=1
+        policy=str(run / "finetune"), scene="D", calvin_root="", executed_steps=5, max_steps=7, image_px=64, seed=1
     )
-    jobs = [Job(control="calvin", task="turn_on_led", index=i) for i in range(2)]
+    jobs = [Job(control="calvin", kind="turn_on_led", index=i) for i in range(2)]
     whole = run_evaluation(config, jobs, file=tmp_path / "whole.jsonl", workers=1)
     part = tmp_path / "part.jsonl"
     run_evaluation(config, jobs[:1], file=part, workers=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from ..playtable.instructions import sentences
 from ..playtable.robot import FINGER_OPEN
 from ..playtable.sampling import sample_scene
 from ..playtable.scenes import NEUTRAL_JOINTS
-from ..playtable.tasks import TASKS, feasible, task
+from ..playtable.tasks import ALL_TASKS, TASKS, feasible, task
+from .sequences import EvaluationSequence, initial_scene
 
 CHAIN_LENGTH = 5
 Watch = Callable[[PlayTable, int], None]
@@ -93,6 +94,19 @@ def _draw_chain(names: list[str], rng: np.random.Generator) -> list[str]:
     return chosen[:CHAIN_LENGTH] if len(chosen) >= CHAIN_LENGTH else []
 
 
+def sequence_start(env: PlayTable, sequence: EvaluationSequence) -> None:
+    """Start an official sequence: neutral arm, blocks where its state says; the places fit scene D alone.
+
+    Raises:
+        SimulationError: another scene.
+    """
+    if env.spec_scene.name != "D":
+        raise SimulationError(
+            f"Official sequences: expected scene D, got {env.spec_scene.name}; their block places fit no other."
+        )
+    start_state(env, initial_scene(dict(sequence.initial_state)))
+
+
 def run_task(
     env: PlayTable,
     policy: Policy,
@@ -101,15 +115,17 @@ def run_task(
     *,
     executed_steps: int,
     max_steps: int,
+    instruction: str | None = None,
     watch: Watch | None = None,
 ) -> TaskResult:
     """Let a policy act until its task is done or time is up; the judge looks after every control step.
 
     Args:
+        instruction: the sentence; ours by default.
         executed_steps: control steps of each chunk that are carried out before the policy is asked again.
         max_steps: time limit in control steps (CALVIN: 360).
     """
-    instruction = sentences(name)[0]
+    instruction = instruction or sentences(name)[0]
     policy.reset()
     start = env.world_state()
     for step in range(max_steps):
@@ -118,7 +134,7 @@ def run_task(
         if step % executed_steps == 0:
             control.follow(policy.act(env.observe(instruction)))
         control.step()
-        if TASKS[name].done(start, env.world_state()):
+        if ALL_TASKS[name].done(start, env.world_state()):
             return TaskResult(task=name, success=True, steps=step + 1)
     return TaskResult(task=name, success=False, steps=max_steps)
 
@@ -127,15 +143,19 @@ def run_chain(
     env: PlayTable,
     policy: Policy,
     control: CalvinControl | WbcControl,
-    chain: list[str],
+    chain: Sequence[str],
     *,
     executed_steps: int,
     max_steps: int,
+    instructions: Mapping[str, str] | None = None,
 ) -> list[TaskResult]:
     """Run tasks one after another without resetting the world; stop at the first failure."""
     results: list[TaskResult] = []
     for name in chain:
-        result = run_task(env, policy, control, name, executed_steps=executed_steps, max_steps=max_steps)
+        result = run_task(
+            env, policy, control, name, executed_steps=executed_steps, max_steps=max_steps,
+            instruction=(instructions or {}).get(name),
+        )  # fmt: skip
         results.append(result)
         if not result.success:
             break

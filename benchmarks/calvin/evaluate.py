@@ -1,4 +1,4 @@
-"""Measure a policy in PlayTable: success per task from random starts, and chains of five tasks by CALVIN's rules.
+"""Measure a policy: CALVIN's official sequences, or tasks and chains of our own, in PlayTable.
 
 Results are appended episode by episode, so a stopped evaluation goes on where it was and ends with the same result.
 """
@@ -21,21 +21,25 @@ from ...gr_model.errors import ConfigError, DataError
 from ..control import ControlMode, LimitCounter, WbcControl, make_control
 from ..playtable.cameras import CameraConfig
 from ..playtable.environment import PlayTable
+from ..playtable.instructions import evaluation_sentences
 from ..playtable.scenes import scene
 from ..playtable.tasks import TASKS, task
 from ..statistics import bootstrap_mean, wilson_interval
-from .episodes import as_record, chain_start, run_chain, run_task, task_start
+from .episodes import as_record, chain_start, run_chain, sequence_start, task_start
+from .sequences import official_sequences
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """What is measured; equal configurations and policies give equal results.
 
-    executed_steps: control steps of each chunk that are carried out; max_steps: time limit a task [1/30 s].
+    calvin_root: clone whose assets and sentences are used, or "" for ours; executed_steps: control steps of each
+    chunk that are carried out; max_steps: time limit a task [1/30 s].
     """
 
     policy: str
     scene: str
+    calvin_root: str
     executed_steps: int
     max_steps: int
     image_px: int
@@ -44,16 +48,16 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One test episode: a task from start number `index`, or (`task` None) chain number `index`."""
+    """One test episode: official sequence or chain of our own number `index`, or a task from start number `index`."""
 
     control: ControlMode
-    task: str | None
+    kind: str
     index: int
 
     @property
     def key(self) -> str:
         """Return the name under which the result is kept."""
-        return f"{self.control}/{self.task or 'chain'}/{self.index}"
+        return f"{self.control}/{self.kind}/{self.index}"
 
 
 def _run_jobs(config: EvaluationConfig, jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -64,22 +68,28 @@ def _run_jobs(config: EvaluationConfig, jobs: Sequence[Job]) -> list[dict[str, A
 
     torch.set_num_threads(1)
     camera = CameraConfig(static_px=config.image_px, gripper_px=config.image_px)
-    env = PlayTable(config.scene, camera=camera, render_mode=None)
+    root = Path(config.calvin_root) if config.calvin_root else None
+    env = PlayTable(config.scene, camera=camera, calvin_root=root, render_mode=None)
+    instructions = evaluation_sentences(root)
     policy = load_policy(config.policy)
     records = []
     try:
         for job in jobs:
             control = make_control(job.control, env)
-            steps, time_limit = config.executed_steps, config.max_steps
-            if job.task:
-                task_start(env, job.task, config.seed, job.index)
-                control.reset()
-                results = [run_task(env, policy, control, job.task, executed_steps=steps, max_steps=time_limit)]
-                chain = [job.task]
-            else:
+            if job.kind == "sequence":
+                sequence = official_sequences()[job.index]
+                sequence_start(env, sequence)
+                chain = list(sequence.tasks)
+            elif job.kind == "chain":
                 _, chain = chain_start(env, config.seed, job.index)
-                control.reset()
-                results = run_chain(env, policy, control, chain, executed_steps=steps, max_steps=time_limit)
+            else:
+                task_start(env, job.kind, config.seed, job.index)
+                chain = [job.kind]
+            control.reset()
+            results = run_chain(
+                env, policy, control, chain, executed_steps=config.executed_steps, max_steps=config.max_steps,
+                instructions=instructions,
+            )  # fmt: skip
             record: dict[str, Any] = {"key": job.key, "chain": chain, "results": as_record(results)}
             if isinstance(control, WbcControl):
                 record["commanded"] = control.commanded.as_dict()
@@ -147,17 +157,17 @@ def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str])
     for control in controls:
         mine = {k: records[k] for k in sorted(records, key=_order) if k.startswith(f"{control}/")}
         tasks: dict[str, dict[str, Any]] = {}
-        chains: list[int] = []
+        lengths: dict[str, list[int]] = {"chain": [], "sequence": []}
         for key, record in mine.items():
-            results = record["results"]
-            if "/chain/" in key:
-                chains.append(sum(r["success"] for r in results))
+            results, kind = record["results"], key.split("/")[1]
+            if kind in lengths:
+                lengths[kind].append(sum(r["success"] for r in results))
                 continue
             row = tasks.setdefault(record["chain"][0], {"success": 0, "total": 0, "steps": []})
             row["success"] += int(results[0]["success"])
             row["total"] += 1
             row["steps"].append(results[0]["steps"])
-        summary[control] = {"tasks": tasks, "chains": chains}
+        summary[control] = {"tasks": tasks, "chains": lengths["chain"], "sequences": lengths["sequence"]}
         if control == "wbc":
             summary[control]["limits"] = _merge_limits([r["commanded"] for r in mine.values()])
             summary[control]["limits_measured"] = _merge_limits([r["measured"] for r in mine.values()])
@@ -195,11 +205,12 @@ def table(summary: Mapping[str, Any]) -> Iterator[str]:
             yield f"{control}: {success}/{total} = {rate.value:.1%} {interval}, {len(tasks)} tasks"
             for name in sorted(tasks):
                 yield f"  {name:28s} {tasks[name]['success']:3d}/{tasks[name]['total']}"
-        if chains := result["chains"]:
-            mean = bootstrap_mean(chains)
-            rates = " ".join(f"{sum(c >= i for c in chains) / len(chains):.3f}" for i in range(1, 6))
-            interval = f"[{mean.low:.2f}, {mean.high:.2f}]"
-            yield f"{control}: average length {mean.value:.2f} {interval}, {len(chains)} chains; SR1..5 {rates}"
+        for kind in ("sequences", "chains"):
+            if lengths := result[kind]:
+                mean = bootstrap_mean(lengths)
+                rates = " ".join(f"{sum(c >= i for c in lengths) / len(lengths):.3f}" for i in range(1, 6))
+                interval = f"[{mean.low:.2f}, {mean.high:.2f}]"
+                yield f"{control}: average length {mean.value:.2f} {interval}, {len(lengths)} {kind}; SR1..5 {rates}"
         if "limits" in result:
             yield f"{control}: commanded {result['limits']}; measured {result['limits_measured']}"
 
@@ -208,32 +219,38 @@ def evaluate(
     *,
     policy: str = "pretrained",
     out: Path = Path("runs/calvin"),
-    scene_name: str = "D",
-    control: Literal["wbc", "calvin", "both"] = "wbc",
-    tasks: str = "all",
-    starts: int = 10,
+    sequences: int = 1000,
+    starts: int = 0,
     chains: int = 0,
+    tasks: str = "all",
+    scene_name: str = "D",
+    calvin_root: Path | None = None,
+    control: Literal["wbc", "calvin", "both"] = "wbc",
     executed_steps: int = 5,
     max_steps: int = 360,
     image_px: int = 64,
+    shard: str = "1/1",
     workers: int = 2,
     seed: int = 100,
 ) -> dict[str, Any]:
-    """Measure a policy in our PlayTable simulator (built-in assets); run again to go on where it stopped.
+    """Measure a policy by CALVIN's rules in PlayTable; run again to go on where it stopped.
 
     Args:
         policy: "pretrained" (shipped) or a folder with a released model.
         out: folder for `episodes.jsonl` and `results.json`.
+        sequences: how many of the 1000 official sequences, from the first (34 tasks, scene D).
+        starts: random starts for each demonstrated task.
+        chains: chains of five demonstrated tasks of different families.
+        tasks: comma-separated names for `starts`, or "all" 17.
         scene_name: A, B, C or D.
+        calvin_root: a clone of mees/calvin: its assets and validation sentences instead of ours.
         control: our whole-body controller, CALVIN's own control, or both from the same starts.
-        tasks: comma-separated task names, or "all" 17.
-        starts: random starts for each task.
-        chains: chains of five tasks of different families, judged by CALVIN's rules.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
         max_steps: time limit for each task in control steps (CALVIN: 360).
         image_px: picture side [px] of both cameras.
+        shard: part i of n of the episodes, as in 2/4, for several machines; put their episodes.jsonl together.
         workers: processes, one simulator each.
-        seed: seed of the starts.
+        seed: seed of the random starts.
 
     Raises:
         ConfigError: an impossible value.
@@ -241,15 +258,26 @@ def evaluate(
     """
     scene(scene_name)
     names = list(TASKS) if tasks == "all" else [task(name.strip()).name for name in tasks.split(",")]
-    if executed_steps < 1 or max_steps < 1 or workers < 1 or starts < 0 or chains < 0 or starts + chains == 0:
-        raise ConfigError("evaluate: expected at least one start or chain, step and worker; mend the numbers.")
+    numbers = (starts, chains, sequences)
+    if executed_steps < 1 or max_steps < 1 or workers < 1 or min(numbers) < 0 or sum(numbers) == 0 or sequences > 1000:
+        raise ConfigError(
+            "evaluate: expected up to 1000 sequences, starts and chains of 0 or more, not all 0, and at least one step "
+            "and worker; mend the numbers."
+        )
+    if sequences and scene_name != "D":
+        raise ConfigError(
+            f"--sequences: the official ones are for scene D, got --scene_name {scene_name}; add "
+            "--sequences 0 for tasks and chains of our own."
+        )
     config = EvaluationConfig(
-        policy=str(policy), scene=scene_name, executed_steps=executed_steps, max_steps=max_steps,
-        image_px=image_px, seed=seed,
+        policy=str(policy), scene=scene_name, calvin_root=str(calvin_root or ""), executed_steps=executed_steps,
+        max_steps=max_steps, image_px=image_px, seed=seed,
     )  # fmt: skip
     controls: list[ControlMode] = ["wbc", "calvin"] if control == "both" else [control]
-    jobs = [Job(control=c, task=None, index=i) for c in controls for i in range(chains)]
-    jobs += [Job(control=c, task=name, index=i) for c in controls for i in range(starts) for name in names]
+    jobs = [Job(control=c, kind="sequence", index=i) for c in controls for i in range(sequences)]
+    jobs += [Job(control=c, kind="chain", index=i) for c in controls for i in range(chains)]
+    jobs += [Job(control=c, kind=name, index=i) for c in controls for i in range(starts) for name in names]
+    jobs = _part(jobs, shard)
     records = run_evaluation(config, jobs, file=out / "episodes.jsonl", workers=workers)
     wanted = {job.key for job in jobs}
     summary = summarize({k: r for k, r in records.items() if k in wanted}, controls)
@@ -258,10 +286,22 @@ def evaluate(
         "executed_steps": executed_steps,
         "max_steps": max_steps,
         "scene": scene_name,
+        "assets": "CALVIN's" if calvin_root else "built-in",
+        "instructions": "CALVIN's validation annotations" if calvin_root else "our own wording",
+        "renderer": "TinyRenderer",
         "seed": seed,
+        "shard": shard,
         "policy": str(policy),
     }
     write_json(out / "results.json", results)
     for line in table(summary):
         print(line, file=sys.stdout)
     return results
+
+
+def _part(jobs: list[Job], shard: str) -> list[Job]:
+    """Return every n-th job from the i-th on, for a shard "i/n"."""
+    part, slash, parts = shard.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise ConfigError(f"--shard: expected i/n with 1 <= i <= n, as in 2/4, got {shard!r}.")
+    return jobs[int(part) - 1 :: int(parts)]

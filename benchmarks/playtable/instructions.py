@@ -1,8 +1,13 @@
-"""Sentences for each task, in our own words. The first of each list is used in evaluation, the others in training."""
+"""Sentences for each of the 34 tasks, in our own words; evaluation uses the first, demonstrations use all."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+
+from ...gr_model.errors import ConfigError
+from .tasks import ALL_TASKS
 
 _FIXED = {
     "open_drawer": ("open the drawer", "pull the drawer open", "slide the drawer out", "pull out the drawer"),
@@ -48,6 +53,36 @@ _FIXED = {
         "press the button so the green light goes off",
         "make the led go dark",
     ),
+    "place_in_slider": (
+        "put the held block into the cabinet",
+        "place the block on the shelf behind the sliding door",
+        "set the block down inside the cabinet",
+        "store the grasped block in the sliding cabinet",
+    ),
+    "place_in_drawer": (
+        "put the held block into the drawer",
+        "place the block in the open drawer",
+        "drop the grasped block into the drawer",
+        "store the block in the drawer",
+    ),
+    "stack_block": (
+        "put the held block on top of another block",
+        "stack the blocks",
+        "place the grasped block onto another one",
+        "set one block on top of the other",
+    ),
+    "unstack_block": (
+        "take the upper block off the stack",
+        "unstack the blocks",
+        "lift the block that lies on top of the other",
+        "remove the top block",
+    ),
+    "push_into_drawer": (
+        "move the block from the table into the drawer",
+        "sweep the block into the drawer",
+        "get the block into the open drawer",
+        "put the block that is on the table into the drawer",
+    ),
 }
 _BLOCK = {
     "push_left": (
@@ -62,11 +97,35 @@ _BLOCK = {
         "shove the {} block towards the right",
         "move the {} block right by pushing it",
     ),
-    "lift": (
+    "rotate_left": (
+        "turn the {} block to the left",
+        "rotate the {} block left",
+        "grasp the {} block and turn it anticlockwise",
+        "twist the {} block towards the left",
+    ),
+    "rotate_right": (
+        "turn the {} block to the right",
+        "rotate the {} block right",
+        "grasp the {} block and turn it clockwise",
+        "twist the {} block towards the right",
+    ),
+    "lift_table": (
         "lift the {} block from the table",
         "pick up the {} block",
         "grasp the {} block and lift it",
         "take the {} block off the table",
+    ),
+    "lift_slider": (
+        "lift the {} block from the shelf in the cabinet",
+        "pick up the {} block behind the sliding door",
+        "grasp the {} block inside the cabinet",
+        "take the {} block off the shelf",
+    ),
+    "lift_drawer": (
+        "lift the {} block out of the drawer",
+        "pick up the {} block in the drawer",
+        "grasp the {} block that lies in the drawer",
+        "take the {} block from the drawer",
     ),
 }
 
@@ -76,11 +135,30 @@ def sentences(task: str) -> tuple[str, ...]:
     if task in _FIXED:
         return _FIXED[task]
     verb, colour, _, place = task.split("_")
-    kind = "lift" if verb == "lift" else f"push_{place}"
-    return tuple(text.format(colour) for text in _BLOCK[kind])
+    return tuple(text.format(colour) for text in _BLOCK[f"{verb}_{place}"])
 
 
 def draw_sentence(task: str, rng: np.random.Generator) -> str:
     """Draw one of a task's sentences, evaluation's as often as all others together."""
     options = sentences(task)
     return options[0] if rng.random() < 0.5 else options[1 + rng.integers(len(options) - 1)]
+
+
+def evaluation_sentences(calvin_root: Path | None = None) -> dict[str, str]:
+    """Return the sentence of each task that evaluation uses: ours, or CALVIN's validation annotations.
+
+    Raises:
+        ConfigError: the clone has no usable annotations.
+    """
+    if calvin_root is None:
+        return {name: sentences(name)[0] for name in ALL_TASKS}
+    import yaml
+
+    file = calvin_root / "calvin_models" / "conf" / "annotations" / "new_playtable_validation.yaml"
+    try:
+        found = yaml.safe_load(file.read_text())
+        return {name: str(found[name][0]) for name in ALL_TASKS}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(
+            f"{file}: expected CALVIN's sentence of each task ({error}); clone mees/calvin whole."
+        ) from error
