@@ -145,13 +145,14 @@ def place_in_drawer(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> G
 
 def into_drawer(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Take the block that stands alone on the desk to the drawer."""
-    if held_block(state) is not None:
-        return place_in_drawer(state, spec, style)
+    held, tool = held_block(state), state.tool_position
+    if held is not None:
+        raised = tool[2] > HOVER_Z - 0.05 or tool[1] < -0.2
+        return place_in_drawer(state, spec, style) if raised else lift(held, state, style)
     alone = [c for c, contacts in state.contacts.items() if contacts == {("table", "base_link")}]
-    near = sorted(alone or state.blocks, key=lambda c: float(np.linalg.norm(state.blocks[c][0] - state.tool_position)))
-    if state.gripper_command == 1 and not alone:
-        return Goal(position=state.tool_position + [0, 0, 0.1], gripper=1.0)
-    return lift(near[0], state, style)
+    if not alone:
+        return Goal(position=tool + [0, 0, 0.1], gripper=1.0)
+    return lift(min(alone, key=lambda c: float(np.linalg.norm(state.blocks[c][0] - tool))), state, style)
 
 
 def stack(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
