@@ -59,7 +59,7 @@ def demo_preset() -> ChainPreset:
     """Return the ten-minute chain: scene D, shipped tokenizers."""
     return ChainPreset(
         name="demo", scenes="D", chains=200, tokenizer_steps=0, text_steps=0, pretrain_steps=150,
-        correction_chains=0, imitation_steps=0, finetune_steps=2400, batch_size=32, learning_rate=1e-3, starts=10,
+        correction_chains=0, imitation_steps=0, finetune_steps=2000, batch_size=32, learning_rate=1e-3, starts=10,
         test_chains=10, max_steps=180,
     )  # fmt: skip
 

@@ -21,7 +21,17 @@ from torch import Tensor, nn
 from ..gr_model.contracts import Array
 from ..gr_model.errors import ShapeError
 from .steps import require_finite, run_steps, warmup_cosine
-from .text import END_OF_TEXT, UNKNOWN_ROW, TextConfig, TextEncoder, Vocabulary, tokenize, vocabulary_of
+from .text import (
+    END_OF_TEXT,
+    UNKNOWN_ROW,
+    TextConfig,
+    TextEncoder,
+    Vocabulary,
+    token_features,
+    token_mask,
+    tokenize,
+    vocabulary_of,
+)
 from .text_weights import load_text_encoder
 from .weight_files import save_weights
 
@@ -35,6 +45,8 @@ class TextTrainingConfig:
 
     vision_width, vision_layers, patch_size: of the vision tower, which is thrown away afterwards.
     word_dropout: chance that a word is read as unknown, so that the row of unknown words is trained.
+    word_weight: weight of telling from each token's feature which word it is. The features are used token by token;
+        the contrastive loss alone lets words fade that pictures rarely tell apart, such as left and right.
     """
 
     text: TextConfig = field(default_factory=TextConfig)
@@ -45,6 +57,7 @@ class TextTrainingConfig:
     warmup: int = 50
     weight_decay: float = 0.05
     word_dropout: float = 0.03
+    word_weight: float = 1.0
 
 
 class EqualSentencesClipLoss(ClipLoss):
@@ -95,13 +108,15 @@ class SmallCLIP(nn.Module):
                 layers=text.layers,
             ),
         )
+        self.words = nn.Linear(text.width, rows)
         patch = config.patch_size
         self.clip.visual.conv1 = nn.Conv2d(3 * frames, config.vision_width, patch, stride=patch, bias=False)
 
-    def forward(self, frames: Tensor, rows: Int[Tensor, "b l"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return unit-length image and text features, and the logit scale."""
+    def forward(self, frames: Tensor, rows: Int[Tensor, "b l"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return unit-length image and text features, the logit scale, and every token's scores of the words."""
         images = self.clip.encode_image(frame_channels(frames), normalize=True)
-        return images, self.clip.encode_text(rows, normalize=True), self.clip.logit_scale.exp()
+        texts = self.clip.encode_text(rows, normalize=True)
+        return images, texts, self.clip.logit_scale.exp(), self.words(token_features(self.clip, rows))
 
     def text_state(self) -> dict[str, Tensor]:
         """Return the text tower's tensors, under the names of open_clip's text transformer."""
@@ -139,9 +154,11 @@ class TextTraining(L.LightningModule):
         tokens = tokenize(sentences, config.text.context_length)
         rows = drop_words(self.vocabulary.rows[tokens], tokens, config.word_dropout, step).to(frames.device)
         numbers = {s: i for i, s in enumerate(dict.fromkeys(sentences))}
-        images, texts, scale = self.model(frames, rows)
+        images, texts, scale, words = self.model(frames, rows)
         same = torch.tensor([numbers[s] for s in sentences], device=frames.device)
-        loss = self.loss(images, texts, scale, same)
+        used = token_mask(tokens).to(frames.device)
+        word_loss = F.cross_entropy(words[used], rows[used])
+        loss = self.loss(images, texts, scale, same) + config.word_weight * word_loss
         require_finite(loss.detach(), step)
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
@@ -154,7 +171,14 @@ class TextTraining(L.LightningModule):
         with torch.no_grad():
             self.model.clip.logit_scale.clamp_(0.0, math.log(100.0))
             hits = same[(images @ texts.t()).argmax(1)] == same
-        self.log_dict({"loss": loss.detach(), "in_batch_top1": hits.float().mean(), "logit_scale": scale.detach()})
+        self.log_dict(
+            {
+                "loss": loss.detach(),
+                "word_loss": word_loss.detach(),
+                "in_batch_top1": hits.float().mean(),
+                "logit_scale": scale.detach(),
+            }
+        )
 
 
 def drop_words(rows: Int[Tensor, "b l"], tokens: Int[Tensor, "b l"], chance: float, seed: int) -> Int[Tensor, "b l"]:
