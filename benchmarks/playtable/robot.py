@@ -19,6 +19,8 @@ REST_JOINTS = (-1.21779206, 1.03987646, 2.11978261, -2.34205014, -0.87015947, 1.
 
 FINGER_OPEN = 0.04
 _FORCE, _MAX_VELOCITY = 200.0, 2.0
+_DRIVE_SHARE = 0.95
+"""Share of the velocity limits at which the simulated drives stop accelerating under our controller."""
 
 
 class SimulatedPanda:
@@ -82,7 +84,7 @@ class SimulatedPanda:
             forward = {} if velocities is None else {"targetVelocity": float(velocities[index])}
             pybullet.setJointMotorControl2(
                 self.uid, index, pybullet.POSITION_CONTROL, targetPosition=float(angle), force=_FORCE,
-                maxVelocity=_MAX_VELOCITY if velocities is None else VELOCITY_LIMITS[index],
+                maxVelocity=_MAX_VELOCITY if velocities is None else _DRIVE_SHARE * VELOCITY_LIMITS[index],
                 physicsClientId=self.client, **forward,
             )  # fmt: skip
 
