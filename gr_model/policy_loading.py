@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,7 @@ def release_folder(source: str | Path) -> Path:
     """
     if str(source) != "pretrained":
         return Path(source)
-    folder = Path(str(files("gr2.gr_model"))) / "weights" / "reference"
+    folder = Path(__file__).parent / "weights" / "reference"
     if not folder.is_dir():
         raise CheckpointError(
             "Policy 'pretrained': expected shipped weights, got none in this installation; train one with "

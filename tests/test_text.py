@@ -275,6 +275,22 @@ def test_training_learns_what_changed(tmp_path: Path) -> None:
     assert not any(p.requires_grad for p in loaded.tower.parameters())
 
 
+def test_words_that_pictures_never_tell_apart_stay_apart(tmp_path: Path) -> None:
+    pairs = ["push the door left", "push the door right"]
+
+    def same_pictures(size: int, generator: np.random.Generator) -> tuple[np.ndarray, list[str]]:
+        frames, _ = moving_blocks(size, np.random.default_rng(0))
+        return frames, [pairs[i] for i in generator.integers(2, size=size)]
+
+    encoder = train_text(
+        sample_pairs=same_pictures, sentences=pairs, validation=same_pictures(8, np.random.default_rng(1)),
+        out=tmp_path, training=TINY, steps=80, batch_size=16,
+    )  # fmt: skip
+    features, mask = encoder.encode(pairs)
+    typical = np.median(np.linalg.norm(features[0, mask[0]][:, None] - features[0, mask[0]][None], axis=-1))
+    assert np.linalg.norm(features[0, 4] - features[1, 4]) > 0.6 * typical
+
+
 def test_resuming_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", 6)
     train(tmp_path / "parts", 6, stop_after=4)
