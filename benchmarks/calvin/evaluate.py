@@ -265,12 +265,9 @@ def evaluate(
             "and worker; mend the numbers."
         )
     if sequences and scene_name != "D":
-        raise ConfigError(
-            f"--sequences: the official ones are for scene D, got --scene_name {scene_name}; add "
-            "--sequences 0 for tasks and chains of our own."
-        )
+        raise ConfigError(f"--sequences: they fit scene D alone, got --scene_name {scene_name}; add --sequences 0.")
     config = EvaluationConfig(
-        policy=str(policy), scene=scene_name, calvin_root=str(calvin_root or ""), executed_steps=executed_steps,
+        policy=policy, scene=scene_name, calvin_root=str(calvin_root or ""), executed_steps=executed_steps,
         max_steps=max_steps, image_px=image_px, seed=seed,
     )  # fmt: skip
     controls: list[ControlMode] = ["wbc", "calvin"] if control == "both" else [control]
@@ -291,7 +288,7 @@ def evaluate(
         "renderer": "TinyRenderer",
         "seed": seed,
         "shard": shard,
-        "policy": str(policy),
+        "policy": policy,
     }
     write_json(out / "results.json", results)
     for line in table(summary):

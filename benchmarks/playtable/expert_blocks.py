@@ -33,6 +33,7 @@ def block_yaw(quaternion: np.ndarray) -> float:
 
 
 def lift(colour: str, state: WorldState, style: ExpertStyle) -> Goal:
+    """Grasp a block from above and raise it."""
     position, quaternion = state.blocks[colour]
     euler = (np.pi, 0.0, block_yaw(quaternion))
     tool = state.tool_position
@@ -55,6 +56,7 @@ def lift(colour: str, state: WorldState, style: ExpertStyle) -> Goal:
 
 
 def push(colour: str, direction: int, state: WorldState, style: ExpertStyle) -> Goal:
+    """Set the closed fingers beside a block and sweep it along x, to the right for direction 1."""
     position, quaternion = state.blocks[colour]
     tool = state.tool_position
     behind = (position[0] - tool[0]) * direction

@@ -10,6 +10,7 @@ from .scenes import PANEL_OUT, PANEL_UP, SceneSpec
 
 
 def drawer(opens: bool, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+    """Pull the drawer's bar from behind, or push it from before."""
     tool, x = state.tool_position, spec.drawer_x + 0.04 * style.offset
     bar_y = -0.25 - state.drawer
     low = tool[2] < 0.405
@@ -35,6 +36,7 @@ def drawer(opens: bool, state: WorldState, spec: SceneSpec, style: ExpertStyle) 
 
 
 def slider(direction: int, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+    """Push the sliding door by its handle, to the left for direction -1."""
     tool = state.tool_position
     handle = spec.handle_x - state.slider
     contact = np.array([handle - direction * 0.045, -0.015, 0.53 + 0.012 * style.offset])
@@ -54,6 +56,7 @@ _TILT = -0.75
 
 
 def switch(turns_on: bool, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+    """Push the switch's bar along the tilted front with a tilted hand."""
     tool = state.tool_position
     euler = (np.pi, _TILT, np.pi / 2)
     origin = np.array([spec.switch_x + 0.015 * style.offset, 0.0609, 0.4949])
@@ -77,6 +80,7 @@ def switch(turns_on: bool, state: WorldState, spec: SceneSpec, style: ExpertStyl
 
 
 def button(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+    """Press the button from above."""
     tool = state.tool_position
     x, y = spec.button_x + 0.008 * style.offset, -0.12
     if np.hypot(tool[0] - x, tool[1] - y) < 0.016:

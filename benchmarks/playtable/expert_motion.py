@@ -9,6 +9,9 @@ from scipy.spatial.transform import Rotation
 
 from .environment import WorldState
 
+HAND_DOWN = (np.pi, 0.0, np.pi / 2)
+"""Fixed-axis euler angles of the hand that points down [rad]."""
+
 HOVER_Z = 0.56
 """Height at which the tool travels above the desk [m]."""
 
@@ -36,21 +39,30 @@ class Goal:
     """Where the tool should go: position [m] and fixed-axis euler [rad] in the world, gripper 0 or 1, speed factor."""
 
     position: np.ndarray
-    euler: tuple[float, float, float] = (np.pi, 0.0, np.pi / 2)
+    euler: tuple[float, float, float] = HAND_DOWN
     gripper: float = 0.0
     speed: float = 1.0
 
 
-def travel(state: WorldState, above: np.ndarray, hover_z: float, **goal: object) -> Goal:
+def travel(
+    state: WorldState,
+    above: np.ndarray,
+    hover_z: float,
+    *,
+    euler: tuple[float, float, float] = HAND_DOWN,
+    gripper: float = 0.0,
+) -> Goal:
     """Go to a place by way of the travelling height: rise first, then move across, both slanted."""
     tool = state.tool_position
     across = float(np.linalg.norm(above[:2] - tool[:2]))
-    z = max(float(above[2]), hover_z) if across > 0.04 else float(above[2])
     if across > 0.04 and tool[2] < hover_z - 0.03:
-        return Goal(position=np.array([*(tool[:2] + 0.15 * (above[:2] - tool[:2])), hover_z]), **goal)  # type: ignore[arg-type]
-    return Goal(position=np.array([above[0], above[1], z]), **goal)  # type: ignore[arg-type]
+        xy = tool[:2] + 0.15 * (above[:2] - tool[:2])
+        return Goal(position=np.array([*xy, hover_z]), euler=euler, gripper=gripper)
+    z = max(float(above[2]), hover_z) if across > 0.04 else float(above[2])
+    return Goal(position=np.array([above[0], above[1], z]), euler=euler, gripper=gripper)
 
 
 def yaw_error(state: WorldState, euler: tuple[float, float, float]) -> float:
+    """Return the angle between the hand and the wanted orientation [rad]."""
     current = Rotation.from_quat(state.tool_quaternion)
     return float(np.linalg.norm((Rotation.from_euler("xyz", euler) * current.inv()).as_rotvec()))
