@@ -164,7 +164,7 @@ def playtable_config() -> ControllerConfig:
         ),
         # CALVIN's inverse kinematics keeps the elbow near the neutral posture; so must the redundancy here, or
         # it drifts towards the elbow's limit within a chain.
-        tracking=TrackingConfig(posture_weight=0.05, posture_gain=3.0, velocity_scale=0.85),
+        tracking=TrackingConfig(posture_weight=0.05, posture_gain=3.0, velocity_scale=0.68),
         gripper_rate=60.0,
     )
 
