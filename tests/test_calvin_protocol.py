@@ -162,7 +162,9 @@ def test_starts_put_blocks_where_their_state_says() -> None:
     scene = initial_scene(one)
     assert scene.shape == (24,)
     assert [scene[7], scene[13], scene[19]] == pytest.approx([0.0924, 0.0924, -0.12], abs=1e-4)
-    assert scene[18] == pytest.approx(0.05, abs=1e-4) or scene[18] == pytest.approx(0.23, abs=1e-4)
+    slots = [0.0500000896, 0.229995412]
+    np.random.RandomState(state_seed(one)).shuffle(slots)
+    assert scene[18] == slots[1]  # pink takes the second slot even where it is alone
 
 
 def test_the_demonstrated_tasks_are_among_the_34_of_calvin() -> None:
@@ -209,6 +211,7 @@ def test_a_task_is_done_and_no_other(task: str, start: dict[str, object], end: d
             touching("red", ("robot", "")),
             touching("red", ("block_blue", "")) | {"velocities": {c: np.full(6, 2.0) for c in ("red", "blue", "pink")}},
         ),  # still falling
+        ({}, moved("red", (0, 0, 0.01), 70) | touching("red", ("robot", ""))),  # turned in the air
         ({"led": True}, {"led": True}),
         ({}, {"drawer": 0.11}),
     ],

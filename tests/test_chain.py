@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gr2.benchmarks.calvin.evaluate import EvaluationConfig, Job, evaluate, run_evaluation, summarize
+from gr2.benchmarks.calvin.evaluate import EvaluationConfig, Job, choose_part, evaluate, run_evaluation, summarize
 from gr2.benchmarks.demo import ChainPreset, demo
 from gr2.benchmarks.imagine import imagine
 from gr2.benchmarks.playtable.record import record
@@ -17,7 +17,7 @@ from gr2.data_pipeline.curation.curate import write_video_shards
 from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.episodes import list_episodes, read_episode, read_facts
 from gr2.data_pipeline.shards import read_samples
-from gr2.gr_model.errors import CheckpointError, DataError
+from gr2.gr_model.errors import CheckpointError, ConfigError, DataError
 from gr2.gr_model.tokenizer_stages import tokens, train_text, train_tokenizer
 from gr2.gr_model.training_stages import finetune, pretrain
 
@@ -101,6 +101,14 @@ def test_acting_imagining_and_the_report(run):
     (run / "run.json").write_text(json.dumps({"preset": "test", "seed": 0}))
     page = write_report(run=run).read_text()
     assert "open_drawer" in page or "open drawer" in page
+
+
+def test_parts_of_an_evaluation_make_the_whole():
+    jobs = [Job(control="wbc", kind="chain", index=i) for i in range(5)]
+    assert sorted(job.index for part in ("1/2", "2/2") for job in choose_part(jobs, part)) == [0, 1, 2, 3, 4]
+    for wrong in ("0/2", "3/2", "2", "a/b"):
+        with pytest.raises(ConfigError, match="expected i/n"):
+            choose_part(jobs, wrong)
 
 
 def test_evaluation_goes_on_and_ends_the_same(run, tmp_path):

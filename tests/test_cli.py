@@ -254,3 +254,16 @@ def test_a_reader_that_goes_away_ends_the_command_quietly():
         flood.stdout.close()
         assert flood.stderr.read() == ""
         assert flood.wait(timeout=60) == 1
+
+
+def test_the_first_word_may_stand_for_the_option_that_the_command_names(tmp_path, capsys):
+    seen = []
+
+    def look(*, folder: Path, deep: bool = False) -> int:
+        seen.append((folder, deep))
+        return 0
+
+    commands = (Command(words="data deep look", target=lambda: look, group="tests", bare="folder"),)
+    assert main(["data", "deep", "look", str(tmp_path), "--deep"], commands) == 0
+    assert main(["data", "deep", "look", "--folder", str(tmp_path)], commands) == 0
+    assert seen == [(tmp_path, True), (tmp_path, False)]

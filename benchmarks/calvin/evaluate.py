@@ -274,7 +274,7 @@ def evaluate(
     jobs = [Job(control=c, kind="sequence", index=i) for c in controls for i in range(sequences)]
     jobs += [Job(control=c, kind="chain", index=i) for c in controls for i in range(chains)]
     jobs += [Job(control=c, kind=name, index=i) for c in controls for i in range(starts) for name in names]
-    jobs = _part(jobs, shard)
+    jobs = choose_part(jobs, shard)
     records = run_evaluation(config, jobs, file=out / "episodes.jsonl", workers=workers)
     wanted = {job.key for job in jobs}
     summary = summarize({k: r for k, r in records.items() if k in wanted}, controls)
@@ -296,8 +296,12 @@ def evaluate(
     return results
 
 
-def _part(jobs: list[Job], shard: str) -> list[Job]:
-    """Return every n-th job from the i-th on, for a shard "i/n"."""
+def choose_part(jobs: list[Job], shard: str) -> list[Job]:
+    """Return every n-th job from the i-th on, for a shard "i/n".
+
+    Raises:
+        ConfigError: no such part.
+    """
     part, slash, parts = shard.partition("/")
     if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise ConfigError(f"--shard: expected i/n with 1 <= i <= n, as in 2/4, got {shard!r}.")
