@@ -67,7 +67,7 @@ def demo_preset() -> ChainPreset:
 def reference_preset() -> ChainPreset:
     """Return the ninety-minute chain: scenes A to D, tokenizers trained from nothing."""
     return ChainPreset(
-        name="reference", scenes="ABCD", chains=640, tokenizer_steps=3000, text_steps=500, pretrain_steps=500,
+        name="reference", scenes="ABCD", chains=640, tokenizer_steps=3000, text_steps=500, pretrain_steps=2000,
         correction_chains=320, imitation_steps=8000, finetune_steps=15000, batch_size=32,
         learning_rate=1e-3, starts=20, test_chains=200, max_steps=360,
     )  # fmt: skip

@@ -75,7 +75,9 @@ def imagine(
     episodes: int = 8,
     metric_episodes: int = 34,
     horizon: int = 4,
-    decoding_steps: int = 6,
+    decoding_steps: int = 16,
+    temperature: float = 0.8,
+    choice_temperature: float = 8.0,
     executed_steps: int = 5,
     image_px: int = 64,
     frame_stride: int = 5,
@@ -90,7 +92,9 @@ def imagine(
         episodes: episodes shown as videos: predicted, real, and the policy's own roll-out.
         metric_episodes: episodes from which the figures are measured.
         horizon: predicted frames for the figures.
-        decoding_steps: passes that make one frame.
+        decoding_steps: passes that make one frame of a video.
+        temperature: of the codes of the videos; the figures are those of the likeliest codes.
+        choice_temperature: 0 draws the codes the model is surest of first, a large number draws them in any order.
         executed_steps: control steps of each chunk in the policy's roll-out.
         image_px: picture side [px].
         frame_stride: control steps from frame to frame.
@@ -98,13 +102,17 @@ def imagine(
     """
     import torch
 
+    from ..gr_model.generation import SamplingConfig
     from ..gr_model.policy_loading import load_imagination, load_policy
 
     torch.set_num_threads(min(2, torch.get_num_threads()))
     out.mkdir(parents=True, exist_ok=True)
     camera = CameraConfig(static_px=image_px, gripper_px=image_px)
     env = PlayTable(scene_name, camera=camera, render_mode=None)
-    dream = load_imagination(policy, decoding_steps=decoding_steps, seed=seed)
+    drawn = SamplingConfig(
+        steps=decoding_steps, temperature=temperature, choice_temperature=choice_temperature, seed=seed
+    )
+    dream, likeliest = load_imagination(policy, sampling=drawn), load_imagination(policy)
     actor = load_policy(policy)
     try:
         names = list(TASKS)
@@ -138,7 +146,7 @@ def imagine(
                 row[kind] = f"{number:02d}_{name}_{kind}.mp4"
                 write_video(out / str(row[kind]), video, fps)
             rows.append(row)
-    metrics = _measure(dream, measured, horizon)
+    metrics = _measure(likeliest, measured, horizon)
     write_json(out / "episodes.json", rows)
     write_json(out / "metrics.json", metrics)
     return {"episodes": len(rows), "metric_episodes": len(measured)}

@@ -28,7 +28,8 @@ class ModelConfig:
     cameras: in the order of the sequence.
     codebook_size, codebook_dim: of the frozen image tokenizer.
     token_packing: p; p x p neighbouring codes share one position.
-    head_dim: width of the frame head before the codes.
+    head_dim: width of the frame head before the codes; head_hidden: of a hidden layer of it, 0 for none (many codes
+        in one position need one).
     text_dim, text_length: width of the text features and the most positions they may take.
     state_joints: whether joint angles are among the state features.
     max_context: most context frames; num_targets: frames predicted in one pass, each one frame step further.
@@ -49,6 +50,7 @@ class ModelConfig:
     text_dim: int
     token_packing: int = 1
     head_dim: int = 384
+    head_hidden: int = 0
     text_length: int = 77
     state_joints: bool = False
     max_context: int = 1
@@ -79,6 +81,7 @@ class ModelConfig:
             _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
         for name in ("dropout", "token_dropout", "state_dropout", "text_dropout"):
             _require(0 <= getattr(self, name) <= 1, name, "a probability", getattr(self, name))
+        _require(self.head_hidden >= 0, "head_hidden", "0 or a positive number", self.head_hidden)
         _require(0 < self.scored_share <= 1, "scored_share", "a share above 0 and up to 1", self.scored_share)
         _require(self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})", self.width)
         _require(len(self.cameras) > 0, "cameras", "at least one camera", self.cameras)

@@ -35,7 +35,7 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Target frames as they enter the sequence: `packed`, hidden where `masked` is true."""
+    """Target frames as they enter the sequence: codes `packed`, each hidden where `masked` is true."""
 
     packed: Int[Tensor, "b g frame pp"]
-    masked: Bool[Tensor, "b g frame"] | None
+    masked: Bool[Tensor, "b g frame pp"] | None

@@ -92,18 +92,18 @@ class TokenEmbedding(nn.Module):
         return packed.masked_fill(drop, self.null_code)
 
     def frames(
-        self, packed: Int[Tensor, "b f frame pp"], masked: Bool[Tensor, "b f frame"] | None = None
+        self, packed: Int[Tensor, "b f frame pp"], masked: Bool[Tensor, "b f frame pp"] | None = None
     ) -> Float[Tensor, "b f frame d"]:
-        """Embed arranged codes; positions `masked` lose their codes and carry the mask embedding."""
+        """Embed arranged codes; `masked` ones are hidden, and add their share of the mask vector to their position."""
         if masked is not None:
-            packed = packed.masked_fill(masked[..., None], self.null_code)
+            packed = packed.masked_fill(masked, self.null_code)
         x = self.image(F.embedding(packed, self.vectors).flatten(-2))
-        return x if masked is None else x + masked[..., None] * self.masked
+        return x if masked is None else x + masked.to(x.dtype).mean(-1, keepdim=True) * self.masked
 
     def targets(
         self,
         packed: Int[Tensor, "b g frame pp"],
-        masked: Bool[Tensor, "b g frame"] | None,
+        masked: Bool[Tensor, "b g frame pp"] | None,
         reference: Int[Tensor, "b 1 frame pp"],
     ) -> Float[Tensor, "b g frame d"]:
         """Embed target frames beside the codes that they are expected to repeat."""

@@ -67,7 +67,7 @@ class FrameDecoder:
         _, self.past = model.gpt.extend(x + self.positions[:n], self.mask[:, :, :n, :n])
 
     def all_positions(
-        self, packed: Int[Tensor, "b g frame pp"], masked: Bool[Tensor, "b g frame"]
+        self, packed: Int[Tensor, "b g frame pp"], masked: Bool[Tensor, "b g frame pp"]
     ) -> Float[Tensor, "b g frame pp v"]:
         """Score every position of the target frames at once."""
         x = self.model.embed.targets(packed, masked, self.reference).flatten(1, 2)
@@ -135,29 +135,27 @@ def _decode_masked(
     sampling: SamplingConfig,
     generator: torch.Generator,
 ) -> Int[Tensor, "b g frame pp"]:
-    """Fill all positions in `steps` passes, the most confident first.
+    """Fill all codes in `steps` passes, the most confident first.
 
     Source: MaskGIT, arXiv 2202.04200, section 3.2; the share left hidden after step s of S is `cos(pi s / 2
     S)`.
     """
-    is_token = _token_positions(decoder)
-    num_tokens = int(is_token.sum())
     packed = empty.clone()
-    hidden = is_token.expand(packed.shape[:3]).clone()
+    hidden = _token_positions(decoder)[:, None].expand(packed.shape).clone()
+    num_codes = int(hidden[0, 0].sum())
     copies = 1 if sampling.guidance == 1.0 else 2
     for step in range(1, sampling.steps + 1):
-        logits = decoder.all_positions(packed.repeat(copies, 1, 1, 1), hidden.repeat(copies, 1, 1))
-        codes, log_p = _draw(_guide(logits, sampling.guidance), sampling.temperature, generator)
-        packed = torch.where(hidden[..., None], codes, packed)
-        confidence = log_p.mean(-1)
+        logits = decoder.all_positions(packed.repeat(copies, 1, 1, 1), hidden.repeat(copies, 1, 1, 1))
+        codes, confidence = _draw(_guide(logits, sampling.guidance), sampling.temperature, generator)
+        packed = torch.where(hidden, codes, packed)
         if sampling.choice_temperature:
             noise = -torch.empty_like(confidence).exponential_(generator=generator).log()
             confidence = confidence + sampling.choice_temperature * (1 - step / sampling.steps) * noise
         confidence = confidence.masked_fill(~hidden, torch.inf)
-        left = math.floor(num_tokens * math.cos(0.5 * math.pi * step / sampling.steps))
+        left = math.floor(num_codes * math.cos(0.5 * math.pi * step / sampling.steps))
         if left == 0:
             break
-        rank = confidence.argsort(-1).argsort(-1)
+        rank = confidence.flatten(2).argsort(-1).argsort(-1).view(hidden.shape)
         hidden = hidden & (rank < left)
     return packed
 

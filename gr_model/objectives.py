@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from .errors import ShapeError
 from .world_model import WorldModel
 
 Batch = Mapping[str, Any]
+
+_STATELESS_SHARE = 0.5
+"""Share of the samples that learn to predict frames without a robot state: imagined frames have none."""
 
 
 def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
@@ -83,27 +87,30 @@ def next_positions(
     return packed.roll(-1, dims=-2), where
 
 
-def random_mask(valid: Bool[Tensor, "b g frame"]) -> Bool[Tensor, "b g frame"]:
-    """Hide a random share `cos(pi u / 2)` of the valid positions, u uniform for each frame.
+def random_mask(packed: Int[Tensor, "b g frame pp"], valid: Bool[Tensor, "b g frame"]) -> Bool[Tensor, "b g frame pp"]:
+    """Hide a random share `cos(pi u / 2)` of the codes at valid positions, u uniform for each frame.
+
+    Codes that share a position are hidden one by one, so that they are learned, and drawn, given each other.
 
     Source: MaskGIT, arXiv 2202.04200, section 3.1.
     """
     share = torch.cos(0.5 * math.pi * torch.rand(valid.shape[:2], device=valid.device))
-    return (torch.rand(valid.shape, device=valid.device) < share[..., None]) & valid
+    return (torch.rand(packed.shape, device=valid.device) < share[..., None, None]) & valid[..., None]
 
 
 def code_loss(
     model: WorldModel,
     features: Float[Tensor, "b g frame d"],
     packed: Int[Tensor, "b g frame pp"],
-    where: Bool[Tensor, "b g frame"],
+    where: Bool[Tensor, "b g frame pp"],
     reference: Int[Tensor, "b 1 frame pp"],
 ) -> dict[str, Tensor]:
-    """Return the cross-entropy [nats] and the accuracy of the codes `packed` at the positions `where`."""
-    logits = model.frame_logits(features[where], reference.expand_as(packed)[where])
+    """Return the cross-entropy [nats] and the accuracy of the codes `packed` that `where` marks."""
+    rows = where.any(-1)
+    logits = model.frame_logits(features[rows], reference.expand_as(packed)[rows])[where[rows]]
     wanted = packed[where]
     count = max(wanted.numel(), 1)
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="sum") / count
+    loss = F.cross_entropy(logits.float(), wanted, reduction="sum") / count
     accuracy = (logits.detach().argmax(-1) == wanted).sum() / count
     return {"frame_loss": loss, "token_accuracy": accuracy}
 
@@ -124,15 +131,18 @@ def training_losses(model: WorldModel, batch: Batch, *, with_actions: bool, with
     context, h = read_context(model, batch)
     targets = None
     if with_frames:
+        context = _hide_states(model, context)
         packed, valid = read_targets(model, batch, context, h)
         if model.config.decoding == "masked":
-            where = random_mask(valid)
+            where = random_mask(packed, valid)
             targets = Targets(packed=packed, masked=where)
         else:
             targets = Targets(packed=packed, masked=None)
-            packed, where = next_positions(packed, valid)
+            packed, valid = next_positions(packed, valid)
+            where = valid[..., None].expand_as(packed)
         if model.training and model.config.scored_share < 1:
-            where = where & (torch.rand(where.shape, device=where.device) < model.config.scored_share)
+            scored = torch.rand(valid.shape, device=valid.device) < model.config.scored_share
+            where = where & scored[..., None]
     condition, features = model.predict(context, targets, with_actions=with_actions)
     losses: dict[str, Tensor] = {}
     if features is not None:
@@ -140,6 +150,15 @@ def training_losses(model: WorldModel, batch: Batch, *, with_actions: bool, with
     if condition is not None:
         losses |= chunk_loss(model, condition, batch, h)
     return losses
+
+
+def _hide_states(model: WorldModel, context: Context) -> Context:
+    """Hide the states of some samples, in training."""
+    if not model.training or context.states is None:
+        return context
+    keep = torch.rand(len(context.states), 1, device=model.device) >= _STATELESS_SHARE
+    seen = keep.expand(context.states.shape[:2])
+    return replace(context, state_mask=seen if context.state_mask is None else context.state_mask & seen)
 
 
 @torch.no_grad()
@@ -172,7 +191,8 @@ def _frame_figures(model: WorldModel, batch: Batch, context: Context, h: int) ->
     packed, valid = read_targets(model, batch, context, h)
     now = model.reference(context).expand_as(packed)
     if model.config.decoding == "masked":
-        _, features = model.predict(context, Targets(packed=packed, masked=valid), with_actions=False)
+        everything = valid[..., None].expand_as(packed)
+        _, features = model.predict(context, Targets(packed=packed, masked=everything), with_actions=False)
         wanted, where = packed, valid
     else:
         _, features = model.predict(context, Targets(packed=packed, masked=None), with_actions=False)

@@ -101,9 +101,8 @@ class ImaginedFutures:
 class Imagination:
     """Predicts frames from one picture of each camera and a sentence."""
 
-    def __init__(self, parts: Assembled, *, decoding_steps: int, temperature: float, seed: int) -> None:
-        self.parts, self.seed = parts, seed
-        self.decoding_steps, self.temperature = decoding_steps, temperature
+    def __init__(self, parts: Assembled, sampling: SamplingConfig) -> None:
+        self.parts, self.sampling = parts, sampling
 
     def encode(self, frames: Array) -> Array:
         """Encode pictures uint8 `[f h w 3]` into codes `[f n]`."""
@@ -120,8 +119,7 @@ class Imagination:
             text=torch.as_tensor(features[:, :length]).float(),
             text_mask=torch.as_tensor(mask[:, :length]),
         )
-        sampling = SamplingConfig(steps=self.decoding_steps, temperature=self.temperature, seed=self.seed)
-        predicted = imagine(model, context, num_frames=num_frames, sampling=sampling)
+        predicted = imagine(model, context, num_frames=num_frames, sampling=self.sampling)
         codes = {name: values.cpu().numpy() for name, values in predicted.items()}
         images = {}
         for name, values in codes.items():
@@ -131,15 +129,11 @@ class Imagination:
         return ImaginedFutures(codes=codes, images=images)
 
 
-def load_imagination(
-    source: str | Path, *, decoding_steps: int = 6, temperature: float = 0.0, seed: int = 0
-) -> Imagination:
+def load_imagination(source: str | Path, *, sampling: SamplingConfig | None = None) -> Imagination:
     """Load a released model as an imagination.
 
     Args:
         source: "pretrained" or a folder that `gr2 pretrain` or `gr2 finetune` wrote.
-        decoding_steps: passes that make one frame.
-        temperature: of the codes, 0 takes the likeliest.
-        seed: seed of the draws.
+        sampling: how codes are drawn; the likeliest by default.
     """
-    return Imagination(assemble(source), decoding_steps=decoding_steps, temperature=temperature, seed=seed)
+    return Imagination(assemble(source), sampling or SamplingConfig())

@@ -46,7 +46,7 @@ class WorldModel(nn.Module):
             dropout=config.dropout,
             gradient_checkpointing=config.gradient_checkpointing,
         )
-        self.frame_features = nn.Linear(config.width, config.codes_per_position * config.head_dim)
+        self.frame_features = _frame_features(config)
         self.frame_codes = nn.Linear(config.head_dim, config.codebook_size)
         self.copy_gate = nn.Linear(config.width, config.codes_per_position)
         nn.init.zeros_(self.copy_gate.weight)
@@ -239,3 +239,11 @@ class WorldModel(nn.Module):
             return condition, None
         frames = y[:, -len(constants["target"]) :].unflatten(1, (layout.num_targets, layout.frame_length))
         return condition, frames
+
+
+def _frame_features(config: ModelConfig) -> nn.Module:
+    """Make the layers from a position to the features of its codes."""
+    wide = config.codes_per_position * config.head_dim
+    if not config.head_hidden:
+        return nn.Linear(config.width, wide)
+    return nn.Sequential(nn.Linear(config.width, config.head_hidden), nn.GELU(), nn.Linear(config.head_hidden, wide))

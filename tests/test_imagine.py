@@ -22,7 +22,7 @@ def test_cached_parallel_decoding_equals_uncached(targets: int) -> None:
     batch = make_batch(model.config)
     context = make_context(model, batch)
     packed, valid = read_targets(model, batch, context, 2)
-    hidden = valid & (torch.rand(valid.shape) < 0.5)
+    hidden = valid[..., None] & (torch.rand(packed.shape) < 0.5)
     with torch.no_grad():
         cached = FrameDecoder(model, context).all_positions(packed, hidden)
         _, features = model.predict(context, Targets(packed=packed, masked=hidden), with_actions=False)

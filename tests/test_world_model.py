@@ -125,7 +125,8 @@ def test_acting_alone_equals_acting_with_frames(decoding: Any) -> None:
     batch = make_batch(model.config)
     context = make_context(model, batch)
     packed, valid = read_targets(model, batch, context, 2)
-    targets = Targets(packed=packed, masked=valid if decoding == "masked" else None)
+    hidden = valid[..., None].expand_as(packed) if decoding == "masked" else None
+    targets = Targets(packed=packed, masked=hidden)
     with torch.no_grad():
         alone, _ = model.predict(context, None, with_actions=True)
         joint, frames = model.predict(context, targets, with_actions=True)

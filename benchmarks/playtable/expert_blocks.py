@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from .environment import WorldState
-from .expert_motion import HOVER_Z, ExpertStyle, Goal, travel, yaw_error
+from .expert_motion import HOVER_Z, ExpertStyle, Goal, ramp, room_share, travel, yaw_error
 from .scenes import SceneSpec
 
 
@@ -41,18 +41,23 @@ def lift(colour: str, state: WorldState, style: ExpertStyle) -> Goal:
     height = tool[2] - position[2]
     closed_on_it = state.gripper_command == 0 and state.finger_width > 0.03 and error < 0.02 and height < 0.02
     if closed_on_it and ("robot", "") in state.contacts[colour]:
-        if state.finger_width < 0.046:
+        if state.finger_width < 0.052:
             return Goal(position=tool + [0, 0, 0.15], euler=euler, gripper=0.0)
         return Goal(position=position, euler=euler, gripper=0.0)
-    aligned = yaw_error(state, euler) < 0.15
-    if error < 0.009 and height < 0.012 and aligned:
+    turn, narrow = yaw_error(state, euler), max(0.0, 0.06 - state.finger_width)
+    if error < 0.010 and height < 0.012 and turn < 0.25:
         return Goal(position=position, euler=euler, gripper=0.0)
-    if error < (0.012 if height > 0.05 else 0.022) and aligned and state.finger_width > 0.06:
-        return Goal(position=position - [0, 0, 0.002], euler=euler, gripper=1.0, speed=0.8)
-    above = position + [0, 0, 0.085 + 0.5 * max(style.hover, 0)]
-    if height < 0.06 and error < 0.05:
-        return Goal(position=tool + [0, 0, 0.06], euler=euler, gripper=1.0)
-    return travel(state, above, HOVER_Z + style.hover, euler=euler, gripper=1.0)
+    if error > 0.05:
+        above = position + [0, 0, 0.085 + 0.5 * max(style.hover, 0)]
+        return travel(state, above, HOVER_Z + style.hover, euler=euler, gripper=1.0)
+    room = min(0.085, ramp(error, 0.009, 5.0, 0.085) + ramp(turn, 0.2, 0.3, 0.06) + 2.0 * narrow)
+    across = room_share(room, height) * (position[:2] - tool[:2])
+    goal = np.array([*(tool[:2] + across), position[2] - 0.002 + room])
+    return Goal(position=goal, euler=euler, gripper=1.0, speed=0.8 if room == 0 else 1.0)
+
+
+_NEAREST_Y = -0.036
+"""How near the cabinet the closed hand gets while it sweeps [m]."""
 
 
 def push(colour: str, direction: int, state: WorldState, style: ExpertStyle) -> Goal:
@@ -60,16 +65,17 @@ def push(colour: str, direction: int, state: WorldState, style: ExpertStyle) -> 
     position, quaternion = state.blocks[colour]
     tool = state.tool_position
     behind = (position[0] - tool[0]) * direction
-    beside = abs(tool[1] - position[1])
+    line = min(float(position[1]), _NEAREST_Y)
+    beside = abs(tool[1] - line)
     low = tool[2] < 0.482
     closed = state.finger_width < 0.02
     half = _half_extent_x(quaternion)
-    start = np.array([position[0] - direction * (half + 0.05), position[1], 0.462])
+    start = np.array([position[0] - direction * (half + 0.05), line, 0.462])
     if low and closed and 0.02 < behind < 0.16 and beside < 0.05:
         # Beside the line, back to the start; on it, forward: one blends into the other.
         forward = max(0.0, 1.0 - max(0.0, beside - 0.012) / 0.02)
         x = forward * (tool[0] + direction * 0.1) + (1 - forward) * start[0]
-        return Goal(position=np.array([x, position[1], 0.462]), speed=0.75)
+        return Goal(position=np.array([x, line, 0.462]), speed=0.75)
     if np.linalg.norm(tool[:2] - start[:2]) < 0.018 and closed:
         return Goal(position=start)
     if tool[2] < 0.49 and np.linalg.norm(tool[:2] - start[:2]) > 0.03:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .environment import WorldState
-from .expert_motion import ExpertStyle, Goal, travel, yaw_error
+from .expert_motion import ExpertStyle, Goal, ramp, room_share, travel, yaw_error
 from .scenes import PANEL_OUT, PANEL_UP, SceneSpec
 
 
@@ -43,12 +43,11 @@ def slider(direction: int, state: WorldState, spec: SceneSpec, style: ExpertStyl
     behind = (handle - tool[0]) * direction
     if 0.015 < behind < 0.11 and abs(tool[1] + 0.015) < 0.022 and abs(tool[2] - 0.53) < 0.05:
         return Goal(position=np.array([tool[0] + direction * 0.1, -0.015, contact[2]]))
-    front = np.array([contact[0] - direction * 0.02, -0.12, contact[2]])
-    if abs(tool[0] - front[0]) < 0.03 and abs(tool[2] - front[2]) < 0.03:
-        return Goal(position=np.array([front[0], -0.012, contact[2]]))
-    if tool[1] > -0.09 and tool[2] < 0.7:
-        return Goal(position=np.array([tool[0] - direction * 0.02, -0.14, max(tool[2], 0.53)]))
-    return Goal(position=front + [0, 0, 0.02 if abs(tool[0] - front[0]) > 0.1 else 0.0])
+    start_x = contact[0] - direction * 0.02
+    beside = float(np.hypot(tool[0] - start_x, max(0.0, abs(tool[2] - contact[2]) - 0.02)))
+    room = ramp(beside, 0.02, 3.0, 0.11)
+    share = room_share(room, -0.012 - float(tool[1]))
+    return Goal(position=np.array([tool[0] + share * (start_x - tool[0]), -0.012 - room, contact[2]]))
 
 
 _TILT = -0.75
@@ -68,12 +67,11 @@ def switch(turns_on: bool, state: WorldState, spec: SceneSpec, style: ExpertStyl
     wrong_turn = max(0.0, yaw_error(state, euler) - 0.25)
     if abs(across) < 0.025 and sign * along < -0.006 and abs(out) < 0.03 and wrong_turn == 0:
         return Goal(position=tool + sign * PANEL_UP * 0.1 - PANEL_OUT * out, euler=euler, speed=0.8)
-    # A funnel towards the contact: the farther beside it, the farther out. Without a border between coming and going
-    # there is no place where a learner that averages both would hover.
     contact = bar - sign * PANEL_UP * 0.052
     beside = float(np.hypot(across, along + sign * 0.052))
-    clearance = min(0.075, max(0.0, 3.0 * (beside - 0.015), 0.3 * wrong_turn))
-    goal = contact + PANEL_OUT * clearance
+    room = max(ramp(beside, 0.015, 3.0, 0.075), ramp(abs(across), 0.05, 1.0, 0.1), 0.3 * wrong_turn)
+    goal = contact + PANEL_OUT * room
+    goal[0] = tool[0] + room_share(room, out) * (goal[0] - tool[0])
     if np.linalg.norm(tool - goal) > 0.12 and tool[2] < 0.5:
         return Goal(position=np.array([tool[0], tool[1] - 0.02, 0.6]), euler=euler)
     return Goal(position=goal, euler=euler)

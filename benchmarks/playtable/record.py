@@ -17,8 +17,9 @@ from tqdm import tqdm
 from ...data_pipeline.episodes import write_episode
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_json
-from ...gr_model.contracts import ActionTrajectory, Episode, Observation
+from ...gr_model.contracts import Episode, Observation
 from ...gr_model.errors import ConfigError, DataError
+from ..control import make_control
 from .cameras import CameraConfig
 from .environment import CAMERAS, CONTROL_HZ, PlayTable, WorldState
 from .expert_motion import ExpertStyle
@@ -63,22 +64,24 @@ class RecordConfig:
 class _Pilot:
     """Lets a learned policy drive the first part of a skill, so that the expert labels the states it gets into.
 
+    Half of the skills are driven through the whole-body control, half through CALVIN's: they go astray differently.
+
     Source: DAgger, Ross, Gordon and Bagnell, arXiv 1011.0686.
     """
 
-    def __init__(self, policy: Policy, instruction: str, rng: np.random.Generator) -> None:
+    def __init__(self, env: PlayTable, policy: Policy, instruction: str, rng: np.random.Generator) -> None:
         self.policy, self.instruction = policy, instruction
         self.steps = int(rng.integers(*_PILOT_STEPS))
-        self._trajectory: ActionTrajectory | None = None
+        self.control = make_control("wbc" if rng.random() < 0.5 else "calvin", env)
         policy.reset()
 
-    def __call__(self, step: int, observation: Observation) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return the pose to command, world frame; asks the policy anew as often as it wants."""
-        index = step % self.policy.executed_steps
-        if index == 0 or self._trajectory is None:
-            self._trajectory = self.policy.act(replace(observation, instruction=self.instruction))
-        chunk = self._trajectory
-        return chunk.positions[index] + ROBOT_BASE, chunk.quaternions[index], float(chunk.gripper[index])
+    def drive(self, step: int, observation: Observation) -> None:
+        """Advance by one control step; the policy is asked anew as often as it wants."""
+        if step == 0:
+            self.control.reset()
+        if step % self.policy.executed_steps == 0:
+            self.control.follow(self.policy.act(replace(observation, instruction=self.instruction)))
+        self.control.step()
 
 
 class _Hand:
@@ -150,7 +153,7 @@ def _run_segment(
         tape.states.append(observation.state_vector())
         tape.actions.append(np.array([*(position - ROBOT_BASE), *quaternion, gripper]))
         if pilot is not None and step < pilot.steps:
-            env.step_pose(*pilot(step, observation))
+            pilot.drive(step, observation)
         else:
             env.step_pose(*hand(position, quaternion), gripper)
         state = env.world_state()
@@ -208,7 +211,8 @@ def _record_chain(
             break
         tape = whole if play else _Tape.empty()
         instruction = draw_sentence(task, rng)
-        pilot = _Pilot(policy, instruction, rng) if policy is not None and not play else None
+        drive = np.random.default_rng([config.seed, chain, segment])
+        pilot = _Pilot(env, policy, instruction, drive) if policy is not None and not play else None
         success, steps = _run_segment(env, task, tape, config, rng, offset, pilot)
         offset = offset + steps if play else 0
         facts = {
