@@ -1,7 +1,8 @@
 """The first stage: a dataset on disk -> filters -> video shards.
 
-A sample keeps the original bytes of its videos; nothing is re-encoded. Long videos are not cut in the file
-either: the sample's JSON lists windows of frames, and the next stage makes one episode of each.
+A sample keeps the original bytes of its videos; nothing is re-encoded (what is kept as single frames is encoded
+once). Long videos are not cut in the file either: the sample's JSON lists windows of frames, and the next stage makes
+one episode of each.
 
     {key}.{camera}.mp4    the original file (or .webm, .gif, ...)
     {key}.states.npy      float32 [t s]      } where the source has them
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from ...gr_model.errors import ConfigError, DataError
 from ..executors import ordered_map
 from ..files import array_bytes, camera_name
-from ..readers.record import Record
+from ..readers.record import FrameFiles, Record, with_video_files
 from ..readers.source import open_source
 from ..shards import ShardWriter, finished_shards, read_index
 from ..stages import Tally, begin_stage, finish_stage, read_manifest
@@ -51,7 +52,7 @@ def write_video_shards(
     A finished stage with the same parameters is skipped; a killed one goes on after its last whole shard.
 
     Args:
-        source: recorded episodes, the annotation layout, a folder of videos, or one video.
+        source: recorded episodes, CALVIN, the annotation layout, a folder of videos, or one video.
         out: folder of the shards and their manifest.
         camera: name given to the camera of datasets that have one without a name.
         filters: thresholds of the filters.
@@ -99,6 +100,7 @@ def write_video_shards(
 
 
 def _examined(record: Record, config: FilterConfig) -> tuple[Record, Verdict]:
+    record = with_video_files(record)
     return record, examine(record, config)
 
 
@@ -129,9 +131,10 @@ def _take(writer: ShardWriter, tally: Tally, record: Record, verdict: Verdict, w
     first = next(iter(verdict.videos.values()))
     windows = cut_windows(first.frames, first.fps, window_seconds)
     members, videos = {}, {}
-    for camera, path in record.videos.items():
-        member = f"{camera_name(camera)}{path.suffix.lower()}"
-        members[member] = path.read_bytes()
+    for camera, video in record.videos.items():
+        assert not isinstance(video, FrameFiles)
+        member = f"{camera_name(camera)}{video.suffix.lower()}"
+        members[member] = video.read_bytes()
         videos[camera_name(camera)] = {"member": member, **asdict(verdict.videos[camera])}
     if record.states is not None and record.actions is not None:
         members["states.npy"] = array_bytes(record.states)

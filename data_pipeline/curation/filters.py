@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ...gr_model.contracts import Array
 from ...gr_model.errors import DataError
-from ..readers.record import Record
+from ..readers.record import FrameFiles, Record, Video, VideoBytes
 from ..video import open_video
 
 
@@ -57,13 +56,15 @@ class Verdict:
     videos: Mapping[str, VideoFacts]
 
 
-def probe_video(path: Path, probe_frames: int) -> VideoFacts:
+def probe_video(video: Video, probe_frames: int) -> VideoFacts:
     """Open a video and decode a few frames of it.
 
     Raises:
         DataError: where the file cannot be opened or the frames cannot be decoded.
     """
-    with open_video(path) as reader:
+    if isinstance(video, FrameFiles):
+        video = video.encode()
+    with open_video(video.data if isinstance(video, VideoBytes) else video) as reader:
         num_frames, height, width = reader.shape
         indices = np.unique(np.linspace(0, num_frames - 1, max(probe_frames, 2)).round().astype(int))
         frames = reader.get_batch(indices)
@@ -90,9 +91,9 @@ def examine(record: Record, config: FilterConfig) -> Verdict:
     if record.problem:
         return Verdict(reason="unreadable", detail=record.problem, videos={})
     videos = {}
-    for camera, path in record.videos.items():
+    for camera, video in record.videos.items():
         try:
-            videos[camera] = probe_video(path, config.probe_frames)
+            videos[camera] = probe_video(video, config.probe_frames)
         except DataError as error:
             return Verdict(reason="undecodable", detail=f"{camera}: {error}", videos=videos)
     facts = list(videos.values())

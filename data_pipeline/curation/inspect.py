@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 from ...gr_model.errors import DataError
 from ..executors import ordered_map
+from ..readers.calvin import CalvinSource
 from ..readers.record import Record
 from ..readers.source import open_source
 from ..video import video_codec
+from .calvin import inspect_calvin
 from .filters import FilterConfig, Verdict, examine
 
 
@@ -31,7 +33,7 @@ def inspect_source(
     """Count what a dataset holds and name what would be dropped, without writing anything.
 
     Args:
-        source: recorded episodes, the annotation layout, a folder of videos, or one video.
+        source: recorded episodes, CALVIN, the annotation layout, a folder of videos, or one video.
         camera: name given to the camera of datasets that have one without a name.
         filters: thresholds of the filters.
         num_workers: processes that probe the videos.
@@ -44,6 +46,10 @@ def inspect_source(
         DataError: where the source cannot be opened or holds nothing.
     """
     records = open_source(source, camera)
+    if isinstance(records, CalvinSource):
+        summary = inspect_calvin(source)
+        print(_as_json(summary) if json else _as_text(summary))
+        return summary
     judged = ordered_map(partial(_examined, config=filters), iter(records), num_workers)
     found = list(tqdm(judged, desc=f"looking at {source.name}", unit="clip"))
     if not found:
@@ -55,7 +61,8 @@ def inspect_source(
 
 def _examined(record: Record, config: FilterConfig) -> tuple[Record, Verdict, list[str]]:
     verdict = examine(record, config)
-    return record, verdict, [video_codec(record.videos[camera]) for camera in verdict.videos]
+    files = [record.videos[camera] for camera in verdict.videos]
+    return record, verdict, [video_codec(file) for file in files if isinstance(file, Path)]
 
 
 def _summary(source: str, kind: str, found: Sequence[tuple[Record, Verdict, list[str]]]) -> dict[str, Any]:
@@ -100,12 +107,12 @@ def _as_json(summary: Mapping[str, Any]) -> str:
 
 
 def _as_text(summary: Mapping[str, Any]) -> str:
-    lines = []
+    lines, width = [], max(len(name) for name in summary) + 2
     for name, value in summary.items():
         if name == "problems":
             continue
         if isinstance(value, dict):
             value = ", ".join(f"{key} {count}" for key, count in value.items()) or "none"
-        lines.append(f"{name.replace('_', ' '):<20}{value}")
+        lines.append(f"{name.replace('_', ' '):<{width}}{value}")
     lines += [f"  {problem['reason']}: {problem['source']}: {problem['detail']}" for problem in summary["problems"]]
     return "\n".join(lines)

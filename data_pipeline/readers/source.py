@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...gr_model.errors import DataError
+from ..calvin_layout import find_splits
 from ..episodes import list_episodes
 from ..video import is_video
 from .annotated import AnnotatedSource
+from .calvin import CalvinSource
 from .folder import FolderSource
 from .record import RecordSource
 from .recorded import RecordedSource
 
 
 def open_source(path: Path, camera: str = "static") -> RecordSource:
-    """Open a dataset: recorded episodes, the annotation layout, or a folder of videos (or one video).
+    """Open a dataset: recorded episodes, CALVIN, the annotation layout, or a folder of videos (or one video).
 
     Args:
         path: folder or file.
@@ -30,6 +32,8 @@ def open_source(path: Path, camera: str = "static") -> RecordSource:
         raise DataError(f"{path}: expected a folder or a video file, got {path.suffix or 'no suffix'}.")
     if path.is_dir() and list_episodes(path):
         return RecordedSource(path)
+    if path.is_dir() and find_splits(path):
+        return CalvinSource(path)
     if (path / "annotation").is_dir() and (path / "videos").is_dir():
         return AnnotatedSource(path, camera)
     return FolderSource(path, camera)
