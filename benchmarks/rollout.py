@@ -20,6 +20,7 @@ from .playtable.cameras import CameraConfig
 from .playtable.environment import CONTROL_HZ, PlayTable
 from .playtable.instructions import sentences
 from .playtable.tasks import task
+from .policies import open_policy
 
 _SIDE, _BANNER, _STRIDE = 320, 34, 2
 
@@ -59,7 +60,7 @@ def rollout(
 
     Args:
         pretrained: use the shipped policy.
-        policy: folder of a released model, instead of the shipped one.
+        policy: another policy instead of the shipped one, named as for `gr2 benchmark calvin`.
         tasks: "chain" for five tasks in a row, or comma-separated task names, each from a start of its own.
         scene_name: A, B, C or D.
         out: video to write.
@@ -75,15 +76,13 @@ def rollout(
     """
     if pretrained == bool(policy):
         raise ConfigError("rollout: expected either --pretrained or --policy FOLDER; give one of them.")
-    from ..gr_model.policy_loading import load_policy
-
-    actor = load_policy("pretrained" if pretrained else policy, executed_steps=executed_steps)
     env = PlayTable(
         scene_name,
         camera=CameraConfig(static_px=image_px, gripper_px=image_px),
         render_mode=None,
         window=window,
     )
+    actor = open_policy("pretrained" if pretrained else policy, env, executed_steps=executed_steps)
     names = chain_start(env, seed, 0)[1] if tasks == "chain" else [task(n.strip()).name for n in tasks.split(",")]
     film, mode, results = _Film(), make_control(control, env), []
     mode.reset()

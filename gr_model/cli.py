@@ -98,6 +98,13 @@ def _rollout() -> Target:
     return rollout
 
 
+def _serve() -> Target:
+    """Answer observations with trajectories over HTTP."""
+    from .serving import serve
+
+    return serve
+
+
 def _benchmark_calvin() -> Target:
     """Run the CALVIN chains and print average length with its interval."""
     from ..benchmarks.calvin.evaluate import evaluate
@@ -170,6 +177,7 @@ COMMANDS = (
     Command(words="finetune", target=_finetune, group="training", prints_options=True),
     Command(words="imagine", target=_imagine, group="results", prints_options=True),
     Command(words="rollout", target=_rollout, group="results", prints_options=True),
+    Command(words="serve", target=_serve, group="results", prints_options=True),
     Command(words="benchmark calvin", target=_benchmark_calvin, group="results", prints_options=True),
     Command(words="benchmark calvin verify", target=_benchmark_calvin_verify, group="results", bare="folder"),
     Command(words="benchmark speed", target=_benchmark_speed, group="results"),

@@ -21,6 +21,10 @@ class ShapeError(Gr2Error):
     """An array of the wrong shape, type or range (NaN included)."""
 
 
+class PolicyError(Gr2Error):
+    """A policy that cannot be found, does not answer, or answers with something that is no trajectory."""
+
+
 class ControlError(Gr2Error):
     """A trajectory or a state that the controller refuses."""
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..cvae_head.ensemble import TemporalEnsemble
 from ..cvae_head.trajectory import to_trajectory
@@ -84,15 +85,21 @@ class GR2Policy:
         if self.ensemble is not None:
             self.ensemble.reset()
 
-    @torch.inference_mode()
     def act(self, observation: Observation) -> ActionTrajectory:
         """Encode the pictures, predict a chunk, place it at the present tool pose.
 
         Raises:
             ShapeError: none of the model's cameras is observed.
         """
-        self._history.append((self._encode(observation), observation.state_vector()))
-        chunk = self.model.act(self.context(observation.instruction))[0].float().cpu().numpy()
+        return act_together([self], [observation])[0]
+
+    def remember(self, observation: Observation, codes: dict[str, Array]) -> Context:
+        """Append a frame to the history and return what the model sees."""
+        self._history.append((codes, observation.state_vector()))
+        return self.context(observation.instruction)
+
+    def place(self, chunk: Array, observation: Observation) -> ActionTrajectory:
+        """Turn a predicted chunk `[k 7]` into the trajectory to follow."""
         trajectory = to_trajectory(chunk, observation, self.dt)
         return trajectory if self.ensemble is None else self.ensemble.blend(trajectory)
 
@@ -108,20 +115,6 @@ class GR2Policy:
         states = torch.as_tensor(np.stack([state for _, state in self._history]))[None].to(device)
         return Context(codes=codes, text=text, text_mask=text_mask, states=states)
 
-    def _encode(self, observation: Observation) -> dict[str, Array]:
-        names = [c.name for c in self.model.config.cameras if c.name in observation.images]
-        if not names:
-            raise ShapeError(
-                f"GR2Policy: expected a picture of one of {[c.name for c in self.model.config.cameras]}, got "
-                f"{sorted(observation.images)}; switch the cameras on."
-            )
-        pictures = [np.asarray(observation.images[name]) for name in names]
-        if len({picture.shape for picture in pictures}) == 1:
-            codes = list(self.encode_images(np.stack(pictures)))
-        else:
-            codes = [self.encode_images(picture[None])[0] for picture in pictures]
-        return {name: np.asarray(code, np.int64) for name, code in zip(names, codes, strict=True)}
-
     def _encode_text(self, instruction: str) -> tuple[Tensor, Tensor]:
         if self._text is None or instruction != self._instruction:
             features, mask = self.encode_text([instruction])
@@ -133,3 +126,66 @@ class GR2Policy:
             )
             self._instruction = instruction
         return self._text
+
+
+@torch.inference_mode()
+def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observation]) -> list[ActionTrajectory]:
+    """Let policies over one model act at once: pictures of one size are encoded, and alike contexts passed, together.
+
+    A trajectory may differ in its last digits from the one that its policy would give alone.
+
+    Raises:
+        ShapeError: none of the model's cameras is observed.
+    """
+    codes = _encode_all(policies[0], observations)
+    contexts = [p.remember(o, c) for p, o, c in zip(policies, observations, codes, strict=True)]
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for i, context in enumerate(contexts):
+        frames = next(iter(context.codes.values())).shape[1]
+        alike.setdefault((frames, *sorted(context.codes)), []).append(i)
+    trajectories: dict[int, ActionTrajectory] = {}
+    for members in alike.values():
+        chunks = policies[0].model.act(_merge([contexts[i] for i in members])).float().cpu().numpy()
+        for i, chunk in zip(members, chunks, strict=True):
+            trajectories[i] = policies[i].place(chunk, observations[i])
+    return [trajectories[i] for i in range(len(policies))]
+
+
+def _encode_all(policy: GR2Policy, observations: Sequence[Observation]) -> list[dict[str, Array]]:
+    """Encode the pictures of all observations, those of one size in one go."""
+    cameras = [c.name for c in policy.model.config.cameras]
+    places: dict[tuple[int, ...], list[tuple[int, str]]] = {}
+    for i, observation in enumerate(observations):
+        names = [name for name in cameras if name in observation.images]
+        if not names:
+            raise ShapeError(
+                f"GR2Policy: expected a picture of one of {cameras}, got {sorted(observation.images)}; switch the "
+                "cameras on."
+            )
+        for name in names:
+            places.setdefault(np.shape(observation.images[name]), []).append((i, name))
+    codes: list[dict[str, Array]] = [{} for _ in observations]
+    for members in places.values():
+        found = policy.encode_images(np.stack([np.asarray(observations[i].images[name]) for i, name in members]))
+        for (i, name), code in zip(members, found, strict=True):
+            codes[i][name] = np.asarray(code, np.int64)
+    return codes
+
+
+def _merge(contexts: Sequence[Context]) -> Context:
+    """Stack contexts of the same frames and cameras; shorter sentences are padded."""
+    if len(contexts) == 1:
+        return contexts[0]
+    longest = max(context.text.shape[1] for context in contexts)
+    texts, masks = [], []
+    for context in contexts:
+        missing = longest - context.text.shape[1]
+        texts.append(functional.pad(context.text, (0, 0, 0, missing)))
+        masks.append(functional.pad(context.text_mask, (0, missing)))
+    states = [context.states for context in contexts if context.states is not None]
+    return Context(
+        codes={name: torch.cat([context.codes[name] for context in contexts]) for name in contexts[0].codes},
+        text=torch.cat(texts),
+        text_mask=torch.cat(masks),
+        states=torch.cat(states) if states else None,
+    )

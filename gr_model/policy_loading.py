@@ -30,6 +30,12 @@ class Assembled:
     vqgan: VQGAN
     text: TextEncoder
 
+    def to(self, device: str) -> Assembled:
+        """Move the model and its image tokenizer to a device; sentences are encoded once, where they are."""
+        self.release.model.to(device)
+        self.vqgan.to(device)
+        return self
+
 
 def release_folder(source: str | Path) -> Path:
     """Return the folder of "pretrained" (shipped) or of a path.
@@ -80,7 +86,11 @@ def load_policy(source: str | Path, *, executed_steps: int = 5) -> GR2Policy:
         source: "pretrained" or a folder that `gr2 finetune` wrote.
         executed_steps: control steps of each chunk carried out before the next call.
     """
-    parts = assemble(source)
+    return policy_of(assemble(source), executed_steps=executed_steps)
+
+
+def policy_of(parts: Assembled, *, executed_steps: int) -> GR2Policy:
+    """Make a policy with a history of its own over a loaded model."""
     return GR2Policy(
         parts.release.model,
         encode_images=parts.vqgan.encode_frames,

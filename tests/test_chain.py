@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gr2.benchmarks.calvin.evaluate import EvaluationConfig, Job, choose_part, evaluate, run_evaluation, summarize
+from gr2.benchmarks.calvin.evaluate import EvaluationConfig, Job, choose_part, evaluate, run_evaluation
+from gr2.benchmarks.calvin.results import summarize
 from gr2.benchmarks.demo import ChainPreset, demo
 from gr2.benchmarks.imagine import imagine
 from gr2.benchmarks.playtable.record import record
@@ -86,11 +87,15 @@ def test_recording_refuses_another_configuration(run):
 def test_acting_imagining_and_the_report(run):
     results = evaluate(
         policy=str(run / "finetune"), out=run / "act", tasks="open_drawer,turn_on_led", control="both", starts=1,
-        sequences=1, chains=1, max_steps=12, workers=1,
+        sequences=1, chains=1, max_steps=12, workers=1, films="failed",
     )  # fmt: skip
     for control in ("wbc", "calvin"):
         assert set(results["controls"][control]["tasks"]) == {"open_drawer", "turn_on_led"}
         assert len(results["controls"][control]["chains"]) == len(results["controls"][control]["sequences"]) == 1
+    assert len(results["weights_sha256"]) == 64 and results["versions"]["pybullet"]
+    films = list((run / "act" / "films").glob("*.mp4"))
+    failures = [r for c in results["controls"].values() for r in c["tasks"].values() if not r["success"]]
+    assert len(films) >= len(failures) > 0 and (run / "act" / "films" / "sheet.png").is_file()
     limits = results["controls"]["wbc"]["limits"]
     assert limits["ticks"] > 0
     assert limits["position_violations"] == limits["velocity_violations"] == 0
@@ -113,8 +118,9 @@ def test_parts_of_an_evaluation_make_the_whole():
 
 def test_evaluation_goes_on_and_ends_the_same(run, tmp_path):
     config = EvaluationConfig(
-        policy=str(run / "finetune"), scene="D", calvin_root="", executed_steps=5, max_steps=7, image_px=64, seed=1
-    )
+        policy=str(run / "finetune"), weights="", scene="D", calvin_root="", executed_steps=5, max_steps=7,
+        image_px=64, seed=1,
+    )  # fmt: skip
     jobs = [Job(control="calvin", kind="turn_on_led", index=i) for i in range(2)]
     whole = run_evaluation(config, jobs, file=tmp_path / "whole.jsonl", workers=1)
     part = tmp_path / "part.jsonl"

@@ -17,6 +17,8 @@ from ..playtable.robot import FINGER_OPEN
 from ..playtable.sampling import sample_scene
 from ..playtable.scenes import NEUTRAL_JOINTS
 from ..playtable.tasks import ALL_TASKS, TASKS, feasible, task
+from .films import Film
+from .scripted_policy import ScriptedPolicy
 from .sequences import EvaluationSequence, initial_scene
 
 CHAIN_LENGTH = 5
@@ -117,6 +119,7 @@ def run_task(
     max_steps: int,
     instruction: str | None = None,
     watch: Watch | None = None,
+    film: Film | None = None,
 ) -> TaskResult:
     """Let a policy act until its task is done or time is up; the judge looks after every control step.
 
@@ -124,15 +127,22 @@ def run_task(
         instruction: the sentence; ours by default.
         executed_steps: control steps of each chunk that are carried out before the policy is asked again.
         max_steps: time limit in control steps (CALVIN: 360).
+        film: collects what the policy sees.
     """
     instruction = instruction or sentences(name)[0]
+    if isinstance(policy, ScriptedPolicy):
+        policy.task = name
+    draws = film is not None or not isinstance(policy, ScriptedPolicy)
     policy.reset()
     start = env.world_state()
     for step in range(max_steps):
         if watch:
             watch(env, step)
         if step % executed_steps == 0:
-            control.follow(policy.act(env.observe(instruction)))
+            observation = env.observe(instruction, images=draws)
+            if film is not None:
+                film(observation)
+            control.follow(policy.act(observation))
         control.step()
         if ALL_TASKS[name].done(start, env.world_state()):
             return TaskResult(task=name, success=True, steps=step + 1)
@@ -148,13 +158,14 @@ def run_chain(
     executed_steps: int,
     max_steps: int,
     instructions: Mapping[str, str] | None = None,
+    film: Film | None = None,
 ) -> list[TaskResult]:
     """Run tasks one after another without resetting the world; stop at the first failure."""
     results: list[TaskResult] = []
     for name in chain:
         result = run_task(
             env, policy, control, name, executed_steps=executed_steps, max_steps=max_steps,
-            instruction=(instructions or {}).get(name),
+            instruction=(instructions or {}).get(name), film=film,
         )  # fmt: skip
         results.append(result)
         if not result.success:

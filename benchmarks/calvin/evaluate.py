@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,26 +18,32 @@ from tqdm import tqdm
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_bytes, write_json
 from ...gr_model.errors import ConfigError, DataError
-from ..control import ControlMode, LimitCounter, WbcControl, make_control
+from ..control import ControlMode, WbcControl, make_control
 from ..playtable.cameras import CameraConfig
-from ..playtable.environment import PlayTable
+from ..playtable.environment import CONTROL_HZ, PlayTable
 from ..playtable.instructions import evaluation_sentences
 from ..playtable.scenes import scene
 from ..playtable.tasks import TASKS, task
-from ..statistics import bootstrap_mean, wilson_interval
+from ..policies import open_policy
 from .episodes import as_record, chain_start, run_chain, sequence_start, task_start
+from .films import Film, write_sheet
+from .results import fingerprint, provenance, sheet_name, summarize, table
 from .sequences import official_sequences
+
+Films = Literal["none", "failed", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """What is measured; equal configurations and policies give equal results.
 
-    calvin_root: clone whose assets and sentences are used, or "" for ours; executed_steps: control steps of each
-    chunk that are carried out; max_steps: time limit a task [1/30 s].
+    weights: SHA-256 of the policy's weights, so that results of others are not gone on with; calvin_root: clone whose
+    assets and sentences are used, or "" for ours; executed_steps: control steps of each chunk that are carried out;
+    max_steps: time limit a task [1/30 s].
     """
 
     policy: str
+    weights: str
     scene: str
     calvin_root: str
     executed_steps: int
@@ -60,18 +66,16 @@ class Job:
         return f"{self.control}/{self.kind}/{self.index}"
 
 
-def _run_jobs(config: EvaluationConfig, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def _run_jobs(config: EvaluationConfig, jobs: Sequence[Job], films: Films, folder: Path) -> list[dict[str, Any]]:
     """Run test episodes in this process."""
     import torch
-
-    from ...gr_model.policy_loading import load_policy
 
     torch.set_num_threads(1)
     camera = CameraConfig(static_px=config.image_px, gripper_px=config.image_px)
     root = Path(config.calvin_root) if config.calvin_root else None
     env = PlayTable(config.scene, camera=camera, calvin_root=root, render_mode=None)
     instructions = evaluation_sentences(root)
-    policy = load_policy(config.policy)
+    policy = open_policy(config.policy, env, executed_steps=config.executed_steps)
     records = []
     try:
         for job in jobs:
@@ -86,10 +90,13 @@ def _run_jobs(config: EvaluationConfig, jobs: Sequence[Job]) -> list[dict[str, A
                 task_start(env, job.kind, config.seed, job.index)
                 chain = [job.kind]
             control.reset()
+            film = Film() if films != "none" else None
             results = run_chain(
                 env, policy, control, chain, executed_steps=config.executed_steps, max_steps=config.max_steps,
-                instructions=instructions,
+                instructions=instructions, film=film,
             )  # fmt: skip
+            if film is not None and (films == "all" or not results[-1].success):
+                film.write(folder / f"{sheet_name(job.key)}.mp4", CONTROL_HZ / config.executed_steps)
             record: dict[str, Any] = {"key": job.key, "chain": chain, "results": as_record(results)}
             if isinstance(control, WbcControl):
                 record["commanded"] = control.commanded.as_dict()
@@ -129,7 +136,13 @@ def _finished(file: Path, config: EvaluationConfig) -> dict[str, dict[str, Any]]
 
 
 def run_evaluation(
-    config: EvaluationConfig, jobs: Sequence[Job], *, file: Path, workers: int, description: str = "act"
+    config: EvaluationConfig,
+    jobs: Sequence[Job],
+    *,
+    file: Path,
+    workers: int,
+    films: Films = "none",
+    description: str = "act",
 ) -> dict[str, dict[str, Any]]:
     """Run the jobs that `file` does not hold yet, in worker processes, and return all records by key."""
     records = _finished(file, config)
@@ -141,7 +154,8 @@ def run_evaluation(
         file.open("a") as log,
         worker_pool(workers) as pool,
     ):
-        futures = {pool.submit(_run_jobs, config, batch): len(batch) for batch in batches}
+        folder = file.parent / "films"
+        futures = {pool.submit(_run_jobs, config, batch, films, folder): len(batch) for batch in batches}
         for future in as_completed(futures):
             for record in future.result():
                 records[record["key"]] = record
@@ -149,70 +163,6 @@ def run_evaluation(
             log.flush()
             bar.update(futures[future])
     return records
-
-
-def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str]) -> dict[str, Any]:
-    """Gather records as `act/results.json` of a run holds them: per control tasks, chains, limits."""
-    summary: dict[str, Any] = {}
-    for control in controls:
-        mine = {k: records[k] for k in sorted(records, key=_order) if k.startswith(f"{control}/")}
-        tasks: dict[str, dict[str, Any]] = {}
-        lengths: dict[str, list[int]] = {"chain": [], "sequence": []}
-        for key, record in mine.items():
-            results, kind = record["results"], key.split("/")[1]
-            if kind in lengths:
-                lengths[kind].append(sum(r["success"] for r in results))
-                continue
-            row = tasks.setdefault(record["chain"][0], {"success": 0, "total": 0, "steps": []})
-            row["success"] += int(results[0]["success"])
-            row["total"] += 1
-            row["steps"].append(results[0]["steps"])
-        summary[control] = {"tasks": tasks, "chains": lengths["chain"], "sequences": lengths["sequence"]}
-        if control == "wbc":
-            summary[control]["limits"] = _merge_limits([r["commanded"] for r in mine.values()])
-            summary[control]["limits_measured"] = _merge_limits([r["measured"] for r in mine.values()])
-    return summary
-
-
-def _order(key: str) -> tuple[str, int]:
-    name, _, index = key.rpartition("/")
-    return name, int(index)
-
-
-def _merge_limits(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    empty = LimitCounter().as_dict()
-    if not rows:
-        return empty
-    merged: dict[str, float] = {
-        n: sum(r[n] for r in rows) for n in ("ticks", "position_violations", "velocity_violations")
-    }
-    merged["min_position_margin_rad"] = min(r["min_position_margin_rad"] for r in rows)
-    merged["max_velocity_ratio"] = max(r["max_velocity_ratio"] for r in rows)
-    return merged
-
-
-def table(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of the printed result."""
-    for control, result in summary.items():
-        tasks = result["tasks"]
-        if tasks:
-            success, total = (
-                sum(t["success"] for t in tasks.values()),
-                sum(t["total"] for t in tasks.values()),
-            )
-            rate = wilson_interval(success, total)
-            interval = f"[{rate.low:.1%}, {rate.high:.1%}]"
-            yield f"{control}: {success}/{total} = {rate.value:.1%} {interval}, {len(tasks)} tasks"
-            for name in sorted(tasks):
-                yield f"  {name:28s} {tasks[name]['success']:3d}/{tasks[name]['total']}"
-        for kind in ("sequences", "chains"):
-            if lengths := result[kind]:
-                mean = bootstrap_mean(lengths)
-                rates = " ".join(f"{sum(c >= i for c in lengths) / len(lengths):.3f}" for i in range(1, 6))
-                interval = f"[{mean.low:.2f}, {mean.high:.2f}]"
-                yield f"{control}: average length {mean.value:.2f} {interval}, {len(lengths)} {kind}; SR1..5 {rates}"
-        if "limits" in result:
-            yield f"{control}: commanded {result['limits']}; measured {result['limits_measured']}"
 
 
 def evaluate(
@@ -229,6 +179,7 @@ def evaluate(
     executed_steps: int = 5,
     max_steps: int = 360,
     image_px: int = 64,
+    films: Films = "none",
     shard: str = "1/1",
     workers: int = 2,
     seed: int = 100,
@@ -236,8 +187,10 @@ def evaluate(
     """Measure a policy by CALVIN's rules in PlayTable; run again to go on where it stopped.
 
     Args:
-        policy: "pretrained" (shipped) or a folder with a released model.
-        out: folder for `episodes.jsonl` and `results.json`.
+        policy: "pretrained" (shipped), a folder with a released model, "scripted" (the experts), "http://host:port" of
+            `gr2 serve`, or "package.module:name" or "file.py:name", which makes an object with `reset()` and
+            `act(Observation) -> ActionTrajectory`.
+        out: folder for `episodes.jsonl`, `results.json` and the films.
         sequences: how many of the 1000 official sequences, from the first (34 tasks, scene D).
         starts: random starts for each demonstrated task.
         chains: chains of five demonstrated tasks of different families.
@@ -248,6 +201,7 @@ def evaluate(
         executed_steps: control steps of each chunk carried out before the policy is asked again.
         max_steps: time limit for each task in control steps (CALVIN: 360).
         image_px: picture side [px] of both cameras.
+        films: which episodes to keep as videos of what the policy saw, with a sheet of all.
         shard: part i of n of the episodes, as in 2/4, for several machines; put their episodes.jsonl together.
         workers: processes, one simulator each.
         seed: seed of the random starts.
@@ -267,15 +221,15 @@ def evaluate(
     if sequences and scene_name != "D":
         raise ConfigError(f"--sequences: they fit scene D alone, got --scene_name {scene_name}; add --sequences 0.")
     config = EvaluationConfig(
-        policy=policy, scene=scene_name, calvin_root=str(calvin_root or ""), executed_steps=executed_steps,
-        max_steps=max_steps, image_px=image_px, seed=seed,
+        policy=policy, weights=fingerprint(policy), scene=scene_name, calvin_root=str(calvin_root or ""),
+        executed_steps=executed_steps, max_steps=max_steps, image_px=image_px, seed=seed,
     )  # fmt: skip
     controls: list[ControlMode] = ["wbc", "calvin"] if control == "both" else [control]
     jobs = [Job(control=c, kind="sequence", index=i) for c in controls for i in range(sequences)]
     jobs += [Job(control=c, kind="chain", index=i) for c in controls for i in range(chains)]
     jobs += [Job(control=c, kind=name, index=i) for c in controls for i in range(starts) for name in names]
     jobs = choose_part(jobs, shard)
-    records = run_evaluation(config, jobs, file=out / "episodes.jsonl", workers=workers)
+    records = run_evaluation(config, jobs, file=out / "episodes.jsonl", workers=workers, films=films)
     wanted = {job.key for job in jobs}
     summary = summarize({k: r for k, r in records.items() if k in wanted}, controls)
     results = {
@@ -289,10 +243,12 @@ def evaluate(
         "seed": seed,
         "shard": shard,
         "policy": policy,
-    }
+    } | provenance(policy)
     write_json(out / "results.json", results)
     for line in table(summary):
         print(line, file=sys.stdout)
+    if films != "none" and (sheet := write_sheet(out / "films")):
+        print(sheet)
     return results
 
 

@@ -14,14 +14,18 @@ from ..playtable.scenes import ROBOT_BASE
 class ScriptedPolicy:
     """Plans a chunk by letting the expert act in a twin of the world; it reads the simulator's state, not pictures.
 
+    Whoever runs the episode sets `task`, because the experts cannot read sentences.
+
     Args:
         env: the world it acts in.
         chunk_length: poses of a chunk.
     """
 
+    executed_steps = 5
+
     def __init__(self, env: PlayTable, *, chunk_length: int = 10) -> None:
         self.env, self.chunk_length = env, chunk_length
-        self.twin = PlayTable(env.spec_scene.name, render_mode=None)
+        self.twin = PlayTable(env.spec_scene.name, calvin_root=env.calvin_root, render_mode=None)
         self.task = ""
         self.style = ExpertStyle()
 

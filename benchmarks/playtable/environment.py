@@ -88,6 +88,7 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         window: bool = False,
     ) -> None:
         self.spec_scene: SceneSpec = scene(scene_name)
+        self.calvin_root = calvin_root
         self.files = calvin_assets(calvin_root, self.spec_scene) if calvin_root else builtin_assets(self.spec_scene)
         self.camera = camera or cameras.CameraConfig()
         self.render_mode = render_mode

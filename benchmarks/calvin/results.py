@@ -1,0 +1,138 @@
+"""From the records of test episodes to the result file and the printed table."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ...gr_model.errors import Gr2Error
+from ..control import LimitCounter
+from ..published import ABCD_D
+from ..statistics import bootstrap_mean, wilson_interval
+from .episodes import CHAIN_LENGTH
+
+_PACKAGES = ("gr2", "torch", "pybullet", "numpy")
+
+
+def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str]) -> dict[str, Any]:
+    """Gather records as `results.json` holds them, for each control.
+
+    Returns:
+        tasks: single tasks from random starts; chains, sequences: instructions solved in a row; attempts: every task
+        that was begun inside of chains and sequences; limits, limits_measured: joint limits under our control.
+    """
+    summary: dict[str, Any] = {}
+    for control in controls:
+        mine = {k: records[k] for k in sorted(records, key=_order) if k.startswith(f"{control}/")}
+        tasks: dict[str, dict[str, Any]] = {}
+        attempts: dict[str, dict[str, Any]] = {}
+        lengths: dict[str, list[int]] = {"chain": [], "sequence": []}
+        for key, record in mine.items():
+            results, kind = record["results"], key.split("/")[1]
+            if kind in lengths:
+                lengths[kind].append(sum(r["success"] for r in results))
+            for result in results:
+                row = (attempts if kind in lengths else tasks).setdefault(
+                    result["task"], {"success": 0, "total": 0, "steps": []}
+                )
+                row["success"] += int(result["success"])
+                row["total"] += 1
+                row["steps"].append(result["steps"])
+        summary[control] = {"tasks": tasks, "chains": lengths["chain"], "sequences": lengths["sequence"]}
+        summary[control]["attempts"] = attempts
+        if control == "wbc":
+            summary[control]["limits"] = _merge_limits([r["commanded"] for r in mine.values()])
+            summary[control]["limits_measured"] = _merge_limits([r["measured"] for r in mine.values()])
+    return summary
+
+
+def success_rates(lengths: Sequence[int]) -> list[float]:
+    """Return the shares of chains with at least 1 to 5 instructions solved in a row; their sum is the mean."""
+    rates = [sum(c >= i for c in lengths) / len(lengths) for i in range(1, CHAIN_LENGTH + 1)]
+    assert abs(sum(rates) - sum(lengths) / len(lengths)) < 1e-9
+    return rates
+
+
+def _order(key: str) -> tuple[str, int]:
+    name, _, index = key.rpartition("/")
+    return name, int(index)
+
+
+def _merge_limits(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    empty = LimitCounter().as_dict()
+    if not rows:
+        return empty
+    merged: dict[str, float] = {
+        n: sum(r[n] for r in rows) for n in ("ticks", "position_violations", "velocity_violations")
+    }
+    merged["min_position_margin_rad"] = min(r["min_position_margin_rad"] for r in rows)
+    merged["max_velocity_ratio"] = max(r["max_velocity_ratio"] for r in rows)
+    return merged
+
+
+def table(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of the printed result."""
+    for control, result in summary.items():
+        tasks = result["tasks"]
+        if tasks:
+            success, total = (
+                sum(t["success"] for t in tasks.values()),
+                sum(t["total"] for t in tasks.values()),
+            )
+            rate = wilson_interval(success, total)
+            interval = f"[{rate.low:.1%}, {rate.high:.1%}]"
+            yield f"{control}: {success}/{total} = {rate.value:.1%} {interval}, {len(tasks)} tasks"
+            yield from _task_lines(tasks)
+        for kind in ("sequences", "chains"):
+            if lengths := result[kind]:
+                mean = bootstrap_mean(lengths)
+                rates = " ".join(f"{rate:.3f}" for rate in success_rates(lengths))
+                interval = f"[{mean.low:.2f}, {mean.high:.2f}]"
+                yield f"{control}: average length {mean.value:.2f} {interval}, {len(lengths)} {kind}; SR1..5 {rates}"
+        if result["attempts"]:
+            yield f"{control}: tasks begun inside of chains"
+            yield from _task_lines(result["attempts"])
+        if "limits" in result:
+            yield f"{control}: commanded {result['limits']}; measured {result['limits_measured']}"
+    if any(result["sequences"] for result in summary.values()):
+        yield "published, official simulator and data, 1000 sequences, not comparable with the rows above:"
+        for row in ABCD_D:
+            yield f"  {row.model:28s} {row.average_length:.2f}  ({row.evidence}: {row.source})"
+
+
+def _task_lines(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for name in sorted(tasks):
+        row = tasks[name]
+        steps = sorted(row["steps"])[len(row["steps"]) // 2]
+        yield f"  {name:28s} {row['success']:4d}/{row['total']:<4d} median {steps} steps"
+
+
+def provenance(policy: str) -> dict[str, Any]:
+    """Return what a figure must be quoted with: versions of the packages and the fingerprint of the weights."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "missing"
+    return {"versions": versions, "weights_sha256": fingerprint(policy)}
+
+
+def fingerprint(policy: str) -> str:
+    """Return the SHA-256 of a policy's weights, empty where it has no file of them."""
+    from ...gr_model.policy_loading import release_folder
+
+    try:
+        file = release_folder(policy) / "model.safetensors"
+    except Gr2Error:
+        return ""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+def sheet_name(key: str) -> str:
+    """Return the file name of an episode's film."""
+    return Path(key.replace("/", "-")).name
