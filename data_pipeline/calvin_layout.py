@@ -334,22 +334,38 @@ class CalvinWriter:
         write_bytes(self.path / "statistics.yaml", yaml.safe_dump(dict(statistics), sort_keys=False).encode())
 
 
-def measure_statistics(robot_obs: Array, scene_obs: Array, actions: Array) -> dict[str, Any]:
-    """Return the content of `statistics.yaml` for all frames `[t ..]` of a split."""
+class RunningStatistics:
+    """Measures what `statistics.yaml` holds, piece by piece, in memory that does not grow."""
 
-    def entry(values: Array) -> list[dict[str, Any]]:
-        return [{
-            "_target_": "calvin_agent.utils.transforms.NormalizeVector",
-            "mean": values.mean(0).round(6).tolist(),
-            "std": values.std(0).round(6).tolist(),
-        }]  # fmt: skip
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean: dict[str, Array] = {}
+        self._squares: dict[str, Array] = {}
+        self._low, self._high = np.full(7, np.inf), np.full(7, -np.inf)
 
-    return {
-        "robot_obs": entry(robot_obs),
-        "scene_obs": entry(scene_obs),
-        "act_min_bound": actions.min(0).round(6).tolist(),
-        "act_max_bound": actions.max(0).round(6).tolist(),
-    }
+    def add(self, robot_obs: Array, scene_obs: Array, actions: Array) -> None:
+        """Add frames `[t ..]`. Source: Chan, Golub and LeVeque 1983, for two sets of samples."""
+        new = len(robot_obs)
+        total = self._count + new
+        for name, values in (("robot_obs", robot_obs), ("scene_obs", scene_obs)):
+            mean = values.mean(0)
+            squares = ((values - mean) ** 2).sum(0)
+            old = self._mean.get(name, np.zeros_like(mean))
+            self._squares[name] = self._squares.get(name, 0.0) + squares + (mean - old) ** 2 * self._count * new / total
+            self._mean[name] = old + (mean - old) * new / total
+        self._count = total
+        self._low, self._high = np.minimum(self._low, actions.min(0)), np.maximum(self._high, actions.max(0))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of `statistics.yaml`."""
+        return {
+            name: [{
+                "_target_": "calvin_agent.utils.transforms.NormalizeVector",
+                "mean": self._mean[name].round(6).tolist(),
+                "std": np.sqrt(self._squares[name] / self._count).round(6).tolist(),
+            }]
+            for name in self._mean
+        } | {"act_min_bound": self._low.round(6).tolist(), "act_max_bound": self._high.round(6).tolist()}  # fmt: skip
 
 
 def _save(path: Path, array: Array) -> None:

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gr2.benchmarks.playtable.record import record
 from gr2.data_pipeline.calvin_layout import (
     FRAME_KEYS,
     Annotation,
     CalvinSplit,
     CalvinWriter,
+    RunningStatistics,
     absolute_actions,
     action_poses,
     blocks_by_colour,
-    measure_statistics,
     relative_actions,
     state_vectors,
 )
@@ -51,8 +52,10 @@ def write_split(path: Path, num_frames: int = 60, gap: int = 40) -> CalvinSplit:
         frame |= {"robot_obs": robot[i], "actions": actions[i], "rel_actions": relative[i]}
         assert writer.write_frame(frame) == i
     sentence = Annotation(start=0, stop=gap // 2, sentence="open the drawer", task="open_drawer")
-    statistics = measure_statistics(robot, rng.normal(size=(num_frames, 24)), actions)
-    writer.finish([(0, gap - 1), (gap, num_frames - 1)], [sentence], {"A": (0, num_frames - 1)}, statistics)
+    statistics = RunningStatistics()
+    for piece in (slice(0, gap), slice(gap, num_frames)):
+        statistics.add(robot[piece], rng.normal(size=(len(actions[piece]), 24)), actions[piece])
+    writer.finish([(0, gap - 1), (gap, num_frames - 1)], [sentence], {"A": (0, num_frames - 1)}, statistics.as_dict())
     return CalvinSplit(path)
 
 
@@ -102,6 +105,13 @@ def test_a_window_ends_before_its_end_and_the_rest_is_play(split: CalvinSplit) -
     ]
     assert list(split.unlabelled(1)) == [(20, 40), (40, 60)]
     assert records[0].facts == {"task": "open_drawer", "scene": "A", "split": "training"}
+
+
+def test_statistics_are_those_of_all_frames(split: CalvinSplit) -> None:
+    robot, found = split.column("robot_obs", 0, 60), split.statistics()
+    assert np.allclose(found["robot_obs"]["mean"], robot.mean(0), atol=1e-6)
+    assert np.allclose(found["robot_obs"]["std"], robot.std(0), atol=1e-6)
+    assert np.allclose(found["act_max_bound"], split.column("actions", 0, 60).max(0), atol=1e-6)
 
 
 def test_states_and_actions_are_in_the_robot_frame(split: CalvinSplit) -> None:
@@ -190,3 +200,22 @@ def test_a_frame_of_another_kind_is_refused(split: CalvinSplit, tmp_path: Path) 
     with pytest.raises(DataError, match="expected the array 'actions'"):
         writer.write_frame(frame)
     assert not list(tmp_path.glob("*.npz"))
+
+
+def test_demonstrations_are_recorded_in_this_layout(tmp_path: Path) -> None:
+    out = tmp_path / "task_D_D" / "training"
+    options: dict[str, Any] = {"tasks": "open_drawer,close_drawer,turn_on_led,turn_off_led", "image_px": 24}
+    done = record(out=out, scenes="D", layout="calvin", chains=2, play_share=0.0, workers=1, seed=3, **options)
+    found = CalvinSplit(out)
+    assert done["labelled"] == len(found.annotations) == len(found.ranges) > 2
+    for a, (first, last) in zip(found.annotations, found.ranges.tolist(), strict=True):
+        assert (a.start, a.stop) == (first, last + 1) and a.sentence and a.task in options["tasks"]
+        robot, actions = found.column("robot_obs", first, last + 1), found.column("actions", first, last + 1)
+        assert np.array_equal(actions[:-1], absolute_actions(robot))
+        assert np.array_equal(found.column("rel_actions", first, last + 1), relative_actions(actions, robot))
+    assert found.scene(0) == "D" and not list(out.glob("pieces/*/*.npz"))
+    before = {p.name: p.read_bytes() for p in out.glob("*.npy")}
+    record(out=out, scenes="D", layout="calvin", chains=2, play_share=0.0, workers=1, seed=3, **options)
+    assert before == {p.name: p.read_bytes() for p in out.glob("*.npy")}
+    names = {problem["reason"] for problem in inspect_calvin(out)["problems"]}
+    assert names <= {"embeddings"}

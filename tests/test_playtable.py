@@ -15,9 +15,10 @@ from gr2.benchmarks.playtable.cameras import CameraConfig
 from gr2.benchmarks.playtable.environment import PlayTable, WorldState
 from gr2.benchmarks.playtable.expert_motion import ExpertStyle
 from gr2.benchmarks.playtable.experts import act
+from gr2.benchmarks.playtable.feasibility import feasible
 from gr2.benchmarks.playtable.sampling import sample_scene
 from gr2.benchmarks.playtable.scenes import scene
-from gr2.benchmarks.playtable.tasks import TASKS, feasible
+from gr2.benchmarks.playtable.tasks import TASKS
 from gr2.gr_model.errors import ConfigError, SimulationError
 
 GOLDEN = Path(__file__).resolve().parents[1] / ".." / "shared" / "calvin" / "golden"
@@ -162,7 +163,7 @@ def test_lift_needs_the_robot_alone():
 def test_feasibility_wants_the_block_on_the_desk():
     spec = scene("D")
     state = _state(contacts={c: frozenset({("table", "plank_link")}) for c in ("red", "blue", "pink")})
-    assert not feasible("lift_red_block_table", state, spec.spawn_x, spec.button_xy)
+    assert not feasible("lift_red_block_table", state, spec)
 
 
 @pytest.mark.parametrize("make", [CalvinControl, WbcControl])

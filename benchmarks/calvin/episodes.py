@@ -12,11 +12,14 @@ from ...gr_model.errors import SimulationError
 from ...gr_model.policy import Policy
 from ..control import CalvinControl, WbcControl
 from ..playtable.environment import PlayTable
+from ..playtable.expert_motion import ExpertStyle
+from ..playtable.experts import act
+from ..playtable.feasibility import feasible
 from ..playtable.instructions import sentences
 from ..playtable.robot import FINGER_OPEN
 from ..playtable.sampling import sample_scene
 from ..playtable.scenes import NEUTRAL_JOINTS
-from ..playtable.tasks import ALL_TASKS, TASKS, feasible, task
+from ..playtable.tasks import ALL_TASKS, COLOURS, TASKS, task
 from .films import Film
 from .scripted_policy import ScriptedPolicy
 from .sequences import EvaluationSequence, initial_scene
@@ -48,36 +51,68 @@ def start_state(env: PlayTable, scene_obs: np.ndarray) -> None:
     env.reset(options={"robot_obs": neutral_robot(env), "scene_obs": scene_obs})
 
 
-def _draw_start(env: PlayTable, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-    """Draw a scene; return its `scene_obs` and the tasks that can be begun in it."""
+def _draw_start(env: PlayTable, rng: np.random.Generator) -> np.ndarray:
+    """Draw a scene, put the world into it and return its `scene_obs`."""
     scene_obs = sample_scene(env.spec_scene, rng)
     env.set_state(neutral_robot(env), scene_obs)
-    state, spec = env.world_state(), env.spec_scene
-    return scene_obs, [n for n in TASKS if feasible(n, state, spec.spawn_x, spec.button_xy)]
+    return scene_obs
 
 
 def task_start(env: PlayTable, name: str, seed: int, index: int) -> np.ndarray:
     """Find a random scene in which a task can be begun, start the world in it and return its `scene_obs`.
 
+    Where a block must be in the hand, on another one or in the drawer, the experts bring it there first.
+
     Raises:
         SimulationError: no such scene in 500 draws.
     """
     task(name)
-    rng = np.random.default_rng([seed, list(TASKS).index(name), index])
+    rng = np.random.default_rng([seed, _ORDER.index(name), index])
     for _ in range(500):
-        scene_obs, names = _draw_start(env, rng)
-        if name in names:
-            start_state(env, scene_obs)
+        before = _prerequisites(name, rng)
+        scene_obs = _draw_start(env, rng)
+        if not feasible(before[0] if before else name, env.world_state(), env.spec_scene):
+            continue
+        start_state(env, scene_obs)
+        if all(demonstrate(env, earlier) for earlier in before) and feasible(name, env.world_state(), env.spec_scene):
             return scene_obs
     raise SimulationError(f"{name}: no feasible start in 500 draws in scene {env.spec_scene.name}; try another seed.")
+
+
+_ORDER = [*TASKS, *(name for name in ALL_TASKS if name not in TASKS)]
+"""The demonstrated tasks first: their starts stay what they were when others were added."""
+
+
+def _prerequisites(name: str, rng: np.random.Generator) -> list[str]:
+    """Return the tasks that the experts do before `name` can be begun from a fresh scene."""
+    if name.startswith("lift_") and name.endswith("_drawer"):
+        return [name.replace("_drawer", "_table"), "place_in_drawer"]
+    if name not in ("place_in_slider", "place_in_drawer", "stack_block", "unstack_block"):
+        return []
+    lift = f"lift_{COLOURS[rng.integers(len(COLOURS))]}_block_table"
+    return [lift, "stack_block"] if name == "unstack_block" else [lift]
+
+
+def demonstrate(env: PlayTable, name: str, *, style: ExpertStyle | None = None, max_steps: int = 200) -> bool:
+    """Let the scripted expert do a task from where the world is; say whether it succeeds."""
+    start = state = env.world_state()
+    if not feasible(name, state, env.spec_scene):
+        return False
+    for _ in range(max_steps):
+        env.step_pose(*act(name, state, env.spec_scene, style or ExpertStyle()))
+        state = env.world_state()
+        if ALL_TASKS[name].done(start, state):
+            return True
+    return False
 
 
 def chain_start(env: PlayTable, seed: int, index: int) -> tuple[np.ndarray, list[str]]:
     """Draw and start a scene, and five tasks of different families that can be done one after another from it."""
     rng = np.random.default_rng([seed, 1000, index])
     for _ in range(500):
-        scene_obs, names = _draw_start(env, rng)
-        if chain := _draw_chain(names, rng):
+        scene_obs = _draw_start(env, rng)
+        state = env.world_state()
+        if chain := _draw_chain([n for n in TASKS if feasible(n, state, env.spec_scene)], rng):
             start_state(env, scene_obs)
             return scene_obs, chain
     raise SimulationError(f"no feasible chain in 500 draws in scene {env.spec_scene.name}; try another seed.")

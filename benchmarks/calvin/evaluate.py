@@ -23,7 +23,7 @@ from ..playtable.cameras import CameraConfig
 from ..playtable.environment import CONTROL_HZ, PlayTable
 from ..playtable.instructions import evaluation_sentences
 from ..playtable.scenes import scene
-from ..playtable.tasks import TASKS, task
+from ..playtable.tasks import choose_tasks
 from ..policies import open_policy
 from .episodes import as_record, chain_start, run_chain, sequence_start, task_start
 from .films import Film, write_sheet
@@ -172,7 +172,7 @@ def evaluate(
     sequences: int = 1000,
     starts: int = 0,
     chains: int = 0,
-    tasks: str = "all",
+    tasks: str = "demonstrated",
     scene_name: str = "D",
     calvin_root: Path | None = None,
     control: Literal["wbc", "calvin", "both"] = "wbc",
@@ -192,9 +192,9 @@ def evaluate(
             `act(Observation) -> ActionTrajectory`.
         out: folder for `episodes.jsonl`, `results.json` and the films.
         sequences: how many of the 1000 official sequences, from the first (34 tasks, scene D).
-        starts: random starts for each demonstrated task.
+        starts: random starts for each of `tasks`.
         chains: chains of five demonstrated tasks of different families.
-        tasks: comma-separated names for `starts`, or "all" 17.
+        tasks: for `starts`: "demonstrated" (17), "all" (34), or names separated by commas.
         scene_name: A, B, C or D.
         calvin_root: a clone of mees/calvin: its assets and validation sentences instead of ours.
         control: our whole-body controller, CALVIN's own control, or both from the same starts.
@@ -211,7 +211,7 @@ def evaluate(
         DataError: `out` holds results of another configuration.
     """
     scene(scene_name)
-    names = list(TASKS) if tasks == "all" else [task(name.strip()).name for name in tasks.split(",")]
+    names = choose_tasks(tasks)
     numbers = (starts, chains, sequences)
     if executed_steps < 1 or max_steps < 1 or workers < 1 or min(numbers) < 0 or sum(numbers) == 0 or sequences > 1000:
         raise ConfigError(

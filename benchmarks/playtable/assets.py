@@ -385,6 +385,12 @@ def _plane(folder: Path) -> None:
     (folder / "plane.urdf").write_text(f'<robot name="plane">\n{plane.xml()}</robot>\n')
 
 
+def cache_folder() -> Path:
+    """Return the folder where files are made once."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("GR2_CACHE") or Path(home) / "gr2")
+
+
 def builtin_assets(spec: SceneSpec) -> AssetFiles:
     """Make the built-in files of a scene, once, and return their places.
 
@@ -393,9 +399,7 @@ def builtin_assets(spec: SceneSpec) -> AssetFiles:
     """
     sources = b"".join((Path(__file__).parent / name).read_bytes() for name in ("assets.py", "meshes.py", "scenes.py"))
     digest = hashlib.sha256(sources + _ASSET_VERSION.encode()).hexdigest()[:12]
-    cache = Path(
-        os.environ.get("GR2_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gr2"
-    )
+    cache = cache_folder()
     folder = cache / f"playtable-{digest}-{spec.name}"
     try:
         if not folder.is_dir():

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from ...gr_model.errors import ConfigError
-from .assets import AssetFiles
+from ...data_pipeline.files import write_bytes
+from ...gr_model.errors import ConfigError, SimulationError
+from .assets import AssetFiles, cache_folder
 from .scenes import SceneSpec
 
 _CALVIN_SCALING = 0.8
 _BLOCK_SIZES = {0.04: "small", 0.056: "middle", 0.08: "big"}
 
 
-def calvin_assets(root: Path, spec: SceneSpec) -> AssetFiles:
+def calvin_assets(root: Path, spec: SceneSpec, *, light: bool = False) -> AssetFiles:
     """Return CALVIN's own files of a scene.
 
     Args:
         root: a clone of mees/calvin (with its submodule calvin_env) or of mees/calvin_env.
+        light: draw the arm with its collision meshes, a fiftieth of the triangles; the physics stays the same.
 
     Raises:
         ConfigError: the folder is no such clone, or a file is missing.
+        SimulationError: the cache folder cannot be written.
     """
     places = [root / "calvin_env" / "data", root / "data"]
     data = next((place for place in places if place.is_dir()), None)
@@ -48,7 +53,31 @@ def calvin_assets(root: Path, spec: SceneSpec) -> AssetFiles:
         missing = _first_missing(file)
         if missing is not None:
             raise ConfigError(f"--calvin-root {root}: expected the file {missing}, found none; clone CALVIN again.")
-    return files
+    return replace(files, robot=_light_robot(files.robot)) if light else files
+
+
+def _light_robot(urdf: Path) -> Path:
+    """Write a copy of the arm's URDF that is drawn with the collision meshes, and return its place."""
+    folder = urdf.parent.resolve()
+
+    def visual(block: re.Match[str]) -> str:
+        def mesh(name: re.Match[str]) -> str:
+            light = f"meshes/collision/{name[1]}.obj"
+            return f"package://{light}" if (folder / light).is_file() else name[0]
+
+        return re.sub(r"package://meshes/visual/(\w+)\.(?:obj|OBJ)", mesh, block[0])
+
+    text = re.sub(r"<visual>.*?</visual>", visual, urdf.read_text(), flags=re.DOTALL)
+    text = text.replace("package://", f"{folder}/")
+    target = cache_folder() / f"panda-light-{hashlib.sha256(text.encode()).hexdigest()[:12]}.urdf"
+    try:
+        if not target.is_file():
+            write_bytes(target, text.encode())
+    except OSError as error:
+        raise SimulationError(
+            f"Assets: cannot write {target} ({error}); set GR2_CACHE to a folder that can be written."
+        ) from error
+    return target
 
 
 def _surfaces(file: Path) -> Mapping[str, list[list[float]]]:

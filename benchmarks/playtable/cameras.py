@@ -19,11 +19,14 @@ class CameraConfig:
     """Picture side [px] of each camera and how often each pixel is sampled along a side before averaging.
 
     CALVIN's own sizes are 200 (static) and 84 (gripper), one sample.
+
+    fast: with CALVIN's files, draw the arm with its collision meshes and without shadows: other pictures, same physics.
     """
 
     static_px: int = 200
     gripper_px: int = 84
     supersample: int = 1
+    fast: bool = False
 
 
 def static_matrices() -> tuple[list[float], list[float]]:

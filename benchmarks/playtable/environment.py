@@ -89,8 +89,12 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
     ) -> None:
         self.spec_scene: SceneSpec = scene(scene_name)
         self.calvin_root = calvin_root
-        self.files = calvin_assets(calvin_root, self.spec_scene) if calvin_root else builtin_assets(self.spec_scene)
         self.camera = camera or cameras.CameraConfig()
+        self.files = (
+            calvin_assets(calvin_root, self.spec_scene, light=self.camera.fast)
+            if calvin_root
+            else builtin_assets(self.spec_scene)
+        )
         self.render_mode = render_mode
         if window and not (os.environ.get("DISPLAY") or sys.platform in ("darwin", "win32")):
             raise EnvironmentMissing(
@@ -303,7 +307,7 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         """Draw one camera: uint8 `[px px 3]`, at its own size unless another is asked for."""
         return cameras.draw(
             self.client, self._matrices(camera), px or self._side(camera),
-            supersample=self.camera.supersample, shadows=self.files.official,
+            supersample=self.camera.supersample, shadows=self.files.official and not self.camera.fast,
         )  # fmt: skip
 
     def draw_depth(self, camera: str, *, px: int | None = None) -> np.ndarray:

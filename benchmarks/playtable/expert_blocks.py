@@ -37,13 +37,21 @@ def lift(colour: str, state: WorldState, style: ExpertStyle) -> Goal:
     position, quaternion = state.blocks[colour]
     euler = (np.pi, 0.0, block_yaw(quaternion))
     tool = state.tool_position
-    error = float(np.linalg.norm(tool[:2] - position[:2]))
-    height = tool[2] - position[2]
+    error, height = float(np.linalg.norm(tool[:2] - position[:2])), tool[2] - position[2]
     closed_on_it = state.gripper_command == 0 and state.finger_width > 0.03 and error < 0.02 and height < 0.02
     if closed_on_it and ("robot", "") in state.contacts[colour]:
         if state.finger_width < 0.052:
             return Goal(position=tool + [0, 0, 0.15], euler=euler, gripper=0.0)
         return Goal(position=position, euler=euler, gripper=0.0)
+    return grasp_from_above(position, euler, state, style)
+
+
+def grasp_from_above(
+    position: np.ndarray, euler: tuple[float, float, float], state: WorldState, style: ExpertStyle
+) -> Goal:
+    """Come down on a block with the hand open, the higher the less aligned, and close it there."""
+    tool = state.tool_position
+    error, height = float(np.linalg.norm(tool[:2] - position[:2])), float(tool[2] - position[2])
     turn, narrow = yaw_error(state, euler), max(0.0, 0.06 - state.finger_width)
     if error < 0.010 and height < 0.012 and turn < 0.25:
         return Goal(position=position, euler=euler, gripper=0.0)

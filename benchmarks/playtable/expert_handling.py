@@ -8,7 +8,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from .environment import WorldState
-from .expert_blocks import block_yaw, lift
+from .expert_blocks import block_yaw, grasp_from_above, lift
 from .expert_motion import HOVER_Z, ExpertStyle, Goal, travel, yaw_error
 from .scenes import DOOR_WIDTH, SceneSpec
 
@@ -43,16 +43,9 @@ def rotate(colour: str, direction: int, state: WorldState, style: ExpertStyle) -
         # Pressed lightly on the desk: a block that hangs in the air does not count as turned.
         down = np.array([tool[0], tool[1], position[2] - 0.004 - max(0.0, position[2] - 0.46)])
         return Goal(position=down, euler=(np.pi, 0.0, _tool_yaw(state) - direction * 0.6), gripper=0.0)
-    aligned = yaw_error(state, euler) < 0.15
     if error < 0.02 and height < 0.02 and state.gripper_command == 0:
         return Goal(position=position, euler=(np.pi, 0.0, _tool_yaw(state)), gripper=0.0)
-    if error < 0.009 and height < 0.012 and aligned:
-        return Goal(position=position, euler=euler, gripper=0.0)
-    if error < (0.012 if height > 0.05 else 0.022) and aligned and state.finger_width > 0.06:
-        return Goal(position=position - [0, 0, 0.002], euler=euler, gripper=1.0, speed=0.8)
-    if height < 0.06 and error < 0.05:
-        return Goal(position=tool + [0, 0, 0.06], euler=euler, gripper=1.0)
-    return travel(state, position + [0, 0, 0.085], HOVER_Z + style.hover, euler=euler, gripper=1.0)
+    return grasp_from_above(position, euler, state, style)
 
 
 def _tool_yaw(state: WorldState) -> float:

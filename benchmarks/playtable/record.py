@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -19,22 +19,30 @@ from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_json
 from ...gr_model.contracts import Episode, Observation
 from ...gr_model.errors import ConfigError, DataError
+from ..calvin.dataset import join_pieces, write_piece
 from ..control import make_control
 from .cameras import CameraConfig
 from .environment import CAMERAS, CONTROL_HZ, PlayTable, WorldState
 from .expert_motion import ExpertStyle
 from .experts import act
+from .feasibility import feasible
 from .instructions import draw_sentence
 from .robot import FINGER_OPEN
 from .sampling import sample_joints, sample_scene
 from .scenes import ROBOT_BASE, scene
-from .tasks import TASKS, feasible
+from .tasks import ALL_TASKS, choose_tasks
 
 if TYPE_CHECKING:
     from ...gr_model.policy import Policy
 
+Layout = Literal["episodes", "calvin"]
+
 SEGMENTS_PER_CHAIN = 6
-_TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 5.0, "lift": 3.0}
+_TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 5.0, "lift": 3.0,
+                "rotate": 2.0, "push_into": 2.0, "unstack": 6.0, "place": 8.0, "stack": 8.0}  # fmt: skip
+"""How often a family is drawn. Few states allow a push, and what can be done with a block in the hand only then."""
+
+_NEEDS_BLOCK_IN_HAND = ("place", "stack")
 _DEAL_SHARE = 0.5
 """How often the scene is dealt anew before a skill, for a task drawn by its weight; few states allow a push."""
 _MAX_STEPS = 200
@@ -46,18 +54,22 @@ _PILOT_STEPS = (10, 90)
 class RecordConfig:
     """What a recording holds; equal configurations give equal recordings.
 
-    chains: how many chains of up to six skills; play_share: share of chains kept whole and without a sentence;
-    noise_share: share of segments with a disturbed hand; image_px: picture side [px]; frame_stride: control steps
-    from picture to picture; policy: folder of the policy that drives the first part of each skill, or "".
+    tasks: "demonstrated", "all" or names; layout: of the files; chains: how many chains of up to six skills;
+    play_share: share of chains kept whole and without a sentence; noise_share: share of segments with a disturbed
+    hand; image_px: picture side [px], 0 for CALVIN's two; frame_stride: control steps from picture to picture;
+    policy: folder of the policy that drives the first part of each skill, or ""; calvin_root: clone, or "".
     """
 
     scenes: str
+    tasks: str
+    layout: Layout
     chains: int
     play_share: float
     noise_share: float
     image_px: int
     frame_stride: int
     policy: str
+    calvin_root: str
     seed: int
 
 
@@ -109,15 +121,22 @@ class _Hand:
 
 @dataclass
 class _Tape:
-    """Pictures, states and labels of one segment."""
+    """Pictures, states and labels of one segment; CALVIN's own arrays where its layout is written."""
 
     images: dict[str, list[np.ndarray]]
     states: list[np.ndarray]
     actions: list[np.ndarray]
+    robot_obs: list[np.ndarray]
+    scene_obs: list[np.ndarray]
 
     @staticmethod
     def empty() -> _Tape:
-        return _Tape({name: [] for name in CAMERAS}, [], [])
+        return _Tape({name: [] for name in CAMERAS}, [], [], [], [])
+
+    def note(self, env: PlayTable) -> None:
+        """Append CALVIN's arrays of this moment."""
+        self.robot_obs.append(env.robot_obs())
+        self.scene_obs.append(env.scene_obs())
 
     def episode(self, instruction: str, stride: int, source: str) -> Episode:
         """Stack the tape into an episode; picture i belongs to step `i * stride`."""
@@ -149,6 +168,8 @@ def _run_segment(
         observation = env.observe("", images=(offset + step) % config.frame_stride == 0)
         for name, frame in observation.images.items():
             tape.images[name].append(frame)
+        if config.layout == "calvin":
+            tape.note(env)
         position, quaternion, gripper = act(task, state, env.spec_scene, style)
         tape.states.append(observation.state_vector())
         tape.actions.append(np.array([*(position - ROBOT_BASE), *quaternion, gripper]))
@@ -157,35 +178,45 @@ def _run_segment(
         else:
             env.step_pose(*hand(position, quaternion), gripper)
         state = env.world_state()
-        if done_at is None and TASKS[task].done(start, state):
+        if done_at is None and ALL_TASKS[task].done(start, state):
             done_at = step
         if done_at is not None and step >= done_at + extra:
             return True, step + 1
     return False, _MAX_STEPS
 
 
-def _choose(env: PlayTable, previous: str | None, rng: np.random.Generator) -> str | None:
-    state, spec = env.world_state(), env.spec_scene
-    names = [n for n in TASKS if n != previous and feasible(n, state, spec.spawn_x, spec.button_xy)]
-    if not names:
-        return None
-    weights = np.array([_TASK_WEIGHT[TASKS[n].family] for n in names])
+def _draw_task(names: Sequence[str], rng: np.random.Generator) -> str:
+    weights = np.array([_TASK_WEIGHT[ALL_TASKS[name].family] for name in names])
     return names[rng.choice(len(names), p=weights / weights.sum())]
 
 
-def _deal(env: PlayTable, rng: np.random.Generator, *, keep_arm: bool) -> str:
+def _choose(env: PlayTable, config: RecordConfig, previous: str | None, rng: np.random.Generator) -> str | None:
+    """Draw a task that can be begun from where the world is."""
+    state, spec = env.world_state(), env.spec_scene
+    names = [n for n in choose_tasks(config.tasks) if n != previous and feasible(n, state, spec)]
+    return _draw_task(names, rng) if names else None
+
+
+def _deal(env: PlayTable, config: RecordConfig, rng: np.random.Generator, *, keep_arm: bool) -> str:
     """Draw a task by its weight, put the scene into a state in which it can be begun, and return the task."""
-    weights = np.array([_TASK_WEIGHT[task.family] for task in TASKS.values()])
+    names = [n for n in choose_tasks(config.tasks) if ALL_TASKS[n].family not in _NEEDS_BLOCK_IN_HAND]
     spec, robot_obs = env.spec_scene, env.robot_obs()
     if not keep_arm:
         robot_obs[6], robot_obs[14] = 2 * FINGER_OPEN, 1.0
         robot_obs[7:14] = sample_joints(rng)
     while True:
-        wanted = list(TASKS)[rng.choice(len(TASKS), p=weights / weights.sum())]
+        wanted = _draw_task(names, rng)
         for _ in range(100):
             env.set_state(robot_obs, sample_scene(spec, rng))
-            if feasible(wanted, env.world_state(), spec.spawn_x, spec.button_xy):
+            if feasible(wanted, env.world_state(), spec):
                 return wanted
+
+
+def _can_use_what_it_holds(env: PlayTable, config: RecordConfig) -> bool:
+    """Say whether the block in the hand allows a task that no deal can begin."""
+    wanted = [n for n in choose_tasks(config.tasks) if ALL_TASKS[n].family in _NEEDS_BLOCK_IN_HAND]
+    state = env.world_state() if wanted else None
+    return state is not None and any(feasible(name, state, env.spec_scene) for name in wanted)
 
 
 def _hand_is_free(env: PlayTable) -> bool:
@@ -196,17 +227,18 @@ def _hand_is_free(env: PlayTable) -> bool:
 
 def _record_chain(
     env: PlayTable, config: RecordConfig, chain: int, policy: Policy | None
-) -> Iterator[tuple[Episode, dict[str, Any]]]:
-    """Yield the episodes of one chain: labelled segments, or one unlabelled piece of play."""
+) -> Iterator[tuple[_Tape, str, dict[str, Any]]]:
+    """Yield tape, sentence and facts of the pieces of one chain: labelled segments, or one unlabelled piece of play."""
     rng = np.random.default_rng([config.seed, chain])
     env.reset()
     play = rng.random() < config.play_share
     whole, task, success, offset = _Tape.empty(), None, False, 0
     for segment in range(SEGMENTS_PER_CHAIN):
-        if segment == 0 or (not play and (not success or rng.random() < _DEAL_SHARE)):
-            task = _deal(env, rng, keep_arm=success and _hand_is_free(env))
+        deals = not play and (not success or rng.random() < _DEAL_SHARE) and not _can_use_what_it_holds(env, config)
+        if segment == 0 or deals:
+            task = _deal(env, config, rng, keep_arm=success and _hand_is_free(env))
         else:
-            task = _choose(env, task, rng)
+            task = _choose(env, config, task, rng)
         if task is None:
             break
         tape = whole if play else _Tape.empty()
@@ -223,35 +255,43 @@ def _record_chain(
             "scripted": True,
         }
         if not play and success:
-            source = f"playtable/{env.spec_scene.name}/{chain}/{segment}"
-            yield tape.episode(instruction, config.frame_stride, source), facts
+            if config.layout == "calvin":
+                tape.note(env)
+            yield tape, instruction, facts
         if play and not success:
             break
     if play and len(whole.states) > 2 * config.frame_stride:
         facts = {"scene": env.spec_scene.name, "task": None, "chain": chain, "segment": 0, "scripted": True}
-        yield whole.episode("", config.frame_stride, f"playtable/{env.spec_scene.name}/{chain}/play"), facts
+        if config.layout == "calvin":
+            whole.note(env)
+        yield whole, "", facts
 
 
-def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: list[int]) -> tuple[int, int]:
-    """Record some chains of one scene in this process; return numbers of labelled and unlabelled episodes."""
-    camera = CameraConfig(static_px=config.image_px, gripper_px=config.image_px)
-    env = PlayTable(scene_name, camera=camera, render_mode=None)
+def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: list[int]) -> None:
+    """Record some chains of one scene in this process."""
+    sizes = (config.image_px, config.image_px) if config.image_px else (200, 84)
+    camera = CameraConfig(static_px=sizes[0], gripper_px=sizes[1])
+    root = Path(config.calvin_root) if config.calvin_root else None
+    env = PlayTable(scene_name, camera=camera, calvin_root=root, render_mode=None)
     policy = _load_policy(config.policy, config.frame_stride) if config.policy else None
-    labelled = unlabelled = 0
     try:
         for chain in chains:
-            marker = out / "chains" / f"{chain:06d}.json"
-            counts = [0, 0]
-            for number, (episode, facts) in enumerate(_record_chain(env, config, chain, policy)):
+            counts = {"labelled": 0, "play": 0}
+            for number, (tape, sentence, facts) in enumerate(_record_chain(env, config, chain, policy)):
                 index = chain * SEGMENTS_PER_CHAIN + number
-                if not (out / f"episode_{index:06d}").exists():
-                    write_episode(out, index, episode, facts)
-                counts[0 if episode.instruction else 1] += 1
-            write_json(marker, {"labelled": counts[0], "play": counts[1]})
-            labelled, unlabelled = labelled + counts[0], unlabelled + counts[1]
+                counts["labelled" if sentence else "play"] += 1
+                if config.layout == "calvin":
+                    write_piece(
+                        out, index, images={n: np.stack(f) for n, f in tape.images.items()},
+                        robot_obs=np.stack(tape.robot_obs), scene_obs=np.stack(tape.scene_obs), sentence=sentence,
+                        task=facts["task"] or "", scene=scene_name,
+                    )  # fmt: skip
+                elif not (out / f"episode_{index:06d}").exists():
+                    source = f"playtable/{scene_name}/{chain}/{facts['segment'] if sentence else 'play'}"
+                    write_episode(out, index, tape.episode(sentence, config.frame_stride, source), facts)
+            write_json(out / "chains" / f"{chain:06d}.json", counts)
     finally:
         env.close()
-    return labelled, unlabelled
 
 
 def _load_policy(source: str, executed_steps: int) -> Policy:
@@ -276,27 +316,34 @@ def record(
     *,
     out: Path,
     scenes: str = "D",
+    tasks: str = "demonstrated",
     chains: int = 200,
+    layout: Layout = "episodes",
     play_share: float = 0.08,
     noise_share: float = 0.7,
-    image_px: int = 64,
-    frame_stride: int = 5,
+    image_px: int | None = None,
+    frame_stride: int | None = None,
     policy: str = "",
+    calvin_root: Path | None = None,
     workers: int = 2,
     seed: int = 0,
 ) -> dict[str, int]:
     """Record scripted demonstrations in the PlayTable simulator; run again to go on where it stopped.
 
     Args:
-        out: folder for the episodes.
+        out: folder for the episodes, or the split of a CALVIN data set, as in task_D_D/training.
         scenes: letters of the scenes to use, e.g. ABCD.
+        tasks: "demonstrated" (17), "all" (34), or names separated by commas.
         chains: number of chains of up to six skills.
+        layout: "episodes" (videos) for `gr2 data shards`, or "calvin" (one npz a frame), which every CALVIN loader
+            and `gr2 data shards` read.
         play_share: share of chains kept whole, without a sentence.
         noise_share: share of skills acted with a disturbed hand (labels stay clean).
-        image_px: picture side [px].
-        frame_stride: control steps (30 Hz) from picture to picture.
+        image_px: picture side [px]; by default 64, and 200 and 84 in CALVIN's layout.
+        frame_stride: control steps (30 Hz) from picture to picture; by default 5, and 1 in CALVIN's layout.
         policy: folder of a released model that drives the first part of each skill; the expert labels every step
             and finishes the skill (DAgger). Without it the expert acts alone.
+        calvin_root: a clone of mees/calvin, whose assets are used instead of ours.
         workers: processes.
         seed: seed of everything that is drawn.
 
@@ -309,11 +356,17 @@ def record(
     """
     for letter in scenes:
         scene(letter)
-    if not scenes or chains < 1 or workers < 1 or frame_stride < 1:
+    stride = frame_stride if frame_stride is not None else 1 if layout == "calvin" else 5
+    if not scenes or chains < 1 or workers < 1 or stride < 1:
         raise ConfigError("record: expected at least one scene, chain, worker and a frame stride of 1 or more.")
+    if layout == "calvin" and stride != 1:
+        raise ConfigError(f"--frame_stride: CALVIN's layout holds every step, got {stride}; leave the option out.")
+    if all(ALL_TASKS[name].family in _NEEDS_BLOCK_IN_HAND for name in choose_tasks(tasks)):
+        raise ConfigError(f"--tasks {tasks}: expected a task that can be begun with an empty hand; add one that lifts.")
     config = RecordConfig(
-        scenes=scenes, chains=chains, play_share=play_share, noise_share=noise_share, image_px=image_px,
-        frame_stride=frame_stride, policy=str(policy), seed=seed,
+        scenes=scenes, tasks=tasks, layout=layout, chains=chains, play_share=play_share, noise_share=noise_share,
+        image_px=image_px if image_px is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
+        policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed,
     )  # fmt: skip
     (out / "chains").mkdir(parents=True, exist_ok=True)
     _check_configuration(out / "recording.json", config)
@@ -328,6 +381,8 @@ def record(
         for future in as_completed(futures):
             future.result()
             bar.update(futures[future])
+    if layout == "calvin":
+        join_pieces(out)
     counts = [json.loads(p.read_text()) for p in sorted((out / "chains").glob("*.json"))]
     return {
         "labelled": sum(c["labelled"] for c in counts),

@@ -5,6 +5,7 @@ Source: thresholds of CALVIN's task file (mees/calvin, new_playtable_tasks).
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,6 @@ from scipy.spatial.transform import Rotation
 
 from ...gr_model.errors import ConfigError
 from .environment import WorldState
-from .scenes import reachable
 
 COLOURS = ("red", "blue", "pink")
 Judge = Callable[[WorldState, WorldState], bool]
@@ -82,7 +82,7 @@ def _rotated(colour: str, degrees: float) -> Judge:
     return done
 
 
-def _held_alone(state: WorldState) -> str | None:
+def held_alone(state: WorldState) -> str | None:
     """Return the colour of the block that is all the robot touches and that touches nothing else."""
     held = [colour for colour in COLOURS if state.robot_contacts == {f"block_{colour}"}]
     if held and {body for body, _ in state.contacts[held[0]]} == {"robot"}:
@@ -94,7 +94,7 @@ def _placed(link: str) -> Judge:
     """Judge a block that was held and now lies, let go, on a link of the table."""
 
     def done(start: WorldState, now: WorldState) -> bool:
-        held = _held_alone(start)
+        held = held_alone(start)
         if held is None:
             return False
         return ("table", link) in now.contacts[held] and all(body != "robot" for body, _ in now.contacts[held])
@@ -102,7 +102,7 @@ def _placed(link: str) -> Judge:
     return done
 
 
-def _on_a_block_alone(colour: str, state: WorldState) -> bool:
+def on_a_block_alone(colour: str, state: WorldState) -> bool:
     """Say whether a block at rest touches one other block and nothing else."""
     bodies = {body for body, _ in state.contacts[colour]}
     slow = bool(np.all(np.abs(state.velocities[colour]) < 1.0))
@@ -114,11 +114,11 @@ def _touches_a_block(colour: str, state: WorldState) -> bool:
 
 
 def _stacked(start: WorldState, now: WorldState) -> bool:
-    return any(not _touches_a_block(c, start) and _on_a_block_alone(c, now) for c in COLOURS)
+    return any(not _touches_a_block(c, start) and on_a_block_alone(c, now) for c in COLOURS)
 
 
 def _unstacked(start: WorldState, now: WorldState) -> bool:
-    return any(_on_a_block_alone(c, start) and not _touches_a_block(c, now) for c in COLOURS)
+    return any(on_a_block_alone(c, start) and not _touches_a_block(c, now) for c in COLOURS)
 
 
 def _pushed_into_drawer(start: WorldState, now: WorldState) -> bool:
@@ -172,59 +172,24 @@ TASKS = {name: ALL_TASKS[name] for name in (*_FIXED, *(form.format(colour) for c
 
 
 def task(name: str) -> Task:
-    """Return the demonstrated task called `name`.
+    """Return the task called `name`.
 
     Raises:
         ConfigError: no such task.
     """
-    if name not in TASKS:
-        raise ConfigError(f"Task: expected one of {', '.join(TASKS)}, got {name!r}.")
-    return TASKS[name]
+    if name not in ALL_TASKS:
+        near = difflib.get_close_matches(name, ALL_TASKS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(ALL_TASKS)}."
+        raise ConfigError(f"Task: got {name!r}; {hint}")
+    return ALL_TASKS[name]
 
 
-def feasible(name: str, state: WorldState, spawn_x: tuple[float, float], button_xy: tuple[float, float]) -> bool:
-    """Say whether a task can be begun in this state: the door is open enough, the block is on the desk with room to go.
+def choose_tasks(names: str) -> list[str]:
+    """Return the tasks that an option names: "demonstrated" (17), "all" (34), or names separated by commas.
 
-    Args:
-        spawn_x: x-range of the desk that the arm works on [m]; button_xy: place of the button [m].
+    Raises:
+        ConfigError: no such task.
     """
-    if name == "open_drawer":
-        return state.drawer < 0.06
-    if name == "close_drawer":
-        return state.drawer > 0.15
-    if name == "move_slider_left":
-        return state.slider < 0.06
-    if name == "move_slider_right":
-        return state.slider > 0.18
-    if name in ("turn_on_lightbulb", "turn_off_lightbulb"):
-        return state.bulb is (name == "turn_off_lightbulb")
-    if name in ("turn_on_led", "turn_off_led"):
-        return state.led is (name == "turn_off_led")
-    verb, colour, *_ = name.split("_")
-    position = state.blocks[colour][0]
-    if ("table", "base_link") not in state.contacts[colour] or position[1] > -0.005 or position[1] < -0.165:
-        return False
-    if not (spawn_x[0] - 0.12 < position[0] < spawn_x[1] + 0.03) or not reachable(position[0], position[1]):
-        return False
-    others = [p for c, (p, _) in state.blocks.items() if c != colour and p[2] < 0.5]
-    if verb == "lift":
-        return all(np.linalg.norm(o[:2] - position[:2]) > 0.065 for o in others) and not _near(
-            position, button_xy, 0.085
-        )
-    direction = 1 if name.endswith("right") else -1
-    goal_x = position[0] + direction * 0.13
-    start_x = position[0] - direction * 0.09
-    if not -0.38 < goal_x < 0.40 or not start_x > -0.33 or not reachable(start_x, position[1]):
-        return False
-    if not reachable(goal_x, position[1]):
-        return False
-    corridor = [*(o[:2] for o in others), np.array(button_xy)]
-    for other in corridor:
-        ahead = (other[0] - position[0]) * direction
-        if -0.15 < ahead < 0.22 and abs(other[1] - position[1]) < 0.085:
-            return False
-    return True
-
-
-def _near(position: np.ndarray, xy: tuple[float, float], distance: float) -> bool:
-    return bool(np.hypot(position[0] - xy[0], position[1] - xy[1]) < distance)
+    if names in ("demonstrated", "all"):
+        return list(TASKS if names == "demonstrated" else ALL_TASKS)
+    return [task(name.strip()).name for name in names.split(",")]
