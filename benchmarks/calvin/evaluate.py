@@ -39,7 +39,7 @@ class EvaluationConfig:
 
     weights: SHA-256 of the policy's weights, so that results of others are not gone on with; calvin_root: clone whose
     assets and sentences are used, or "" for ours; executed_steps: control steps of each chunk that are carried out;
-    max_steps: time limit a task [1/30 s].
+    max_steps: time limit a task [1/30 s]; fast_drawing: light arm without shadows where CALVIN's files are used.
     """
 
     policy: str
@@ -49,6 +49,7 @@ class EvaluationConfig:
     executed_steps: int
     max_steps: int
     image_px: int
+    fast_drawing: bool
     seed: int
 
 
@@ -71,7 +72,7 @@ def _run_jobs(config: EvaluationConfig, jobs: Sequence[Job], films: Films, folde
     import torch
 
     torch.set_num_threads(1)
-    camera = CameraConfig(static_px=config.image_px, gripper_px=config.image_px)
+    camera = CameraConfig(static_px=config.image_px, gripper_px=config.image_px, fast=config.fast_drawing)
     root = Path(config.calvin_root) if config.calvin_root else None
     env = PlayTable(config.scene, camera=camera, calvin_root=root, render_mode=None)
     instructions = evaluation_sentences(root)
@@ -179,6 +180,7 @@ def evaluate(
     executed_steps: int = 5,
     max_steps: int = 360,
     image_px: int = 64,
+    fast_drawing: bool = False,
     films: Films = "none",
     shard: str = "1/1",
     workers: int = 2,
@@ -201,6 +203,8 @@ def evaluate(
         executed_steps: control steps of each chunk carried out before the policy is asked again.
         max_steps: time limit for each task in control steps (CALVIN: 360).
         image_px: picture side [px] of both cameras.
+        fast_drawing: with `calvin_root`, draw the arm with its collision meshes and without shadows: several times as
+            fast, other pictures.
         films: which episodes to keep as videos of what the policy saw, with a sheet of all.
         shard: part i of n of the episodes, as in 2/4, for several machines; put their episodes.jsonl together.
         workers: processes, one simulator each.
@@ -222,7 +226,8 @@ def evaluate(
         raise ConfigError(f"--sequences: they fit scene D alone, got --scene_name {scene_name}; add --sequences 0.")
     config = EvaluationConfig(
         policy=policy, weights=fingerprint(policy), scene=scene_name, calvin_root=str(calvin_root or ""),
-        executed_steps=executed_steps, max_steps=max_steps, image_px=image_px, seed=seed,
+        executed_steps=executed_steps, max_steps=max_steps, image_px=image_px, fast_drawing=fast_drawing,
+        seed=seed,
     )  # fmt: skip
     controls: list[ControlMode] = ["wbc", "calvin"] if control == "both" else [control]
     jobs = [Job(control=c, kind="sequence", index=i) for c in controls for i in range(sequences)]
@@ -239,7 +244,7 @@ def evaluate(
         "scene": scene_name,
         "assets": "CALVIN's" if calvin_root else "built-in",
         "instructions": "CALVIN's validation annotations" if calvin_root else "our own wording",
-        "renderer": "TinyRenderer",
+        "renderer": "TinyRenderer" + (", light arm without shadows" if calvin_root and fast_drawing else ""),
         "seed": seed,
         "shard": shard,
         "policy": policy,
