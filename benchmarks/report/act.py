@@ -80,36 +80,48 @@ def success_body(files: RunFiles) -> str:
     )
 
 
+_SERIES = {"sequences": "official sequences", "chains": "chains"}
+"""Results that count instructions in a row: key in the file and words of the page."""
+
+
 def chains_body(files: RunFiles) -> str:
-    """Build the table of instructions in a row and the average length, the published rows apart below it."""
-    controls = {name: one for name, one in controls_of(files).items() if one.get("chains")}
-    if not controls:
+    """Build the tables of instructions in a row and their average length, the published rows apart below them."""
+    parts = [_series(files, key) for key in _SERIES]
+    if not any(parts):
         return absent(ACT)
+    return (
+        "".join(parts)
+        + note("Intervals: Wilson for rates, bootstrap over chains (seed 0) for the average length, 95 %.")
+        + command_line(files.command_of("act", "rollout", "calvin"))
+        + _published(files)
+    )
+
+
+def _series(files: RunFiles, key: str) -> str:
+    """Build table and chart of one kind of chains, nothing where there are none."""
+    controls = {name: one for name, one in controls_of(files).items() if one.get(key)}
+    if not controls:
+        return ""
     rows, groups = [], [BarGroup(label=f"{k} in a row", bars=[]) for k in range(1, 6)]
     bars: list[list[Bar]] = [[] for _ in groups]
     for name, one in controls.items():
-        chains = [int(length) for length in one["chains"]]
+        chains = [int(length) for length in one[key]]
         rates, average = chain_rates(chains), bootstrap_mean(chains)
         for k, rate in enumerate(rates):
             bars[k].append(_rate_bar(name, rate))
         cells = [f"{percent(rate.value)}<small>{rate_span(rate)}</small>" for rate in rates]
         length = f"{average.value:.2f}<small>{span(average, 2)}</small>"
-        rows.append([f"{text(control_name(name))}<small>{count(len(chains))} chains</small>", *cells, length])
+        rows.append([f"{text(control_name(name))}<small>{count(len(chains))} {_SERIES[key]}</small>", *cells, length])
     chart = interval_bars(
         [BarGroup(label=group.label, bars=bars[k]) for k, group in enumerate(groups)],
-        title="Instructions solved in a row",
+        title=f"Instructions solved in a row, {_SERIES[key]}",
         unit=" %",
         legend=[(control_name(name), CONTROL_COLOURS.get(name, "3")) for name in controls],
         label_width=90,
     )
     head = ["control", "1 in a row", "2", "3", "4", "5", "average length"]
-    lengths = table(head, rows, kind="stacked") + _chain_difference(controls)
-    return (
-        f'<div class="pair"><div>{lengths}</div><figure>{chart}</figure></div>'
-        + note("Intervals: Wilson for rates, bootstrap over chains (seed 0) for the average length, 95 %.")
-        + command_line(files.command_of("act", "rollout", "calvin"))
-        + _published(files)
-    )
+    lengths = table(head, rows, kind="stacked") + _chain_difference(controls, key)
+    return f'<div class="pair"><div>{lengths}</div><figure>{chart}</figure></div>'
 
 
 def broken_limits(wbc: Mapping[str, Any]) -> int:
@@ -194,17 +206,17 @@ def _difference(controls: Mapping[str, Control]) -> str:
     return f'<p class="finding">Whole-body control minus CALVIN\'s own control: <b>{words}</b>, {verdict}.</p>'
 
 
-def _chain_difference(controls: Mapping[str, Control]) -> str:
+def _chain_difference(controls: Mapping[str, Control], key: str) -> str:
     if not {"wbc", "calvin"} <= controls.keys():
         return ""
-    first, second = controls["wbc"]["chains"], controls["calvin"]["chains"]
+    first, second = controls["wbc"][key], controls["calvin"][key]
     if len(first) != len(second):
         return note("The controls ran different numbers of chains, so their lengths are not compared pair by pair.")
     gap = paired_difference(first, second)
     words = signed_span(gap, 2)
     return (
         f'<p class="finding">Average length, whole-body control minus CALVIN\'s own control: <b>{words}</b>, '
-        f"paired over {len(first)} chains.</p>"
+        f"paired over {len(first)} {_SERIES[key]}.</p>"
     )
 
 
