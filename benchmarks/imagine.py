@@ -37,11 +37,15 @@ _MAX_STEPS = 120
 
 @dataclass(frozen=True, kw_only=True)
 class TestEpisode:
-    """What really happened: pictures of the expert every `stride` control steps, camera -> uint8 `[f h w 3]`."""
+    """What really happened: pictures of the expert every `stride` control steps, camera -> uint8 `[f h w 3]`.
+
+    states: the robot's states at the pictures `[f 16]`.
+    """
 
     task: str
     instruction: str
     images: dict[str, Array]
+    states: Array
     scene_obs: Array
 
 
@@ -49,14 +53,18 @@ def act_out(env: PlayTable, task: str, *, seed: int, index: int, stride: int) ->
     """Let the scripted expert act a task from a random start, undisturbed; None where it fails."""
     scene_obs = task_start(env, task, seed, index)
     start, images = env.world_state(), {name: [env.draw(name)] for name in CAMERAS}
+    states = [env.observe("", images=False).state_vector()]
     for step in range(1, _MAX_STEPS + 1):
         env.step_pose(*act(task, env.world_state(), env.spec_scene, ExpertStyle()))
         if step % stride == 0:
             for name, frames in images.items():
                 frames.append(env.draw(name))
+            states.append(env.observe("", images=False).state_vector())
         if TASKS[task].done(start, env.world_state()):
             stacked = {name: np.stack(frames) for name, frames in images.items()}
-            return TestEpisode(task=task, instruction=sentences(task)[0], images=stacked, scene_obs=scene_obs)
+            return TestEpisode(
+                task=task, instruction=sentences(task)[0], images=stacked, states=np.stack(states), scene_obs=scene_obs
+            )
     return None
 
 
@@ -129,7 +137,7 @@ def imagine(
     fps = CONTROL_HZ / frame_stride
     for number, (episode, (rollout, success)) in enumerate(zip(shown, rollouts, strict=True)):
         first = {name: frames[:1] for name, frames in episode.images.items()}
-        predicted = dream(first, [episode.instruction], len(episode.images["static"]) - 1)
+        predicted = dream(first, [episode.instruction], len(episode.images["static"]) - 1, episode.states[:1])
         for name in CAMERAS:
             frames = np.concatenate([first[name], predicted.images[name][0]])
             row = {
@@ -182,7 +190,8 @@ def _measure(dream: Any, episodes: list[TestEpisode], horizon: int) -> dict[str,
     for begin in tqdm(range(0, len(starts), 64), desc="imagine", unit="batch"):
         batch = starts[begin : begin + 64]
         first = {name: np.stack([episodes[e].images[name][i] for e, i in batch]) for name in CAMERAS}
-        predicted = dream(first, [episodes[e].instruction for e, _ in batch], horizon)
+        states = np.stack([episodes[e].states[i] for e, i in batch])
+        predicted = dream(first, [episodes[e].instruction for e, _ in batch], horizon, states)
         for row, (e, i) in enumerate(batch):
             for name in CAMERAS:
                 window = episodes[e].images[name][i : i + 1 + horizon]

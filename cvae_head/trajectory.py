@@ -146,6 +146,21 @@ def to_trajectory(chunk: Array, observation: Observation, dt: float) -> ActionTr
     )
 
 
+def state_after(state: Any, chunk: Any, steps: int) -> Any:
+    """Return the states `[.. 16]` that following chunks `[.. k 7]` for `steps` control steps leads to.
+
+    The tool is taken to be where it was commanded to be, the fingers half-way between where they were and the
+    command; joints are kept as they were.
+    """
+    xp = _namespace(state)
+    positions, quaternions = chunk_poses(state, chunk)
+    last = min(steps, chunk.shape[-2]) - 1
+    command = xp.where(chunk[..., last, 6:7] > GRIPPER_THRESHOLD, 1.0, 0.0)
+    opening = 0.5 * (state[..., 7:8] + command)
+    parts = [positions[..., last, :], quaternions[..., last, :], opening, command, state[..., 9:]]
+    return xp.concatenate(parts, axis=-1)
+
+
 def state_features(states: Any, *, joints: bool = False) -> Any:
     """Describe robot states `[.. 16]` by numbers that do not depend on the sign of the quaternion.
 

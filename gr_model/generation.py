@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..cvae_head.trajectory import state_after
 from .context import Context
 from .errors import ConfigError
 from .layers import KeysValues
@@ -213,13 +214,21 @@ def next_frames(
 
 @torch.no_grad()
 def imagine(
-    model: WorldModel, context: Context, *, num_frames: int = 1, sampling: SamplingConfig | None = None
+    model: WorldModel,
+    context: Context,
+    *,
+    num_frames: int = 1,
+    sampling: SamplingConfig | None = None,
+    frame_step: int = 0,
 ) -> dict[str, Int[Tensor, "b f n"]]:
-    """Roll the model out: predicted frames, which have no state, join the context and the oldest leave.
+    """Roll the model out: predicted frames join the context and the oldest leave.
 
     Args:
         context: real frames to start from.
         num_frames: frames to predict.
+        frame_step: control steps from frame to frame, for a model that acts and a context with robot states: the state
+            of a predicted frame is then the one that the model's own trajectory leads to. With 0 predicted frames have
+            no state.
 
     Returns:
         Camera -> codes of the predicted frames.
@@ -231,17 +240,25 @@ def imagine(
     parts: dict[str, list[Tensor]] = {name: [] for name in context.codes}
     done = 0
     while done < num_frames:
+        moved = None
+        if frame_step and context.states is not None and model.config.num_targets == 1:
+            moved = state_after(context.states[:, -1], model.act(context), frame_step)
         frames = next_frames(model, context, sampling, generator)
         for name, codes in frames.items():
             parts[name].append(codes)
         done += model.config.num_targets
-        context = slide(context, frames, model.config.max_context)
+        context = slide(context, frames, model.config.max_context, moved)
     model.train(was_training)
     return {name: torch.cat(codes, dim=1)[:, :num_frames] for name, codes in parts.items()}
 
 
-def slide(context: Context, frames: dict[str, Int[Tensor, "b g n"]], max_context: int) -> Context:
-    """Append imagined frames to a context, without states, and keep the newest `max_context`."""
+def slide(
+    context: Context,
+    frames: dict[str, Int[Tensor, "b g n"]],
+    max_context: int,
+    moved: Float[Tensor, "b 16"] | None = None,
+) -> Context:
+    """Append imagined frames to a context, with the state `moved` or without one, and keep the newest `max_context`."""
     codes = {name: torch.cat((old, frames[name]), dim=1)[:, -max_context:] for name, old in context.codes.items()}
     b, g = next(iter(frames.values())).shape[:2]
     h = next(iter(context.codes.values())).shape[1]
@@ -249,8 +266,10 @@ def slide(context: Context, frames: dict[str, Int[Tensor, "b g n"]], max_context
     states = state_mask = None
     if context.states is not None:
         keep = yes if context.state_mask is None else context.state_mask
-        state_mask = torch.cat((keep, torch.zeros_like(yes[:, :1]).expand(-1, g)), dim=1)[:, -max_context:]
-        states = torch.cat((context.states, context.states[:, -1:].expand(-1, g, -1)), dim=1)[:, -max_context:]
+        known = torch.full_like(yes[:, :1], moved is not None).expand(-1, g)
+        state_mask = torch.cat((keep, known), dim=1)[:, -max_context:]
+        last = context.states[:, -1] if moved is None else moved
+        states = torch.cat((context.states, last[:, None].expand(-1, g, -1)), dim=1)[:, -max_context:]
     frame_mask = None
     if context.frame_mask is not None:
         ones = yes[:, :1].expand(-1, g)

@@ -109,7 +109,7 @@ class ImaginedFutures:
 
 
 class Imagination:
-    """Predicts frames from one picture of each camera and a sentence."""
+    """Predicts frames from one picture of each camera, a sentence and, where there is one, the robot's state."""
 
     def __init__(self, parts: Assembled, sampling: SamplingConfig) -> None:
         self.parts, self.sampling = parts, sampling
@@ -119,8 +119,13 @@ class Imagination:
         return self.parts.vqgan.encode_frames(frames)
 
     @torch.inference_mode()
-    def __call__(self, first: Mapping[str, Array], instructions: Sequence[str], num_frames: int) -> ImaginedFutures:
-        """Imagine `num_frames` frames after pictures `first` (camera -> uint8 `[b h w 3]`), one sentence each."""
+    def __call__(
+        self, first: Mapping[str, Array], instructions: Sequence[str], num_frames: int, states: Array | None = None
+    ) -> ImaginedFutures:
+        """Imagine `num_frames` frames after pictures `first` (camera -> uint8 `[b h w 3]`), one sentence each.
+
+        With the robot's `states` `[b 16]` the model's own trajectory says where the arm is in later frames.
+        """
         model = self.parts.release.model
         features, mask = self.parts.text.encode(list(instructions))
         length = max(1, int(mask.any(0).nonzero()[0].max()) + 1)
@@ -128,8 +133,10 @@ class Imagination:
             codes={name: torch.as_tensor(self.encode(frames)).long()[:, None] for name, frames in first.items()},
             text=torch.as_tensor(features[:, :length]).float(),
             text_mask=torch.as_tensor(mask[:, :length]),
+            states=None if states is None else torch.as_tensor(states).float()[:, None],
         )
-        predicted = imagine(model, context, num_frames=num_frames, sampling=self.sampling)
+        step = 0 if states is None else self.parts.release.frame_step
+        predicted = imagine(model, context, num_frames=num_frames, sampling=self.sampling, frame_step=step)
         codes = {name: values.cpu().numpy() for name, values in predicted.items()}
         images = {}
         for name, values in codes.items():

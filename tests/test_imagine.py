@@ -8,6 +8,7 @@ import pytest
 import torch
 from model_cases import make_batch, make_context, make_model, small_config
 
+from gr2.cvae_head.trajectory import state_after
 from gr2.gr_model.context import Targets
 from gr2.gr_model.errors import ConfigError
 from gr2.gr_model.generation import FrameDecoder, SamplingConfig, imagine, slide
@@ -90,6 +91,24 @@ def test_imagined_frames_have_no_state() -> None:
     assert moved.state_mask is not None
     assert moved.state_mask.tolist() == [[True, False]] * 3
     assert torch.equal(moved.codes["static"][:, 0], context.codes["static"][:, 1])
+
+
+def test_imagined_frames_follow_the_models_own_trajectory() -> None:
+    model = make_model(small_config(max_context=1))
+    context = make_context(model, make_batch(model.config))
+    assert context.states is not None
+    frames = {name: codes[:, :1] + 0 for name, codes in context.codes.items()}
+    moved = state_after(context.states[:, -1], model.act(context), 2)
+    slid = slide(context, frames, 1, moved)
+    assert slid.states is not None and slid.state_mask is not None and bool(slid.state_mask.all())
+    assert torch.equal(slid.states[:, 0], moved) and moved.shape == (3, 16)
+    with torch.no_grad():  # an untrained model copies; this one looks at the state
+        model.copy_gate.bias.zero_()
+        model.embed.state.weight.mul_(50)
+    with_states = imagine(model, context, num_frames=3, frame_step=2)
+    without = imagine(model, context, num_frames=3)
+    assert all(torch.equal(with_states[name][:, 0], without[name][:, 0]) for name in without)
+    assert any(not torch.equal(with_states[name][:, 1:], without[name][:, 1:]) for name in without)
 
 
 def test_guidance_needs_text_dropout() -> None:
