@@ -133,14 +133,24 @@ def imagine(
         rollouts = [_own_rollout(env, actor, e, executed_steps, frame_stride) for e in shown]
     finally:
         env.close()
+    rows = _write_videos(out, dream, shown, rollouts, CONTROL_HZ / frame_stride)
+    metrics = _measure(likeliest, measured, horizon)
+    write_json(out / "episodes.json", rows)
+    write_json(out / "metrics.json", metrics)
+    return {"episodes": len(rows), "metric_episodes": len(measured)}
+
+
+def _write_videos(
+    out: Path, dream: Any, shown: list[TestEpisode], rollouts: list[tuple[dict[str, Array], bool]], fps: float
+) -> list[dict[str, Any]]:
+    """Write predicted, real and acted videos of each episode and camera; return the rows of `episodes.json`."""
     rows = []
-    fps = CONTROL_HZ / frame_stride
     for number, (episode, (rollout, success)) in enumerate(zip(shown, rollouts, strict=True)):
         first = {name: frames[:1] for name, frames in episode.images.items()}
         predicted = dream(first, [episode.instruction], len(episode.images["static"]) - 1, episode.states[:1])
         for name in CAMERAS:
             frames = np.concatenate([first[name], predicted.images[name][0]])
-            row = {
+            row: dict[str, Any] = {
                 "instruction": episode.instruction,
                 "task": episode.task,
                 "camera": name,
@@ -154,10 +164,7 @@ def imagine(
                 row[kind] = f"{number:02d}_{name}_{kind}.mp4"
                 write_video(out / str(row[kind]), video, fps)
             rows.append(row)
-    metrics = _measure(likeliest, measured, horizon)
-    write_json(out / "episodes.json", rows)
-    write_json(out / "metrics.json", metrics)
-    return {"episodes": len(rows), "metric_episodes": len(measured)}
+    return rows
 
 
 def _own_rollout(

@@ -6,7 +6,6 @@ Results are appended episode by episode, so a stopped evaluation goes on where i
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
@@ -189,9 +188,8 @@ def evaluate(
     """Measure a policy by CALVIN's rules in PlayTable; run again to go on where it stopped.
 
     Args:
-        policy: "pretrained" (shipped), a folder with a released model, "scripted" (the experts), "http://host:port" of
-            `gr2 serve`, or "package.module:name" or "file.py:name", which makes an object with `reset()` and
-            `act(Observation) -> ActionTrajectory`.
+        policy: "pretrained" (shipped), a folder with a model, "scripted", "http://host:port" of `gr2 serve`, or
+            "file.py:name" or "package.module:name", which makes a policy of your own (docs/calvin.md).
         out: folder for `episodes.jsonl`, `results.json` and the films.
         sequences: how many of the 1000 official sequences, from the first (34 tasks, scene D).
         starts: random starts for each of `tasks`.
@@ -203,8 +201,7 @@ def evaluate(
         executed_steps: control steps of each chunk carried out before the policy is asked again.
         max_steps: time limit for each task in control steps (CALVIN: 360).
         image_px: picture side [px] of both cameras.
-        fast_drawing: with `calvin_root`, draw the arm with its collision meshes and without shadows: several times as
-            fast, other pictures.
+        fast_drawing: with `calvin_root`, a light arm without shadows: several times as fast, other pictures.
         films: which episodes to keep as videos of what the policy saw, with a sheet of all.
         shard: part i of n of the episodes, as in 2/4, for several machines; put their episodes.jsonl together.
         workers: processes, one simulator each.
@@ -216,12 +213,7 @@ def evaluate(
     """
     scene(scene_name)
     names = choose_tasks(tasks)
-    numbers = (starts, chains, sequences)
-    if executed_steps < 1 or max_steps < 1 or workers < 1 or min(numbers) < 0 or sum(numbers) == 0 or sequences > 1000:
-        raise ConfigError(
-            "evaluate: expected up to 1000 sequences, starts and chains of 0 or more, not all 0, and at least one step "
-            "and worker; mend the numbers."
-        )
+    _check_numbers((executed_steps, max_steps, workers), (starts, chains, sequences))
     if sequences and scene_name != "D":
         raise ConfigError(f"--sequences: they fit scene D alone, got --scene_name {scene_name}; add --sequences 0.")
     config = EvaluationConfig(
@@ -230,10 +222,9 @@ def evaluate(
         seed=seed,
     )  # fmt: skip
     controls: list[ControlMode] = ["wbc", "calvin"] if control == "both" else [control]
-    jobs = [Job(control=c, kind="sequence", index=i) for c in controls for i in range(sequences)]
-    jobs += [Job(control=c, kind="chain", index=i) for c in controls for i in range(chains)]
-    jobs += [Job(control=c, kind=name, index=i) for c in controls for i in range(starts) for name in names]
-    jobs = choose_part(jobs, shard)
+    kinds = [("sequence", sequences), ("chain", chains), *((name, starts) for name in names)]
+    every = [Job(control=c, kind=kind, index=i) for c in controls for kind, number in kinds for i in range(number)]
+    jobs = choose_part(every, shard)
     records = run_evaluation(config, jobs, file=out / "episodes.jsonl", workers=workers, films=films)
     wanted = {job.key for job in jobs}
     summary = summarize({k: r for k, r in records.items() if k in wanted}, controls)
@@ -250,11 +241,18 @@ def evaluate(
         "policy": policy,
     } | provenance(policy)
     write_json(out / "results.json", results)
-    for line in table(summary):
-        print(line, file=sys.stdout)
+    print(*table(summary), sep="\n")
     if films != "none" and (sheet := write_sheet(out / "films")):
         print(sheet)
     return results
+
+
+def _check_numbers(positive: Sequence[int], episodes: Sequence[int]) -> None:
+    if min(positive) < 1 or min(episodes) < 0 or sum(episodes) == 0 or episodes[-1] > 1000:
+        raise ConfigError(
+            "evaluate: expected up to 1000 sequences, starts and chains of 0 or more, not all 0, and at least one step "
+            "and worker; mend the numbers."
+        )
 
 
 def choose_part(jobs: list[Job], shard: str) -> list[Job]:
