@@ -26,6 +26,11 @@ _POSITION_MARGIN = 0.03
 """How far inside the joint limits commands stay [rad], so that a pushed arm stays inside them too."""
 
 
+_MOST_AHEAD = 0.06
+"""How far ahead of the joints measured at the beginning of a control step its commands may be [rad]. A free arm needs
+0.05; an arm that presses against something is thrown back by the simulator's contacts where it may press harder."""
+
+
 class Control(Protocol):
     """Drives one environment along trajectories, one control step at a time."""
 
@@ -131,12 +136,19 @@ class WbcControl:
     def step(self) -> None:
         """Advance by 1/30 s: 8 physics steps, each with the command interpolated at its end."""
         begin = self._control_steps * SUBSTEPS
-        commands = [self._at((begin + substep + 1) / SIM_HZ) for substep in range(SUBSTEPS)]
+        measured = self.env.robot.joint_state()[0]
+        commands = [self._yielding(self._at((begin + i + 1) / SIM_HZ), measured) for i in range(SUBSTEPS)]
         self.env.step_joints(commands)
         for command in commands:
             self.commanded.see(command.positions, command.velocities)
         self.measured.see(*self.env.robot.joint_state())
         self._control_steps += 1
+
+    @staticmethod
+    def _yielding(command: JointCommand, measured: np.ndarray) -> JointCommand:
+        """Return the command, taken back to where the arm can be: a jammed arm is not pressed on and on."""
+        near = np.clip(command.positions, measured - _MOST_AHEAD, measured + _MOST_AHEAD)
+        return replace(command, positions=near)
 
     def _at(self, time: float) -> JointCommand:
         position = time * TICK_HZ

@@ -57,7 +57,9 @@ def main() -> None:
     """Write docs/images/rollout.webp and docs/images/imagined.png."""
     IMAGES.mkdir(exist_ok=True)
     video = RUN / "rollout.mp4"
-    subprocess.run([Path(sys.executable).with_name("gr2"), "rollout", "--pretrained", "--seed", "3", "--out", video], check=True)
+    subprocess.run(
+        [Path(sys.executable).with_name("gr2"), "rollout", "--pretrained", "--seed", "3", "--out", video], check=True
+    )
     animate(read(video)[::2], IMAGES / "rollout.webp", width=560, fps=10)
     strips(RUN / "imagine", IMAGES / "imagined.png")
 
