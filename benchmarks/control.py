@@ -27,8 +27,8 @@ _POSITION_MARGIN = 0.03
 
 
 _MOST_AHEAD = 0.06
-"""How far ahead of the joints measured at the beginning of a control step its commands may be [rad]. A free arm needs
-0.05; an arm that presses against something is thrown back by the simulator's contacts where it may press harder."""
+"""How far ahead of the joints measured at the beginning of a control step its commands may be [rad]; at 0.1 an arm that
+presses on is thrown back by the simulator's contacts, past its velocity limits."""
 
 
 class Control(Protocol):

@@ -88,9 +88,11 @@ class _CheckedPolicy:
         self.executed_steps = int(getattr(policy, "executed_steps", executed_steps))
 
     def reset(self) -> None:
+        """Begin an episode or sub-task."""
         self.policy.reset()
 
     def act(self, observation: Observation) -> ActionTrajectory:
+        """Return the user's trajectory, or say what is wrong with it."""
         try:
             answer: object = self.policy.act(observation)
         except Exception as error:

@@ -31,6 +31,7 @@ class _Dtype:
         self.order = str(state[1])
 
     def plain(self) -> np.dtype[Any]:
+        """Return the type of plain numbers that is meant."""
         kind, order = self.code[:1], "" if self.order == "|" else self.order
         if kind not in _PLAIN_KINDS or order not in ("", "<", ">", "="):
             raise ValueError(f"numbers of type {self.code!r}")
@@ -49,6 +50,7 @@ class _Array:
         _, self.shape, self.dtype, self.fortran, self.data = state
 
     def value(self) -> Any:
+        """Rebuild the array, or the objects that it holds."""
         if self.dtype is None:
             raise ValueError("an array without content")
         count = math.prod(self.shape)
@@ -71,6 +73,7 @@ class _Scalar:
         self.dtype, self.data = dtype, data
 
     def value(self) -> Any:
+        """Return the number."""
         data = self.data.encode("latin1") if isinstance(self.data, str) else self.data
         return np.frombuffer(data, self.dtype.plain(), count=1)[0].item()
 

@@ -25,7 +25,7 @@ from .world_model import WorldModel
 Batch = Mapping[str, Any]
 
 _STATELESS_SHARE = 0.5
-"""Share of the samples that learn to predict frames without a robot state: imagined frames have none."""
+"""Share of the samples that learn to predict frames without a robot state, so that plain video can be gone on with."""
 
 
 def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:

@@ -75,13 +75,13 @@ class GR2Policy:
         self.dt = 1.0 / control_hz
         self.executed_steps = executed_steps
         self.ensemble = ensemble
-        self._history: deque[tuple[dict[str, Array], Array]] = deque(maxlen=model.config.max_context)
+        self.history: deque[tuple[dict[str, Array], Array]] = deque(maxlen=model.config.max_context)
         self._instruction = ""
         self._text: tuple[Tensor, Tensor] | None = None
 
     def reset(self) -> None:
         """Forget remembered frames and trajectories."""
-        self._history.clear()
+        self.history.clear()
         if self.ensemble is not None:
             self.ensemble.reset()
 
@@ -95,7 +95,7 @@ class GR2Policy:
 
     def remember(self, observation: Observation, codes: dict[str, Array]) -> Context:
         """Append a frame to the history and return what the model sees."""
-        self._history.append((codes, observation.state_vector()))
+        self.history.append((codes, observation.state_vector()))
         return self.context(observation.instruction)
 
     def place(self, chunk: Array, observation: Observation) -> ActionTrajectory:
@@ -107,12 +107,12 @@ class GR2Policy:
         """Return what the model sees: the remembered frames and states and the sentence."""
         device = self.model.device
         text, text_mask = self._encode_text(instruction)
-        cameras = set.intersection(*(set(codes) for codes, _ in self._history))
+        cameras = set.intersection(*(set(codes) for codes, _ in self.history))
         codes = {
-            name: torch.as_tensor(np.stack([frame[name] for frame, _ in self._history]))[None].to(device)
+            name: torch.as_tensor(np.stack([frame[name] for frame, _ in self.history]))[None].to(device)
             for name in cameras
         }
-        states = torch.as_tensor(np.stack([state for _, state in self._history]))[None].to(device)
+        states = torch.as_tensor(np.stack([state for _, state in self.history]))[None].to(device)
         return Context(codes=codes, text=text, text_mask=text_mask, states=states)
 
     def _encode_text(self, instruction: str) -> tuple[Tensor, Tensor]:
@@ -132,12 +132,25 @@ class GR2Policy:
 def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observation]) -> list[ActionTrajectory]:
     """Let policies over one model act at once: pictures of one size are encoded, and alike contexts passed, together.
 
-    A trajectory may differ in its last digits from the one that its policy would give alone.
+    A trajectory may differ in its last digits from the one that its policy would give alone. Where the pass fails, no
+    policy remembers it.
 
     Raises:
         ShapeError: none of the model's cameras is observed.
     """
     codes = _encode_all(policies[0], observations)
+    histories = [policy.history.copy() for policy in policies]
+    try:
+        return _pass_together(policies, observations, codes)
+    except Exception:
+        for policy, history in zip(policies, histories, strict=True):
+            policy.history = history
+        raise
+
+
+def _pass_together(
+    policies: Sequence[GR2Policy], observations: Sequence[Observation], codes: Sequence[dict[str, Array]]
+) -> list[ActionTrajectory]:
     contexts = [p.remember(o, c) for p, o, c in zip(policies, observations, codes, strict=True)]
     alike: dict[tuple[object, ...], list[int]] = {}
     for i, context in enumerate(contexts):

@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from .contracts import ActionTrajectory, Array, Observation
-from .errors import DataError, EnvironmentMissing, Gr2Error, PolicyError
+from .errors import DataError, EnvironmentMissing, PolicyError
 
 MAX_BYTES = 64 << 20
 """Largest body that either side reads."""
@@ -81,6 +81,18 @@ def unpack_observation(data: bytes) -> tuple[Observation, str]:
         return observation, str(arrays["session"])
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DataError(f"observation: expected the arrays of `pack_observation`, got {sorted(arrays)}.") from error
+
+
+def unpack_session(data: bytes) -> str:
+    """Read the session of a message.
+
+    Raises:
+        DataError: the message names none.
+    """
+    arrays = unpack(data)
+    if "session" not in arrays:
+        raise DataError(f"message: expected the array 'session', got {sorted(arrays)}.")
+    return str(arrays["session"])
 
 
 def pack_trajectory(trajectory: ActionTrajectory) -> bytes:
@@ -154,9 +166,5 @@ class RemotePolicy:
                 f"policy {self.url}: expected a running `gr2 serve`, got {error!r}; start it, or mend the address."
             ) from error
         if response.status != 200:
-            raise _refusal(self.url, response.status, data)
+            raise PolicyError(f"policy {self.url} answers {response.status}: {data.decode('utf-8', 'replace')[:500]}")
         return data
-
-
-def _refusal(url: str, status: int, data: bytes) -> Gr2Error:
-    return PolicyError(f"policy {url} answers {status}: {data.decode('utf-8', 'replace')[:500]}")

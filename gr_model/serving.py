@@ -16,7 +16,7 @@ from typing import Literal
 from .contracts import ActionTrajectory, Observation
 from .errors import ConfigError, EnvironmentMissing, Gr2Error
 from .policy import GR2Policy, act_together
-from .remote import MAX_BYTES, pack_trajectory, unpack, unpack_observation
+from .remote import MAX_BYTES, pack_trajectory, unpack_observation, unpack_session
 
 _FORGET_AFTER = 3600.0
 """A session that has not asked for so long [s] is forgotten."""
@@ -107,21 +107,24 @@ def make_server(policy: BatchedPolicy, name: str, host: str, port: int) -> Threa
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            """Say which policy answers here."""
             if self.path == "/info":
                 self._send(200, json.dumps({"policy": name, "executed_steps": policy.executed_steps}).encode())
             else:
                 self._send(404, b"expected GET /info, POST /reset or POST /act")
 
         def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
+            """Reset a session, or answer its observation."""
+            stated = self.headers.get("Content-Length") or ""
+            length = int(stated) if stated.isdigit() else 0
             if not 0 < length <= MAX_BYTES:
                 self.close_connection = True
-                self._send(413, f"expected a body of 1 to {MAX_BYTES} bytes, got {length}".encode())
+                self._send(413, f"expected a Content-Length of 1 to {MAX_BYTES}, got {stated!r}".encode())
                 return
             body = self.rfile.read(length)
             try:
                 if self.path == "/reset":
-                    policy.reset(str(unpack(body)["session"]))
+                    policy.reset(unpack_session(body))
                     self._send(200, b"")
                 elif self.path == "/act":
                     observation, session = unpack_observation(body)

@@ -19,6 +19,7 @@ from gr2.benchmarks.playtable.feasibility import feasible
 from gr2.benchmarks.playtable.sampling import sample_scene
 from gr2.benchmarks.playtable.scenes import scene
 from gr2.benchmarks.playtable.tasks import TASKS
+from gr2.gr_model.contracts import ActionTrajectory
 from gr2.gr_model.errors import ConfigError, SimulationError
 
 GOLDEN = Path(__file__).resolve().parents[1] / ".." / "shared" / "calvin" / "golden"
@@ -187,3 +188,27 @@ def test_chain_under_both_controls_breaks_no_limit(env, make):
         for counter in (control.commanded, control.measured):
             assert counter.ticks > 0
             assert counter.position_violations == counter.velocity_violations == 0
+
+
+def test_commands_to_an_arm_that_cannot_move_stay_near_it(monkeypatch):
+    env = PlayTable("D", render_mode=None)
+    control, sent = WbcControl(env), []
+    control.reset()
+    monkeypatch.setattr(env, "step_joints", sent.extend)  # the arm is held
+    tool = env.observe("", images=False)
+    far = np.linspace(0.02, 0.2, 10)[:, None] * [1.0, 0.0, 0.0]
+    for _ in range(10):
+        control.follow(
+            ActionTrajectory(
+                positions=tool.tool_position + far,
+                quaternions=np.repeat(tool.tool_quaternion[None], 10, 0),
+                gripper=np.zeros(10),
+                dt=1 / 30,
+                start_time=0.0,
+            )
+        )
+        for _ in range(5):
+            control.step()
+    ahead = np.abs([c.positions - tool.joint_positions for c in sent]).max()
+    env.close()
+    assert 0.05 < ahead <= 0.06 + 1e-9

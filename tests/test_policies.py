@@ -214,6 +214,19 @@ def test_acting_together_equals_acting_alone() -> None:
     assert np.allclose(mixed[0].positions, alone[0].positions, atol=1e-5)
 
 
+def test_a_pass_that_fails_is_not_remembered() -> None:
+    good, bad = small_policy(), small_policy()
+
+    def no_words(sentences: object) -> tuple[np.ndarray, np.ndarray]:
+        raise ValueError("no words")
+
+    bad.encode_text = no_words
+    with pytest.raises(ValueError, match="no words"):
+        act_together([good, bad], [observation(0), observation(1)])
+    assert len(good.history) == len(bad.history) == 0
+    assert len(good.act(observation(0)).positions) and len(good.history) == 1
+
+
 @pytest.fixture
 def address() -> Iterator[str]:
     server = make_server(BatchedPolicy(small_policy, max_wait=0.02), "small", "127.0.0.1", 0)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 
 from ...data_pipeline.calvin_layout import (
     Annotation,
-    CalvinSplit,
     CalvinWriter,
     RunningStatistics,
     absolute_actions,
@@ -90,10 +88,7 @@ def join_pieces(out: Path) -> None:
             annotations.append(Annotation(start=first, stop=stop, sentence=piece["sentence"], task=piece["task"]))
         scenes[piece["scene"]] = (scenes.get(piece["scene"], (first, 0))[0], stop - 1)
         first = stop
-    writer = CalvinWriter(out, first)
-    writer.finish(ranges, annotations, scenes, {})
-    writer.finish(ranges, annotations, scenes, _statistics(CalvinSplit(out)))
-    (out / "recorded.json").write_text(json.dumps({"assets": "PlayTable", "demonstrations": "scripted"}) + "\n")
+    CalvinWriter(out, first).finish(ranges, annotations, scenes, _statistics(out, ranges))
 
 
 def _moves(out: Path, piece: Mapping[str, Any], first: int) -> Iterator[tuple[Path, Path]]:
@@ -102,11 +97,13 @@ def _moves(out: Path, piece: Mapping[str, Any], first: int) -> Iterator[tuple[Pa
         yield source, out / f"episode_{first + i:07d}.npz"
 
 
-def _statistics(split: CalvinSplit) -> dict[str, Any]:
+def _statistics(out: Path, ranges: Sequence[tuple[int, int]]) -> dict[str, Any]:
     running = RunningStatistics()
-    for first, last in split.ranges.tolist():
-        columns: list[Array] = [
-            np.asarray(split.column(key, first, last + 1)) for key in ("robot_obs", "scene_obs", "actions")
-        ]
-        running.add(*columns)
+    for first, last in ranges:
+        columns: dict[str, list[Array]] = {"robot_obs": [], "scene_obs": [], "actions": []}
+        for i in range(first, last + 1):
+            with np.load(out / f"episode_{i:07d}.npz", allow_pickle=False) as frame:
+                for key, column in columns.items():
+                    column.append(frame[key])
+        running.add(*(np.stack(column) for column in columns.values()))
     return running.as_dict()

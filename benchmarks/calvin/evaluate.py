@@ -26,7 +26,7 @@ from ..playtable.tasks import choose_tasks
 from ..policies import open_policy
 from .episodes import as_record, chain_start, run_chain, sequence_start, task_start
 from .films import Film, write_sheet
-from .results import fingerprint, provenance, sheet_name, summarize, table
+from .results import fingerprint, provenance, summarize, table
 from .sequences import official_sequences
 
 Films = Literal["none", "failed", "all"]
@@ -96,7 +96,7 @@ def _run_jobs(config: EvaluationConfig, jobs: Sequence[Job], films: Films, folde
                 instructions=instructions, film=film,
             )  # fmt: skip
             if film is not None and (films == "all" or not results[-1].success):
-                film.write(folder / f"{sheet_name(job.key)}.mp4", CONTROL_HZ / config.executed_steps)
+                film.write(folder / f"{job.key.replace('/', '-')}.mp4", CONTROL_HZ / config.executed_steps)
             record: dict[str, Any] = {"key": job.key, "chain": chain, "results": as_record(results)}
             if isinstance(control, WbcControl):
                 record["commanded"] = control.commanded.as_dict()

@@ -6,7 +6,6 @@ import hashlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from ...gr_model.errors import Gr2Error
@@ -131,8 +130,3 @@ def fingerprint(policy: str) -> str:
     except Gr2Error:
         return ""
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-
-
-def sheet_name(key: str) -> str:
-    """Return the file name of an episode's film."""
-    return Path(key.replace("/", "-")).name
