@@ -32,6 +32,7 @@ class ChainPreset:
     pretrain_steps, finetune_steps: optimisation steps; batch_size: windows a step.
     correction_chains: chains in which a first policy, finetuned for `imitation_steps`, drives and the expert corrects
     it (DAgger), before the finetuning on both; 0 leaves them out.
+    frame_fraction: share of the last finetuning's steps that predict frames too.
     starts: random starts for each task when acting; test_chains: chains of five tasks; max_steps: time limit of
     a task [control steps].
     shown_episodes, metric_episodes: imagined episodes shown as videos and measured.
@@ -48,6 +49,7 @@ class ChainPreset:
     finetune_steps: int
     batch_size: int
     learning_rate: float
+    frame_fraction: float
     starts: int
     test_chains: int
     max_steps: int
@@ -59,8 +61,8 @@ def demo_preset() -> ChainPreset:
     """Return the ten-minute chain: scene D, shipped tokenizers."""
     return ChainPreset(
         name="demo", scenes="D", chains=200, tokenizer_steps=0, text_steps=0, pretrain_steps=150,
-        correction_chains=0, imitation_steps=0, finetune_steps=2000, batch_size=32, learning_rate=1e-3, starts=10,
-        test_chains=10, max_steps=180,
+        correction_chains=0, imitation_steps=0, finetune_steps=2000, batch_size=32, learning_rate=1e-3,
+        frame_fraction=0.3, starts=10, test_chains=10, max_steps=180,
     )  # fmt: skip
 
 
@@ -68,9 +70,13 @@ def reference_preset() -> ChainPreset:
     """Return the ninety-minute chain: scenes A to D, tokenizers trained from nothing."""
     return ChainPreset(
         name="reference", scenes="ABCD", chains=640, tokenizer_steps=3000, text_steps=500, pretrain_steps=2000,
-        correction_chains=320, imitation_steps=8000, finetune_steps=15000, batch_size=32,
-        learning_rate=1e-3, starts=20, test_chains=200, max_steps=360,
+        correction_chains=320, imitation_steps=8000, finetune_steps=12000, batch_size=32,
+        learning_rate=1e-3, frame_fraction=1.0, starts=20, test_chains=200, max_steps=360,
     )  # fmt: skip
+
+
+_IMITATION_FRAMES = 0.3
+"""Share of the steps that predict frames in the finetuning of the policy that only drives the corrections."""
 
 
 class _Journal:
@@ -256,11 +262,13 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
     pretrained, final = out / "pretrain", out / "finetune"
     journal.run("pretrain", pretrain, {"tokens": sources, "out": pretrained, "steps": preset.pretrain_steps, **common})
     demonstrated = {"tokens": [out / "tokens"], "init": pretrained, **common}
+    last = {"out": final, "steps": preset.finetune_steps, "frame_fraction": preset.frame_fraction}
     if not preset.correction_chains:
-        journal.run("finetune", finetune, demonstrated | {"out": final, "steps": preset.finetune_steps})
+        journal.run("finetune", finetune, demonstrated | last)
         return
     first, corrections = out / "imitate", out / "corrections"
-    journal.run("finetune", finetune, demonstrated | {"out": first, "steps": preset.imitation_steps}, name="imitate")
+    imitate = {"out": first, "steps": preset.imitation_steps, "frame_fraction": _IMITATION_FRAMES}
+    journal.run("finetune", finetune, demonstrated | imitate, name="imitate")
     recorded = {"scenes": preset.scenes, "chains": preset.correction_chains, "play_share": 0.0, "workers": workers}
     recorded |= {"out": corrections / "record", "policy": str(first), "seed": seed + 1}
     journal.run("data record", record, recorded, name="correct")
@@ -268,8 +276,8 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
     journal.run("data shards", write_video_shards, shards, name="correction shards")
     encoded = {"shards": corrections / "shards", "out": corrections / "tokens", **frozen}
     journal.run("data tokens", tokens, encoded, name="correction tokens")
-    both = {"tokens": [out / "tokens", corrections / "tokens"], "init": first, "out": final}
-    journal.run("finetune", finetune, both | {"steps": preset.finetune_steps, **common})
+    both = {"tokens": [out / "tokens", corrections / "tokens"], "init": first}
+    journal.run("finetune", finetune, both | last | common)
 
 
 def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed: int) -> None:

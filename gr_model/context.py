@@ -22,6 +22,8 @@ class Context:
         instruction.
     states: `[b h 16]` or None; `state_mask` `[b h]` and `frame_mask` `[b h]` hide single steps. Masks are
         True = keep.
+    target_states: `[b g 16]` or None: where a trajectory takes the robot by each target frame; only target frames see
+        them, `target_state_mask` `[b g]` hides single ones.
     """
 
     codes: Codes
@@ -31,6 +33,8 @@ class Context:
     state_mask: Bool[Tensor, "b h"] | None = None
     frame_mask: Bool[Tensor, "b h"] | None = None
     camera_mask: Mapping[str, Bool[Tensor, " b"]] | None = None
+    target_states: Float[Tensor, "b g 16"] | None = None
+    target_state_mask: Bool[Tensor, "b g"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

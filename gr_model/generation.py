@@ -127,6 +127,8 @@ def _double(context: Context) -> Context:
         state_mask=two(context.state_mask),
         frame_mask=two(context.frame_mask),
         camera_mask=None if cameras is None else {n: torch.cat((m, m)) for n, m in cameras.items()},
+        target_states=two(context.target_states),
+        target_state_mask=two(context.target_state_mask),
     )
 
 
@@ -226,9 +228,9 @@ def imagine(
     Args:
         context: real frames to start from.
         num_frames: frames to predict.
-        frame_step: control steps from frame to frame, for a model that acts and a context with robot states: the state
-            of a predicted frame is then the one that the model's own trajectory leads to. With 0 predicted frames have
-            no state.
+        frame_step: control steps from frame to frame, for a model that acts and a context with robot states: frames
+            are then predicted for the states that the model's own trajectory leads to. With 0, or where the chunk ends
+            before the last target frame, they are predicted without.
 
     Returns:
         Camera -> codes of the predicted frames.
@@ -240,9 +242,8 @@ def imagine(
     parts: dict[str, list[Tensor]] = {name: [] for name in context.codes}
     done = 0
     while done < num_frames:
-        moved = None
-        if frame_step and context.states is not None and model.config.num_targets == 1:
-            moved = state_after(context.states[:, -1], model.act(context), frame_step)
+        moved = _own_states(model, context, frame_step) if frame_step else None
+        context = context if moved is None else replace(context, target_states=moved)
         frames = next_frames(model, context, sampling, generator)
         for name, codes in frames.items():
             parts[name].append(codes)
@@ -252,13 +253,22 @@ def imagine(
     return {name: torch.cat(codes, dim=1)[:, :num_frames] for name, codes in parts.items()}
 
 
+def _own_states(model: WorldModel, context: Context, frame_step: int) -> Float[Tensor, "b g 16"] | None:
+    """Say where the model's own trajectory takes the robot by each target frame; None where it cannot."""
+    g = model.config.num_targets
+    if context.states is None or frame_step * g > model.config.chunk_length:
+        return None
+    state, chunk = context.states[:, -1], model.act(context)
+    return torch.stack([state_after(state, chunk, frame_step * (i + 1)) for i in range(g)], dim=1)
+
+
 def slide(
     context: Context,
     frames: dict[str, Int[Tensor, "b g n"]],
     max_context: int,
-    moved: Float[Tensor, "b 16"] | None = None,
+    moved: Float[Tensor, "b g 16"] | None = None,
 ) -> Context:
-    """Append imagined frames to a context, with the state `moved` or without one, and keep the newest `max_context`."""
+    """Append frames to a context, with the states `moved` or without, and keep the newest `max_context`."""
     codes = {name: torch.cat((old, frames[name]), dim=1)[:, -max_context:] for name, old in context.codes.items()}
     b, g = next(iter(frames.values())).shape[:2]
     h = next(iter(context.codes.values())).shape[1]
@@ -268,10 +278,13 @@ def slide(
         keep = yes if context.state_mask is None else context.state_mask
         known = torch.full_like(yes[:, :1], moved is not None).expand(-1, g)
         state_mask = torch.cat((keep, known), dim=1)[:, -max_context:]
-        last = context.states[:, -1] if moved is None else moved
-        states = torch.cat((context.states, last[:, None].expand(-1, g, -1)), dim=1)[:, -max_context:]
+        new = context.states[:, -1:].expand(-1, g, -1) if moved is None else moved
+        states = torch.cat((context.states, new), dim=1)[:, -max_context:]
     frame_mask = None
     if context.frame_mask is not None:
         ones = yes[:, :1].expand(-1, g)
         frame_mask = torch.cat((context.frame_mask, ones), dim=1)[:, -max_context:]
-    return replace(context, codes=codes, states=states, state_mask=state_mask, frame_mask=frame_mask)
+    return replace(
+        context, codes=codes, states=states, state_mask=state_mask, frame_mask=frame_mask,
+        target_states=None, target_state_mask=None,
+    )  # fmt: skip

@@ -24,8 +24,11 @@ from .world_model import WorldModel
 
 Batch = Mapping[str, Any]
 
-_STATELESS_SHARE = 0.5
-"""Share of the samples that learn to predict frames without a robot state, so that plain video can be gone on with."""
+_STATE_SHARE = 0.7
+"""Share of the samples that see the robot's state when they predict frames; the others learn to go on with video."""
+
+_TARGET_STATE_SHARE = 0.7
+"""Of those, the share that also sees the state at the target frames, to which a trajectory would lead."""
 
 
 def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
@@ -131,7 +134,7 @@ def training_losses(model: WorldModel, batch: Batch, *, with_actions: bool, with
     context, h = read_context(model, batch)
     targets = None
     if with_frames:
-        context = _hide_states(model, context)
+        context = _show_states(model, context, batch, h)
         packed, valid = read_targets(model, batch, context, h)
         if model.config.decoding == "masked":
             where = random_mask(packed, valid)
@@ -152,13 +155,23 @@ def training_losses(model: WorldModel, batch: Batch, *, with_actions: bool, with
     return losses
 
 
-def _hide_states(model: WorldModel, context: Context) -> Context:
-    """Hide the states of some samples, in training."""
+def _show_states(model: WorldModel, context: Context, batch: Batch, h: int) -> Context:
+    """Hide the states of some samples, in training; show those of the target frames to some of the others."""
     if not model.training or context.states is None:
         return context
-    keep = torch.rand(len(context.states), 1, device=model.device) >= _STATELESS_SHARE
-    seen = keep.expand(context.states.shape[:2])
-    return replace(context, state_mask=seen if context.state_mask is None else context.state_mask & seen)
+    b, g = len(context.states), model.config.num_targets
+    seen = torch.rand(b, 1, device=model.device) < _STATE_SHARE
+    ahead = (seen & (torch.rand(b, 1, device=model.device) < _TARGET_STATE_SHARE)).expand(b, g)
+    seen = seen.expand(context.states.shape[:2])
+    for name in ("state_mask", "frame_mask"):
+        if batch.get(name) is not None:
+            ahead = ahead & batch[name][:, h : h + g]
+    return replace(
+        context,
+        state_mask=seen if context.state_mask is None else context.state_mask & seen,
+        target_states=batch["states"][:, h : h + g],
+        target_state_mask=ahead,
+    )
 
 
 @torch.no_grad()

@@ -124,9 +124,11 @@ class Imagination:
     ) -> ImaginedFutures:
         """Imagine `num_frames` frames after pictures `first` (camera -> uint8 `[b h w 3]`), one sentence each.
 
-        With the robot's `states` `[b 16]` the model's own trajectory says where the arm is in later frames.
+        With the robot's `states` `[b 16]` the model's own trajectory says where the arm is in every frame; a model that
+        was only pretrained goes without.
         """
         model = self.parts.release.model
+        states = states if model.acts else None
         features, mask = self.parts.text.encode(list(instructions))
         length = max(1, int(mask.any(0).nonzero()[0].max()) + 1)
         context = Context(

@@ -1,16 +1,17 @@
 """The token sequence: groups declared once; slices, positions and the attention mask are derived from them.
 
     text | step 0: camera 0 [begin, tokens], camera 1 [begin, tokens], ..., state | step 1: ... | action |
-    targets: frames
+    target states | targets: frames
 
 Who sees whom (nobody but itself sees the action query):
 
-    query \\ key     text   frame           state         target
-    text            all    -               -             -
-    frame t         all    steps <= t      steps < t     -
-    state t         all    steps <= t      steps <= t    -
-    action          all    all             all           -
-    target g        all    all             all           frames of the same g
+    query \\ key       text   frame           state         target state   target
+    text              all    -               -             -              -
+    frame t           all    steps <= t      steps < t     -              -
+    state t           all    steps <= t      steps <= t    -              -
+    action            all    all             all           -              -
+    target state g    all    all             all           the same g     -
+    target g          all    all             all           the same g     frames of the same g
 
 Inside a frame (all cameras of a step) attention is bidirectional with "masked" decoding and causal with
 "raster".
@@ -29,7 +30,7 @@ from einops import rearrange
 from .config import Decoding, ModelConfig
 from .contracts import Array
 
-GroupKind = Literal["text", "frame", "state", "action", "target"]
+GroupKind = Literal["text", "frame", "state", "action", "target_state", "target"]
 KINDS: tuple[str, ...] = ("text", "begin", "image", "state", "action")
 
 
@@ -64,7 +65,9 @@ def sees(query: TokenGroup, key: TokenGroup) -> bool:
         return False
     if key.kind == "target":
         return query.kind == "target" and query.time == key.time
-    if query.kind in ("action", "target"):
+    if key.kind == "target_state":
+        return query.kind in ("target_state", "target") and query.time == key.time
+    if query.kind in ("action", "target_state", "target"):
         return True
     if key.kind == "state" and query.kind == "frame":
         return key.time < query.time
@@ -107,6 +110,8 @@ class SequenceLayout:
             add("state", 1, time)
         if self.with_action:
             add("action", 1, self.num_context - 1)
+        for target in range(self.num_targets):
+            add("target_state", 1, target)
         for target in range(self.num_targets):
             add_frame("target", target)
         return tuple(groups)
@@ -163,8 +168,8 @@ class SequenceLayout:
                 table[rest, offsets["column"] + columns] = 1
                 table[group.slice, offsets["camera"] + group.camera] = 1
             else:
-                table[group.slice, offsets["kind"] + KINDS.index(group.kind)] = 1
-            if group.kind == "target":
+                table[group.slice, offsets["kind"] + KINDS.index(group.kind.removeprefix("target_"))] = 1
+            if group.kind in ("target_state", "target"):
                 table[group.slice, offsets["time"] + self.max_context + group.time] = 1
             elif group.kind != "text":
                 table[group.slice, offsets["time"] + self.max_context - self.num_context + group.time] = 1

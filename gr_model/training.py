@@ -45,7 +45,7 @@ class TrainingConfig:
     """
 
     with_actions: bool = True
-    frame_weight: float = 0.1
+    frame_weight: float = 0.3
     action_weight: float = 1.0
     frame_fraction: float = 1.0
     learning_rate: float = 1e-3

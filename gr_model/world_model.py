@@ -71,6 +71,11 @@ class WorldModel(nn.Module):
         self.embed.state_normalizer.set(statistics.state_mean, statistics.state_std)
         self.action_normalizer.set(statistics.action_mean, statistics.action_std)
 
+    @property
+    def acts(self) -> bool:
+        """Whether the model was finetuned on robot episodes: until then states and trajectories mean nothing to it."""
+        return bool((self.action_normalizer.std != 1).any())
+
     def set_texts(self, features: Float[Tensor, "s l t"], mask: Bool[Tensor, "s l"]) -> None:
         """Keep the features of all training sentences, cut to the longest; `text_id` of a batch indexes them.
 
@@ -144,7 +149,7 @@ class WorldModel(nn.Module):
         return x, constants["mask"] & keep[:, None, None, :]
 
     def embed_context(self, layout: SequenceLayout, context: Context) -> tuple[Tensor, Tensor]:
-        """Embed text, context steps and action query, without positions; also say which keys are present."""
+        """Embed all but target frames, without positions; also say which keys are present."""
         frames = self.embed.frames(self.embed.drop_codes(self.embed.arrange(context.codes)))
         b, h = frames.shape[:2]
         no_text = ~context.text_mask.any(dim=1)
@@ -163,6 +168,10 @@ class WorldModel(nn.Module):
         if layout.with_action:
             parts.append(frames.new_zeros(b, 1, frames.shape[-1]))
             keeps.append(torch.ones_like(keeps[0][:, :1]))
+        if layout.num_targets:
+            ahead, ahead_keep = self._embed_target_states(context, layout.num_targets, frames)
+            parts.append(ahead)
+            keeps.append(ahead_keep)
         return torch.cat(parts, dim=1), torch.cat(keeps, dim=1)
 
     def _embed_states(self, context: Context, b: int, h: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,6 +183,13 @@ class WorldModel(nn.Module):
         if self.training and self.config.state_dropout:
             keep = keep & (torch.rand(b, 1, device=keep.device) >= self.config.state_dropout)
         return self.embed.states(context.states), keep
+
+    def _embed_target_states(self, context: Context, g: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        b = len(like)
+        if context.target_states is None:
+            return like.new_zeros(b, g, like.shape[-1]), like.new_zeros(b, g, dtype=torch.bool)
+        keep = context.target_state_mask
+        return self.embed.states(context.target_states), like.new_ones(b, g, dtype=torch.bool) if keep is None else keep
 
     def camera_keep(self, context: Context, b: int) -> Bool[Tensor, "b frame"]:
         """Say which positions of a frame belong to cameras that are present."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,11 +18,13 @@ from gr2.gr_model.objectives import read_targets, training_losses
 MODES = pytest.mark.parametrize("decoding", ["masked", "raster"])
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("targets", [1, 2])
-def test_cached_parallel_decoding_equals_uncached(targets: int) -> None:
+def test_cached_parallel_decoding_equals_uncached(targets: int, ahead: bool) -> None:
     model = make_model(small_config(num_targets=targets))
     batch = make_batch(model.config)
     context = make_context(model, batch)
+    context = replace(context, target_states=batch["states"][:, 2:] if ahead else None)
     packed, valid = read_targets(model, batch, context, 2)
     hidden = valid[..., None] & (torch.rand(packed.shape) < 0.5)
     with torch.no_grad():
@@ -98,17 +101,36 @@ def test_imagined_frames_follow_the_models_own_trajectory() -> None:
     context = make_context(model, make_batch(model.config))
     assert context.states is not None
     frames = {name: codes[:, :1] + 0 for name, codes in context.codes.items()}
-    moved = state_after(context.states[:, -1], model.act(context), 2)
+    moved = state_after(context.states[:, -1], model.act(context), 2)[:, None]
     slid = slide(context, frames, 1, moved)
     assert slid.states is not None and slid.state_mask is not None and bool(slid.state_mask.all())
-    assert torch.equal(slid.states[:, 0], moved) and moved.shape == (3, 16)
+    assert torch.equal(slid.states, moved) and moved.shape == (3, 1, 16)
     with torch.no_grad():  # an untrained model copies; this one looks at the state
         model.copy_gate.bias.zero_()
         model.embed.state.weight.mul_(50)
+    first = imagine(model, context, frame_step=2)
+    expected = imagine(model, replace(context, target_states=moved))
+    assert all(torch.equal(first[name], expected[name]) for name in first)
     with_states = imagine(model, context, num_frames=3, frame_step=2)
     without = imagine(model, context, num_frames=3)
-    assert all(torch.equal(with_states[name][:, 0], without[name][:, 0]) for name in without)
+    assert any(not torch.equal(with_states[name][:, :1], without[name][:, :1]) for name in without)
     assert any(not torch.equal(with_states[name][:, 1:], without[name][:, 1:]) for name in without)
+    too_far = imagine(model, context, num_frames=3, frame_step=model.config.chunk_length + 1)
+    assert all(torch.equal(too_far[name], without[name]) for name in without)
+
+
+def test_several_target_frames_follow_the_trajectory_step_by_step() -> None:
+    model = make_model(small_config(num_targets=2))
+    context = make_context(model, make_batch(model.config))
+    assert context.states is not None
+    with torch.no_grad():
+        model.copy_gate.bias.zero_()
+        model.embed.state.weight.mul_(50)
+        chunk = model.act(context)
+    ahead = torch.stack([state_after(context.states[:, -1], chunk, steps) for steps in (2, 4)], dim=1)
+    expected = imagine(model, replace(context, target_states=ahead), num_frames=2)
+    got = imagine(model, context, num_frames=2, frame_step=2)
+    assert all(torch.equal(got[name], expected[name]) for name in got)
 
 
 def test_guidance_needs_text_dropout() -> None:

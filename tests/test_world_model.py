@@ -15,7 +15,7 @@ from gr2.gr_model.context import Context, Targets
 from gr2.gr_model.errors import ConfigError, ShapeError
 from gr2.gr_model.gpt import count_parameters
 from gr2.gr_model.layers import Attention
-from gr2.gr_model.objectives import evaluation_figures, read_targets, training_losses
+from gr2.gr_model.objectives import _show_states, evaluation_figures, read_context, read_targets, training_losses
 from gr2.gr_model.sequence import make_layout, pack_codes, sees, unpack_codes
 from gr2.gr_model.world_model import WorldModel
 
@@ -75,13 +75,14 @@ def test_mask_follows_the_rules(decoding: Any) -> None:
 
 
 @MODES
-@pytest.mark.parametrize("kind", ["frame", "state", "action", "target"])
+@pytest.mark.parametrize("kind", ["frame", "state", "action", "target_state", "target"])
 @pytest.mark.parametrize("time", [0, 1])
 def test_hidden_groups_change_nothing(decoding: Any, kind: Any, time: int) -> None:
     model = make_model(small_config(decoding))
     context = make_context(model, make_batch(model.config))
+    context = replace(context, target_states=torch.randn(3, 1, 16))
     layout = model.layout(context, with_frames=True, with_action=True)
-    key = next(g for g in layout.of_kind(kind) if g.time == time or kind in ("action", "target"))
+    key = next(g for g in layout.of_kind(kind) if g.time == time or kind in ("action", "target_state", "target"))
     packed = torch.zeros(3, 1, layout.frame_length, 4, dtype=torch.long)
     x, mask = model.assemble(layout, context, Targets(packed=packed, masked=None))
     changed = x.clone()
@@ -181,6 +182,37 @@ def test_explicit_attention_equals_the_fused_kernel() -> None:
     torch.testing.assert_close(explicit, fused, atol=1e-6, rtol=1e-5)
     some, _ = attention(x, mask[:, :, [2, 7]], queries=torch.tensor([2, 7]))
     torch.testing.assert_close(some, fused[:, [2, 7]], atol=1e-6, rtol=1e-5)
+
+
+def test_the_trajectory_head_never_sees_the_states_ahead() -> None:
+    model = make_model(small_config())
+    context = make_context(model, make_batch(model.config))
+    packed = torch.zeros(3, 1, model.layout(context, with_frames=True, with_action=True).frame_length, 4)
+    targets = Targets(packed=packed.long(), masked=None)
+    ahead = replace(context, target_states=torch.randn(3, 1, 16))
+    with torch.no_grad():
+        (action, frames), (other_action, other_frames) = (
+            model.predict(c, targets, with_actions=True) for c in (context, ahead)
+        )
+    assert action is not None and torch.equal(action, other_action)
+    assert frames is not None and not torch.equal(frames, other_frames)
+
+
+def test_states_are_shown_to_a_share_of_the_samples() -> None:
+    model = make_model(small_config()).train()
+    batch = make_batch(model.config, size=4000)
+    batch["state_mask"][:1000] = False
+    context, h = read_context(model, batch)
+    torch.manual_seed(0)
+    shown = _show_states(model, context, batch, h)
+    assert shown.state_mask is not None and shown.target_state_mask is not None
+    now, ahead = shown.state_mask[:, -1].float(), shown.target_state_mask[:, 0].float()
+    assert now[:1000].sum() == ahead[:1000].sum() == 0
+    for share, expected in ((now[1000:].mean(), 0.7), (ahead[1000:].mean(), 0.49)):
+        assert abs(float(share) - expected) < 0.03
+    assert not bool(((ahead == 1) & (now == 0)).any())
+    assert shown.target_states is not None and torch.equal(shown.target_states, batch["states"][:, h : h + 1])
+    assert _show_states(model.eval(), context, batch, h) is context
 
 
 def test_figures_of_a_perfect_copy() -> None:
