@@ -8,11 +8,12 @@ from typing import Literal, Protocol
 import numpy as np
 
 from ..gr_model.contracts import ActionTrajectory, JointCommand
+from ..gr_model.errors import ConfigError
 from ..wbc.controller import ControllerConfig, WholeBodyController
 from ..wbc.robots import panda
 from ..wbc.smoothing import SmoothingConfig
 from ..wbc.tracking import TrackingConfig
-from .playtable.environment import CONTROL_HZ, SIM_HZ, SUBSTEPS, PlayTable
+from .playtable.environment import CONTROL_HZ, SIM_HZ, SUBSTEPS, PlayTable, World
 from .playtable.robot import LOWER_LIMITS, UPPER_LIMITS, VELOCITY_LIMITS
 from .playtable.scenes import ROBOT_BASE
 
@@ -47,7 +48,7 @@ class Control(Protocol):
 class CalvinControl:
     """CALVIN's absolute Cartesian action: one inverse-kinematics call a step, joint position motors."""
 
-    def __init__(self, env: PlayTable) -> None:
+    def __init__(self, env: World) -> None:
         self.env = env
         self._trajectory: ActionTrajectory | None = None
         self._next = 0
@@ -181,6 +182,14 @@ def playtable_config() -> ControllerConfig:
     )
 
 
-def make_control(mode: ControlMode, env: PlayTable) -> CalvinControl | WbcControl:
-    """Return the control called `mode` for an environment."""
-    return WbcControl(env) if mode == "wbc" else CalvinControl(env)
+def make_control(mode: ControlMode, env: World) -> CalvinControl | WbcControl:
+    """Return the control called `mode` for an environment.
+
+    Raises:
+        ConfigError: our controller in a simulator that takes no joint commands at the rate of its physics.
+    """
+    if mode == "calvin":
+        return CalvinControl(env)
+    if not isinstance(env, PlayTable):
+        raise ConfigError("--control wbc: expected --backend gr2, the official simulator takes no 240 Hz commands.")
+    return WbcControl(env)

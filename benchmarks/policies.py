@@ -12,12 +12,12 @@ from ..gr_model.contracts import ActionTrajectory, Observation
 from ..gr_model.errors import PolicyError
 from ..gr_model.policy import Policy
 from .calvin.scripted_policy import ScriptedPolicy
-from .playtable.environment import PlayTable
+from .playtable.environment import World
 
 SCRIPTED = "scripted"
 
 
-def open_policy(source: str, env: PlayTable, *, executed_steps: int = 5) -> Policy:
+def open_policy(source: str, env: World, *, executed_steps: int = 5) -> Policy:
     """Return the policy called `source`, ready to act in `env`.
 
     Args:

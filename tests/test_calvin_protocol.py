@@ -70,7 +70,7 @@ def test_everything_recorded_agrees(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(folder=GOLDEN) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" of ")[0].split()[-1] for line in lines[:4]] == ["34", "503", "1000", "192"]
-    assert "rollouts: skipped" in lines[4]
+    assert "rollouts: skipped" in lines[4] and "trajectories.json: skipped" in lines[5]
 
 
 @needs_recordings

@@ -119,7 +119,8 @@ def test_parts_of_an_evaluation_make_the_whole():
 def test_evaluation_goes_on_and_ends_the_same(run, tmp_path):
     config = EvaluationConfig(
         policy=str(run / "finetune"), weights="", scene="D", calvin_root="", executed_steps=5, max_steps=7,
-        image_px=64, fast_drawing=False, seed=1,
+        image_px=64, renderer="tiny", fast_drawing=False, backend="gr2",
+        seed=1,
     )  # fmt: skip
     jobs = [Job(control="calvin", kind="turn_on_led", index=i) for i in range(2)]
     whole = run_evaluation(config, jobs, file=tmp_path / "whole.jsonl", workers=1)

@@ -11,7 +11,7 @@ import numpy as np
 from ...gr_model.errors import SimulationError
 from ...gr_model.policy import Policy
 from ..control import CalvinControl, WbcControl
-from ..playtable.environment import PlayTable
+from ..playtable.environment import World
 from ..playtable.expert_motion import ExpertStyle
 from ..playtable.experts import act
 from ..playtable.feasibility import feasible
@@ -25,7 +25,7 @@ from .scripted_policy import ScriptedPolicy
 from .sequences import EvaluationSequence, initial_scene
 
 CHAIN_LENGTH = 5
-Watch = Callable[[PlayTable, int], None]
+Watch = Callable[[Any, int], None]
 """Called before each control step with the environment and the step number: draws videos."""
 
 
@@ -38,7 +38,7 @@ class TaskResult:
     steps: int
 
 
-def neutral_robot(env: PlayTable) -> np.ndarray:
+def neutral_robot(env: World) -> np.ndarray:
     """Return the `robot_obs` `[15]` of CALVIN's neutral pose with an open hand."""
     robot_obs = env.robot_obs()
     robot_obs[6], robot_obs[14] = 2 * FINGER_OPEN, 1.0
@@ -46,19 +46,19 @@ def neutral_robot(env: PlayTable) -> np.ndarray:
     return robot_obs
 
 
-def start_state(env: PlayTable, scene_obs: np.ndarray) -> None:
+def start_state(env: World, scene_obs: np.ndarray) -> None:
     """Start a fresh world with the arm in the neutral pose and the scene `scene_obs` `[24]`."""
     env.reset(options={"robot_obs": neutral_robot(env), "scene_obs": scene_obs})
 
 
-def _draw_start(env: PlayTable, rng: np.random.Generator) -> np.ndarray:
+def _draw_start(env: World, rng: np.random.Generator) -> np.ndarray:
     """Draw a scene, put the world into it and return its `scene_obs`."""
     scene_obs = sample_scene(env.spec_scene, rng)
     env.set_state(neutral_robot(env), scene_obs)
     return scene_obs
 
 
-def task_start(env: PlayTable, name: str, seed: int, index: int) -> np.ndarray:
+def task_start(env: World, name: str, seed: int, index: int) -> np.ndarray:
     """Find a random scene in which a task can be begun, start the world in it and return its `scene_obs`.
 
     Where a block must be in the hand, on another one or in the drawer, the experts bring it there first.
@@ -93,7 +93,7 @@ def _prerequisites(name: str, rng: np.random.Generator) -> list[str]:
     return [lift, "stack_block"] if name == "unstack_block" else [lift]
 
 
-def demonstrate(env: PlayTable, name: str, *, style: ExpertStyle | None = None, max_steps: int = 200) -> bool:
+def demonstrate(env: World, name: str, *, style: ExpertStyle | None = None, max_steps: int = 200) -> bool:
     """Let the scripted expert do a task from where the world is; say whether it succeeds."""
     start = state = env.world_state()
     if not feasible(name, state, env.spec_scene):
@@ -106,7 +106,7 @@ def demonstrate(env: PlayTable, name: str, *, style: ExpertStyle | None = None, 
     return False
 
 
-def chain_start(env: PlayTable, seed: int, index: int) -> tuple[np.ndarray, list[str]]:
+def chain_start(env: World, seed: int, index: int) -> tuple[np.ndarray, list[str]]:
     """Draw and start a scene, and five tasks of different families that can be done one after another from it."""
     rng = np.random.default_rng([seed, 1000, index])
     for _ in range(500):
@@ -131,7 +131,7 @@ def _draw_chain(names: list[str], rng: np.random.Generator) -> list[str]:
     return chosen[:CHAIN_LENGTH] if len(chosen) >= CHAIN_LENGTH else []
 
 
-def sequence_start(env: PlayTable, sequence: EvaluationSequence) -> None:
+def sequence_start(env: World, sequence: EvaluationSequence) -> None:
     """Start an official sequence: neutral arm, blocks where its state says; the places fit scene D alone.
 
     Raises:
@@ -145,7 +145,7 @@ def sequence_start(env: PlayTable, sequence: EvaluationSequence) -> None:
 
 
 def run_task(
-    env: PlayTable,
+    env: World,
     policy: Policy,
     control: CalvinControl | WbcControl,
     name: str,
@@ -185,7 +185,7 @@ def run_task(
 
 
 def run_chain(
-    env: PlayTable,
+    env: World,
     policy: Policy,
     control: CalvinControl | WbcControl,
     chain: Sequence[str],

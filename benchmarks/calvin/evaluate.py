@@ -5,6 +5,7 @@ Results are appended episode by episode, so a stopped evaluation goes on where i
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import as_completed
@@ -18,8 +19,8 @@ from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_bytes, write_json
 from ...gr_model.errors import ConfigError, DataError
 from ..control import ControlMode, WbcControl, make_control
-from ..playtable.cameras import CameraConfig
-from ..playtable.environment import CONTROL_HZ, PlayTable
+from ..playtable.cameras import CALVIN_PX, CameraConfig, Renderer
+from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable, World
 from ..playtable.instructions import evaluation_sentences
 from ..playtable.scenes import scene
 from ..playtable.tasks import choose_tasks
@@ -30,6 +31,7 @@ from .results import fingerprint, provenance, summarize, table
 from .sequences import official_sequences
 
 Films = Literal["none", "failed", "all"]
+Backend = Literal["gr2", "official"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,8 @@ class EvaluationConfig:
 
     weights: SHA-256 of the policy's weights, so that results of others are not gone on with; calvin_root: clone whose
     assets and sentences are used, or "" for ours; executed_steps: control steps of each chunk that are carried out;
-    max_steps: time limit a task [1/30 s]; fast_drawing: light arm without shadows where CALVIN's files are used.
+    max_steps: time limit a task [1/30 s]; fast_drawing: light arm without shadows where CALVIN's files are used;
+    backend: our simulator ("gr2") or the installed official one.
     """
 
     policy: str
@@ -48,7 +51,9 @@ class EvaluationConfig:
     executed_steps: int
     max_steps: int
     image_px: int
+    renderer: Renderer
     fast_drawing: bool
+    backend: str
     seed: int
 
 
@@ -71,10 +76,8 @@ def _run_jobs(config: EvaluationConfig, jobs: Sequence[Job], films: Films, folde
     import torch
 
     torch.set_num_threads(1)
-    camera = CameraConfig(static_px=config.image_px, gripper_px=config.image_px, fast=config.fast_drawing)
-    root = Path(config.calvin_root) if config.calvin_root else None
-    env = PlayTable(config.scene, camera=camera, calvin_root=root, render_mode=None)
-    instructions = evaluation_sentences(root)
+    env = _open_world(config)
+    instructions = evaluation_sentences(Path(config.calvin_root) if config.calvin_root else None)
     policy = open_policy(config.policy, env, executed_steps=config.executed_steps)
     records = []
     try:
@@ -106,6 +109,19 @@ def _run_jobs(config: EvaluationConfig, jobs: Sequence[Job], films: Films, folde
     finally:
         env.close()
     return records
+
+
+def _open_world(config: EvaluationConfig) -> World:
+    static_px, gripper_px = (config.image_px, config.image_px) if config.image_px else CALVIN_PX
+    camera = CameraConfig(
+        static_px=static_px, gripper_px=gripper_px, fast=config.fast_drawing, renderer=config.renderer
+    )
+    if config.backend == "gr2":
+        root = Path(config.calvin_root) if config.calvin_root else None
+        return PlayTable(config.scene, camera=camera, calvin_root=root, render_mode=None)
+    from .official import OfficialTable
+
+    return OfficialTable(config.scene, camera=camera)
 
 
 def _finished(file: Path, config: EvaluationConfig) -> dict[str, dict[str, Any]]:
@@ -179,7 +195,9 @@ def evaluate(
     executed_steps: int = 5,
     max_steps: int = 360,
     image_px: int = 64,
+    renderer: Renderer = "tiny",
     fast_drawing: bool = False,
+    backend: Backend = "gr2",
     films: Films = "none",
     shard: str = "1/1",
     workers: int = 2,
@@ -200,8 +218,10 @@ def evaluate(
         control: our whole-body controller, CALVIN's own control, or both from the same starts.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
         max_steps: time limit for each task in control steps (CALVIN: 360).
-        image_px: picture side [px] of both cameras.
+        image_px: picture side [px] of both cameras, 0 for CALVIN's own 200 (static) and 84 (gripper).
+        renderer: tiny (CPU, the same everywhere) or egl (OpenGL, as CALVIN's data were drawn).
         fast_drawing: with `calvin_root`, a light arm without shadows: several times as fast, other pictures.
+        backend: our simulator, or an installed calvin_env (CALVIN's own control only).
         films: which episodes to keep as videos of what the policy saw, with a sheet of all.
         shard: part i of n of the episodes, as in 2/4, for several machines; put their episodes.jsonl together.
         workers: processes, one simulator each.
@@ -218,9 +238,11 @@ def evaluate(
         raise ConfigError(f"--sequences: they fit scene D alone, got --scene_name {scene_name}; add --sequences 0.")
     config = EvaluationConfig(
         policy=policy, weights=fingerprint(policy), scene=scene_name, calvin_root=str(calvin_root or ""),
-        executed_steps=executed_steps, max_steps=max_steps, image_px=image_px, fast_drawing=fast_drawing,
-        seed=seed,
+        executed_steps=executed_steps, max_steps=max_steps, image_px=image_px, renderer=renderer, fast_drawing=fast_drawing,
+        backend=backend, seed=seed,
     )  # fmt: skip
+    if backend == "official" and control != "calvin":
+        raise ConfigError(f"--backend official: expected --control calvin, got {control}; add it.")
     controls: list[ControlMode] = ["wbc", "calvin"] if control == "both" else [control]
     kinds = [("sequence", sequences), ("chain", chains), *((name, starts) for name in names)]
     every = [Job(control=c, kind=kind, index=i) for c in controls for kind, number in kinds for i in range(number)]
@@ -233,9 +255,12 @@ def evaluate(
         "executed_steps": executed_steps,
         "max_steps": max_steps,
         "scene": scene_name,
-        "assets": "CALVIN's" if calvin_root else "built-in",
+        "backend": backend,
+        "assets": "CALVIN's" if calvin_root or backend == "official" else "built-in",
         "instructions": "CALVIN's validation annotations" if calvin_root else "our own wording",
-        "renderer": "TinyRenderer" + (", light arm without shadows" if calvin_root and fast_drawing else ""),
+        "renderer": {"tiny": "TinyRenderer", "egl": "OpenGL through EGL"}[renderer]
+        + (", light arm without shadows" if calvin_root and fast_drawing else ""),
+        "renderer_fingerprint": _draw_fingerprint(config),
         "seed": seed,
         "shard": shard,
         "policy": policy,
@@ -245,6 +270,16 @@ def evaluate(
     if films != "none" and (sheet := write_sheet(out / "films")):
         print(sheet)
     return results
+
+
+def _draw_fingerprint(config: EvaluationConfig) -> str:
+    """Return the beginning of the SHA-256 of both cameras' pictures of an untouched world."""
+    env = _open_world(config)
+    try:
+        env.reset()
+        return hashlib.sha256(b"".join(env.draw(name).tobytes() for name in CAMERAS)).hexdigest()[:16]
+    finally:
+        env.close()
 
 
 def _check_numbers(positive: Sequence[int], episodes: Sequence[int]) -> None:

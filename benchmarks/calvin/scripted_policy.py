@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...gr_model.contracts import ActionTrajectory, Observation
-from ..playtable.environment import CONTROL_HZ, PlayTable
+from ..playtable.environment import CONTROL_HZ, PlayTable, World
 from ..playtable.expert_motion import ExpertStyle
 from ..playtable.experts import act
 from ..playtable.scenes import ROBOT_BASE
@@ -23,7 +23,7 @@ class ScriptedPolicy:
 
     executed_steps = 5
 
-    def __init__(self, env: PlayTable, *, chunk_length: int = 10) -> None:
+    def __init__(self, env: World, *, chunk_length: int = 10) -> None:
         self.env, self.chunk_length = env, chunk_length
         self.twin = PlayTable(env.spec_scene.name, calvin_root=env.calvin_root, render_mode=None)
         self.task = ""

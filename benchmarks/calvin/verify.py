@@ -153,6 +153,59 @@ def _replay(scene_name: str, recorded: dict[str, np.ndarray], calvin_root: Path)
     yield _agreement(f"pictures {scene_name}", len(pictures), wrong_pictures, max(pictures, default=0.0))
 
 
+def _check_trajectories(file: Path, calvin_root: Path) -> Iterator[Agreement]:
+    """Replay commanded relative actions; compare the judge's answers and the states, step by step where recorded."""
+    answers, wrong_answers, states, wrong_states = 0, [], [], []
+    for episode in read_json(file)["episodes"]:
+        recorded = _recorded_states(file.parent.parent / "mini_dataset" / episode["split"], episode)
+        env = PlayTable(episode["scene"].removeprefix("calvin_scene_"), calvin_root=calvin_root, render_mode=None)
+        try:
+            seen, _ = env.reset(options={name: episode[f"initial_{name}"] for name in _STATES})
+            worlds = [env.world_state()]
+            for step, action in enumerate(episode["commanded_rel_actions"], start=1):
+                seen, *_ = env.step(np.array(action))
+                worlds.append(env.world_state())
+                if step in recorded:
+                    states.append(max(_difference(name, seen[name], recorded[step][name]) for name in _STATES))
+                    if states[-1] > _EARLY_TOLERANCE:
+                        wrong_states.append(f"{episode['name']} step {step}")
+        finally:
+            env.close()
+        for window in episode["windows"]:
+            answers += 1
+            begin, end = window["start"] - episode["start"], window["end"] - episode["start"]
+            if tasks_done(worlds[begin], worlds[min(end, len(worlds) - 1)]) != set(window["oracle_on_live_infos"]):
+                wrong_answers.append(f"{episode['name']}: {window['task']}")
+    yield _agreement("outcomes", answers, wrong_answers)
+    yield _agreement("trajectories", len(states), wrong_states, max(states, default=0.0))
+
+
+_STATES = ("robot_obs", "scene_obs")
+_ANGLES = {"robot_obs": (3, 4, 5), "scene_obs": (9, 10, 11, 15, 16, 17, 21, 22, 23)}
+"""Where euler angles stand in CALVIN's state vectors."""
+
+
+def _difference(name: str, ours: Any, theirs: Any) -> float:
+    """Return the largest difference of two state vectors [m, rad]; angles are compared the short way round."""
+    difference = np.asarray(ours, float) - np.asarray(theirs, float)
+    angles = list(_ANGLES[name])
+    difference[angles] = (difference[angles] + np.pi) % (2 * np.pi) - np.pi
+    return float(np.abs(difference).max())
+
+
+def _recorded_states(split: Path, episode: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """Return step -> recorded states: every frame of the dataset that lies beside the file, and the last state."""
+    states: dict[int, Mapping[str, Any]] = {
+        len(episode["commanded_rel_actions"]): {name: episode[f"final_{name}"] for name in _STATES}
+    }
+    for number in range(episode["start"] + 1, episode["end_inclusive"] + 1):
+        frame = split / f"episode_{number:07d}.npz"
+        if frame.is_file():
+            with np.load(frame, allow_pickle=False) as values:
+                states[number - episode["start"]] = {name: values[name] for name in _STATES}
+    return states
+
+
 def _agreement(kind: str, cases: int, wrong: list[str], largest: float = 0.0) -> Agreement:
     return Agreement(
         kind=kind, cases=cases, agree=cases - len(wrong), largest_difference=largest, disagreements=tuple(wrong)
@@ -174,7 +227,7 @@ def check_folder(folder: Path, calvin_root: Path | None = None) -> Iterator[Agre
         DataError: the folder holds none of them, or one that cannot be read.
         ConfigError: `calvin_root` is no clone of CALVIN.
     """
-    rollouts = folder / "rollouts"
+    rollouts, trajectories = folder / "rollouts", folder / "trajectories.json"
     if not rollouts.is_dir() and not any((folder / name).is_file() for name in _CHECKS):
         raise DataError(f"{folder}: expected {', '.join(_CHECKS)} or rollouts, got none; give a folder of recordings.")
     for name, check in _CHECKS.items():
@@ -185,20 +238,22 @@ def check_folder(folder: Path, calvin_root: Path | None = None) -> Iterator[Agre
             yield check(folder / name)
         except KeyError as error:
             raise DataError(f"{folder / name}: {error} is missing; record it again.") from error
-    if not rollouts.is_dir():
-        yield "rollouts: not there, skipped"
-    elif calvin_root is None:
-        yield "rollouts: skipped, replaying them needs CALVIN's own files (--calvin_root)"
-    else:
-        yield from _check_rollouts(rollouts, calvin_root)
+    for place, replay in ((rollouts, _check_rollouts), (trajectories, _check_trajectories)):
+        if not place.exists():
+            yield f"{place.name}: not there, skipped"
+        elif calvin_root is None:
+            yield f"{place.name}: skipped, replaying needs CALVIN's own files (--calvin_root)"
+        else:
+            yield from replay(place, calvin_root)
 
 
 def verify(*, folder: Path, calvin_root: Path | None = None, json: Path | None = None) -> int:
     """Compare tasks, sequences, starts and physics with recordings of the official CALVIN; exit with 1 on a difference.
 
     Args:
-        folder: holds any of tasks.json, oracle_cases.json, sequences.json, initial_states.json, rollouts/.
-        calvin_root: a clone of mees/calvin with its submodule, to replay the rollouts on.
+        folder: holds any of tasks.json, oracle_cases.json, sequences.json, initial_states.json, trajectories.json,
+            rollouts/.
+        calvin_root: a clone of mees/calvin with its submodule, to replay trajectories and rollouts on.
         json: file for the result.
     """
     results = list(check_folder(folder, calvin_root))

@@ -1,17 +1,29 @@
-"""CALVIN's two cameras, drawn by TinyRenderer at any size."""
+"""CALVIN's two cameras, drawn at any size by TinyRenderer or, through EGL, by OpenGL."""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pybullet
+
+from ...gr_model.errors import EnvironmentMissing
+
+Renderer = Literal["tiny", "egl"]
+
+CALVIN_PX = (200, 84)
+"""Sides of CALVIN's own pictures, static and gripper [px]."""
 
 STATIC_EYE = (2.871459009488717, -2.166602199425597, 2.555159848480571)
 STATIC_TARGET = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
 STATIC_UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
 STATIC_RANGE, GRIPPER_RANGE = (0.01, 10.0), (0.01, 2.0)
 """Near and far plane of each camera [m]."""
+
+
+_PYBULLET_NAMES = {"tiny": pybullet.ER_TINY_RENDERER, "egl": pybullet.ER_BULLET_HARDWARE_OPENGL}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +33,34 @@ class CameraConfig:
     CALVIN's own sizes are 200 (static) and 84 (gripper), one sample.
 
     fast: with CALVIN's files, draw the arm with its collision meshes and without shadows: other pictures, same physics.
+    renderer: "tiny" draws on the CPU, the same everywhere; "egl" draws with OpenGL, as CALVIN's data were drawn.
     """
 
-    static_px: int = 200
-    gripper_px: int = 84
+    static_px: int = CALVIN_PX[0]
+    gripper_px: int = CALVIN_PX[1]
     supersample: int = 1
     fast: bool = False
+    renderer: Renderer = "tiny"
+
+
+def connect_egl(px: int) -> int:
+    """Open a physics client that draws with OpenGL, without a screen, pictures of up to `px` pixels a side.
+
+    Raises:
+        EnvironmentMissing: PyBullet's plug-in is not there or finds no EGL.
+    """
+    found = importlib.util.find_spec("eglRenderer")
+    client = pybullet.connect(pybullet.DIRECT, options=f"--width={px} --height={px}")
+    for panel in ("GUI", "SEGMENTATION_MARK_PREVIEW", "DEPTH_BUFFER_PREVIEW", "RGB_BUFFER_PREVIEW"):
+        pybullet.configureDebugVisualizer(getattr(pybullet, f"COV_ENABLE_{panel}"), 0, physicsClientId=client)
+    place = found.origin if found is not None and found.origin else "eglRendererPlugin"
+    if pybullet.loadPlugin(place, "_eglRendererPlugin", physicsClientId=client) < 0:
+        pybullet.disconnect(client)
+        raise EnvironmentMissing(
+            "Renderer egl: expected PyBullet's plug-in and an EGL driver, found none that works; `gr2 doctor` says what "
+            "is missing, the renderer tiny needs nothing."
+        )
+    return client
 
 
 def static_matrices() -> tuple[list[float], list[float]]:
@@ -43,13 +77,19 @@ def gripper_matrices(position: np.ndarray, quaternion: np.ndarray) -> tuple[list
 
 
 def draw(
-    client: int, matrices: tuple[list[float], list[float]], px: int, *, supersample: int = 1, shadows: bool = False
+    client: int,
+    matrices: tuple[list[float], list[float]],
+    px: int,
+    *,
+    supersample: int = 1,
+    shadows: bool = False,
+    renderer: Renderer = "tiny",
 ) -> np.ndarray:
-    """Draw one picture: uint8 `[px px 3]`; with shadows it is what CALVIN draws without a GPU."""
+    """Draw one picture: uint8 `[px px 3]`; with shadows it is what CALVIN draws."""
     side = px * supersample
     options = {} if shadows else {"shadow": 0, "flags": pybullet.ER_NO_SEGMENTATION_MASK}
     picture = pybullet.getCameraImage(
-        side, side, *matrices, renderer=pybullet.ER_TINY_RENDERER, physicsClientId=client, **options
+        side, side, *matrices, renderer=_PYBULLET_NAMES[renderer], physicsClientId=client, **options
     )[2]
     rgb = np.asarray(picture, dtype=np.uint8).reshape(side, side, 4)[..., :3]
     if supersample == 1:
@@ -58,7 +98,15 @@ def draw(
     return ((blocks.sum((1, 3)) + supersample**2 // 2) // supersample**2).astype(np.uint8)
 
 
-def draw_depth(client: int, matrices: tuple[list[float], list[float]], px: int, near: float, far: float) -> np.ndarray:
+def draw_depth(
+    client: int,
+    matrices: tuple[list[float], list[float]],
+    px: int,
+    near: float,
+    far: float,
+    *,
+    renderer: Renderer = "tiny",
+) -> np.ndarray:
     """Draw the distance along the camera's axis [m], float32 `[px px]`."""
-    buffer = pybullet.getCameraImage(px, px, *matrices, renderer=pybullet.ER_TINY_RENDERER, physicsClientId=client)[3]
+    buffer = pybullet.getCameraImage(px, px, *matrices, renderer=_PYBULLET_NAMES[renderer], physicsClientId=client)[3]
     return np.asarray(far * near / (far - (far - near) * np.asarray(buffer, np.float32).reshape(px, px)), np.float32)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -61,6 +61,40 @@ class WorldState:
     velocities: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+class World(Protocol):
+    """What test episodes need of a simulator: `PlayTable`, or the official one (`calvin.official`)."""
+
+    spec_scene: SceneSpec
+    calvin_root: Path | None
+
+    def reset(self, *, options: Mapping[str, Any] | None = None) -> Any:
+        """Start an episode; `options` may hold `robot_obs` `[15]` and `scene_obs` `[24]`."""
+
+    def set_state(self, robot_obs: Any = None, scene_obs: Any = None) -> None:
+        """Put arm and scene in place in the present world."""
+
+    def step_pose(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
+        """Move for one control step towards a world tool pose with CALVIN's own control."""
+
+    def observe(self, instruction: str, *, images: bool = True) -> Observation:
+        """Return what a policy sees."""
+
+    def draw(self, camera: str) -> np.ndarray:
+        """Draw one camera: uint8 `[px px 3]`."""
+
+    def world_state(self) -> WorldState:
+        """Return the privileged state that tasks and experts read."""
+
+    def robot_obs(self) -> np.ndarray:
+        """Return CALVIN's `robot_obs` `[15]`."""
+
+    def scene_obs(self) -> np.ndarray:
+        """Return CALVIN's `scene_obs` `[24]`."""
+
+    def close(self) -> None:
+        """Let go of the physics server."""
+
+
 class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
     """One table, one arm, one physics client.
 
@@ -101,7 +135,10 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
                 "PlayTable window: expected a screen (DISPLAY is not set), got none; write a video instead, or log in "
                 "with a desktop."
             )
-        self.client = pybullet.connect(pybullet.GUI if window else pybullet.DIRECT)
+        if self.camera.renderer == "egl" and not window:
+            self.client = cameras.connect_egl(self.camera.supersample * max(self._side(name) for name in CAMERAS))
+        else:
+            self.client = pybullet.connect(pybullet.GUI if window else pybullet.DIRECT)
         self._load()
         box, sizes = gymnasium.spaces.Box, {"static": self.camera.static_px, "gripper": self.camera.gripper_px}
         self.observation_space = gymnasium.spaces.Dict(
@@ -308,12 +345,15 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         return cameras.draw(
             self.client, self._matrices(camera), px or self._side(camera),
             supersample=self.camera.supersample, shadows=self.files.official and not self.camera.fast,
+            renderer=self.camera.renderer,
         )  # fmt: skip
 
     def draw_depth(self, camera: str, *, px: int | None = None) -> np.ndarray:
         """Draw one camera's depth [m]: float32 `[px px]`."""
         planes = cameras.STATIC_RANGE if camera == "static" else cameras.GRIPPER_RANGE
-        return cameras.draw_depth(self.client, self._matrices(camera), px or self._side(camera), *planes)
+        return cameras.draw_depth(
+            self.client, self._matrices(camera), px or self._side(camera), *planes, renderer=self.camera.renderer
+        )
 
     def _side(self, camera: str) -> int:
         return self.camera.static_px if camera == "static" else self.camera.gripper_px

@@ -82,7 +82,5 @@ def button(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     tool = state.tool_position
     x, y = spec.button_x + 0.008 * style.offset, -0.12
     if np.hypot(tool[0] - x, tool[1] - y) < 0.016:
-        if state.button > 0.008 and tool[2] < 0.5:
-            return Goal(position=np.array([x, y, 0.462]))
         return Goal(position=np.array([x, y, 0.462]))
     return travel(state, np.array([x, y, 0.54]), 0.54 + 0.5 * style.hover)

@@ -21,7 +21,7 @@ from ...gr_model.contracts import Episode, Observation
 from ...gr_model.errors import ConfigError, DataError
 from ..calvin.dataset import join_pieces, write_piece
 from ..control import make_control
-from .cameras import CameraConfig
+from .cameras import CALVIN_PX, CameraConfig
 from .environment import CAMERAS, CONTROL_HZ, PlayTable, WorldState
 from .expert_motion import ExpertStyle
 from .experts import act
@@ -54,7 +54,8 @@ _PILOT_STEPS = (10, 90)
 class RecordConfig:
     """What a recording holds; equal configurations give equal recordings.
 
-    tasks: "demonstrated", "all" or names; layout: of the files; chains: how many chains of up to six skills;
+    tasks: "demonstrated", "all" or names; layout: of the files; chains: how many chains of up to six skills, or 0 for
+    as many as it takes to get `episodes` labelled ones;
     play_share: share of chains kept whole and without a sentence; noise_share: share of segments with a disturbed
     hand; image_px: picture side [px], 0 for CALVIN's two; frame_stride: control steps from picture to picture;
     policy: folder of the policy that drives the first part of each skill, or ""; calvin_root: clone, or "".
@@ -64,6 +65,7 @@ class RecordConfig:
     tasks: str
     layout: Layout
     chains: int
+    episodes: int
     play_share: float
     noise_share: float
     image_px: int
@@ -269,7 +271,7 @@ def _record_chain(
 
 def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: list[int]) -> None:
     """Record some chains of one scene in this process."""
-    sizes = (config.image_px, config.image_px) if config.image_px else (200, 84)
+    sizes = (config.image_px, config.image_px) if config.image_px else CALVIN_PX
     camera = CameraConfig(static_px=sizes[0], gripper_px=sizes[1])
     root = Path(config.calvin_root) if config.calvin_root else None
     env = PlayTable(scene_name, camera=camera, calvin_root=root, render_mode=None)
@@ -303,11 +305,11 @@ def _load_policy(source: str, executed_steps: int) -> Policy:
     return load_policy(source, executed_steps=executed_steps)
 
 
-def _batches(config: RecordConfig, finished: set[int], size: int = 8) -> list[tuple[str, list[int]]]:
+def _batches(config: RecordConfig, chains: int, finished: set[int], size: int = 8) -> list[tuple[str, list[int]]]:
     """Split the chains into batches of one scene each; chain i happens in scene i modulo the number of scenes."""
     batches = []
     for position, name in enumerate(config.scenes):
-        mine = [c for c in range(position, config.chains, len(config.scenes)) if c not in finished]
+        mine = [c for c in range(position, chains, len(config.scenes)) if c not in finished]
         batches += [(name, mine[begin : begin + size]) for begin in range(0, len(mine), size)]
     return sorted(batches, key=lambda batch: batch[1])
 
@@ -318,6 +320,7 @@ def record(
     scenes: str = "D",
     tasks: str = "demonstrated",
     chains: int = 200,
+    episodes: int | None = None,
     layout: Layout = "episodes",
     play_share: float = 0.08,
     noise_share: float = 0.7,
@@ -335,6 +338,7 @@ def record(
         scenes: letters of the scenes to use, e.g. ABCD.
         tasks: "demonstrated" (17), "all" (34), or names separated by commas.
         chains: number of chains of up to six skills.
+        episodes: go on until there are as many labelled episodes at least; `chains` does not count then.
         layout: "episodes" (videos) for `gr2 data shards`, or "calvin" (one npz a frame), which every CALVIN loader
             and `gr2 data shards` read.
         play_share: share of chains kept whole, without a sentence.
@@ -357,38 +361,54 @@ def record(
     for letter in scenes:
         scene(letter)
     stride = frame_stride if frame_stride is not None else 1 if layout == "calvin" else 5
-    if not scenes or chains < 1 or workers < 1 or stride < 1:
-        raise ConfigError("record: expected at least one scene, chain, worker and a frame stride of 1 or more.")
+    if not scenes or min(chains, workers, stride, 1 if episodes is None else episodes) < 1:
+        raise ConfigError("record: expected at least one scene, chain, episode, worker and a frame stride of 1 or more.")
     if layout == "calvin" and stride != 1:
         raise ConfigError(f"--frame_stride: CALVIN's layout holds every step, got {stride}; leave the option out.")
     if all(ALL_TASKS[name].family in _NEEDS_BLOCK_IN_HAND for name in choose_tasks(tasks)):
         raise ConfigError(f"--tasks {tasks}: expected a task that can be begun with an empty hand; add one that lifts.")
     config = RecordConfig(
-        scenes=scenes, tasks=tasks, layout=layout, chains=chains, play_share=play_share, noise_share=noise_share,
+        scenes=scenes, tasks=tasks, layout=layout, chains=0 if episodes else chains, episodes=episodes or 0, play_share=play_share, noise_share=noise_share,
         image_px=image_px if image_px is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
         policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed,
     )  # fmt: skip
     (out / "chains").mkdir(parents=True, exist_ok=True)
     _check_configuration(out / "recording.json", config)
-    finished = {int(p.stem) for p in (out / "chains").glob("*.json")}
     started = time.monotonic()
-    batches = _batches(config, finished)
-    with (
-        tqdm(total=chains, initial=len(finished), desc="record", unit="chain") as bar,
-        worker_pool(workers) as pool,
-    ):
-        futures = {pool.submit(_record_chains, out, config, name, mine): len(mine) for name, mine in batches}
-        for future in as_completed(futures):
-            future.result()
-            bar.update(futures[future])
+    with tqdm(desc="record", unit="chain") as bar, worker_pool(workers) as pool:
+        wanted = config.chains or _chains_for(config.episodes)
+        while True:
+            finished = _finished_chains(out)
+            bar.total, bar.n = wanted, len(finished)
+            batches = _batches(config, wanted, set(finished))
+            futures = {pool.submit(_record_chains, out, config, name, mine): len(mine) for name, mine in batches}
+            for future in as_completed(futures):
+                future.result()
+                bar.update(futures[future])
+            counts = _finished_chains(out)
+            missing = config.episodes - sum(c["labelled"] for number, c in counts.items() if number < wanted)
+            if missing <= 0:
+                break
+            if all(c["labelled"] == 0 for c in counts.values()):
+                raise DataError(f"{out}: expected demonstrations, none of {wanted} chains gave one; choose other --tasks.")
+            wanted += _chains_for(missing)
     if layout == "calvin":
         join_pieces(out)
-    counts = [json.loads(p.read_text()) for p in sorted((out / "chains").glob("*.json"))]
     return {
-        "labelled": sum(c["labelled"] for c in counts),
-        "play": sum(c["play"] for c in counts),
+        "labelled": sum(c["labelled"] for c in counts.values()),
+        "play": sum(c["play"] for c in counts.values()),
         "seconds": round(time.monotonic() - started),
     }
+
+
+def _chains_for(episodes: int) -> int:
+    """Return how many chains hold so many labelled episodes at most: more may be needed."""
+    return -(-episodes // SEGMENTS_PER_CHAIN)
+
+
+def _finished_chains(out: Path) -> dict[int, dict[str, int]]:
+    """Return the counts of the chains that are recorded, by number."""
+    return {int(p.stem): json.loads(p.read_text()) for p in sorted((out / "chains").glob("*.json"))}
 
 
 def _check_configuration(file: Path, config: RecordConfig) -> None:

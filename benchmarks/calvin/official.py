@@ -1,0 +1,160 @@
+"""The official simulator: an installed calvin_env behind the methods that test episodes use."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pybullet
+
+from ...gr_model.contracts import Observation
+from ...gr_model.errors import EnvironmentMissing
+from ..playtable.cameras import CameraConfig
+from ..playtable.environment import CAMERAS, CONTROL_HZ, WorldState
+from ..playtable.robot import FINGER_OPEN
+from ..playtable.scenes import ROBOT_BASE, SceneSpec, scene
+from .verify import read_info
+
+
+class OfficialTable:
+    """calvin_env's environment, moved by its own control; `camera` sets sizes and renderer.
+
+    Every `reset` makes a new environment, resets it once as the official data collection does, and then puts the world
+    in place: in an environment used twice the last digits, and after some contacts all of them, depend on what was
+    before.
+
+    Raises:
+        EnvironmentMissing: calvin_env is not installed, or its files lie elsewhere.
+        SimulationError: unknown scene.
+    """
+
+    def __init__(self, scene_name: str = "D", *, camera: CameraConfig | None = None) -> None:
+        self.spec_scene: SceneSpec = scene(scene_name)
+        self.camera = camera or CameraConfig()
+        self.calvin_root: Path | None = _installed()
+        self._settings = _settings(self.calvin_root, scene_name, self.camera)
+        self._env: Any = None
+        self._seen: dict[str, Any] = {}
+        self._steps = 0
+        self.reset()
+
+    def reset(self, *, options: Mapping[str, Any] | None = None) -> None:
+        """Start an episode in a new environment; `options` may hold `robot_obs` `[15]` and `scene_obs` `[24]`."""
+        instantiate = importlib.import_module("hydra.utils").instantiate
+        self.close()
+        with _quietly():
+            self._env = instantiate(
+                self._settings.env, show_gui=False, use_vr=False, use_scene_info=True, use_egl=self._settings.egl
+            )
+            self._seen = self._env.reset()
+        if options:
+            self.set_state(options.get("robot_obs"), options.get("scene_obs"))
+        self._steps = 0
+
+    def set_state(self, robot_obs: Any = None, scene_obs: Any = None) -> None:
+        """Put arm and scene in place with the official reset."""
+        self._seen = self._env.reset(robot_obs=robot_obs, scene_obs=scene_obs)
+        self._steps = 0
+
+    def step_pose(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
+        """Move for one control step towards an absolute world tool pose; see `PlayTable.step_pose`."""
+        action = (np.asarray(position, float), np.asarray(quaternion, float), 1 if gripper > 0.5 else -1)
+        self._seen, *_ = self._env.step(action)
+        self._steps += 1
+
+    def world_state(self) -> WorldState:
+        """Return what tasks read, from the official `get_info()`."""
+        info = self._env.get_info()
+        quaternion = np.array(pybullet.getQuaternionFromEuler(info["robot_info"]["tcp_orn"]))
+        return replace(read_info(info), tool_quaternion=quaternion)
+
+    def observe(self, instruction: str, *, images: bool = True) -> Observation:
+        """Return what a policy sees; poses are in the robot base frame."""
+        robot_obs = self.robot_obs()
+        return Observation(
+            images={name: self.draw(name) for name in CAMERAS} if images else {},
+            tool_position=robot_obs[:3] - ROBOT_BASE,
+            tool_quaternion=np.array(pybullet.getQuaternionFromEuler(robot_obs[3:6])),
+            gripper_opening=float(np.clip(robot_obs[6] / (2 * FINGER_OPEN), 0, 1)),
+            gripper_command=float(robot_obs[14] > 0),
+            joint_positions=robot_obs[7:14],
+            instruction=instruction,
+            time=self._steps / CONTROL_HZ,
+        )
+
+    def draw(self, camera: str) -> np.ndarray:
+        """Return the picture of the last step: uint8 `[px px 3]`; the official environment draws after every one."""
+        return np.ascontiguousarray(self._seen["rgb_obs"][f"rgb_{camera}"])
+
+    def robot_obs(self) -> np.ndarray:
+        """Return CALVIN's `robot_obs` `[15]`."""
+        return np.array(self._seen["robot_obs"], float)
+
+    def scene_obs(self) -> np.ndarray:
+        """Return CALVIN's `scene_obs` `[24]`."""
+        return np.array(self._seen["scene_obs"], float)
+
+    def close(self) -> None:
+        """Disconnect from the physics server."""
+        if self._env is not None:
+            with _quietly():
+                self._env.close()
+                self._env.ownsPhysicsClient = False  # its destructor closes once more
+            self._env = None
+
+
+def _installed() -> Path:
+    """Return the folder of the installed calvin_env's clone, which holds `conf` and `data`."""
+    try:
+        package = importlib.import_module("calvin_env.envs.play_table_env")
+    except Exception as error:  # its dependencies fail in many ways
+        raise EnvironmentMissing(
+            f"--backend official: expected an installed calvin_env, got {error!r}; docs/calvin.md says how to install "
+            "it, --backend gr2 needs nothing."
+        ) from error
+    root = Path(str(package.__file__)).resolve().parents[2]
+    if not (root / "conf" / "scene").is_dir() or not (root / "data").is_dir():
+        raise EnvironmentMissing(
+            f"--backend official: expected conf and data beside the package in {root}, found them not; install "
+            "calvin_env from its clone (pip install -e)."
+        )
+    return root
+
+
+def _settings(root: Path, scene_name: str, camera: CameraConfig) -> Any:
+    """Put together what hydra would compose for `config_data_collection` with both cameras."""
+    OmegaConf = importlib.import_module("omegaconf").OmegaConf  # noqa: N806
+
+    def load(*names: str) -> Any:
+        parts = [OmegaConf.load(root / "conf" / f"{name}.yaml") for name in names]
+        for part in parts:
+            part.pop("defaults", None)
+        return OmegaConf.merge(*parts)
+
+    cameras = {name: load(f"cameras/cameras/{name}") for name in CAMERAS}
+    for name, side in zip(CAMERAS, (camera.static_px, camera.gripper_px), strict=True):
+        cameras[name].width = cameras[name].height = side
+    return OmegaConf.create(
+        {
+            "cameras": cameras,
+            "scene": load(f"scene/calvin_scene_{scene_name}"),
+            "robot": load("robot/panda", "robot/panda_longer_finger"),
+            "env": load("env/play_table_env"),
+            "data_path": str(root / "data"),
+            "use_vr": False,
+            "egl": camera.renderer == "egl",
+        }
+    )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the official environment's prints out of tables and progress bars."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
