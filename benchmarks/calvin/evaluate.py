@@ -238,8 +238,8 @@ def evaluate(
         raise ConfigError(f"--sequences: they fit scene D alone, got --scene_name {scene_name}; add --sequences 0.")
     config = EvaluationConfig(
         policy=policy, weights=fingerprint(policy), scene=scene_name, calvin_root=str(calvin_root or ""),
-        executed_steps=executed_steps, max_steps=max_steps, image_px=image_px, renderer=renderer, fast_drawing=fast_drawing,
-        backend=backend, seed=seed,
+        executed_steps=executed_steps, max_steps=max_steps, image_px=image_px, renderer=renderer,
+        fast_drawing=fast_drawing, backend=backend, seed=seed,
     )  # fmt: skip
     if backend == "official" and control != "calvin":
         raise ConfigError(f"--backend official: expected --control calvin, got {control}; add it.")

@@ -129,7 +129,7 @@ def _installed() -> Path:
 
 def _settings(root: Path, scene_name: str, camera: CameraConfig) -> Any:
     """Put together what hydra would compose for `config_data_collection` with both cameras."""
-    OmegaConf = importlib.import_module("omegaconf").OmegaConf  # noqa: N806
+    OmegaConf = importlib.import_module("omegaconf").OmegaConf
 
     def load(*names: str) -> Any:
         parts = [OmegaConf.load(root / "conf" / f"{name}.yaml") for name in names]

@@ -362,13 +362,16 @@ def record(
         scene(letter)
     stride = frame_stride if frame_stride is not None else 1 if layout == "calvin" else 5
     if not scenes or min(chains, workers, stride, 1 if episodes is None else episodes) < 1:
-        raise ConfigError("record: expected at least one scene, chain, episode, worker and a frame stride of 1 or more.")
+        raise ConfigError(
+            "record: expected at least one scene, chain, episode, worker and a frame stride of 1 or more."
+        )
     if layout == "calvin" and stride != 1:
         raise ConfigError(f"--frame_stride: CALVIN's layout holds every step, got {stride}; leave the option out.")
     if all(ALL_TASKS[name].family in _NEEDS_BLOCK_IN_HAND for name in choose_tasks(tasks)):
         raise ConfigError(f"--tasks {tasks}: expected a task that can be begun with an empty hand; add one that lifts.")
     config = RecordConfig(
-        scenes=scenes, tasks=tasks, layout=layout, chains=0 if episodes else chains, episodes=episodes or 0, play_share=play_share, noise_share=noise_share,
+        scenes=scenes, tasks=tasks, layout=layout, chains=0 if episodes else chains, episodes=episodes or 0,
+        play_share=play_share, noise_share=noise_share,
         image_px=image_px if image_px is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
         policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed,
     )  # fmt: skip
@@ -390,7 +393,9 @@ def record(
             if missing <= 0:
                 break
             if all(c["labelled"] == 0 for c in counts.values()):
-                raise DataError(f"{out}: expected demonstrations, none of {wanted} chains gave one; choose other --tasks.")
+                raise DataError(
+                    f"{out}: expected demonstrations, none of {wanted} chains gave one; choose other --tasks."
+                )
             wanted += _chains_for(missing)
     if layout == "calvin":
         join_pieces(out)
