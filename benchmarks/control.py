@@ -13,9 +13,10 @@ from ..wbc.controller import ControllerConfig, WholeBodyController
 from ..wbc.robots import panda
 from ..wbc.smoothing import SmoothingConfig
 from ..wbc.tracking import TrackingConfig
-from .playtable.environment import CONTROL_HZ, SIM_HZ, SUBSTEPS, PlayTable, World
+from .playtable.environment import CONTROL_HZ, SIM_HZ, SUBSTEPS, PlayTable
 from .playtable.robot import LOWER_LIMITS, UPPER_LIMITS, VELOCITY_LIMITS
 from .playtable.scenes import ROBOT_BASE
+from .playtable.world import World
 
 ControlMode = Literal["wbc", "calvin"]
 TICK_HZ = 200

@@ -12,7 +12,7 @@ from ..gr_model.contracts import ActionTrajectory, Observation
 from ..gr_model.errors import PolicyError
 from ..gr_model.policy import Policy
 from .calvin.scripted_policy import ScriptedPolicy
-from .playtable.environment import World
+from .playtable.world import World
 
 SCRIPTED = "scripted"
 

@@ -21,8 +21,9 @@ from gr2.benchmarks.calvin.sequences import (
     state_seed,
 )
 from gr2.benchmarks.calvin.verify import check_folder, tasks_done, verify
-from gr2.benchmarks.playtable.environment import PlayTable, WorldState
+from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.playtable.tasks import ALL_TASKS, TASKS
+from gr2.benchmarks.playtable.world import WorldState
 from gr2.gr_model.errors import ConfigError, DataError
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "calvin" / "golden"

@@ -12,13 +12,14 @@ from gr2.benchmarks.calvin.episodes import chain_start, run_chain, start_state, 
 from gr2.benchmarks.calvin.scripted_policy import ScriptedPolicy
 from gr2.benchmarks.control import CalvinControl, WbcControl
 from gr2.benchmarks.playtable.cameras import CameraConfig
-from gr2.benchmarks.playtable.environment import PlayTable, WorldState
+from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.playtable.expert_motion import ExpertStyle
 from gr2.benchmarks.playtable.experts import act
 from gr2.benchmarks.playtable.feasibility import feasible
 from gr2.benchmarks.playtable.sampling import sample_scene
 from gr2.benchmarks.playtable.scenes import scene
 from gr2.benchmarks.playtable.tasks import TASKS
+from gr2.benchmarks.playtable.world import WorldState
 from gr2.gr_model.contracts import ActionTrajectory
 from gr2.gr_model.errors import ConfigError, SimulationError
 

@@ -11,7 +11,6 @@ import numpy as np
 from ...gr_model.errors import SimulationError
 from ...gr_model.policy import Policy
 from ..control import CalvinControl, WbcControl
-from ..playtable.environment import World
 from ..playtable.expert_motion import ExpertStyle
 from ..playtable.experts import act
 from ..playtable.feasibility import feasible
@@ -20,6 +19,7 @@ from ..playtable.robot import FINGER_OPEN
 from ..playtable.sampling import sample_scene
 from ..playtable.scenes import NEUTRAL_JOINTS
 from ..playtable.tasks import ALL_TASKS, COLOURS, TASKS, task
+from ..playtable.world import World
 from .films import Film
 from .scripted_policy import ScriptedPolicy
 from .sequences import EvaluationSequence, initial_scene

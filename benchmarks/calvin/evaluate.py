@@ -20,10 +20,11 @@ from ...data_pipeline.files import write_bytes, write_json
 from ...gr_model.errors import ConfigError, DataError
 from ..control import ControlMode, WbcControl, make_control
 from ..playtable.cameras import CALVIN_PX, CameraConfig, Renderer
-from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable, World
+from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
 from ..playtable.instructions import evaluation_sentences
 from ..playtable.scenes import scene
 from ..playtable.tasks import choose_tasks
+from ..playtable.world import World
 from ..policies import open_policy
 from .episodes import as_record, chain_start, run_chain, sequence_start, task_start
 from .films import Film, write_sheet

@@ -16,9 +16,10 @@ import pybullet
 from ...gr_model.contracts import Observation
 from ...gr_model.errors import EnvironmentMissing
 from ..playtable.cameras import CameraConfig
-from ..playtable.environment import CAMERAS, CONTROL_HZ, WorldState
+from ..playtable.environment import CAMERAS, CONTROL_HZ
 from ..playtable.robot import FINGER_OPEN
 from ..playtable.scenes import ROBOT_BASE, SceneSpec, scene
+from ..playtable.world import WorldState
 from .verify import read_info
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ...gr_model.contracts import ActionTrajectory, Observation
-from ..playtable.environment import CONTROL_HZ, PlayTable, World
+from ..playtable.environment import CONTROL_HZ, PlayTable
 from ..playtable.expert_motion import ExpertStyle
 from ..playtable.experts import act
 from ..playtable.scenes import ROBOT_BASE
+from ..playtable.world import World
 
 
 class ScriptedPolicy:

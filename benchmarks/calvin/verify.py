@@ -12,8 +12,9 @@ import numpy as np
 
 from ...data_pipeline.files import read_json, write_json
 from ...gr_model.errors import DataError
-from ..playtable.environment import PlayTable, WorldState
+from ..playtable.environment import PlayTable
 from ..playtable.tasks import ALL_TASKS
+from ..playtable.world import WorldState
 from .sequences import TASK_NAMES, generate_sequences, initial_scene, official_sequences, state_seed
 
 

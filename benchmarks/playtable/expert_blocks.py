@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from .environment import WorldState
 from .expert_motion import HOVER_Z, ExpertStyle, Goal, ramp, room_share, travel, yaw_error
 from .scenes import SceneSpec
+from .world import WorldState
 
 
 def let_go(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .environment import WorldState
 from .expert_motion import ExpertStyle, Goal, ramp, room_share, travel, yaw_error
 from .scenes import PANEL_OUT, PANEL_UP, SceneSpec
+from .world import WorldState
 
 
 def drawer(opens: bool, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:

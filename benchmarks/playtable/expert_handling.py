@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from .environment import WorldState
 from .expert_blocks import block_yaw, grasp_from_above, lift
 from .expert_motion import HOVER_Z, ExpertStyle, Goal, travel, yaw_error
 from .scenes import DOOR_WIDTH, SceneSpec
+from .world import WorldState
 
 _SHELF_TILT = -0.45
 """Pitch of the hand in the cabinet [rad]: the fingers point inwards."""

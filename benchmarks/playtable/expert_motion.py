@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from .environment import WorldState
+from .world import WorldState
 
 HAND_DOWN = (np.pi, 0.0, np.pi / 2)
 """Fixed-axis euler angles of the hand that points down [rad]."""

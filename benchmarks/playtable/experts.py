@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from .environment import WorldState
 from .expert_blocks import let_go, lift, push
 from .expert_doors import button, drawer, slider, switch
 from .expert_handling import into_drawer, lift_from_shelf, place_in_drawer, place_on_shelf, rotate, stack, unstack
 from .expert_motion import ExpertStyle, Goal
 from .scenes import SceneSpec
+from .world import WorldState
 
 
 def act(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> tuple[np.ndarray, np.ndarray, float]:

@@ -22,7 +22,7 @@ from ...gr_model.errors import ConfigError, DataError
 from ..calvin.dataset import join_pieces, write_piece
 from ..control import make_control
 from .cameras import CALVIN_PX, CameraConfig
-from .environment import CAMERAS, CONTROL_HZ, PlayTable, WorldState
+from .environment import CAMERAS, CONTROL_HZ, PlayTable
 from .expert_motion import ExpertStyle
 from .experts import act
 from .feasibility import feasible
@@ -31,6 +31,7 @@ from .robot import FINGER_OPEN
 from .sampling import sample_joints, sample_scene
 from .scenes import ROBOT_BASE, scene
 from .tasks import ALL_TASKS, choose_tasks
+from .world import WorldState
 
 if TYPE_CHECKING:
     from ...gr_model.policy import Policy
