@@ -251,26 +251,30 @@ def evaluate(
     records = run_evaluation(config, jobs, file=out / "episodes.jsonl", workers=workers, films=films)
     wanted = {job.key for job in jobs}
     summary = summarize({k: r for k, r in records.items() if k in wanted}, controls)
-    results = {
-        "controls": summary,
-        "executed_steps": executed_steps,
-        "max_steps": max_steps,
-        "scene": scene_name,
-        "backend": backend,
-        "assets": "CALVIN's" if calvin_root or backend == "official" else "built-in",
-        "instructions": "CALVIN's validation annotations" if calvin_root else "our own wording",
-        "renderer": {"tiny": "TinyRenderer", "egl": "OpenGL through EGL"}[renderer]
-        + (", light arm without shadows" if calvin_root and fast_drawing else ""),
-        "renderer_fingerprint": _draw_fingerprint(config),
-        "seed": seed,
-        "shard": shard,
-        "policy": policy,
-    } | provenance(policy)
+    results = {"controls": summary, "shard": shard} | _circumstances(config) | provenance(policy)
     write_json(out / "results.json", results)
     print(*table(summary), sep="\n")
     if films != "none" and (sheet := write_sheet(out / "films")):
         print(sheet)
     return results
+
+
+def _circumstances(config: EvaluationConfig) -> dict[str, Any]:
+    """Say under which circumstances a result came about."""
+    official, light = config.backend == "official", bool(config.calvin_root) and config.fast_drawing
+    renderer = {"tiny": "TinyRenderer", "egl": "OpenGL through EGL"}[config.renderer]
+    return {
+        "policy": config.policy,
+        "executed_steps": config.executed_steps,
+        "max_steps": config.max_steps,
+        "scene": config.scene,
+        "backend": config.backend,
+        "assets": "CALVIN's" if config.calvin_root or official else "built-in",
+        "instructions": "CALVIN's validation annotations" if config.calvin_root else "our own wording",
+        "renderer": renderer + (", light arm without shadows" if light else ""),
+        "renderer_fingerprint": _draw_fingerprint(config),
+        "seed": config.seed,
+    }
 
 
 def _draw_fingerprint(config: EvaluationConfig) -> str:

@@ -379,6 +379,18 @@ def record(
     (out / "chains").mkdir(parents=True, exist_ok=True)
     _check_configuration(out / "recording.json", config)
     started = time.monotonic()
+    counts = _record_all(out, config, workers)
+    if layout == "calvin":
+        join_pieces(out)
+    return {
+        "labelled": sum(c["labelled"] for c in counts.values()),
+        "play": sum(c["play"] for c in counts.values()),
+        "seconds": round(time.monotonic() - started),
+    }
+
+
+def _record_all(out: Path, config: RecordConfig, workers: int) -> dict[int, dict[str, int]]:
+    """Record what is missing in worker processes; return the counts of all chains."""
     with tqdm(desc="record", unit="chain") as bar, worker_pool(workers) as pool:
         wanted = config.chains or _chains_for(config.episodes)
         while True:
@@ -398,13 +410,7 @@ def record(
                     f"{out}: expected demonstrations, none of {wanted} chains gave one; choose other --tasks."
                 )
             wanted += _chains_for(missing)
-    if layout == "calvin":
-        join_pieces(out)
-    return {
-        "labelled": sum(c["labelled"] for c in counts.values()),
-        "play": sum(c["play"] for c in counts.values()),
-        "seconds": round(time.monotonic() - started),
-    }
+    return counts
 
 
 def _chains_for(episodes: int) -> int:
