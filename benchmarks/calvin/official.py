@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -107,7 +108,7 @@ class OfficialTable:
             with _quietly():
                 self._env.close()
                 self._env.ownsPhysicsClient = False  # its destructor closes once more
-            self._env = None
+                self._env = None
 
 
 def _installed() -> Path:
@@ -119,6 +120,11 @@ def _installed() -> Path:
             f"--backend official: expected an installed calvin_env, got {error!r}; docs/calvin.md says how to install "
             "it, --backend gr2 needs nothing."
         ) from error
+    if getattr(sys.modules["calvin_env"], "__file__", None) is None:
+        raise EnvironmentMissing(
+            "--backend official: expected the package calvin_env, got the folder of its clone, which the working folder "
+            "or PYTHONPATH puts first; start from another folder."
+        )
     root = Path(str(package.__file__)).resolve().parents[2]
     if not (root / "conf" / "scene").is_dir() or not (root / "data").is_dir():
         raise EnvironmentMissing(
