@@ -122,8 +122,8 @@ def _installed() -> Path:
         ) from error
     if getattr(sys.modules["calvin_env"], "__file__", None) is None:
         raise EnvironmentMissing(
-            "--backend official: expected the package calvin_env, got the folder of its clone, which the working folder "
-            "or PYTHONPATH puts first; start from another folder."
+            "--backend official: expected the package calvin_env, got the folder of its clone, which the working "
+            "folder or PYTHONPATH puts first; start from another folder."
         )
     root = Path(str(package.__file__)).resolve().parents[2]
     if not (root / "conf" / "scene").is_dir() or not (root / "data").is_dir():
