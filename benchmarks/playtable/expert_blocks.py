@@ -6,54 +6,58 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from .expert_motion import HOVER_Z, ExpertStyle, Goal, ramp, room_share, travel, yaw_error
+from .expert_room import free_desk_place, grasp, level_hand
 from .scenes import SceneSpec
 from .world import WorldState
 
 
-def let_go(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
-    """Put down what a former task left in the hand, then rise with the hand open."""
+def let_go(colour: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+    """Put down what a former task left in the hand, where nothing stands, then rise with the hand open."""
     tool = state.tool_position
-    yaw = Rotation.from_quat(state.tool_quaternion).as_euler("xyz")[2]
-    euler = (np.pi, 0.0, float(yaw))
-    if state.gripper_command == 1 and state.finger_width > 0.06:
-        return Goal(position=tool + [0, 0, 0.12], euler=euler, gripper=1.0)
-    low, high = spec.spawn_x
-    place = np.array([np.clip(tool[0], low, high), np.clip(tool[1], -0.13, -0.05), 0.464])
-    if np.linalg.norm(place[:2] - tool[:2]) > 0.03:
-        return Goal(position=np.array([place[0], place[1], max(tool[2], HOVER_Z - 0.04)]), euler=euler)
+    if state.gripper_command == 1:
+        speed = 1.0 if state.finger_width > 0.06 else 0.1
+        return Goal(position=tool + [0, 0, 0.12], euler=(np.pi, 0.0, tool_yaw(state)), gripper=1.0, speed=speed)
+    euler = level_hand(colour, state)
+    place = free_desk_place(tool, colour, state, spec)
+    if np.linalg.norm(place - tool[:2]) > 0.03:
+        return travel(state, np.array([*place, HOVER_Z - 0.04]), HOVER_Z - 0.02, euler=euler)
     opening = 1.0 if tool[2] < 0.476 else 0.0
-    return Goal(position=place, euler=euler, gripper=opening)
+    return Goal(position=np.array([*place, 0.464]), euler=euler, gripper=opening)
 
 
-def block_yaw(quaternion: np.ndarray) -> float:
-    """Return the grasp yaw [rad] nearest to pi/2 (a block looks the same after half a turn)."""
-    x_axis = Rotation.from_quat(quaternion).apply([1.0, 0.0, 0.0])
-    yaw = np.arctan2(x_axis[1], x_axis[0])
-    return float((yaw - np.pi / 2 + np.pi / 2) % np.pi - np.pi / 2 + np.pi / 2)
+def tool_yaw(state: WorldState) -> float:
+    """Return the hand's turn about the vertical [rad]."""
+    return float(Rotation.from_quat(state.tool_quaternion).as_euler("xyz")[2])
 
 
-def lift(colour: str, state: WorldState, style: ExpertStyle) -> Goal:
+def lift(colour: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Grasp a block from above and raise it."""
-    position, quaternion = state.blocks[colour]
-    euler = (np.pi, 0.0, block_yaw(quaternion))
+    position = state.blocks[colour][0]
     tool = state.tool_position
     error, height = float(np.linalg.norm(tool[:2] - position[:2])), tool[2] - position[2]
-    closed_on_it = state.gripper_command == 0 and state.finger_width > 0.03 and error < 0.02 and height < 0.02
+    closed_on_it = state.gripper_command == 0 and state.finger_width > 0.03 and error < 0.024 and height < 0.022
     if closed_on_it and ("robot", "") in state.contacts[colour]:
-        if state.finger_width < 0.052:
-            return Goal(position=tool + [0, 0, 0.15], euler=euler, gripper=0.0)
-        return Goal(position=position, euler=euler, gripper=0.0)
-    return grasp_from_above(position, euler, state, style)
+        # Still closing above 0.066; a block that is held askew may stay above 0.052 and is raised slowly.
+        rise = 0.0 if state.finger_width > 0.066 else 0.15
+        speed = 1.0 if state.finger_width < 0.052 else 0.2
+        return Goal(position=tool + [0, 0, rise], euler=(np.pi, 0.0, tool_yaw(state)), gripper=0.0, speed=speed)
+    place, yaw, room = grasp(colour, state, spec)
+    return grasp_from_above(place, (np.pi, 0.0, yaw), state, style, reach=0.012 if room > 0 else 0.019)
 
 
 def grasp_from_above(
-    position: np.ndarray, euler: tuple[float, float, float], state: WorldState, style: ExpertStyle
+    position: np.ndarray,
+    euler: tuple[float, float, float],
+    state: WorldState,
+    style: ExpertStyle,
+    *,
+    reach: float = 0.012,
 ) -> Goal:
-    """Come down on a block with the hand open, the higher the less aligned, and close it there."""
+    """Come down on a block with the hand open, the higher the less aligned, and close it `reach` above its middle."""
     tool = state.tool_position
     error, height = float(np.linalg.norm(tool[:2] - position[:2])), float(tool[2] - position[2])
     turn, narrow = yaw_error(state, euler), max(0.0, 0.06 - state.finger_width)
-    if error < 0.010 and height < 0.012 and turn < 0.25:
+    if error < 0.010 and height < reach and turn < 0.25:
         return Goal(position=position, euler=euler, gripper=0.0)
     if error > 0.05:
         above = position + [0, 0, 0.085 + 0.5 * max(style.hover, 0)]
@@ -68,7 +72,7 @@ _NEAREST_Y = -0.036
 """How near the cabinet the closed hand gets while it sweeps [m]."""
 
 
-def push(colour: str, direction: int, state: WorldState, style: ExpertStyle) -> Goal:
+def push(colour: str, direction: int, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Set the closed fingers beside a block and sweep it along x, to the right for direction 1."""
     position, quaternion = state.blocks[colour]
     tool = state.tool_position
@@ -83,7 +87,8 @@ def push(colour: str, direction: int, state: WorldState, style: ExpertStyle) -> 
         # Beside the line, back to the start; on it, forward: one blends into the other.
         forward = max(0.0, 1.0 - max(0.0, beside - 0.012) / 0.02)
         x = forward * (tool[0] + direction * 0.1) + (1 - forward) * start[0]
-        return Goal(position=np.array([x, line, 0.462]), speed=0.75)
+        to_button = (spec.button_x - position[0]) * direction
+        return Goal(position=np.array([x, line, 0.462]), speed=0.3 if 0.0 < to_button < 0.11 else 0.75)
     if np.linalg.norm(tool[:2] - start[:2]) < 0.018 and closed:
         return Goal(position=start)
     if tool[2] < 0.49 and np.linalg.norm(tool[:2] - start[:2]) > 0.03:

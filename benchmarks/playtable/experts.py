@@ -11,8 +11,19 @@ from scipy.spatial.transform import Rotation
 
 from .expert_blocks import let_go, lift, push
 from .expert_doors import button, drawer, slider, switch
-from .expert_handling import into_drawer, lift_from_shelf, place_in_drawer, place_on_shelf, rotate, stack, unstack
+from .expert_handling import (
+    OPEN_ENOUGH,
+    into_drawer,
+    lift_from_drawer,
+    lift_from_shelf,
+    place_in_drawer,
+    place_on_shelf,
+    rotate,
+    stack,
+    unstack,
+)
 from .expert_motion import ExpertStyle, Goal
+from .expert_room import block_at_hand, neighbour_to_move, out_of_bar_gap, out_of_cabinet
 from .scenes import SceneSpec
 from .world import WorldState
 
@@ -32,6 +43,10 @@ def act(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> tu
 
 
 def _goal(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+    verb, colour, *rest = name.split("_")
+    out = _way_out(name, state, spec)
+    if out is not None:
+        return out
     if name in ("place_in_slider", "place_in_drawer", "stack_block"):  # begin with a block in the hand
         if name == "stack_block":
             return stack(state, spec, style)
@@ -39,17 +54,20 @@ def _goal(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> 
     if name == "push_into_drawer":
         return into_drawer(state, spec, style)
     if name == "unstack_block":
-        return unstack(state, style)
-    verb, colour, *rest = name.split("_")
-    held = next((c for c, (p, _) in state.blocks.items() if np.linalg.norm(p - state.tool_position) < 0.03), None)
+        return unstack(state, spec, style)
+    held = block_at_hand(state)
+    if verb in ("lift", "rotate", "push") and held != colour:
+        neighbour = neighbour_to_move(name, state, spec)
+        if neighbour is not None:
+            return lift(neighbour, state, spec, style)
     if held is not None and not (verb in ("lift", "rotate") and held == colour):
-        return let_go(state, spec, style)
+        return let_go(held, state, spec, style)
     if verb == "lift":
-        return lift_from_shelf(colour, state, style) if rest[-1] == "slider" else lift(colour, state, style)
+        return _LIFT[rest[-1]](colour, state, spec, style)
     if verb == "rotate":
-        return rotate(colour, 1 if rest[-1] == "right" else -1, state, style)
+        return rotate(colour, 1 if rest[-1] == "right" else -1, state, spec, style)
     if verb == "push":
-        return push(colour, 1 if rest[-1] == "right" else -1, state, style)
+        return push(colour, 1 if rest[-1] == "right" else -1, state, spec, style)
     if name.endswith("drawer"):
         return drawer(name == "open_drawer", state, spec, style)
     if name.startswith("move_slider"):
@@ -57,3 +75,17 @@ def _goal(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> 
     if name.endswith("lightbulb"):
         return switch(name == "turn_on_lightbulb", state, spec, style)
     return button(state, spec, style)
+
+
+_LIFT = {"table": lift, "slider": lift_from_shelf, "drawer": lift_from_drawer}
+
+
+def _way_out(name: str, state: WorldState, spec: SceneSpec) -> Goal | None:
+    """Leave where the task before has ended, unless this one works there."""
+    at_switch = name.endswith("lightbulb") and abs(state.tool_position[0] - spec.switch_x) < 0.1
+    if not at_switch and not name.endswith("slider"):
+        out = out_of_cabinet(state)
+        if out is not None:
+            return out
+    pulls = name in ("open_drawer", "close_drawer") or (name.endswith("drawer") and state.drawer < OPEN_ENOUGH)
+    return None if pulls else out_of_bar_gap(state, spec)

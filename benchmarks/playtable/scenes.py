@@ -27,6 +27,8 @@ BLOCK_HALF_HEIGHT = 0.02
 DRAWER_TRAVEL = 0.22
 SWITCH_TRAVEL = 0.088
 BUTTON_TRAVEL = 0.02
+BUTTON_RADIUS = 0.042
+"""Radius of the button's housing [m]."""
 PANEL_UP = np.array([0.0, 0.5, np.sqrt(0.75)])
 """Direction along the tilted cabinet front, upwards (the way the switch moves)."""
 PANEL_OUT = np.array([0.0, -np.sqrt(0.75), 0.5])
@@ -68,6 +70,10 @@ class SceneSpec:
     def button_xy(self) -> tuple[float, float]:
         """Place of the button on the desk [m]."""
         return (self.button_x, -0.12)
+
+    def length(self, colour: str) -> float:
+        """Return a block's long side [m]."""
+        return self.block_lengths[self.blocks.index(colour)]
 
 
 _DARK, _LIGHT, _WOOD, _OAK = (0.42, 0.23, 0.16), (0.95, 0.80, 0.60), (0.68, 0.50, 0.32), (0.58, 0.43, 0.28)

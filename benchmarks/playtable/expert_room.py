@@ -1,0 +1,151 @@
+"""Where an expert has room: the grasp that clears what stands around, a free place on the desk, the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from .expert_motion import Goal
+from .scenes import BUTTON_RADIUS, SceneSpec, reachable
+from .world import WorldState
+
+_FINGER_FROM_TOOL, _FINGER_RADIUS = 0.05, 0.016
+"""Where the open fingers are, to both sides of the tool, and the circle around each [m]."""
+_GRASP_SHIFT = 0.014
+"""How far to a side of a block's middle the open hand may come down [m]."""
+_SAME_LEVEL = 0.035
+_APART = (0.13, 0.075)
+"""Distance from other blocks at which one is put down, and the one that will do [m]."""
+_SHORT = 0.06
+"""Blocks up to this length can be grasped along either side [m]."""
+
+
+def block_yaw(quaternion: np.ndarray) -> float:
+    """Return the grasp yaw [rad] in [0, pi) across a block's long side (it looks the same after half a turn)."""
+    x_axis = Rotation.from_quat(quaternion).apply([1.0, 0.0, 0.0])
+    return float(np.arctan2(x_axis[1], x_axis[0]) % np.pi)
+
+
+def grasp(colour: str, state: WorldState, spec: SceneSpec) -> tuple[np.ndarray, float, float]:
+    """Choose how to come down on a block: where `[3]` [m], with which yaw [rad], and the room it leaves [m].
+
+    Across the long side and centred where nothing stands near; else with the most room.
+    """
+    centre, quaternion = state.blocks[colour]
+    yaw = block_yaw(quaternion)
+    yaws = [yaw] if spec.length(colour) > _SHORT else [yaw, min(yaw + np.pi / 2, yaw - np.pi / 2, key=_from_natural)]
+    best = (centre, yaw, -1.0)
+    for angle in yaws:
+        across = np.array([np.sin(angle), -np.cos(angle), 0.0])
+        for shift in (0.0, _GRASP_SHIFT, -_GRASP_SHIFT):
+            place = centre + shift * across
+            room = min(
+                _room(place + side * _FINGER_FROM_TOOL * across, colour, state, spec) - _FINGER_RADIUS
+                for side in (-1, 1)
+            )
+            if room > 0.004:
+                return place, angle, room
+            if room > best[2] + 0.002:
+                best = (place, angle, room)
+    return best
+
+
+def _from_natural(yaw: float) -> float:
+    return abs(yaw - np.pi / 2)
+
+
+def _room(point: np.ndarray, colour: str, state: WorldState, spec: SceneSpec) -> float:
+    """Return the distance from a point to the nearest thing at its level but the block `colour` [m]."""
+    return min([_SAME_LEVEL * 10, *_distances(point, colour, state, spec)])
+
+
+def _distances(point: np.ndarray, colour: str, state: WorldState, spec: SceneSpec) -> Iterator[float]:
+    if abs(point[2] - 0.46) < _SAME_LEVEL:
+        yield float(np.hypot(*(point[:2] - spec.button_xy))) - BUTTON_RADIUS
+    for other, (centre, quaternion) in state.blocks.items():
+        if other != colour and abs(centre[2] - point[2]) < _SAME_LEVEL:
+            local = Rotation.from_quat(quaternion).inv().apply(point - centre)
+            beyond = np.abs(local[:2]) - [spec.length(other) / 2, 0.02]
+            yield float(np.linalg.norm(np.maximum(beyond, 0.0)) + min(0.0, max(beyond)))
+
+
+def neighbour_to_move(name: str, state: WorldState, spec: SceneSpec) -> str | None:
+    """Return the block that must go first: it stands where the hand must be for a lift, a rotation or a push."""
+    verb, colour, *rest = name.split("_")
+    centre = state.blocks[colour][0]
+    if verb == "push":
+        behind = centre[:2] - [0.085 if rest[-1] == "right" else -0.085, 0.0]
+        near = {
+            c: p
+            for c, (p, _) in state.blocks.items()
+            if c != colour and np.all(np.abs(p[:2] - behind) < [0.06, 0.05]) and abs(p[2] - centre[2]) < _SAME_LEVEL
+        }
+    elif rest[-1] == "slider" or grasp(colour, state, spec)[2] > -0.008:
+        return None
+    else:
+        near = {c: p for c, (p, _) in state.blocks.items() if c != colour and np.linalg.norm(p - centre) < 0.12}
+    free = [c for c in near if grasp(c, state, spec)[2] > -0.008]
+    return min(free, key=lambda c: float(np.linalg.norm(near[c] - centre)), default=None)
+
+
+def free_desk_place(near: np.ndarray, colour: str, state: WorldState, spec: SceneSpec) -> np.ndarray:
+    """Return the place of the desk `[2]` nearest to a tool position where nothing else stands."""
+    others = [p[:2] for c, (p, _) in state.blocks.items() if c != colour and abs(p[2] - 0.46) < 0.06]
+    others.append(np.array(spec.button_xy))
+    low, high = spec.spawn_x
+    wanted = np.array([np.clip(near[0], low, high), np.clip(near[1], -0.13, -0.05)])
+    places = [wanted, *(np.array([x, y]) for x in np.linspace(low, high, 15) for y in (-0.13, -0.09, -0.05))]
+    for apart in _APART:
+        free = [p for p in places if reachable(*p) and min(float(np.linalg.norm(p - o)) for o in others) > apart]
+        if free:
+            return min(free, key=lambda p: float(np.linalg.norm(p - near[:2])))
+    return wanted
+
+
+def block_at_hand(state: WorldState) -> str | None:
+    """Return the block in the hand, or the one that the open fingers still reach around."""
+    for colour, (position, _) in state.blocks.items():
+        x, y, z = state.tool_position - position
+        if np.hypot(x, y) < 0.03 and abs(z) < (0.065 if state.gripper_command == 1 and z > 0 else 0.03):
+            return colour
+    return None
+
+
+def level_hand(colour: str, state: WorldState, *, yaw: float | None = None) -> tuple[float, float, float]:
+    """Return the hand's euler angles [rad] that bring the block in it level, and to a yaw (up to half a turn)."""
+    hand, block = Rotation.from_quat(state.tool_quaternion), Rotation.from_quat(state.blocks[colour][1])
+    axes = block.as_matrix().T
+    up = max([*axes, *-axes], key=lambda axis: float(axis[2]))
+    axis = np.cross(up, [0.0, 0.0, 1.0])
+    sine = float(np.linalg.norm(axis))
+    upright = Rotation.from_rotvec(axis / max(sine, 1e-9) * np.arcsin(min(1.0, sine)))
+    if yaw is not None:
+        turn = (yaw - block_yaw((upright * block).as_quat()) + np.pi / 2) % np.pi - np.pi / 2
+        upright = Rotation.from_euler("z", turn) * upright
+    return _euler(upright * hand)
+
+
+def out_of_cabinet(state: WorldState) -> Goal | None:
+    """Return how to draw the hand out of the cabinet without turning it, None where it is not in there."""
+    x, y, z = state.tool_position
+    if y < 0.01 or z > 0.7:
+        return None
+    euler = _euler(Rotation.from_quat(state.tool_quaternion))
+    return Goal(position=np.array([x, y - 0.1, z + 0.01]), euler=euler, gripper=state.gripper_command)
+
+
+def out_of_bar_gap(state: WorldState, spec: SceneSpec) -> Goal | None:
+    """Return how to rise from beside the drawer's bar without dragging it along, None where the hand is not there."""
+    x, y, z = state.tool_position
+    bar_y = -0.25 - state.drawer
+    if z > 0.42 or abs(x - spec.drawer_x) > 0.11 or not -0.06 < y - bar_y < 0.07:
+        return None
+    euler = _euler(Rotation.from_quat(state.tool_quaternion))
+    return Goal(position=np.array([x, y, z + 0.1]), euler=euler, gripper=state.gripper_command)
+
+
+def _euler(rotation: Rotation) -> tuple[float, float, float]:
+    roll, pitch, yaw = rotation.as_euler("xyz")
+    return float(roll), float(pitch), float(yaw)
