@@ -64,6 +64,11 @@ class OfficialTable:
         self._seen = self._env.reset(robot_obs=robot_obs, scene_obs=scene_obs)
         self._steps = 0
 
+    def step(self, relative: np.ndarray) -> None:
+        """Move by one of CALVIN's relative actions `[7]`; see `PlayTable.step`."""
+        self._seen, *_ = self._env.step(np.asarray(relative, float))
+        self._steps += 1
+
     def step_pose(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
         """Move for one control step towards an absolute world tool pose; see `PlayTable.step_pose`."""
         action = (np.asarray(position, float), np.asarray(quaternion, float), 1 if gripper > 0.5 else -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ...data_pipeline.files import read_json, write_json
 from ...gr_model.errors import DataError
 from ..playtable.environment import PlayTable
 from ..playtable.tasks import ALL_TASKS
-from ..playtable.world import WorldState
+from ..playtable.world import World, WorldState
 from .sequences import TASK_NAMES, generate_sequences, initial_scene, official_sequences, state_seed
 
 
@@ -154,33 +155,75 @@ def _replay(scene_name: str, recorded: dict[str, np.ndarray], calvin_root: Path)
     yield _agreement(f"pictures {scene_name}", len(pictures), wrong_pictures, max(pictures, default=0.0))
 
 
-def _check_trajectories(file: Path, calvin_root: Path) -> Iterator[Agreement]:
-    """Replay commanded relative actions; compare the judge's answers and the states, step by step where recorded."""
-    answers, wrong_answers, states, wrong_states = 0, [], [], []
+def _check_trajectories(file: Path, calvin_root: Path, *, official: bool = False) -> Iterator[Agreement | str]:
+    """Replay commanded relative actions; compare the judge's answers and the states, step by step where recorded.
+
+    Args:
+        official: replay in the installed official simulator, too, and compare ours with it.
+    """
+    ours, theirs, between = _Replays(), _Replays(), _Replays()
     for episode in read_json(file)["episodes"]:
         recorded = _recorded_states(file.parent.parent / "mini_dataset" / episode["split"], episode)
-        env = PlayTable(episode["scene"].removeprefix("calvin_scene_"), calvin_root=calvin_root, render_mode=None)
+        scene_name = episode["scene"].removeprefix("calvin_scene_")
+        states = ours.add(PlayTable(scene_name, calvin_root=calvin_root, render_mode=None), episode, recorded)
+        if official:
+            from .official import OfficialTable
+
+            # After the first step: the official reset leaves the last gripper command as it was, ours restores it.
+            _, *same = theirs.add(OfficialTable(scene_name), episode, recorded)
+            between.compare(episode["name"], states, dict(enumerate(same, start=1)), tolerance=0.0)
+    yield _agreement("outcomes", ours.answers, ours.wrong_answers)
+    yield _agreement("trajectories", len(ours.differences), ours.wrong_states, max(ours.differences, default=0.0))
+    if official:
+        right, within = theirs.answers - len(theirs.wrong_answers), len(theirs.differences) - len(theirs.wrong_states)
+        yield (
+            f"the official simulator itself, replayed: {right} of {theirs.answers} outcomes, {within} of "
+            f"{len(theirs.differences)} states, largest difference {max(theirs.differences, default=0.0):.2g}"
+        )
+        yield _agreement("ours, official", len(between.differences), between.wrong_states, max(between.differences))
+
+
+class _Replays:
+    """Replays of recorded trajectories in one simulator, compared with what was recorded."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self.differences: list[float] = []
+        self.wrong_answers: list[str] = []
+        self.wrong_states: list[str] = []
+
+    def add(self, env: World, episode: Mapping[str, Any], recorded: Mapping[int, _States]) -> list[_States]:
+        """Replay an episode from its start, close the world, and return all states."""
         try:
-            seen, _ = env.reset(options={name: episode[f"initial_{name}"] for name in _STATES})
-            worlds = [env.world_state()]
-            for step, action in enumerate(episode["commanded_rel_actions"], start=1):
-                seen, *_ = env.step(np.array(action))
+            env.reset(options={name: np.array(episode[f"initial_{name}"]) for name in _STATES})
+            worlds, states = [env.world_state()], [_states(env)]
+            for action in episode["commanded_rel_actions"]:
+                env.step(np.array(action))
                 worlds.append(env.world_state())
-                if step in recorded:
-                    states.append(max(_difference(name, seen[name], recorded[step][name]) for name in _STATES))
-                    if states[-1] > _EARLY_TOLERANCE:
-                        wrong_states.append(f"{episode['name']} step {step}")
+                states.append(_states(env))
         finally:
             env.close()
+        self.compare(episode["name"], states, recorded, tolerance=_EARLY_TOLERANCE)
         for window in episode["windows"]:
-            answers += 1
+            self.answers += 1
             begin, end = window["start"] - episode["start"], window["end"] - episode["start"]
             if tasks_done(worlds[begin], worlds[min(end, len(worlds) - 1)]) != set(window["oracle_on_live_infos"]):
-                wrong_answers.append(f"{episode['name']}: {window['task']}")
-    yield _agreement("outcomes", answers, wrong_answers)
-    yield _agreement("trajectories", len(states), wrong_states, max(states, default=0.0))
+                self.wrong_answers.append(f"{episode['name']}: {window['task']}")
+        return states
+
+    def compare(self, name: str, states: list[_States], others: Mapping[int, _States], *, tolerance: float) -> None:
+        """Note the differences from other states of the same steps."""
+        for step, other in others.items():
+            self.differences.append(max(_difference(kind, states[step][kind], other[kind]) for kind in _STATES))
+            if self.differences[-1] > tolerance:
+                self.wrong_states.append(f"{name} step {step}")
 
 
+def _states(env: World) -> _States:
+    return {"robot_obs": env.robot_obs(), "scene_obs": env.scene_obs()}
+
+
+_States = Mapping[str, np.ndarray]
 _STATES = ("robot_obs", "scene_obs")
 _ANGLES = {"robot_obs": (3, 4, 5), "scene_obs": (9, 10, 11, 15, 16, 17, 21, 22, 23)}
 """Where euler angles stand in CALVIN's state vectors."""
@@ -194,9 +237,9 @@ def _difference(name: str, ours: Any, theirs: Any) -> float:
     return float(np.abs(difference).max())
 
 
-def _recorded_states(split: Path, episode: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+def _recorded_states(split: Path, episode: Mapping[str, Any]) -> dict[int, _States]:
     """Return step -> recorded states: every frame of the dataset that lies beside the file, and the last state."""
-    states: dict[int, Mapping[str, Any]] = {
+    states: dict[int, _States] = {
         len(episode["commanded_rel_actions"]): {name: episode[f"final_{name}"] for name in _STATES}
     }
     for number in range(episode["start"] + 1, episode["end_inclusive"] + 1):
@@ -221,7 +264,7 @@ _CHECKS: dict[str, Callable[[Path], Agreement]] = {
 }
 
 
-def check_folder(folder: Path, calvin_root: Path | None = None) -> Iterator[Agreement | str]:
+def check_folder(folder: Path, calvin_root: Path | None = None, *, official: bool = False) -> Iterator[Agreement | str]:
     """Yield agreements for what is there, and a sentence for each file that is not.
 
     Raises:
@@ -239,7 +282,8 @@ def check_folder(folder: Path, calvin_root: Path | None = None) -> Iterator[Agre
             yield check(folder / name)
         except KeyError as error:
             raise DataError(f"{folder / name}: {error} is missing; record it again.") from error
-    for place, replay in ((rollouts, _check_rollouts), (trajectories, _check_trajectories)):
+    replays = ((rollouts, _check_rollouts), (trajectories, partial(_check_trajectories, official=official)))
+    for place, replay in replays:
         if not place.exists():
             yield f"{place.name}: not there, skipped"
         elif calvin_root is None:
@@ -248,16 +292,17 @@ def check_folder(folder: Path, calvin_root: Path | None = None) -> Iterator[Agre
             yield from replay(place, calvin_root)
 
 
-def verify(*, folder: Path, calvin_root: Path | None = None, json: Path | None = None) -> int:
+def verify(*, folder: Path, calvin_root: Path | None = None, official: bool = False, json: Path | None = None) -> int:
     """Compare tasks, sequences, starts and physics with recordings of the official CALVIN; exit with 1 on a difference.
 
     Args:
         folder: holds any of tasks.json, oracle_cases.json, sequences.json, initial_states.json, trajectories.json,
             rollouts/.
         calvin_root: a clone of mees/calvin with its submodule, to replay trajectories and rollouts on.
+        official: replay the trajectories in the installed calvin_env, too, and compare ours with it.
         json: file for the result.
     """
-    results = list(check_folder(folder, calvin_root))
+    results = list(check_folder(folder, calvin_root, official=official))
     for result in results:
         print(result if isinstance(result, str) else result.line(), file=sys.stdout)
     found = [result for result in results if isinstance(result, Agreement)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,9 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         else:
             self.client = pybullet.connect(pybullet.GUI if window else pybullet.DIRECT)
         self._load()
+        if self.camera.renderer == "egl":
+            for name in CAMERAS:  # the plug-in casts no shadows in its first two pictures
+                self.draw(name)
         box, sizes = gymnasium.spaces.Box, {"static": self.camera.static_px, "gripper": self.camera.gripper_px}
         self.observation_space = gymnasium.spaces.Dict(
             {f"rgb_{name}": box(0, 255, (px, px, 3), np.uint8) for name, px in sizes.items()}
@@ -94,8 +97,10 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.robot = SimulatedPanda(client, files.robot, official=files.official)
         self.robot.reset(np.array(REST_JOINTS), FINGER_OPEN, 1.0)
         size = {"globalScaling": files.scaling, "physicsClientId": client}
+        draw = self._block_poses(np.random.default_rng(0))
         self.blocks = {
-            colour: pybullet.loadURDF(str(file), **size) for colour, file in zip(spec.blocks, files.blocks, strict=True)
+            colour: pybullet.loadURDF(str(file), pose[:3], pybullet.getQuaternionFromEuler(pose[3:]), **size)
+            for colour, file, pose in zip(spec.blocks, files.blocks, draw, strict=False)
         }
         self.table = pybullet.loadURDF(str(files.table), useFixedBase=not files.official, **size)
         self._links: dict[str, int] = {"base_link": -1}
@@ -116,23 +121,26 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._button_was_pressed = self._switch_was_on = False
         self._target = (np.zeros(3), np.zeros(3))
         if files.official:
-            self._repeat_first_reset()
+            self._repeat_first_reset(draw)
 
-    def _repeat_first_reset(self) -> None:
-        """Do what the official environment does before it is used: seed 0, blocks drawn at loading and at a reset.
-
-        Contacts remember it: without it, later ones differ in their last digits, and then in all of them.
-        """
-        generator, surfaces = np.random.default_rng(0), self.files.surfaces
-
-        def draw() -> tuple[np.ndarray, np.ndarray]:
+    def _block_poses(self, generator: np.random.Generator) -> Iterator[np.ndarray]:
+        """Draw block poses `[6]` for ever, as the official environment does; ours all begin at the origin."""
+        surfaces = self.files.surfaces
+        while True:
+            if not self.files.official:
+                yield np.zeros(6)
+                continue
             low, high = np.array(surfaces[generator.choice(list(surfaces))])
-            return generator.uniform(low, high), generator.uniform([0, 0, -np.pi], [0, 0, np.pi])
+            yield np.concatenate([generator.uniform(low, high), generator.uniform([0, 0, -np.pi], [0, 0, np.pi])])
 
-        for _ in self.blocks:
-            draw()
+    def _repeat_first_reset(self, draw: Iterator[np.ndarray]) -> None:
+        """Do what the official environment does before it is used: a reset with blocks at random places.
+
+        Contacts remember it, and where the blocks were loaded: without it, later ones come in another order, differ
+        in their last digits, and then in all of them.
+        """
         for _ in range(1000):
-            poses = [np.concatenate(draw()) for _ in self.blocks]
+            poses = [next(draw) for _ in self.blocks]
             self._set_scene(np.concatenate([np.zeros(6), *poses]))
             pybullet.stepSimulation(physicsClientId=self.client)
             if not any(c[0].startswith("block_") for uid in self.blocks.values() for c in self._touching(uid)):
@@ -307,7 +315,7 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def observe(self, instruction: str, *, images: bool = True) -> Observation:
         """Return what policy and controller see; poses are in the robot base frame."""
-        position, quaternion = self.robot.link_pose(self.robot.tcp)
+        position, quaternion = self._tool_pose()
         return Observation(
             images={name: self.draw(name) for name in CAMERAS} if images else {},
             tool_position=position - ROBOT_BASE,
@@ -318,6 +326,13 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
             instruction=instruction,
             time=self._steps / CONTROL_HZ,
         )
+
+    def _tool_pose(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tool's world position [m] and quaternion xyzw."""
+        position, quaternion = self.robot.link_pose(self.robot.tcp)
+        if self.files.official:  # it hands out angles only; the way back and forth changes the last digit
+            quaternion = np.array(pybullet.getQuaternionFromEuler(pybullet.getEulerFromQuaternion(quaternion)))
+        return position, quaternion
 
     def observe_calvin(self) -> dict[str, Any]:
         """Return CALVIN's observation: pictures, `robot_obs` `[15]`, `scene_obs` `[24]`, world frame."""
@@ -345,7 +360,7 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def world_state(self) -> WorldState:
         """Return the privileged state that tasks and experts read."""
-        position, quaternion = self.robot.link_pose(self.robot.tcp)
+        position, quaternion = self._tool_pose()
         blocks, velocities = {}, {}
         for colour, uid in self.blocks.items():
             pose = pybullet.getBasePositionAndOrientation(uid, physicsClientId=self.client)

@@ -53,6 +53,9 @@ class World(Protocol):
     def set_state(self, robot_obs: Any = None, scene_obs: Any = None) -> None:
         """Put arm and scene in place in the present world."""
 
+    def step(self, action: np.ndarray) -> Any:
+        """Move by one of CALVIN's relative actions `[7]`."""
+
     def step_pose(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
         """Move for one control step towards a world tool pose with CALVIN's own control."""
 
