@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from .expert_motion import HOVER_Z, ExpertStyle, Goal, ramp, room_share, travel, yaw_error
-from .expert_room import free_desk_place, grasp, level_hand
+from .expert_room import free_desk_place, grasp, hand_at, level_hand
 from .scenes import SceneSpec
 from .world import WorldState
 
@@ -26,8 +26,11 @@ def let_go(colour: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) 
 
 
 def tool_yaw(state: WorldState) -> float:
-    """Return the hand's turn about the vertical [rad]."""
-    return float(Rotation.from_quat(state.tool_quaternion).as_euler("xyz")[2])
+    """Return the hand's turn about the vertical [rad], of a hand that leans back before it leant."""
+    hand = Rotation.from_quat(state.tool_quaternion)
+    _, forward, up = hand.apply([0.0, 0.0, 1.0])
+    upright = Rotation.from_euler("x", -np.arctan2(forward, -up)) * hand
+    return float(upright.as_euler("xyz")[2])
 
 
 def lift(colour: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
@@ -40,9 +43,12 @@ def lift(colour: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) ->
         # Still closing above 0.066; a block that is held askew may stay above 0.052 and is raised slowly.
         rise = 0.0 if state.finger_width > 0.066 else 0.15
         speed = 1.0 if state.finger_width < 0.052 else 0.2
-        return Goal(position=tool + [0, 0, rise], euler=(np.pi, 0.0, tool_yaw(state)), gripper=0.0, speed=speed)
+        euler = hand_at(tool_yaw(state), tool[0], tool[1], state, spec)
+        return Goal(position=tool + [0, 0, rise], euler=euler, gripper=0.0, speed=speed)
     place, yaw, room = grasp(colour, state, spec)
-    return grasp_from_above(place, (np.pi, 0.0, yaw), state, style, reach=0.012 if room > 0 else 0.019)
+    return grasp_from_above(
+        place, hand_at(yaw, place[0], place[1], state, spec), state, style, reach=0.012 if room > 0 else 0.019
+    )
 
 
 def grasp_from_above(
@@ -68,7 +74,7 @@ def grasp_from_above(
     return Goal(position=goal, euler=euler, gripper=1.0, speed=0.8 if room == 0 else 1.0)
 
 
-_NEAREST_Y = -0.036
+_NEAREST_Y = -0.042
 """How near the cabinet the closed hand gets while it sweeps [m]."""
 
 
@@ -83,17 +89,19 @@ def push(colour: str, direction: int, state: WorldState, spec: SceneSpec, style:
     closed = state.finger_width < 0.02
     half = _half_extent_x(quaternion)
     start = np.array([position[0] - direction * (half + 0.05), line, 0.462])
+    euler = hand_at(np.pi / 2, (start[0], position[0] + direction * 0.13), line, state, spec)
     if low and closed and 0.02 < behind < 0.16 and beside < 0.05:
         # Beside the line, back to the start; on it, forward: one blends into the other.
         forward = max(0.0, 1.0 - max(0.0, beside - 0.012) / 0.02)
         x = forward * (tool[0] + direction * 0.1) + (1 - forward) * start[0]
         to_button = (spec.button_x - position[0]) * direction
-        return Goal(position=np.array([x, line, 0.462]), speed=0.3 if 0.0 < to_button < 0.11 else 0.75)
+        speed = 0.3 if 0.0 < to_button < 0.11 else 0.75
+        return Goal(position=np.array([x, line, 0.462]), euler=euler, speed=speed)
     if np.linalg.norm(tool[:2] - start[:2]) < 0.018 and closed:
-        return Goal(position=start)
+        return Goal(position=start, euler=euler)
     if tool[2] < 0.49 and np.linalg.norm(tool[:2] - start[:2]) > 0.03:
-        return Goal(position=np.array([tool[0] - direction * 0.02, tool[1], HOVER_Z + style.hover]))
-    return travel(state, start + [0, 0, 0.05], HOVER_Z + style.hover)
+        return Goal(position=np.array([tool[0] - direction * 0.02, tool[1], HOVER_Z + style.hover]), euler=euler)
+    return travel(state, start + [0, 0, 0.05], HOVER_Z + style.hover, euler=euler)
 
 
 def _half_extent_x(quaternion: np.ndarray) -> float:

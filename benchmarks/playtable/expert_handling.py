@@ -9,7 +9,7 @@ import numpy as np
 from .expert_blocks import grasp_from_above, let_go, lift, tool_yaw
 from .expert_doors import drawer, slider
 from .expert_motion import HOVER_Z, ExpertStyle, Goal, travel, yaw_error
-from .expert_room import block_at_hand, block_yaw, grasp, level_hand
+from .expert_room import block_at_hand, block_yaw, grasp, hand_at, level_hand
 from .scenes import DOOR_WIDTH, SceneSpec
 from .world import WorldState
 
@@ -48,14 +48,18 @@ def rotate(colour: str, direction: int, state: WorldState, spec: SceneSpec, styl
     tool = state.tool_position
     error = float(np.linalg.norm(tool[:2] - position[:2]))
     height = tool[2] - position[2]
+    if held_block(state) == colour and position[2] > 0.485:
+        return let_go(colour, state, spec, style)
     if held_block(state) == colour and _HELD_WIDTH[0] < state.finger_width < _HELD_WIDTH[1]:
         # Pressed lightly on the desk: a block that hangs in the air does not count as turned.
         down = np.array([tool[0], tool[1], position[2] - 0.004 - max(0.0, position[2] - 0.46)])
-        return Goal(position=down, euler=(np.pi, 0.0, tool_yaw(state) - direction * 0.6), gripper=0.0)
+        euler = hand_at(tool_yaw(state) - direction * 0.6, tool[0], tool[1], state, spec)
+        return Goal(position=down, euler=euler, gripper=0.0)
     if error < 0.02 and height < 0.02 and state.gripper_command == 0:
-        return Goal(position=position, euler=(np.pi, 0.0, tool_yaw(state)), gripper=0.0)
+        euler = hand_at(tool_yaw(state), tool[0], tool[1], state, spec)
+        return Goal(position=position, euler=euler, gripper=0.0)
     place, yaw, room = grasp(colour, state, spec)
-    euler = (np.pi, 0.0, _room_to_turn(yaw, direction))
+    euler = hand_at(_room_to_turn(yaw, direction), place[0], place[1], state, spec)
     return grasp_from_above(place, euler, state, style, reach=0.012 if room > 0 else 0.019)
 
 
@@ -76,9 +80,6 @@ def lift_from_shelf(colour: str, state: WorldState, spec: SceneSpec, style: Expe
     direction = _door_in_the_way(position[0], state, spec)
     if direction:
         return slider(direction, state, spec, style)
-    neighbour = _shelf_neighbour(colour, state)
-    if neighbour is not None:
-        return lift_from_shelf(neighbour, state, spec, style)
     sideways, deep, low = abs(tool[0] - position[0]), position[1] - tool[1], abs(tool[2] - position[2])
     turned = yaw_error(state, euler) < 0.2
     if sideways < 0.014 and abs(deep) < 0.014 and low < 0.014:
@@ -88,16 +89,6 @@ def lift_from_shelf(colour: str, state: WorldState, spec: SceneSpec, style: Expe
         return Goal(position=position + [0, 0, above], euler=euler, gripper=1.0, speed=0.8)
     front = np.array([position[0], _SHELF_FRONT_Y, position[2] + _ABOVE_DESK_BLOCKS])
     return _to_shelf_front(state, front, euler, 1.0, style)
-
-
-def _shelf_neighbour(colour: str, state: WorldState) -> str | None:
-    """Return the block on the shelf that must go first: it stands before `colour`, or on it."""
-    x, y, z = state.blocks[colour][0]
-    for other, (position, _) in state.blocks.items():
-        aside, before, above = abs(position[0] - x), y - position[1], position[2] - z
-        if other != colour and position[1] > 0 and aside < 0.045 and (before > 0.02 or above > 0.02):
-            return other
-    return None
 
 
 def _shelf_yaw(x: float, yaw: float, spec: SceneSpec) -> float:
@@ -250,7 +241,8 @@ def stack(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
 
     def cost(c: str) -> float:
         place = others[c][:2]
-        near = [p[:2] for o, (p, _) in state.blocks.items() if o not in (c, colour)] + [np.array(spec.button_xy)]
+        near = [p[:2] for o, (p, _) in state.blocks.items() if o not in (c, colour)]
+        near += [np.array(spec.button_xy), np.array([spec.handle_x - state.slider, 0.0])]
         crowded = min(float(np.linalg.norm(place - p)) for p in near) < _STACK_ROOM
         return float(np.linalg.norm(place - desk)) + crowded
 

@@ -15,8 +15,12 @@ _FINGER_FROM_TOOL, _FINGER_RADIUS = 0.05, 0.016
 """Where the open fingers are, to both sides of the tool, and the circle around each [m]."""
 _GRASP_SHIFT = 0.014
 """How far to a side of a block's middle the open hand may come down [m]."""
+_FRONT_Y, _HANDLE_Y = -0.002, -0.027
+"""Where the cabinet begins at the height of the desk, and the door's handle above it [m]."""
+_HANDLE_REACH_Y, _HALF_PALM, _LEAN = -0.065, 0.13, 0.35
+"""Where the palm of a hand that points down meets the door's handle [m], and the lean that avoids it [rad]."""
 _SAME_LEVEL = 0.035
-_APART = (0.13, 0.075)
+_APART = (0.15, 0.075)
 """Distance from other blocks at which one is put down, and the one that will do [m]."""
 _SHORT = 0.06
 """Blocks up to this length can be grasped along either side [m]."""
@@ -52,6 +56,21 @@ def grasp(colour: str, state: WorldState, spec: SceneSpec) -> tuple[np.ndarray, 
     return best
 
 
+def hand_at(
+    yaw: float, x: float | tuple[float, float], y: float, state: WorldState, spec: SceneSpec
+) -> tuple[float, float, float]:
+    """Return euler angles [rad] of a hand that points down with a yaw, leant back where the door's handle is near.
+
+    Args:
+        x: where the tool works [m], or the two ends of its way; y: how near to the cabinet.
+    """
+    low, high = (min(x), max(x)) if isinstance(x, tuple) else (x, x)
+    handle = spec.handle_x - state.slider
+    if y < _HANDLE_REACH_Y or not low - _HALF_PALM < handle < high + _HALF_PALM:
+        return (np.pi, 0.0, yaw)
+    return _euler(Rotation.from_euler("x", _LEAN) * Rotation.from_euler("xyz", (np.pi, 0.0, yaw)))
+
+
 def _from_natural(yaw: float) -> float:
     return abs(yaw - np.pi / 2)
 
@@ -63,6 +82,9 @@ def _room(point: np.ndarray, colour: str, state: WorldState, spec: SceneSpec) ->
 
 def _distances(point: np.ndarray, colour: str, state: WorldState, spec: SceneSpec) -> Iterator[float]:
     if abs(point[2] - 0.46) < _SAME_LEVEL:
+        yield _FRONT_Y - float(point[1])
+        aside = max(0.0, abs(float(point[0]) - spec.handle_x + state.slider) - 0.02)
+        yield float(np.hypot(aside, max(0.0, _HANDLE_Y - float(point[1]))))
         yield float(np.hypot(*(point[:2] - spec.button_xy))) - BUTTON_RADIUS
     for other, (centre, quaternion) in state.blocks.items():
         if other != colour and abs(centre[2] - point[2]) < _SAME_LEVEL:
@@ -82,12 +104,23 @@ def neighbour_to_move(name: str, state: WorldState, spec: SceneSpec) -> str | No
             for c, (p, _) in state.blocks.items()
             if c != colour and np.all(np.abs(p[:2] - behind) < [0.06, 0.05]) and abs(p[2] - centre[2]) < _SAME_LEVEL
         }
-    elif rest[-1] == "slider" or grasp(colour, state, spec)[2] > -0.008:
+    elif rest[-1] == "slider":
+        return _before_on_shelf(colour, state)
+    elif grasp(colour, state, spec)[2] > -0.008:
         return None
     else:
         near = {c: p for c, (p, _) in state.blocks.items() if c != colour and np.linalg.norm(p - centre) < 0.12}
     free = [c for c in near if grasp(c, state, spec)[2] > -0.008]
     return min(free, key=lambda c: float(np.linalg.norm(near[c] - centre)), default=None)
+
+
+def _before_on_shelf(colour: str, state: WorldState) -> str | None:
+    x, y, z = state.blocks[colour][0]
+    for other, (position, _) in state.blocks.items():
+        aside, before, above = abs(position[0] - x), y - position[1], position[2] - z
+        if other != colour and position[1] > 0 and aside < 0.045 and (before > 0.02 or above > 0.02):
+            return other
+    return None
 
 
 def free_desk_place(near: np.ndarray, colour: str, state: WorldState, spec: SceneSpec) -> np.ndarray:
@@ -122,8 +155,9 @@ def level_hand(colour: str, state: WorldState, *, yaw: float | None = None) -> t
     sine = float(np.linalg.norm(axis))
     upright = Rotation.from_rotvec(axis / max(sine, 1e-9) * np.arcsin(min(1.0, sine)))
     if yaw is not None:
-        turn = (yaw - block_yaw((upright * block).as_quat()) + np.pi / 2) % np.pi - np.pi / 2
-        upright = Rotation.from_euler("z", turn) * upright
+        now = float((upright * hand).as_euler("xyz")[2])
+        wanted = (now + yaw - block_yaw((upright * block).as_quat())) % np.pi  # where the wrist can turn
+        upright = Rotation.from_euler("z", wanted - now) * upright
     return _euler(upright * hand)
 
 

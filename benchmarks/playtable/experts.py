@@ -59,7 +59,7 @@ def _goal(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> 
     if verb in ("lift", "rotate", "push") and held != colour:
         neighbour = neighbour_to_move(name, state, spec)
         if neighbour is not None:
-            return lift(neighbour, state, spec, style)
+            return (lift_from_shelf if rest[-1] == "slider" else lift)(neighbour, state, spec, style)
     if held is not None and not (verb in ("lift", "rotate") and held == colour):
         return let_go(held, state, spec, style)
     if verb == "lift":

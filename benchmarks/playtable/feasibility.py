@@ -29,6 +29,9 @@ def feasible(name: str, state: WorldState, spec: SceneSpec) -> bool:
         return False
     if verb == "rotate":
         return _free(colour, state, spec)
+    # What a block touches at the start of a push it must touch at the end: one that leans on the door cannot.
+    if state.contacts[colour] - {("robot", "")} != {("table", "base_link")}:
+        return False
     return _way_is_free(colour, 1 if name.endswith("right") else -1, state, spec)
 
 
