@@ -119,6 +119,20 @@ def _benchmark_calvin_verify() -> Target:
     return verify
 
 
+def _benchmark_calvin_pictures() -> Target:
+    """Draw scenes A to D with each set of assets and renderer on one sheet."""
+    from ..benchmarks.calvin.gallery import pictures
+
+    return pictures
+
+
+def _benchmark_calvin_speed() -> Target:
+    """Time an evaluation beside CALVIN's own loop: physics, pictures, the whole."""
+    from ..benchmarks.calvin.speed import speed
+
+    return speed
+
+
 def _benchmark_speed() -> Target:
     """Time the pieces of one control cycle on this machine."""
     from ..benchmarks.speed import speed
@@ -180,6 +194,8 @@ COMMANDS = (
     Command(words="serve", target=_serve, group="results", prints_options=True),
     Command(words="benchmark calvin", target=_benchmark_calvin, group="results", prints_options=True),
     Command(words="benchmark calvin verify", target=_benchmark_calvin_verify, group="results", bare="folder"),
+    Command(words="benchmark calvin pictures", target=_benchmark_calvin_pictures, group="results"),
+    Command(words="benchmark calvin speed", target=_benchmark_calvin_speed, group="results"),
     Command(words="benchmark speed", target=_benchmark_speed, group="results"),
     Command(words="report", target=_report, group="results"),
 )

@@ -36,11 +36,13 @@ class OfficialTable:
         SimulationError: unknown scene.
     """
 
-    def __init__(self, scene_name: str = "D", *, camera: CameraConfig | None = None) -> None:
+    def __init__(self, scene_name: str = "D", *, camera: CameraConfig | None = None, draws: bool = True) -> None:
         self.spec_scene: SceneSpec = scene(scene_name)
         self.camera = camera or CameraConfig()
         self.calvin_root: Path | None = _installed()
         self._settings = _settings(self.calvin_root, scene_name, self.camera)
+        if not draws:
+            self._settings.cameras = {}
         self._env: Any = None
         self._seen: dict[str, Any] = {}
         self._steps = 0

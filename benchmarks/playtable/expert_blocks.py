@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from .expert_motion import HOVER_Z, ExpertStyle, Goal, ramp, room_share, travel, yaw_error
-from .expert_room import free_desk_place, grasp, hand_at, level_hand
+from .expert_room import free_desk_place, grasp, hand, leans_at, level_hand, yaw_and_lean
 from .scenes import SceneSpec
 from .world import WorldState
 
@@ -16,21 +16,13 @@ def let_go(colour: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) 
     tool = state.tool_position
     if state.gripper_command == 1:
         speed = 1.0 if state.finger_width > 0.06 else 0.1
-        return Goal(position=tool + [0, 0, 0.12], euler=(np.pi, 0.0, tool_yaw(state)), gripper=1.0, speed=speed)
+        return Goal(position=tool + [0, 0, 0.12], euler=hand(*yaw_and_lean(state)), gripper=1.0, speed=speed)
     euler = level_hand(colour, state)
     place = free_desk_place(tool, colour, state, spec)
-    if np.linalg.norm(place - tool[:2]) > 0.03:
+    if np.linalg.norm(place - tool[:2]) > 0.012:
         return travel(state, np.array([*place, HOVER_Z - 0.04]), HOVER_Z - 0.02, euler=euler)
     opening = 1.0 if tool[2] < 0.476 else 0.0
     return Goal(position=np.array([*place, 0.464]), euler=euler, gripper=opening)
-
-
-def tool_yaw(state: WorldState) -> float:
-    """Return the hand's turn about the vertical [rad], of a hand that leans back before it leant."""
-    hand = Rotation.from_quat(state.tool_quaternion)
-    _, forward, up = hand.apply([0.0, 0.0, 1.0])
-    upright = Rotation.from_euler("x", -np.arctan2(forward, -up)) * hand
-    return float(upright.as_euler("xyz")[2])
 
 
 def lift(colour: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
@@ -43,12 +35,9 @@ def lift(colour: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) ->
         # Still closing above 0.066; a block that is held askew may stay above 0.052 and is raised slowly.
         rise = 0.0 if state.finger_width > 0.066 else 0.15
         speed = 1.0 if state.finger_width < 0.052 else 0.2
-        euler = hand_at(tool_yaw(state), tool[0], tool[1], state, spec)
-        return Goal(position=tool + [0, 0, rise], euler=euler, gripper=0.0, speed=speed)
-    place, yaw, room = grasp(colour, state, spec)
-    return grasp_from_above(
-        place, hand_at(yaw, place[0], place[1], state, spec), state, style, reach=0.012 if room > 0 else 0.019
-    )
+        return Goal(position=tool + [0, 0, rise], euler=hand(*yaw_and_lean(state)), gripper=0.0, speed=speed)
+    one = grasp(colour, state, spec)
+    return grasp_from_above(one.place, one.euler, state, style, reach=0.012 if one.room > 0 else 0.019)
 
 
 def grasp_from_above(
@@ -59,9 +48,16 @@ def grasp_from_above(
     *,
     reach: float = 0.012,
 ) -> Goal:
-    """Come down on a block with the hand open, the higher the less aligned, and close it `reach` above its middle."""
+    """Come down on a block along the hand's own direction, open, the higher the less aligned, and close it there.
+
+    Args:
+        reach: how far above the block's middle the hand may close [m].
+    """
     tool = state.tool_position
-    error, height = float(np.linalg.norm(tool[:2] - position[:2])), float(tool[2] - position[2])
+    height = float(tool[2] - position[2])
+    up = Rotation.from_euler("xyz", euler).apply([0.0, 0.0, -1.0])
+    position = position + np.array([*up[:2], 0.0]) / up[2] * max(0.0, height - 0.01)
+    error = float(np.linalg.norm(tool[:2] - position[:2]))
     turn, narrow = yaw_error(state, euler), max(0.0, 0.06 - state.finger_width)
     if error < 0.010 and height < reach and turn < 0.25:
         return Goal(position=position, euler=euler, gripper=0.0)
@@ -89,7 +85,7 @@ def push(colour: str, direction: int, state: WorldState, spec: SceneSpec, style:
     closed = state.finger_width < 0.02
     half = _half_extent_x(quaternion)
     start = np.array([position[0] - direction * (half + 0.05), line, 0.462])
-    euler = hand_at(np.pi / 2, (start[0], position[0] + direction * 0.13), line, state, spec)
+    euler = hand(np.pi / 2, leans_at((start[0], position[0] + direction * 0.13), line, state, spec))
     if low and closed and 0.02 < behind < 0.16 and beside < 0.05:
         # Beside the line, back to the start; on it, forward: one blends into the other.
         forward = max(0.0, 1.0 - max(0.0, beside - 0.012) / 0.02)

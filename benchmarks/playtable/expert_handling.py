@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .expert_blocks import grasp_from_above, let_go, lift, tool_yaw
+from .expert_blocks import grasp_from_above, let_go, lift
 from .expert_doors import drawer, slider
 from .expert_motion import HOVER_Z, ExpertStyle, Goal, travel, yaw_error
-from .expert_room import block_at_hand, block_yaw, grasp, hand_at, level_hand
+from .expert_room import block_at_hand, block_yaw, grasp, hand, level_hand, yaw_and_lean
 from .scenes import DOOR_WIDTH, SceneSpec
 from .world import WorldState
 
@@ -30,6 +30,8 @@ OPEN_ENOUGH = 0.11
 """How far out the drawer must be to reach into it [m]."""
 _STACK_ROOM = 0.09
 """Distance of other things from a block that another is put on [m]."""
+_ROOM_TO_TURN_Y = -0.08
+"""How far from the cabinet a block is turned [m]."""
 _HELD_WIDTH = (0.03, 0.046)
 
 
@@ -51,16 +53,18 @@ def rotate(colour: str, direction: int, state: WorldState, spec: SceneSpec, styl
     if held_block(state) == colour and position[2] > 0.485:
         return let_go(colour, state, spec, style)
     if held_block(state) == colour and _HELD_WIDTH[0] < state.finger_width < _HELD_WIDTH[1]:
-        # Pressed lightly on the desk: a block that hangs in the air does not count as turned.
-        down = np.array([tool[0], tool[1], position[2] - 0.004 - max(0.0, position[2] - 0.46)])
-        euler = hand_at(tool_yaw(state) - direction * 0.6, tool[0], tool[1], state, spec)
-        return Goal(position=down, euler=euler, gripper=0.0)
+        # Pressed lightly on the desk: a block that hangs in the air does not count as turned. Near the cabinet, where
+        # the hand has no room to turn, away from it.
+        z = position[2] - 0.004 - max(0.0, position[2] - 0.46)
+        down = np.array([tool[0], min(float(tool[1]), _ROOM_TO_TURN_Y), z])
+        return Goal(position=down, euler=level_hand(colour, state, turn=-direction * 0.6), gripper=0.0)
     if error < 0.02 and height < 0.02 and state.gripper_command == 0:
-        euler = hand_at(tool_yaw(state), tool[0], tool[1], state, spec)
-        return Goal(position=position, euler=euler, gripper=0.0)
-    place, yaw, room = grasp(colour, state, spec)
-    euler = hand_at(_room_to_turn(yaw, direction), place[0], place[1], state, spec)
-    return grasp_from_above(place, euler, state, style, reach=0.012 if room > 0 else 0.019)
+        return Goal(position=position, euler=hand(*yaw_and_lean(state)), gripper=0.0)
+    one = grasp(colour, state, spec)
+    euler = one.euler
+    if one.euler[:2] == (np.pi, 0.0):  # where there is room, with the wrist turned back beforehand
+        euler = (np.pi, 0.0, _room_to_turn(one.euler[2], direction))
+    return grasp_from_above(one.place, euler, state, style, reach=0.012 if one.room > 0 else 0.019)
 
 
 def _room_to_turn(yaw: float, direction: int) -> float:
@@ -231,7 +235,7 @@ def stack(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     tool, colour = state.tool_position, held_block(state)
     if colour is None:
         if _stacked_alone(state):
-            return Goal(position=tool + [0, 0, 0.1], euler=(np.pi, 0.0, tool_yaw(state)), gripper=1.0)
+            return Goal(position=tool + [0, 0, 0.1], euler=hand(*yaw_and_lean(state)), gripper=1.0)
         return _take_again(state, spec, style)
     others = {c: p for c, (p, _) in state.blocks.items() if c != colour and p[1] < 0.0 and p[2] > 0.41}
     if not others:

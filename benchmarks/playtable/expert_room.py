@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -13,12 +15,16 @@ from .world import WorldState
 
 _FINGER_FROM_TOOL, _FINGER_RADIUS = 0.05, 0.016
 """Where the open fingers are, to both sides of the tool, and the circle around each [m]."""
-_GRASP_SHIFT = 0.014
+_GRASP_SHIFT = 0.009
 """How far to a side of a block's middle the open hand may come down [m]."""
-_FRONT_Y, _HANDLE_Y = -0.002, -0.027
-"""Where the cabinet begins at the height of the desk, and the door's handle above it [m]."""
-_HANDLE_REACH_Y, _HALF_PALM, _LEAN = -0.065, 0.13, 0.35
-"""Where the palm of a hand that points down meets the door's handle [m], and the lean that avoids it [rad]."""
+_FRONT_Y, _HANDLE_Y, _HANDLE_ABOVE = -0.002, -0.027, 0.03
+"""Where the cabinet begins at the height of the desk, the door's handle, and how far that is above the tool [m]."""
+_HANDLE_REACH_Y, _HALF_PALM = -0.065, 0.13
+"""Where the palm of a hand that points down meets the door's handle [m]."""
+_PALM_HEIGHT, _PALM_DEPTH = 0.065, 0.035
+"""Underside of the palm above the tool, and half its thickness [m]."""
+_ASKEW = 0.35
+"""How far a hand between block and handle may stay parallel to the cabinet [rad]."""
 _SAME_LEVEL = 0.035
 _APART = (0.15, 0.075)
 """Distance from other blocks at which one is put down, and the one that will do [m]."""
@@ -32,59 +38,82 @@ def block_yaw(quaternion: np.ndarray) -> float:
     return float(np.arctan2(x_axis[1], x_axis[0]) % np.pi)
 
 
-def grasp(colour: str, state: WorldState, spec: SceneSpec) -> tuple[np.ndarray, float, float]:
-    """Choose how to come down on a block: where `[3]` [m], with which yaw [rad], and the room it leaves [m].
+@dataclass(frozen=True, kw_only=True)
+class Grasp:
+    """How to come down on a block: where `[3]` [m], the hand's euler angles [rad], and the room it leaves [m]."""
 
-    Across the long side and centred where nothing stands near; else with the most room.
-    """
+    place: np.ndarray
+    euler: tuple[float, float, float]
+    room: float
+
+
+def grasp(colour: str, state: WorldState, spec: SceneSpec) -> Grasp:
+    """Choose a grasp: across the long side, centred, pointing down where nothing stands near; else with most room."""
     centre, quaternion = state.blocks[colour]
     yaw = block_yaw(quaternion)
     yaws = [yaw] if spec.length(colour) > _SHORT else [yaw, min(yaw + np.pi / 2, yaw - np.pi / 2, key=_from_natural)]
-    best = (centre, yaw, -1.0)
-    for angle in yaws:
+    leans = [0.0]
+    if centre[1] > _HANDLE_REACH_Y and abs(centre[0] - spec.handle_x + state.slider) < _HALF_PALM:
+        leans = [0.0, 0.35, 0.6]
+        yaws.append(float(np.clip(yaw, np.pi / 2 - _ASKEW, np.pi / 2 + _ASKEW)))
+    best = Grasp(place=centre, euler=hand(yaw), room=-1.0)
+    for shift, lean, angle in itertools.product((0.0, _GRASP_SHIFT, -_GRASP_SHIFT), leans, yaws):
         across = np.array([np.sin(angle), -np.cos(angle), 0.0])
-        for shift in (0.0, _GRASP_SHIFT, -_GRASP_SHIFT):
-            place = centre + shift * across
-            room = min(
-                _room(place + side * _FINGER_FROM_TOOL * across, colour, state, spec) - _FINGER_RADIUS
-                for side in (-1, 1)
-            )
-            if room > 0.004:
-                return place, angle, room
-            if room > best[2] + 0.002:
-                best = (place, angle, room)
+        place = centre + shift * across
+        fingers = (_room(place + side * _FINGER_FROM_TOOL * across, lean, colour, state, spec) for side in (-1, 1))
+        room = min(*(finger - _FINGER_RADIUS for finger in fingers), _palm_room(place, across, lean, state, spec))
+        if room > 0.004:
+            return Grasp(place=place, euler=hand(angle, lean), room=room)
+        if room > best.room + 0.002:
+            best = Grasp(place=place, euler=hand(angle, lean), room=room)
     return best
 
 
-def hand_at(
-    yaw: float, x: float | tuple[float, float], y: float, state: WorldState, spec: SceneSpec
-) -> tuple[float, float, float]:
-    """Return euler angles [rad] of a hand that points down with a yaw, leant back where the door's handle is near.
+def _palm_room(place: np.ndarray, across: np.ndarray, lean: float, state: WorldState, spec: SceneSpec) -> float:
+    """Return how far the underside of the palm stays before the door's handle [m]."""
+    along = np.linspace(-0.1, 0.1, 9)
+    x, y = place[0] + along * across[0], place[1] + along * across[1]
+    front = y - _PALM_HEIGHT * np.sin(lean) + _PALM_DEPTH * np.cos(lean)
+    before = np.abs(x - spec.handle_x + state.slider) < 0.035
+    return float(np.min(_HANDLE_Y - front[before], initial=1.0))
 
-    Args:
-        x: where the tool works [m], or the two ends of its way; y: how near to the cabinet.
-    """
-    low, high = (min(x), max(x)) if isinstance(x, tuple) else (x, x)
-    handle = spec.handle_x - state.slider
-    if y < _HANDLE_REACH_Y or not low - _HALF_PALM < handle < high + _HALF_PALM:
+
+def hand(yaw: float, lean: float = 0.0) -> tuple[float, float, float]:
+    """Return euler angles [rad] of a hand that points down with a yaw and leans back from the cabinet."""
+    if lean == 0.0:
         return (np.pi, 0.0, yaw)
-    return _euler(Rotation.from_euler("x", _LEAN) * Rotation.from_euler("xyz", (np.pi, 0.0, yaw)))
+    return _euler(Rotation.from_euler("x", lean) * Rotation.from_euler("xyz", (np.pi, 0.0, yaw)))
+
+
+def yaw_and_lean(state: WorldState) -> tuple[float, float]:
+    """Return the hand's turn about the vertical and how far it leans back [rad]: the inverse of `hand`."""
+    rotation = Rotation.from_quat(state.tool_quaternion)
+    _, forward, up = rotation.apply([0.0, 0.0, 1.0])
+    lean = float(np.arctan2(forward, -up))
+    return float((Rotation.from_euler("x", -lean) * rotation).as_euler("xyz")[2]), lean
+
+
+def leans_at(x: tuple[float, float], y: float, state: WorldState, spec: SceneSpec) -> float:
+    """Return the lean [rad] with which the hand passes the door's handle on its way between two x at a y [m]."""
+    handle = spec.handle_x - state.slider
+    near = y > _HANDLE_REACH_Y and min(x) - _HALF_PALM < handle < max(x) + _HALF_PALM
+    return 0.35 if near else 0.0
 
 
 def _from_natural(yaw: float) -> float:
     return abs(yaw - np.pi / 2)
 
 
-def _room(point: np.ndarray, colour: str, state: WorldState, spec: SceneSpec) -> float:
-    """Return the distance from a point to the nearest thing at its level but the block `colour` [m]."""
-    return min([_SAME_LEVEL * 10, *_distances(point, colour, state, spec)])
+def _room(point: np.ndarray, lean: float, colour: str, state: WorldState, spec: SceneSpec) -> float:
+    """Return the distance from a fingertip to the nearest thing around it but the block `colour` [m]."""
+    return min([_SAME_LEVEL * 10, *_distances(point, lean, colour, state, spec)])
 
 
-def _distances(point: np.ndarray, colour: str, state: WorldState, spec: SceneSpec) -> Iterator[float]:
+def _distances(point: np.ndarray, lean: float, colour: str, state: WorldState, spec: SceneSpec) -> Iterator[float]:
     if abs(point[2] - 0.46) < _SAME_LEVEL:
         yield _FRONT_Y - float(point[1])
         aside = max(0.0, abs(float(point[0]) - spec.handle_x + state.slider) - 0.02)
-        yield float(np.hypot(aside, max(0.0, _HANDLE_Y - float(point[1]))))
+        yield float(np.hypot(aside, max(0.0, _HANDLE_Y - float(point[1]) + _HANDLE_ABOVE * np.tan(lean))))
         yield float(np.hypot(*(point[:2] - spec.button_xy))) - BUTTON_RADIUS
     for other, (centre, quaternion) in state.blocks.items():
         if other != colour and abs(centre[2] - point[2]) < _SAME_LEVEL:
@@ -106,11 +135,11 @@ def neighbour_to_move(name: str, state: WorldState, spec: SceneSpec) -> str | No
         }
     elif rest[-1] == "slider":
         return _before_on_shelf(colour, state)
-    elif grasp(colour, state, spec)[2] > -0.008:
+    elif grasp(colour, state, spec).room > -0.008:
         return None
     else:
         near = {c: p for c, (p, _) in state.blocks.items() if c != colour and np.linalg.norm(p - centre) < 0.12}
-    free = [c for c in near if grasp(c, state, spec)[2] > -0.008]
+    free = [c for c in near if grasp(c, state, spec).room > -0.008]
     return min(free, key=lambda c: float(np.linalg.norm(near[c] - centre)), default=None)
 
 
@@ -146,8 +175,15 @@ def block_at_hand(state: WorldState) -> str | None:
     return None
 
 
-def level_hand(colour: str, state: WorldState, *, yaw: float | None = None) -> tuple[float, float, float]:
-    """Return the hand's euler angles [rad] that bring the block in it level, and to a yaw (up to half a turn)."""
+def level_hand(
+    colour: str, state: WorldState, *, yaw: float | None = None, turn: float = 0.0
+) -> tuple[float, float, float]:
+    """Return the hand's euler angles [rad] that bring the block in it level.
+
+    Args:
+        yaw: bring the hand to this turn about the vertical, too [rad].
+        turn: turn hand and block on about the vertical by this much [rad].
+    """
     hand, block = Rotation.from_quat(state.tool_quaternion), Rotation.from_quat(state.blocks[colour][1])
     axes = block.as_matrix().T
     up = max([*axes, *-axes], key=lambda axis: float(axis[2]))
@@ -156,9 +192,8 @@ def level_hand(colour: str, state: WorldState, *, yaw: float | None = None) -> t
     upright = Rotation.from_rotvec(axis / max(sine, 1e-9) * np.arcsin(min(1.0, sine)))
     if yaw is not None:
         now = float((upright * hand).as_euler("xyz")[2])
-        wanted = (now + yaw - block_yaw((upright * block).as_quat())) % np.pi  # where the wrist can turn
-        upright = Rotation.from_euler("z", wanted - now) * upright
-    return _euler(upright * hand)
+        turn += yaw - now
+    return _euler(Rotation.from_euler("z", turn) * upright * hand)
 
 
 def out_of_cabinet(state: WorldState) -> Goal | None:

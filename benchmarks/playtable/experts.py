@@ -60,6 +60,9 @@ def _goal(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> 
         neighbour = neighbour_to_move(name, state, spec)
         if neighbour is not None:
             return (lift_from_shelf if rest[-1] == "slider" else lift)(neighbour, state, spec, style)
+    if verb == "push" and state.blocks[colour][0][1] > _SWEEPABLE_Y and (held is None or held == colour):
+        closed = state.gripper_command == 0 and held == colour and state.finger_width < 0.052
+        return (let_go if closed else lift)(colour, state, spec, style)
     if held is not None and not (verb in ("lift", "rotate") and held == colour):
         return let_go(held, state, spec, style)
     if verb == "lift":
@@ -77,6 +80,8 @@ def _goal(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> 
     return button(state, spec, style)
 
 
+_SWEEPABLE_Y = -0.033
+"""Up to where a block can be pushed along the cabinet [m]; nearer ones are first put down farther away."""
 _LIFT = {"table": lift, "slider": lift_from_shelf, "drawer": lift_from_drawer}
 
 
