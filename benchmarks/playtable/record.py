@@ -14,6 +14,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from ...data_pipeline.curation.curate import write_video_shards
 from ...data_pipeline.episodes import write_episode
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_json
@@ -36,7 +37,7 @@ from .world import WorldState
 if TYPE_CHECKING:
     from ...gr_model.policy import Policy
 
-Layout = Literal["episodes", "calvin"]
+Layout = Literal["episodes", "shards", "calvin"]
 
 SEGMENTS_PER_CHAIN = 6
 _TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 5.0, "lift": 3.0,
@@ -340,8 +341,8 @@ def record(
         tasks: "demonstrated" (17), "all" (34), or names separated by commas.
         chains: number of chains of up to six skills.
         episodes: go on until there are as many labelled episodes at least; `chains` does not count then.
-        layout: "episodes" (videos) for `gr2 data shards`, or "calvin" (one npz a frame), which every CALVIN loader
-            and `gr2 data shards` read.
+        layout: "episodes" (videos) for `gr2 data shards`, "shards" to run that at once (both lie in `out`), or
+            "calvin" (one npz a frame), which every CALVIN loader and `gr2 data shards` read.
         play_share: share of chains kept whole, without a sentence.
         noise_share: share of skills acted with a disturbed hand (labels stay clean).
         image_px: picture side [px]; by default 64, and 200 and 84 in CALVIN's layout.
@@ -371,17 +372,21 @@ def record(
     if all(ALL_TASKS[name].family in _NEEDS_BLOCK_IN_HAND for name in choose_tasks(tasks)):
         raise ConfigError(f"--tasks {tasks}: expected a task that can be begun with an empty hand; add one that lifts.")
     config = RecordConfig(
-        scenes=scenes, tasks=tasks, layout=layout, chains=0 if episodes else chains, episodes=episodes or 0,
+        scenes=scenes, tasks=tasks, layout="calvin" if layout == "calvin" else "episodes",
+        chains=0 if episodes else chains, episodes=episodes or 0,
         play_share=play_share, noise_share=noise_share,
         image_px=image_px if image_px is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
         policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed,
     )  # fmt: skip
-    (out / "chains").mkdir(parents=True, exist_ok=True)
-    _check_configuration(out / "recording.json", config)
+    place = out / "episodes" if layout == "shards" else out
+    (place / "chains").mkdir(parents=True, exist_ok=True)
+    _check_configuration(place / "recording.json", config)
     started = time.monotonic()
-    counts = _record_all(out, config, workers)
+    counts = _record_all(place, config, workers)
     if layout == "calvin":
-        join_pieces(out)
+        join_pieces(place)
+    elif layout == "shards":
+        write_video_shards(source=place, out=out / "shards", num_workers=workers)
     return {
         "labelled": sum(c["labelled"] for c in counts.values()),
         "play": sum(c["play"] for c in counts.values()),
