@@ -167,6 +167,8 @@ def run_task(
     instruction = instruction or sentences(name)[0]
     if isinstance(policy, ScriptedPolicy):
         policy.task = name
+        if isinstance(control, CalvinControl):
+            policy.chunk_length = executed_steps  # it looks no farther ahead, and planning is most of the work
     draws = film is not None or not isinstance(policy, ScriptedPolicy)
     policy.reset()
     start = env.world_state()
