@@ -114,8 +114,8 @@ def test_the_official_simulator_moves_and_draws_the_same_bits(letter: str) -> No
         assert np.array_equal(seen[0].tool_quaternion, seen[1].tool_quaternion)
         for world, one in zip(worlds, seen, strict=True):
             world.step_pose(world.robot_obs()[:3] + 0.02 * action[:3], one.tool_quaternion, float(action[6] > 0))
-        states = [np.concatenate([world.robot_obs(), world.scene_obs()]) for world in worlds]
-        assert np.array_equal(*states), step
+        theirs, ours = (np.concatenate([world.robot_obs(), world.scene_obs()]) for world in worlds)
+        assert np.array_equal(theirs, ours), step
     for world in worlds:
         world.close()
 
