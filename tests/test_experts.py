@@ -10,7 +10,6 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from gr2.benchmarks.playtable.environment import PlayTable
-from gr2.benchmarks.playtable.expert_handling import place_on_shelf
 from gr2.benchmarks.playtable.expert_motion import ExpertStyle
 from gr2.benchmarks.playtable.expert_room import (
     block_at_hand,
@@ -23,6 +22,7 @@ from gr2.benchmarks.playtable.expert_room import (
     out_of_cabinet,
     yaw_and_lean,
 )
+from gr2.benchmarks.playtable.expert_shelf import place_on_shelf
 from gr2.benchmarks.playtable.experts import act
 from gr2.benchmarks.playtable.feasibility import feasible
 from gr2.benchmarks.playtable.scenes import scene

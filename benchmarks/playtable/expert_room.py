@@ -175,6 +175,15 @@ def block_at_hand(state: WorldState) -> str | None:
     return None
 
 
+def held_block(state: WorldState) -> str | None:
+    """Return the colour of the block between the closed fingers."""
+    for colour, (position, _) in state.blocks.items():
+        near = np.linalg.norm(position - state.tool_position) < 0.04
+        if near and state.gripper_command == 0 and ("robot", "") in state.contacts[colour]:
+            return colour
+    return None
+
+
 def level_hand(
     colour: str, state: WorldState, *, yaw: float | None = None, turn: float = 0.0
 ) -> tuple[float, float, float]:

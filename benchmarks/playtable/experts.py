@@ -15,15 +15,14 @@ from .expert_handling import (
     OPEN_ENOUGH,
     into_drawer,
     lift_from_drawer,
-    lift_from_shelf,
     place_in_drawer,
-    place_on_shelf,
     rotate,
     stack,
     unstack,
 )
 from .expert_motion import ExpertStyle, Goal
 from .expert_room import block_at_hand, neighbour_to_move, out_of_bar_gap, out_of_cabinet
+from .expert_shelf import lift_from_shelf, place_on_shelf
 from .scenes import SceneSpec
 from .world import WorldState
 
