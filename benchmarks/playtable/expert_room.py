@@ -26,8 +26,8 @@ _PALM_HEIGHT, _PALM_DEPTH = 0.065, 0.035
 _ASKEW = 0.35
 """How far a hand between block and handle may stay parallel to the cabinet [rad]."""
 _SAME_LEVEL = 0.035
-_APART = (0.15, 0.075)
-"""Distance from other blocks at which one is put down, and the one that will do [m]."""
+_APART = (0.15, 0.11, 0.075)
+"""Distances from other blocks at which one is put down, the first that can be had [m]."""
 _SHORT = 0.06
 """Blocks up to this length can be grasped along either side [m]."""
 

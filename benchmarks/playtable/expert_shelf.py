@@ -26,7 +26,8 @@ _SHELF_ROOM = 0.075
 """Distance from other blocks, and half the opening beside the door, at which a block can be put on the shelf [m]."""
 _HALF_HAND = 0.12
 """Room that the hand needs beside the tool [m]."""
-HELD_WIDTH = (0.03, 0.046)
+HELD_WIDTH = (0.03, 0.062)
+"""Between which widths the fingers hold a block, along its side or along its length [m]."""
 
 
 def lift_from_shelf(colour: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
