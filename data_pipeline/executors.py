@@ -10,8 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
+
+from ..gr_model.errors import WorkerDied
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,6 +39,9 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     """Give fresh processes; an error or Ctrl-C ends them at once.
 
     They are spawned, not forked: decoders and torch hold threads.
+
+    Raises:
+        WorkerDied: a process ended without an answer.
     """
     pool = ProcessPoolExecutor(
         num_workers,
@@ -45,11 +51,16 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     )
     try:
         yield pool
-    except BaseException:
+    except BaseException as error:
         processes = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise WorkerDied(
+                "a worker process ended without an answer (killed, out of memory, or ended by what it ran); what is "
+                "finished is kept: run the same command again to go on, with fewer workers where memory is short."
+            ) from error
         raise
     pool.shutdown()
 

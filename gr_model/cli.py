@@ -260,15 +260,21 @@ def build_parser(command: Command, target: Target) -> ArgumentParser:
     return parser
 
 
-def complete_flags(argv: Sequence[str], target: Target) -> list[str]:
-    """Return `argv` with `--flag` alone read as `--flag=true` where the target's parameter is a bool."""
+def spell_options(argv: Sequence[str], target: Target) -> list[str]:
+    """Return `argv` as the parser wants it: `--flag` alone is `--flag=true`, `--an-option` is `--an_option`."""
     import inspect
 
+    argv = [_underscored(word) if word.startswith("--") else word for word in argv]
     signature = inspect.signature(target)
     flags = {f"--{p.name}" for p in signature.parameters.values() if p.annotation in (bool, "bool")}
     followers = [*argv[1:], "--"]
     alone = [word in flags and next_word.startswith("--") for word, next_word in zip(argv, followers, strict=False)]
     return [f"{word}=true" if flag else word for word, flag in zip(argv, alone, strict=True)]
+
+
+def _underscored(word: str) -> str:
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def run_command(command: Command, argv: Sequence[str]) -> int:
@@ -281,7 +287,7 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
     if command.bare and argv and not argv[0].startswith("-"):
         argv = [f"--{command.bare}", *argv]
     try:
-        parsed = parser.parse_args(complete_flags(argv, target))
+        parsed = parser.parse_args(spell_options(argv, target))
     except ArgumentError as error:
         raise UsageError(flatten_usage_error(str(error), options)) from error
     if command.prints_options:

@@ -35,3 +35,7 @@ class SimulationError(Gr2Error):
 
 class EnvironmentMissing(Gr2Error):
     """A package, device or permission of this machine that the command needs."""
+
+
+class WorkerDied(Gr2Error):
+    """A worker process that ended without an answer: killed, out of memory, or ended by what it ran."""

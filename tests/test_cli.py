@@ -152,6 +152,22 @@ def test_integer_result_is_the_exit_status(status):
     assert main(["data", "count", "--status", str(status)], STAND_INS) == status
 
 
+def test_hyphens_in_options_are_underscores():
+    def act(*, max_steps: int = 1, calvin_root: str = "", fast_drawing: bool = False) -> None:
+        """Note what came.
+
+        Args:
+            max_steps: A number.
+            calvin_root: A folder.
+            fast_drawing: A switch.
+        """
+        calls.append({"max_steps": max_steps, "calvin_root": calvin_root, "fast_drawing": fast_drawing})
+
+    command = Command(words="act", target=lambda: act, group="tests")
+    assert main(["act", "--max-steps=7", "--calvin-root", "a-b/c-d", "--fast-drawing"], (command,)) == 0
+    assert calls == [{"max_steps": 7, "calvin_root": "a-b/c-d", "fast_drawing": True}]
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

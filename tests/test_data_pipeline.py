@@ -13,6 +13,7 @@ from gr2.data_pipeline.curation.curate import cut_windows, write_video_shards
 from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.curation.inspect import inspect_source
 from gr2.data_pipeline.episodes import write_episode
+from gr2.data_pipeline.executors import ordered_map
 from gr2.data_pipeline.files import load_array
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.shards import (
@@ -25,7 +26,7 @@ from gr2.data_pipeline.token_store import TokenStore
 from gr2.data_pipeline.tokens import write_token_shards
 from gr2.data_pipeline.video import open_video, write_video
 from gr2.gr_model.contracts import Episode
-from gr2.gr_model.errors import ConfigError, DataError
+from gr2.gr_model.errors import ConfigError, DataError, WorkerDied
 
 SAMPLES = Path(__file__).parent.parent / "../shared/real_samples"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="real sample videos are not beside the checkout")
@@ -342,3 +343,12 @@ def test_inspection_names_broken_files_and_writes_json(capsys: pytest.CaptureFix
     assert summary["records"] == 5 and summary["would_be_dropped"]["undecodable"] == 1
     assert any("corrupted.mp4" in problem["source"] for problem in summary["problems"])
     assert summary["codecs"]["libdav1d"] == 1
+
+
+def _vanish(number: int) -> int:
+    os._exit(number)
+
+
+def test_a_worker_that_dies_is_told_in_a_sentence() -> None:
+    with pytest.raises(WorkerDied, match="run the same command again"):
+        list(ordered_map(_vanish, [3, 3, 3], 2))
