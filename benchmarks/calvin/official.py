@@ -15,13 +15,12 @@ import numpy as np
 import pybullet
 
 from ...gr_model.contracts import Observation
-from ...gr_model.errors import EnvironmentMissing
+from ...gr_model.errors import DataError, EnvironmentMissing
 from ..playtable.cameras import CameraConfig
 from ..playtable.environment import CAMERAS, CONTROL_HZ
 from ..playtable.robot import FINGER_OPEN
 from ..playtable.scenes import ROBOT_BASE, SceneSpec, scene
 from ..playtable.world import WorldState
-from .verify import read_info
 
 
 class OfficialTable:
@@ -116,6 +115,43 @@ class OfficialTable:
                 self._env.close()
                 self._env.ownsPhysicsClient = False  # its destructor closes once more
                 self._env = None
+
+
+def read_info(info: Mapping[str, Any]) -> WorldState:
+    """Turn the official simulator's `get_info()` into what our tasks read.
+
+    Raises:
+        DataError: something is missing.
+    """
+    try:
+        robot, scene = info["robot_info"], info["scene_info"]
+        table, movable = scene["fixed_objects"]["table"], scene["movable_objects"]
+        bodies = {robot["uid"]: "robot", table["uid"]: "table"} | {o["uid"]: name for name, o in movable.items()}
+        links = {index: name for name, index in table["links"].items()}
+
+        def touching(contacts: list[list[int]]) -> frozenset[tuple[str, str]]:
+            named = ((bodies.get(c[2], f"body_{c[2]}"), c[4]) for c in contacts)
+            return frozenset((body, links[link] if body == "table" else "") for body, link in named)
+
+        blocks = {name.removeprefix("block_"): one for name, one in movable.items()}
+        return WorldState(
+            tool_position=np.array(robot["tcp_pos"]),
+            tool_quaternion=np.array([0.0, 0.0, 0.0, 1.0]),
+            finger_width=float(robot["gripper_opening_width"]),
+            gripper_command=float(robot["gripper_action"] > 0),
+            slider=float(scene["doors"]["base__slide"]["current_state"]),
+            drawer=float(scene["doors"]["base__drawer"]["current_state"]),
+            button=float(scene["buttons"]["base__button"]["joint_state"]),
+            switch=float(scene["switches"]["base__switch"]["joint_state"]),
+            bulb=bool(scene["lights"]["lightbulb"]["logical_state"]),
+            led=bool(scene["lights"]["led"]["logical_state"]),
+            blocks={c: (np.array(o["current_pos"]), np.array(o["current_orn"])) for c, o in blocks.items()},
+            contacts={c: touching(o["contacts"]) for c, o in blocks.items()},
+            robot_contacts=frozenset(body for body, _ in touching(robot["contacts"])),
+            velocities={c: np.array([*o["current_lin_vel"], *o["current_ang_vel"]]) for c, o in blocks.items()},
+        )
+    except (KeyError, TypeError, IndexError) as error:
+        raise DataError(f"state of the official simulator: {error} is missing; record it again.") from error
 
 
 def _installed() -> Path:

@@ -16,6 +16,7 @@ from ...gr_model.errors import DataError
 from ..playtable.environment import PlayTable
 from ..playtable.tasks import ALL_TASKS
 from ..playtable.world import World, WorldState
+from .official import OfficialTable, read_info
 from .sequences import TASK_NAMES, generate_sequences, initial_scene, official_sequences, state_seed
 
 
@@ -37,43 +38,6 @@ class Agreement:
             f"{self.kind:16s} {self.agree:5d} of {self.cases:5d} {word}, largest difference "
             f"{self.largest_difference:.2g}{examples}"
         )
-
-
-def read_info(info: Mapping[str, Any]) -> WorldState:
-    """Turn the official simulator's `get_info()` into what our tasks read.
-
-    Raises:
-        DataError: something is missing.
-    """
-    try:
-        robot, scene = info["robot_info"], info["scene_info"]
-        table, movable = scene["fixed_objects"]["table"], scene["movable_objects"]
-        bodies = {robot["uid"]: "robot", table["uid"]: "table"} | {o["uid"]: name for name, o in movable.items()}
-        links = {index: name for name, index in table["links"].items()}
-
-        def touching(contacts: list[list[int]]) -> frozenset[tuple[str, str]]:
-            named = ((bodies.get(c[2], f"body_{c[2]}"), c[4]) for c in contacts)
-            return frozenset((body, links[link] if body == "table" else "") for body, link in named)
-
-        blocks = {name.removeprefix("block_"): one for name, one in movable.items()}
-        return WorldState(
-            tool_position=np.array(robot["tcp_pos"]),
-            tool_quaternion=np.array([0.0, 0.0, 0.0, 1.0]),
-            finger_width=float(robot["gripper_opening_width"]),
-            gripper_command=float(robot["gripper_action"] > 0),
-            slider=float(scene["doors"]["base__slide"]["current_state"]),
-            drawer=float(scene["doors"]["base__drawer"]["current_state"]),
-            button=float(scene["buttons"]["base__button"]["joint_state"]),
-            switch=float(scene["switches"]["base__switch"]["joint_state"]),
-            bulb=bool(scene["lights"]["lightbulb"]["logical_state"]),
-            led=bool(scene["lights"]["led"]["logical_state"]),
-            blocks={c: (np.array(o["current_pos"]), np.array(o["current_orn"])) for c, o in blocks.items()},
-            contacts={c: touching(o["contacts"]) for c, o in blocks.items()},
-            robot_contacts=frozenset(body for body, _ in touching(robot["contacts"])),
-            velocities={c: np.array([*o["current_lin_vel"], *o["current_ang_vel"]]) for c, o in blocks.items()},
-        )
-    except (KeyError, TypeError, IndexError) as error:
-        raise DataError(f"state of the official simulator: {error} is missing; record it again.") from error
 
 
 def tasks_done(start: WorldState, now: WorldState) -> set[str]:
@@ -167,8 +131,6 @@ def _check_trajectories(file: Path, calvin_root: Path, *, official: bool = False
         scene_name = episode["scene"].removeprefix("calvin_scene_")
         states = ours.add(PlayTable(scene_name, calvin_root=calvin_root, render_mode=None), episode, recorded)
         if official:
-            from .official import OfficialTable
-
             # After the first step: the official reset leaves the last gripper command as it was, ours restores it.
             _, *same = theirs.add(OfficialTable(scene_name), episode, recorded)
             between.compare(episode["name"], states, dict(enumerate(same, start=1)), tolerance=0.0)
