@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from gr2.data_pipeline.calvin_layout import (
 )
 from gr2.data_pipeline.curation.calvin import inspect_calvin
 from gr2.data_pipeline.curation.curate import write_video_shards
+from gr2.data_pipeline.episodes import list_episodes
 from gr2.data_pipeline.pickled_arrays import load_pickled_array
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.shards import finished_shards
@@ -219,3 +221,16 @@ def test_demonstrations_are_recorded_in_this_layout(tmp_path: Path) -> None:
     assert before == {p.name: p.read_bytes() for p in out.glob("*.npy")}
     names = {problem["reason"] for problem in inspect_calvin(out)["problems"]}
     assert names <= {"embeddings"}
+
+
+def test_as_many_demonstrations_as_asked_for_and_at_once_as_shards(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"tasks": "open_drawer,close_drawer,turn_on_led", "image_px": 16, "workers": 1}
+    done = record(out=tmp_path, layout="shards", episodes=7, play_share=0.0, seed=1, **options)
+    assert done["labelled"] >= 7
+    assert len(list_episodes(tmp_path / "episodes")) == done["labelled"]
+    manifest = json.loads((tmp_path / "shards" / "manifest.json").read_text())
+    assert manifest["counts"]["kept"] == done["labelled"]
+    again = record(out=tmp_path, layout="shards", episodes=7, play_share=0.0, seed=1, **options)
+    assert again["labelled"] == done["labelled"]
+    with pytest.raises(DataError, match="choose another folder"):
+        record(out=tmp_path, layout="shards", episodes=8, play_share=0.0, seed=1, **options)

@@ -126,6 +126,40 @@ def test_a_changed_recording_is_noticed_and_a_missing_one_named(tmp_path: Path) 
     assert "sequences.json: not there, skipped" in list(check_folder(tmp_path))
 
 
+@needs_recordings
+def test_trajectories_are_replayed_and_judged(tmp_path: Path) -> None:
+    env = PlayTable("D", calvin_root=GOLDEN.parent, render_mode=None)
+    begin = {"robot_obs": env.robot_obs(), "scene_obs": env.scene_obs()}
+    lights_on = np.array([*begin["scene_obs"][:5], 1.0, *begin["scene_obs"][6:]])
+    seen, _ = env.reset(options=begin | {"scene_obs": lights_on})
+    start, actions = env.world_state(), np.tile([0.3, 0.0, -0.2, 0.0, 0.0, 0.1, 1.0], (6, 1))
+    for action in actions:
+        seen, *_ = env.step(action)
+    done = sorted(tasks_done(start, env.world_state()))
+    env.close()
+    episode = {
+        "name": "reach", "split": "training", "scene": "calvin_scene_D", "start": 40, "end_inclusive": 46,
+        "commanded_rel_actions": actions.tolist(), "windows": [
+            {"task": "none", "start": 40, "end": 46, "oracle_on_live_infos": done}
+        ],
+        "initial_robot_obs": begin["robot_obs"].tolist(), "initial_scene_obs": lights_on.tolist(),
+        "final_robot_obs": seen["robot_obs"].tolist(), "final_scene_obs": seen["scene_obs"].tolist(),
+    }  # fmt: skip
+    file = tmp_path / "golden" / "trajectories.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"episodes": [episode]}))
+    found = [a for a in check_folder(file.parent, GOLDEN.parent) if not isinstance(a, str)]
+    assert [(a.kind, a.cases, a.agree, a.largest_difference) for a in found] == [
+        ("outcomes", 1, 1, 0.0), ("trajectories", 1, 1, 0.0)
+    ]  # fmt: skip
+    episode["final_robot_obs"][3] += 2 * np.pi - 2e-3  # an angle, the long way round
+    episode["windows"][0]["oracle_on_live_infos"] = ["open_drawer"]  # type: ignore[index]
+    file.write_text(json.dumps({"episodes": [episode]}))
+    found = [a for a in check_folder(file.parent, GOLDEN.parent) if not isinstance(a, str)]
+    assert [a.agree for a in found] == [0, 0] and found[1].largest_difference == pytest.approx(2e-3)
+    assert verify(folder=file.parent, calvin_root=GOLDEN.parent) == 1
+
+
 def test_folders_without_recordings_say_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected tasks\.json"):
         verify(folder=tmp_path)

@@ -234,8 +234,9 @@ def check_folder(folder: Path, calvin_root: Path | None = None, *, official: boo
         ConfigError: `calvin_root` is no clone of CALVIN.
     """
     rollouts, trajectories = folder / "rollouts", folder / "trajectories.json"
-    if not rollouts.is_dir() and not any((folder / name).is_file() for name in _CHECKS):
-        raise DataError(f"{folder}: expected {', '.join(_CHECKS)} or rollouts, got none; give a folder of recordings.")
+    if not any(place.exists() for place in (rollouts, trajectories, *(folder / name for name in _CHECKS))):
+        names = f"{', '.join(_CHECKS)}, trajectories.json or rollouts"
+        raise DataError(f"{folder}: expected {names}, got none; give a folder of recordings.")
     for name, check in _CHECKS.items():
         if not (folder / name).is_file():
             yield f"{name}: not there, skipped"
