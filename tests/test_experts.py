@@ -22,7 +22,7 @@ from gr2.benchmarks.playtable.expert_room import (
     out_of_cabinet,
     yaw_and_lean,
 )
-from gr2.benchmarks.playtable.expert_shelf import place_on_shelf
+from gr2.benchmarks.playtable.expert_shelf import place_on_shelf, take_again
 from gr2.benchmarks.playtable.experts import act
 from gr2.benchmarks.playtable.feasibility import feasible
 from gr2.benchmarks.playtable.scenes import scene
@@ -55,11 +55,11 @@ def env() -> Iterator[PlayTable]:
     world.close()
 
 
-def scene_obs(*, slider: float = 0.0, drawer: float = 0.0, **blocks: Place) -> np.ndarray:
+def scene_obs(*, slider: float = 0.0, drawer: float = 0.0, yaw: float = np.pi / 2, **blocks: Place) -> np.ndarray:
     """A `scene_obs` with the doors and blocks of `state`."""
     values = [slider, drawer, 0.0, 0.0, 0.0, 0.0]
     for colour in SPEC.blocks:
-        values += [*blocks.get(colour, state().blocks[colour][0]), 0.0, 0.0, np.pi / 2]
+        values += [*blocks.get(colour, state().blocks[colour][0]), 0.0, 0.0, yaw]
     return np.array(values)
 
 
@@ -175,19 +175,51 @@ def test_where_the_shelf_has_no_room_the_held_block_is_put_down_first() -> None:
     assert place_on_shelf(opened, SPEC, ExpertStyle()).position[1] == pytest.approx(-0.10)  # to the shelf
 
 
+LEFT_SLOT, RIGHT_SLOT, BESIDE_BUTTON = (-0.241, 0.092, 0.461), (0.07, 0.092, 0.461), (-0.063, -0.12, 0.46)
+
+
 @pytest.mark.parametrize(
-    ("task", "start"),
+    ("tasks", "start"),
     [
-        ("lift_red_block_slider", {"slider": 0.16, "red": (0.07, 0.092, 0.461)}),  # the door is in the way
-        ("push_into_drawer", {"drawer": 0.0}),  # the drawer is closed
-        ("lift_pink_block_table", {"pink": (0.15, -0.10, 0.46), "blue": (0.21, -0.10, 0.46)}),
-        ("rotate_red_block_left", {"red": (0.09, -0.037, 0.46)}),  # under the handle
-        ("push_red_block_right", {"red": (0.02, -0.032, 0.46), "pink": (0.02, -0.14, 0.46)}),
+        (["lift_red_block_slider"], {"slider": 0.16, "red": RIGHT_SLOT}),  # the door is in the way
+        (["lift_red_block_slider"], {"slider": 0.28, "red": RIGHT_SLOT, "yaw": 1.95}),  # the side wall is
+        (["lift_red_block_slider"], {"red": (-0.24, 0.125, 0.461), "blue": (-0.24, 0.06, 0.461)}),  # another block is
+        (["lift_red_block_slider", "stack_block", "turn_on_led", "unstack_block"], {"slider": 0.28, "red": RIGHT_SLOT}),
+        (["lift_blue_block_slider", "place_in_drawer", "close_drawer"], {"drawer": 0.22, "blue": LEFT_SLOT}),
+        (["lift_blue_block_table", "place_in_slider"], {"red": LEFT_SLOT}),  # taken: push it back
+        (["lift_blue_block_table", "place_in_slider"], {"slider": 0.2, "red": RIGHT_SLOT, "pink": LEFT_SLOT}),
+        (["open_drawer", "push_into_drawer"], {}),  # the drawer must stay open
+        (["push_into_drawer", "lift_blue_block_drawer"], {"red": LEFT_SLOT, "pink": RIGHT_SLOT}),  # it is closed
+        (["lift_pink_block_table"], {"pink": (0.15, -0.10, 0.46), "blue": (0.21, -0.10, 0.46)}),
+        (["lift_blue_block_table"], {"blue": BESIDE_BUTTON}),
+        (["lift_red_block_table", "stack_block", "close_drawer"], {"drawer": 0.22, "blue": BESIDE_BUTTON}),
+        (["rotate_red_block_left"], {"red": (0.09, -0.037, 0.46)}),  # under the handle
+        (["rotate_red_block_right"], {"red": (-0.02, -0.037, 0.46), "yaw": 1.0}),
+        (["push_red_block_right"], {"red": (0.02, -0.030, 0.46), "pink": (0.02, -0.14, 0.46)}),  # too near to sweep
+        (["push_blue_block_left"], {"red": (0.24, -0.10, 0.46), "pink": LEFT_SLOT}),  # one stands where the hand goes
     ],
-)
-def test_experts_clear_the_way(env: PlayTable, task: str, start: dict[str, object]) -> None:
+)  # fmt: skip
+def test_experts_clear_the_way(env: PlayTable, tasks: list[str], start: dict[str, object]) -> None:
     env.reset(options={"scene_obs": scene_obs(**start)})  # type: ignore[arg-type]
-    steps_to(env, task)
+    for task in tasks:
+        steps_to(env, task)
+
+
+def test_a_push_towards_the_button_slows_down_before_it() -> None:
+    def reach(x: float) -> float:
+        sweeping = replace(state(tool=(x + 0.06, -0.10, 0.46), blue=(x, -0.10, 0.46)), finger_width=0.0)
+        position, *_ = act("push_blue_block_left", sweeping, SPEC, ExpertStyle())
+        return float(np.linalg.norm(position[:2] - sweeping.tool_position[:2]))
+
+    assert reach(-0.05) < 0.5 * reach(0.10)
+
+
+def test_the_fallen_block_is_looked_for_on_the_desk_before_the_shelf() -> None:
+    both = state(tool=(0.05, -0.02, 0.55), red=(0.06, 0.09, 0.46), blue=(0.20, -0.12, 0.46), pink=(-0.2, 0.09, 0.46))
+    shelf = frozenset({("table", "plank_link")})
+    both = replace(both, slider=0.28, contacts={"red": shelf, "pink": shelf, "blue": DESK})
+    goal = take_again(both, SPEC, ExpertStyle())
+    assert goal.position[:2] == pytest.approx([0.20, -0.12])
 
 
 def test_a_block_that_fell_is_taken_again(env: PlayTable) -> None:
