@@ -31,8 +31,8 @@ def rotate(colour: str, direction: int, state: WorldState, spec: SceneSpec, styl
     if held_block(state) == colour and HELD_WIDTH[0] < state.finger_width < HELD_WIDTH[1]:
         # Pressed lightly on the desk: a block that hangs in the air does not count as turned. Near the cabinet, where
         # the hand has no room to turn, away from it.
-        z = position[2] - 0.004 - max(0.0, position[2] - 0.46)
-        down = np.array([tool[0], min(float(tool[1]), _ROOM_TO_TURN_Y), z])
+        pressed = any(body != "robot" for body, _ in state.contacts[colour])
+        down = np.array([tool[0], min(float(tool[1]), _ROOM_TO_TURN_Y), tool[2] - (0.002 if pressed else 0.012)])
         return Goal(position=down, euler=level_hand(colour, state, turn=-direction * 0.6), gripper=0.0)
     if error < 0.02 and height < 0.02 and state.gripper_command == 0:
         return Goal(position=position, euler=hand(*yaw_and_lean(state)), gripper=0.0)
