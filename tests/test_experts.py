@@ -92,7 +92,9 @@ def test_a_long_block_is_never_grasped_along_its_length() -> None:
 
 
 def test_the_button_beside_a_short_block_turns_the_grasp() -> None:
-    assert grasp("blue", state(blue=BESIDE_BUTTON), SPEC).euler[2] % np.pi == pytest.approx(0.0, abs=1e-6)
+    assert grasp("blue", state(blue=BESIDE_BUTTON, pink=LEFT_SLOT), SPEC).euler[2] % np.pi == pytest.approx(
+        0.0, abs=1e-6
+    )
 
 
 def test_at_the_handle_the_hand_leans_back_and_else_it_does_not() -> None:
@@ -118,9 +120,10 @@ def test_a_block_that_hangs_askew_is_brought_level_by_the_least_turn() -> None:
     wanted = Rotation.from_euler("xyz", level_hand("red", replace(askew, blocks=blocks)))
     assert (wanted * held.inv() * tilt).apply([0.0, 0.0, 1.0]) == pytest.approx([0.0, 0.0, 1.0], abs=1e-9)
     assert (wanted * held.inv()).magnitude() == pytest.approx(0.5)
-    on_its_head = blocks | {"red": (blocks["red"][0], (tilt * Rotation.from_euler("x", np.pi)).as_quat())}
+    flipped = tilt * Rotation.from_euler("x", np.pi)
+    on_its_head = blocks | {"red": (blocks["red"][0], flipped.as_quat())}
     wanted = Rotation.from_euler("xyz", level_hand("red", replace(askew, blocks=on_its_head)))
-    assert (wanted * held.inv()).magnitude() == pytest.approx(0.5)
+    assert (wanted * held.inv() * flipped).apply([0.0, 0.0, 1.0]) == pytest.approx([0.0, 0.0, -1.0], abs=1e-9)
     assert level_hand("red", askew, yaw=1.0)[2] == pytest.approx(1.0)
     turned = Rotation.from_euler("xyz", level_hand("red", askew, turn=-0.3))
     assert (turned * held.inv()).as_rotvec() == pytest.approx([0.0, 0.0, -0.3], abs=1e-9)
@@ -143,6 +146,9 @@ def test_a_block_makes_way_only_where_it_must() -> None:
     behind = state(red=(0.15 + 0.09, -0.10, 0.46), pink=(-0.24, 0.09, 0.46))
     assert neighbour_to_move("push_blue_block_left", behind, SPEC) == "red"
     assert neighbour_to_move("push_blue_block_right", behind, SPEC) is None
+    shelf = state(red=(-0.24, 0.125, 0.461), blue=(-0.24, 0.06, 0.461))
+    assert neighbour_to_move("lift_red_block_slider", shelf, SPEC) == "blue"
+    assert neighbour_to_move("lift_blue_block_slider", shelf, SPEC) is None
 
 
 @pytest.mark.parametrize(
