@@ -28,7 +28,7 @@ from ..playtable.world import World
 from ..policies import open_policy
 from .episodes import as_record, chain_start, run_chain, sequence_start, task_start
 from .films import Film, write_sheet
-from .results import fingerprint, provenance, summarize, table
+from .results import fingerprint, provenance, published, summarize, table
 from .sequences import official_sequences
 
 Films = Literal["none", "failed", "all"]
@@ -252,6 +252,8 @@ def evaluate(
     wanted = {job.key for job in jobs}
     summary = summarize({k: r for k, r in records.items() if k in wanted}, controls)
     results = {"controls": summary, "shard": shard} | _circumstances(config) | provenance(policy)
+    if sequences:
+        results["published"] = published()
     write_json(out / "results.json", results)
     print(*table(summary), sep="\n")
     if films != "none" and (sheet := write_sheet(out / "films")):

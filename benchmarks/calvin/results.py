@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ...gr_model.errors import Gr2Error
 from ..control import LimitCounter
-from ..published import ABCD_D
+from ..published import ABCD_D, PUBLISHED_PROTOCOL
 from ..statistics import bootstrap_mean, wilson_interval
 from .episodes import CHAIN_LENGTH
 
@@ -22,7 +23,8 @@ def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str])
 
     Returns:
         tasks: single tasks from random starts; chains, sequences: instructions solved in a row; attempts: every task
-        that was begun inside of chains and sequences; limits, limits_measured: joint limits under our control.
+        that was begun inside of chains and sequences; scores: average length with its 95 % interval and SR1 to SR5 of
+        chains and sequences; limits, limits_measured: joint limits under our control.
     """
     summary: dict[str, Any] = {}
     for control in controls:
@@ -43,10 +45,26 @@ def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str])
                 row["steps"].append(result["steps"])
         summary[control] = {"tasks": tasks, "chains": lengths["chain"], "sequences": lengths["sequence"]}
         summary[control]["attempts"] = attempts
+        summary[control]["scores"] = {f"{kind}s": _scores(one) for kind, one in lengths.items() if one}
         if control == "wbc":
             summary[control]["limits"] = _merge_limits([r["commanded"] for r in mine.values()])
             summary[control]["limits_measured"] = _merge_limits([r["measured"] for r in mine.values()])
     return summary
+
+
+def _scores(lengths: Sequence[int]) -> dict[str, Any]:
+    mean = bootstrap_mean(lengths)
+    return {
+        "number": len(lengths),
+        "average_length": mean.value,
+        "interval_95": [mean.low, mean.high],
+        "success_rates": success_rates(lengths),
+    }
+
+
+def published() -> list[dict[str, Any]]:
+    """Return the published rows as `results.json` holds them, with what they differ in."""
+    return [{**asdict(row), "published": True, "protocol": PUBLISHED_PROTOCOL} for row in ABCD_D]
 
 
 def success_rates(lengths: Sequence[int]) -> list[float]:
@@ -86,19 +104,18 @@ def table(summary: Mapping[str, Any]) -> Iterator[str]:
             interval = f"[{rate.low:.1%}, {rate.high:.1%}]"
             yield f"{control}: {success}/{total} = {rate.value:.1%} {interval}, {len(tasks)} tasks"
             yield from _task_lines(tasks)
-        for kind in ("sequences", "chains"):
-            if lengths := result[kind]:
-                mean = bootstrap_mean(lengths)
-                rates = " ".join(f"{rate:.3f}" for rate in success_rates(lengths))
-                interval = f"[{mean.low:.2f}, {mean.high:.2f}]"
-                yield f"{control}: average length {mean.value:.2f} {interval}, {len(lengths)} {kind}; SR1..5 {rates}"
+        for kind, score in result["scores"].items():
+            rates = " ".join(f"{rate:.3f}" for rate in score["success_rates"])
+            interval = "[{:.2f}, {:.2f}]".format(*score["interval_95"])
+            mean = f"{score['average_length']:.2f} {interval}"
+            yield f"{control}: average length {mean}, {score['number']} {kind}; SR1..5 {rates}"
         if result["attempts"]:
             yield f"{control}: tasks begun inside of chains"
             yield from _task_lines(result["attempts"])
         if "limits" in result:
             yield f"{control}: commanded {result['limits']}; measured {result['limits_measured']}"
     if any(result["sequences"] for result in summary.values()):
-        yield "published, official simulator and data, 1000 sequences, not comparable with the rows above:"
+        yield f"published, not ours: {PUBLISHED_PROTOCOL}:"
         for row in ABCD_D:
             yield f"  {row.model:28s} {row.average_length:.2f}  ({row.evidence}: {row.source})"
 
