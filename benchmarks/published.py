@@ -11,8 +11,8 @@ CAPTION = (
 
 PUBLISHED_PROTOCOL = (
     "the official simulator, CALVIN's data of scenes A to D, 1000 sequences, drawn as each source chose"
-    """How the published rows came about: what a result of ours may differ in."""
 )
+"""How the published rows came about: what a result of ours may differ in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
