@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pybullet
 import pytest
 import torch
 from model_cases import make_model, small_config
 
 from gr2.benchmarks.calvin.episodes import run_task, task_start
+from gr2.benchmarks.calvin.evaluate import EvaluationConfig, Job, _run_jobs
 from gr2.benchmarks.control import make_control
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.policies import open_policy
@@ -109,6 +111,20 @@ def test_the_experts_act_as_a_policy(world: PlayTable) -> None:
     control = make_control("calvin", world)
     control.reset()
     assert run_task(world, policy, control, "turn_on_led", executed_steps=5, max_steps=60).success
+
+
+def test_an_evaluation_leaves_no_simulator_behind(tmp_path: Path) -> None:
+    def connected() -> list[int]:
+        return [client for client in range(64) if pybullet.isConnected(client)]
+
+    config = EvaluationConfig(
+        policy="scripted", weights="", scene="D", calvin_root="", executed_steps=5, max_steps=5, image_px=16,
+        renderer="tiny", fast_drawing=False, backend="gr2", seed=0,
+    )  # fmt: skip
+    before = connected()
+    for index in range(2):
+        _run_jobs(config, [Job(control="calvin", kind="open_drawer", index=index)], "none", tmp_path)
+    assert connected() == before
 
 
 @pytest.mark.parametrize(

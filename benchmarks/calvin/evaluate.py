@@ -29,6 +29,7 @@ from ..policies import open_policy
 from .episodes import as_record, chain_start, run_chain, sequence_start, task_start
 from .films import Film, write_sheet
 from .results import fingerprint, provenance, published, summarize, table
+from .scripted_policy import ScriptedPolicy
 from .sequences import official_sequences
 
 Films = Literal["none", "failed", "all"]
@@ -76,6 +77,8 @@ def _run_jobs(config: EvaluationConfig, jobs: Sequence[Job], films: Films, folde
     """Run test episodes in this process."""
     import torch
 
+    from ...gr_model.remote import RemotePolicy
+
     torch.set_num_threads(1)
     env = _open_world(config)
     instructions = evaluation_sentences(Path(config.calvin_root) if config.calvin_root else None)
@@ -108,6 +111,8 @@ def _run_jobs(config: EvaluationConfig, jobs: Sequence[Job], films: Films, folde
                 record["counters"] = dict(control.controller.counters)
             records.append(record)
     finally:
+        if isinstance(policy, ScriptedPolicy | RemotePolicy):
+            policy.close()
         env.close()
     return records
 

@@ -50,3 +50,7 @@ class ScriptedPolicy:
             dt=1 / CONTROL_HZ,
             start_time=observation.time,
         )
+
+    def close(self) -> None:
+        """Let go of the twin."""
+        self.twin.close()
