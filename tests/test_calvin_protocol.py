@@ -90,6 +90,27 @@ def test_on_calvins_files_the_official_simulator_is_repeated_to_the_last_bit(let
     env.close()
 
 
+LAST_BLOCK_XYZ = {
+    "C_button_off": [0.1515779282849761, 0.07581489602290861, 0.4609775724534588],
+    "switch_off": [0.07988954516942037, 0.11074599062739057, 0.46099007642971424],
+    "drawer_open": [0.04348669832234439, 0.08623548204096733, 0.46098919507711306],
+}
+"""Where calvin_env 797142c has the third block after these replays [m]: it tells in which order contacts came."""
+
+
+@needs_recordings
+@pytest.mark.parametrize("name", list(LAST_BLOCK_XYZ))
+def test_contacts_come_in_the_order_of_the_official_simulator(name: str) -> None:
+    episodes = json.loads((GOLDEN / "trajectories.json").read_text())["episodes"]
+    episode = next(one for one in episodes if one["name"] == name)
+    env = PlayTable(episode["scene"][-1], calvin_root=GOLDEN.parent, render_mode=None)
+    seen, _ = env.reset(options={kind: episode[f"initial_{kind}"] for kind in ("robot_obs", "scene_obs")})
+    for action in episode["commanded_rel_actions"]:
+        seen, *_ = env.step(np.array(action))
+    env.close()
+    assert seen["scene_obs"][18:21].tolist() == LAST_BLOCK_XYZ[name]
+
+
 @needs_recordings
 def test_pictures_and_depth_on_calvins_files_are_those_recorded() -> None:
     with np.load(GOLDEN / "rollouts" / "rollout_D.npz", allow_pickle=False) as file:

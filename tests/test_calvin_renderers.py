@@ -18,6 +18,7 @@ from gr2.benchmarks.calvin.gallery import pictures
 from gr2.benchmarks.calvin.official import OfficialTable
 from gr2.benchmarks.calvin.speed import speed
 from gr2.benchmarks.doctor import run_probe
+from gr2.benchmarks.playtable.cameras import CameraConfig, Renderer
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.gr_model.errors import ConfigError, EnvironmentMissing
 
@@ -99,18 +100,25 @@ def test_egl_draws_the_pictures_of_the_dataset_from_the_first_one_on() -> None:
 
 @pytest.mark.skipif(not has_official, reason="calvin_env is not installed (docs/calvin.md)")
 @needs_calvin
-@pytest.mark.parametrize("letter", ["A", "D"])
-def test_the_official_simulator_moves_and_draws_the_same_bits(letter: str) -> None:
+@pytest.mark.parametrize("letter", ["A", "B", "C", "D"])
+@pytest.mark.parametrize("renderer", ["tiny", "egl"])
+def test_the_official_simulator_moves_and_draws_the_same_bits(letter: str, renderer: Renderer) -> None:
+    if renderer == "egl" and not egl_works():
+        pytest.skip("EGL is not available here (gr2 doctor)")
     with np.load(CALVIN / "golden" / "rollouts" / f"rollout_{letter}.npz", allow_pickle=False) as file:
-        actions = file["rel_actions"][:60]
+        actions = file["rel_actions"][:120]
         start = {"robot_obs": file["neutral_robot_obs"], "scene_obs": file["initial_scene_obs"]}
-    worlds = [OfficialTable(letter), PlayTable(letter, calvin_root=CALVIN, render_mode=None)]
+    camera = CameraConfig(renderer=renderer)
+    worlds = [
+        OfficialTable(letter, camera=camera),
+        PlayTable(letter, calvin_root=CALVIN, camera=camera, render_mode=None),
+    ]
     for world in worlds:
         world.reset(options=start)
     for step, action in enumerate(actions):
-        seen = [world.observe("", images=step % 20 == 0) for world in worlds]
+        seen = [world.observe("", images=step % 12 == 0) for world in worlds]
         for name in seen[0].images:
-            assert np.array_equal(seen[0].images[name], seen[1].images[name])
+            assert np.array_equal(seen[0].images[name], seen[1].images[name]), (step, name)
         assert np.array_equal(seen[0].tool_quaternion, seen[1].tool_quaternion)
         for world, one in zip(worlds, seen, strict=True):
             world.step_pose(world.robot_obs()[:3] + 0.02 * action[:3], one.tool_quaternion, float(action[6] > 0))
@@ -139,6 +147,12 @@ def test_the_gallery_shows_four_scenes(tmp_path: Path) -> None:
     rows = sheet[22:].reshape(4, 204, *sheet.shape[1:])[:, :200]
     assert rows.shape[2] == 404 and rows.std(axis=(1, 2)).min() > 10
     assert np.abs(np.diff(rows.mean(axis=(1, 2)), axis=0)).max(axis=1).min() > 3  # no scene twice
+
+
+def test_a_gallery_of_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ends in \.png or \.webp, got '\.gif'"):
+        pictures(out=tmp_path / "scenes.gif")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_speed_of_nothing_is_refused() -> None:

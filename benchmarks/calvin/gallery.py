@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ...data_pipeline.files import write_bytes
 from ...gr_model.contracts import Array
-from ...gr_model.errors import EnvironmentMissing
+from ...gr_model.errors import ConfigError, EnvironmentMissing
 from ..playtable.cameras import CameraConfig
 from ..playtable.environment import CAMERAS, PlayTable
-from ..playtable.robot import FINGER_OPEN
 from ..playtable.sampling import sample_scene
-from ..playtable.scenes import NEUTRAL_JOINTS
+from .episodes import start_state
 
 _PX, _GAP, _CAPTION = 200, 4, 22
 _TIMED = 5
@@ -28,7 +29,12 @@ def pictures(*, out: Path = Path("runs/scenes.png"), calvin_root: Path | None = 
         out: the sheet; its name ends in .png or .webp.
         calvin_root: a clone of mees/calvin, for columns with the official files.
         seed: of the places of blocks, doors and lights, the same in every column.
+
+    Raises:
+        ConfigError: `out` is no name of such a picture.
     """
+    if out.suffix not in (".png", ".webp"):
+        raise ConfigError(f"--out {out}: expected a name that ends in .png or .webp, got {out.suffix!r}; mend it.")
     ways: list[tuple[str, Path | None, CameraConfig]] = [("built-in", None, CameraConfig())]
     if calvin_root is not None:
         ways += [
@@ -42,8 +48,9 @@ def pictures(*, out: Path = Path("runs/scenes.png"), calvin_root: Path | None = 
             columns.append(_column(name, list(_scenes(root, camera, seed))))
         except EnvironmentMissing as error:
             print(error)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(columns, axis=1)).save(out)
+    encoded = io.BytesIO()
+    Image.fromarray(np.concatenate(columns, axis=1)).save(encoded, format=out.suffix[1:], quality=70)
+    write_bytes(out, encoded.getvalue())
     print(out)
     return 0
 
@@ -53,10 +60,7 @@ def _scenes(root: Path | None, camera: CameraConfig, seed: int) -> Iterator[tupl
     for name in "ABCD":
         env = PlayTable(name, calvin_root=root, camera=camera, render_mode=None)
         try:
-            robot_obs = np.zeros(15)
-            robot_obs[6], robot_obs[7:14], robot_obs[14] = 2 * FINGER_OPEN, NEUTRAL_JOINTS, 1.0
-            scene_obs = sample_scene(env.spec_scene, np.random.default_rng(seed))
-            env.reset(options={"robot_obs": robot_obs, "scene_obs": scene_obs})
+            start_state(env, sample_scene(env.spec_scene, np.random.default_rng(seed)))
             times = []
             for _ in range(_TIMED):
                 begin = time.perf_counter()

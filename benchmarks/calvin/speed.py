@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import tempfile
 import time
@@ -20,6 +21,7 @@ from ..playtable.tasks import ALL_TASKS
 from ..playtable.world import World
 from .episodes import sequence_start
 from .evaluate import EvaluationConfig, Job, run_evaluation
+from .official import OfficialTable
 from .sequences import official_sequences
 
 _CHUNK, _MAX_STEPS = 10, 360
@@ -73,11 +75,12 @@ def speed(
     """
     if min(sequences, rounds, workers) < 1:
         raise ConfigError("speed: expected at least one sequence, round and worker; mend the numbers.")
-    pieces = dict(_pieces(calvin_root, official=official, sequences=sequences, workers=workers))
-    figures: dict[str, list[float]] = {name: [] for name in pieces}
-    for _ in range(rounds):
-        for name, work in pieces.items():
-            figures[name].append(work())
+    with contextlib.ExitStack() as open_worlds:
+        pieces = _pieces(calvin_root, open_worlds, official=official, sequences=sequences, workers=workers)
+        figures: dict[str, list[float]] = {name: [] for name in pieces}
+        for _ in range(rounds):
+            for name, work in pieces.items():
+                figures[name].append(work())
     print(f"{'':44}{'median':>9}{'range':>20}")
     for name, values in figures.items():
         print(f"{name:44}{statistics.median(values):9.1f}{min(values):11.1f} to {max(values):.1f}")
@@ -92,30 +95,32 @@ _THEIRS, _OURS = "CALVIN's loop [control steps/s]", "our evaluation [control ste
 
 
 def _pieces(
-    calvin_root: Path | None, *, official: bool, sequences: int, workers: int
-) -> list[tuple[str, Callable[[], float]]]:
+    calvin_root: Path | None, open_worlds: contextlib.ExitStack, *, official: bool, sequences: int, workers: int
+) -> dict[str, Callable[[], float]]:
     def table(*, fast: bool = False, renderer: Renderer = "tiny") -> PlayTable:
         camera = CameraConfig(fast=fast, renderer=renderer)
-        return PlayTable("D", camera=camera, calvin_root=calvin_root, render_mode=None)
+        env = PlayTable("D", camera=camera, calvin_root=calvin_root, render_mode=None)
+        open_worlds.callback(env.close)
+        return env
 
     theirs: World = (plain := table())
-    pieces: list[tuple[str, Callable[[], float]]] = [("physics, ours [control steps/s]", lambda: _physics(plain))]
+    pieces: dict[str, Callable[[], float]] = {"physics, ours [control steps/s]": lambda: _physics(plain)}
     if official:
-        from .official import OfficialTable
-
         theirs, blind = OfficialTable("D"), OfficialTable("D", draws=False)
-        pieces.append(("physics, official [control steps/s]", lambda: _physics(blind)))
-    pieces.append((f"pictures {CALVIN_PX[0]} + {CALVIN_PX[1]} px [pairs/s]", lambda: _pictures(plain)))
+        open_worlds.callback(theirs.close)
+        open_worlds.callback(blind.close)
+        pieces["physics, official [control steps/s]"] = lambda: _physics(blind)
+    pieces[f"pictures {CALVIN_PX[0]} + {CALVIN_PX[1]} px [pairs/s]"] = lambda: _pictures(plain)
     if calvin_root is not None:
         light = table(fast=True)
-        pieces.append(("pictures, light arm [pairs/s]", lambda: _pictures(light)))
+        pieces["pictures, light arm [pairs/s]"] = lambda: _pictures(light)
     try:
         egl = table(renderer="egl")
-        pieces.append(("pictures, EGL [pairs/s]", lambda: _pictures(egl)))
+        pieces["pictures, EGL [pairs/s]"] = lambda: _pictures(egl)
     except EnvironmentMissing as error:
         print(error)
-    pieces.append((_THEIRS, lambda: _official_loop(theirs, draws=not official)))
-    pieces.append((_OURS, lambda: _our_evaluation(calvin_root, sequences, workers)))
+    pieces[_THEIRS] = lambda: _official_loop(theirs, draws=not official)
+    pieces[_OURS] = lambda: _our_evaluation(calvin_root, sequences, workers)
     return pieces
 
 
