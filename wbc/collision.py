@@ -1,4 +1,4 @@
-"""Distances of an arm to itself and to obstacles, with their gradients by the joints."""
+"""Distances of an arm to itself, to obstacles and to the border of its workspace, with gradients by the joints."""
 
 from __future__ import annotations
 
@@ -7,35 +7,50 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..gr_model.errors import ConfigError
 from .geometry import closest_on_segments, point_separation, segments_to_box
 from .kinematics import ArmPose, cross
-from .robots import RobotModel
-from .transforms import Array, matrix_from_quaternion
+from .robots import Capsule, RobotModel
+from .transforms import Array, matrix_from_quaternion, matrix_from_rpy
+
+Vector = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plane:
     """A half-space to stay out of: `normal . x < offset` is forbidden (base frame, normal of unit length)."""
 
-    normal: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    normal: Vector = (0.0, 0.0, 1.0)
     offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sphere:
-    """A ball: centre [m] in the base frame, radius [m]."""
+    """A ball: centre [m] in the base frame, radius [m], velocity [m/s]."""
 
-    center: tuple[float, float, float]
+    center: Vector
     radius: float
+    velocity: Vector = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rod:
+    """A capsule that is an obstacle: ends of its segment [m] in the base frame, radius [m], velocity [m/s]."""
+
+    start: Vector
+    end: Vector
+    radius: float
+    velocity: Vector = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
-    """A box: centre [m] and orientation xyzw in the base frame, half edge lengths [m]."""
+    """A box: centre [m] and orientation xyzw in the base frame, half edge lengths [m], velocity [m/s]."""
 
-    center: tuple[float, float, float]
-    half_extents: tuple[float, float, float]
+    center: Vector
+    half_extents: Vector
     quaternion: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 1.0)
+    velocity: Vector = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +63,10 @@ class CollisionConfig:
     approach_deceleration: deceleration of the allowed approach farther out [m/s^2].
     influence: distance beyond which pairs are left out of the optimisation [m]; best above `speed^2 / (2
         approach_deceleration)`.
-    plane, spheres, boxes: obstacles, base frame.
+    plane, spheres, rods, boxes: obstacles, base frame; what moves is carried on at its velocity.
+    workspace: least and greatest position of the tool [m], base frame; None for no border.
+    attached: a grasped object as a capsule in the tool frame (its `link` is ignored); it is kept clear of
+        obstacles and of the links that the gripper's own capsules are kept clear of.
     first_link: the first link that is checked against obstacles; the ones before it are part of the mounting.
     """
 
@@ -59,8 +77,21 @@ class CollisionConfig:
     influence: float = 0.1
     plane: Plane | None = None
     spheres: tuple[Sphere, ...] = ()
+    rods: tuple[Rod, ...] = ()
     boxes: tuple[Box, ...] = ()
+    workspace: tuple[Vector, Vector] | None = None
+    attached: Capsule | None = None
     first_link: int = 2
+
+    def __post_init__(self) -> None:
+        shapes = (*self.spheres, *self.rods, *self.boxes, *([self.plane] if self.plane else []))
+        for shape in shapes:
+            values = [getattr(shape, name) for name in shape.__dataclass_fields__]
+            numbers = np.concatenate([np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in values])
+            if not np.all(np.isfinite(numbers)):
+                raise ConfigError(f"collision: expected finite numbers in {shape}; leave out what was not measured.")
+        if self.workspace is not None and not np.all(np.less(*self.workspace)):
+            raise ConfigError(f"collision.workspace: expected least below greatest, got {self.workspace}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,29 +100,36 @@ class Clearances:
 
     distances: `[p]` [m], negative in penetration.
     gradients: `[p j]` derivatives by the joint positions [m/rad].
+    drifts: `[p]` change of the distances by the obstacles' own motion [m/s].
+    poses: `[p]` index of the joint vector that each row belongs to; zeros where there was one.
     nearest: no distance, near or not, is below this [m].
     """
 
     distances: Array
     gradients: Array
+    drifts: Array
+    poses: np.ndarray
     nearest: float
 
 
 class _Near(NamedTuple):
-    """Near pairs of one kind: the witness points and normals `[p 3]`, and which joints move them `[p j]`."""
+    """Near pairs of one kind: witness points, normals `[p 3]`, which joints move them `[p j]`, drift, pose."""
 
     distances: Array
     points: Array
     normals: Array
     moved: Array
+    drifts: Array
+    poses: np.ndarray
     nearest: float
 
 
-def _reach(robot: RobotModel) -> Array:
+def _reach(robot: RobotModel, capsules: tuple[Capsule, ...]) -> Array:
     """Bound, for each joint `[j]`, how far [m] from its origin any point of the capsules it moves can be."""
     lengths = np.linalg.norm(robot.joint_positions, axis=1)
     extents = np.zeros(robot.num_joints + 1)
-    for capsule in robot.capsules:
+    extents[-1] = float(np.linalg.norm(robot.tool_position))
+    for capsule in capsules:
         far = max(float(np.linalg.norm(capsule.start)), float(np.linalg.norm(capsule.end)))
         extents[capsule.link] = max(extents[capsule.link], far + capsule.radius)
     reach = np.zeros(robot.num_joints)
@@ -105,87 +143,186 @@ def _reach(robot: RobotModel) -> Array:
 class CollisionModel:
     """All watched pairs of one robot and its obstacles.
 
-    num_pairs: number of distances; reach: `[j]` greatest change of any distance for a turn of each joint
-        [m/rad].
+    num_pairs: number of distances; reach: `[j]` greatest change of any distance for a turn of each joint [m/rad];
+    fastest_obstacle: greatest speed of an obstacle [m/s].
     """
 
     def __init__(self, robot: RobotModel, config: CollisionConfig) -> None:
-        """Lay out the pairs: capsules against capsules, spheres, the plane and the boxes."""
-        count = len(robot.capsules)
-        exposed = [i for i, capsule in enumerate(robot.capsules) if capsule.link >= config.first_link]
-        pairs = list(robot.self_pairs) if config.self_collision else []
-        pairs += [(i, count + k) for k in range(len(config.spheres)) for i in exposed]
-        starts = [c.start for c in robot.capsules] + [s.center for s in config.spheres]
-        ends = [c.end for c in robot.capsules] + [s.center for s in config.spheres]
-        self._links = np.array([c.link for c in robot.capsules] + [0] * len(config.spheres))
-        self._radii = np.array([c.radius for c in robot.capsules] + [s.radius for s in config.spheres])
-        self._ends = np.array([starts, ends]).transpose(1, 2, 0)
+        """Lay out the pairs: capsules against capsules, spheres and rods, the plane, boxes and the workspace."""
+        capsules, pairs = robot.capsules, list(robot.self_pairs) if config.self_collision else []
+        if config.attached is not None:
+            capsules, pairs = _with_attached(robot, config.attached, pairs)
+        count = len(capsules)
+        exposed = [i for i, capsule in enumerate(capsules) if capsule.link >= config.first_link]
+        obstacles = [(s.center, s.center, s.radius, s.velocity) for s in config.spheres]
+        obstacles += [(r.start, r.end, r.radius, r.velocity) for r in config.rods]
+        pairs = pairs + [(i, count + k) for k in range(len(obstacles)) for i in exposed]
+        self._links = np.array([c.link for c in capsules])
+        self._ends = np.array([[c.start for c in capsules], [c.end for c in capsules]]).transpose(1, 2, 0)
+        self._obstacles = np.array([[o[0] for o in obstacles], [o[1] for o in obstacles]]).reshape(2, -1, 3)
+        self._velocities = np.array([o[3] for o in obstacles], dtype=np.float64).reshape(-1, 3)
+        self._radii = np.array([c.radius for c in capsules] + [o[2] for o in obstacles])
         self._first = np.array([a for a, _ in pairs], dtype=np.intp)
         self._second = np.array([b for _, b in pairs], dtype=np.intp)
         self._pair_radii = self._radii[self._first] + self._radii[self._second]
         self._exposed = np.array(exposed, dtype=np.intp)
-        self._plane = config.plane
+        self._both_ends = np.concatenate([self._exposed, self._exposed])
+        self._plane, self._workspace, self._clearance = config.plane, config.workspace, config.clearance
         self._boxes = [
-            (np.array(b.center), matrix_from_quaternion(b.quaternion), np.array(b.half_extents)) for b in config.boxes
+            (
+                np.array(b.center),
+                matrix_from_quaternion(b.quaternion),
+                np.array(b.half_extents),
+                np.array(b.velocity, dtype=np.float64),
+            )
+            for b in config.boxes
         ]
-        self._moved = (np.arange(robot.num_joints)[None, :] < self._links[:, None]).astype(np.float64)
-        self._pair_moved = self._moved[self._first] - self._moved[self._second]
-        self.reach = _reach(robot)
-        self.num_pairs = len(pairs) + len(exposed) * (2 * (config.plane is not None) + len(config.boxes))
+        joints = np.arange(robot.num_joints)
+        self._moved = (joints[None, :] < self._links[:, None]).astype(np.float64)
+        moved = np.concatenate([self._moved, np.zeros((len(obstacles), robot.num_joints))])
+        self._pair_moved = moved[self._first] - moved[self._second]
+        all_velocities = np.concatenate([np.zeros((count, 3)), self._velocities])
+        self._pair_velocities = all_velocities[self._second]
+        self.reach = _reach(robot, capsules)
+        speeds = [float(np.linalg.norm(v)) for v in [*self._velocities, *(b[3] for b in self._boxes)]]
+        self.fastest_obstacle = max(speeds, default=0.0)
+        self.num_pairs = (
+            len(pairs)
+            + len(exposed) * (2 * (config.plane is not None) + len(config.boxes))
+            + 6 * (config.workspace is not None)
+        )
 
-    def clearances(self, pose: ArmPose, within: float = np.inf) -> Clearances:
+    def clearances(self, pose: ArmPose, within: float = np.inf, elapsed: float | Array = 0.0) -> Clearances:
         """Return the distances below `within` [m] and their gradients.
 
-        Order: capsule pairs, spheres, plane (both ends of each capsule), boxes.
+        Order: capsule pairs, spheres and rods, plane (both ends of each capsule), boxes, workspace.
+
+        Args:
+            pose: one pose of the arm, or many along a leading axis `m`.
+            within: pairs farther apart are left out [m].
+            elapsed: time since the obstacles were where the configuration says [s], one number or `[m]`.
         """
-        rotations = pose.frames[self._links, :3, :3]
-        ends = rotations @ self._ends + pose.frames[self._links, :3, 3, None]
-        starts, stops = ends[:, :, 0], ends[:, :, 1]
+        frames = pose.frames if pose.frames.ndim == 4 else pose.frames[None]
+        count, joints = len(frames), len(self.reach)
+        passed = np.broadcast_to(np.asarray(elapsed, dtype=np.float64), (count,))
+        carriers = frames[:, self._links]
+        ends = carriers[..., :3, :3] @ self._ends + carriers[..., :3, 3:]
+        starts, stops = ends[..., 0], ends[..., 1]
         found = []
         if len(self._first):
-            found.append(self._pairs(starts, stops, within))
+            found.append(self._pairs(starts, stops, within, passed))
         if self._plane is not None:
             found.append(self._against_plane(self._plane, starts, stops, within))
-        found += [self._against_box(box, starts, stops, within) for box in self._boxes]
+        found += [self._against_box(box, starts, stops, within, passed) for box in self._boxes]
+        if self._workspace is not None:
+            found.append(self._against_workspace(self._workspace, pose.tool.reshape(count, 4, 4), within))
         if not found:
-            return Clearances(distances=np.empty(0), gradients=np.empty((0, len(self.reach))), nearest=np.inf)
+            none = np.empty(0)
+            return Clearances(
+                distances=none,
+                gradients=np.empty((0, joints)),
+                drifts=none,
+                poses=np.empty(0, dtype=np.intp),
+                nearest=np.inf,
+            )
         near = found[0] if len(found) == 1 else _joined(found)
-        gradients = near.normals @ pose.moments.T + cross(near.points, near.normals) @ pose.axes.T
-        return Clearances(distances=near.distances, gradients=gradients * near.moved, nearest=near.nearest)
+        turning = cross(near.points, near.normals)
+        if count == 1:
+            moments, axes = pose.moments.reshape(joints, 3), pose.axes.reshape(joints, 3)
+            gradients = near.normals @ moments.T + turning @ axes.T
+        else:
+            moments, axes = pose.moments[near.poses], pose.axes[near.poses]
+            gradients = (moments @ near.normals[..., None] + axes @ turning[..., None])[..., 0]
+        return Clearances(
+            distances=near.distances,
+            gradients=gradients * near.moved,
+            drifts=near.drifts,
+            poses=near.poses,
+            nearest=near.nearest,
+        )
 
-    def _pairs(self, starts: Array, stops: Array, within: float) -> _Near:
-        a, b = self._first, self._second
-        point_a, point_b = closest_on_segments(starts[a], stops[a], starts[b], stops[b])
+    def _pairs(self, starts: Array, stops: Array, within: float, passed: Array) -> _Near:
+        if len(self._velocities):
+            shift = self._velocities * passed[:, None, None]
+            starts = np.concatenate([starts, self._obstacles[0] + shift], axis=1)
+            stops = np.concatenate([stops, self._obstacles[1] + shift], axis=1)
+        a, b, width = self._first, self._second, len(self._first)
+        point_a, point_b = closest_on_segments(
+            starts[:, a].reshape(-1, 3),
+            stops[:, a].reshape(-1, 3),
+            starts[:, b].reshape(-1, 3),
+            stops[:, b].reshape(-1, 3),
+        )
         distance, normal = point_separation(point_a, point_b)
-        distance = distance - self._pair_radii
+        distance = (distance.reshape(-1, width) - self._pair_radii).ravel()
         near = np.flatnonzero(distance < within)
-        return _Near(distance[near], point_a[near], normal[near], self._pair_moved[near], float(distance.min()))
+        pair, normals = near % width, normal[near]
+        return _Near(
+            distance[near],
+            point_a[near],
+            normals,
+            self._pair_moved[pair],
+            -(normals * self._pair_velocities[pair]).sum(-1),
+            near // width,
+            float(distance.min()),
+        )
 
     def _against_plane(self, plane: Plane, starts: Array, stops: Array, within: float) -> _Near:
-        normal = np.array(plane.normal)
-        points = np.concatenate([starts[self._exposed], stops[self._exposed]])
-        who = np.concatenate([self._exposed, self._exposed])
-        distance = points @ normal - plane.offset - self._radii[who]
+        normal, width = np.array(plane.normal), len(self._both_ends)
+        points = np.concatenate([starts[:, self._exposed], stops[:, self._exposed]], axis=1).reshape(-1, 3)
+        distance = (points @ normal).reshape(-1, width) - plane.offset - self._radii[self._both_ends]
+        distance = distance.ravel()
         near = np.flatnonzero(distance < within)
         normals = np.tile(normal, (len(near), 1))
-        return _Near(distance[near], points[near], normals, self._moved[who[near]], float(distance.min()))
+        moved = self._moved[self._both_ends[near % width]]
+        still = np.zeros(len(near))
+        return _Near(distance[near], points[near], normals, moved, still, near // width, float(distance.min()))
 
-    def _against_box(self, box: tuple[Array, Array, Array], starts: Array, stops: Array, within: float) -> _Near:
-        center, rotation, half = box
-        start, stop = (starts[self._exposed] - center) @ rotation, (stops[self._exposed] - center) @ rotation
+    def _against_box(
+        self, box: tuple[Array, Array, Array, Array], starts: Array, stops: Array, within: float, passed: Array
+    ) -> _Near:
+        center, rotation, half, velocity = box
+        centers = (center + passed[:, None] * velocity)[:, None]
+        width = len(self._exposed)
+        start = ((starts[:, self._exposed] - centers) @ rotation).reshape(-1, 3)
+        stop = ((stops[:, self._exposed] - centers) @ rotation).reshape(-1, 3)
         gap = np.maximum(np.minimum(start, stop) - half, -half - np.maximum(start, stop))
-        bound = np.sqrt(np.square(np.maximum(gap, 0.0)).sum(-1)) - self._radii[self._exposed]
+        radii = np.tile(self._radii[self._exposed], len(starts))
+        bound = np.sqrt(np.square(np.maximum(gap, 0.0)).sum(-1)) - radii
         chosen = np.flatnonzero(bound < within)
         if len(chosen) == 0:
-            empty = np.empty((0, 3))
-            return _Near(np.empty(0), empty, empty, self._moved[:0], float(bound.min()))
+            none, empty = np.empty(0), np.empty((0, 3))
+            return _Near(none, empty, empty, self._moved[:0], none, np.empty(0, dtype=np.intp), float(bound.min()))
         distances, points, normals = segments_to_box(start[chosen], stop[chosen], half)
-        links = self._exposed[chosen]
-        distances = distances - self._radii[links]
+        distances = distances - radii[chosen]
         near = np.flatnonzero(distances < within)
         nearest = min(float(np.delete(bound, chosen).min(initial=np.inf)), float(distances.min()))
-        points, normals = points[near] @ rotation.T + center, normals[near] @ rotation.T
-        return _Near(distances[near], points, normals, self._moved[links[near]], nearest)
+        poses, links = chosen[near] // width, self._exposed[chosen[near] % width]
+        points, normals = points[near] @ rotation.T + centers[poses, 0], normals[near] @ rotation.T
+        return _Near(distances[near], points, normals, self._moved[links], -(normals @ velocity), poses, nearest)
+
+    def _against_workspace(self, workspace: tuple[Vector, Vector], tools: Array, within: float) -> _Near:
+        """Measure the tool's way to each wall so that the tool itself may go as far as the wall."""
+        points = tools[:, :3, 3]
+        distance = np.concatenate([points - workspace[0], workspace[1] - points], axis=1).ravel() + self._clearance
+        near = np.flatnonzero(distance < within)
+        normals = np.concatenate([np.eye(3), -np.eye(3)])[near % 6]
+        moved = np.ones((len(near), len(self.reach)))
+        still = np.zeros(len(near))
+        return _Near(distance[near], points[near // 6], normals, moved, still, near // 6, float(distance.min()))
+
+
+def _with_attached(
+    robot: RobotModel, attached: Capsule, pairs: list[tuple[int, int]]
+) -> tuple[tuple[Capsule, ...], list[tuple[int, int]]]:
+    """Add a grasped object, given in the tool frame, to the last link; it meets what that link's capsules meet."""
+    last = robot.num_joints
+    rotation = matrix_from_rpy(robot.tool_rpy)
+    ends = [(rotation @ np.asarray(p) + robot.tool_position).tolist() for p in (attached.start, attached.end)]
+    grasped = Capsule(link=last, start=tuple(ends[0]), end=tuple(ends[1]), radius=attached.radius)
+    tail = {i for i, capsule in enumerate(robot.capsules) if capsule.link == last}
+    others = sorted({a for a, b in pairs if b in tail} | {b for a, b in pairs if a in tail})
+    return (*robot.capsules, grasped), pairs + [(i, len(robot.capsules)) for i in others]
 
 
 def _joined(parts: list[_Near]) -> _Near:
@@ -195,5 +332,7 @@ def _joined(parts: list[_Near]) -> _Near:
         np.concatenate([p.points for p in parts]),
         np.concatenate([p.normals for p in parts]),
         np.concatenate([p.moved for p in parts]),
+        np.concatenate([p.drifts for p in parts]),
+        np.concatenate([p.poses for p in parts]),
         min(p.nearest for p in parts),
     )

@@ -13,7 +13,7 @@ from .transforms import Array, hat, matrix_from_rpy, pose_matrix
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmPose:
-    """Where everything is at one joint vector; all in the base frame.
+    """Where everything is at one joint vector, or at many along a leading axis; all in the base frame.
 
     frames: `[j+1 4 4]` poses of the links, the base first.
     tool: `[4 4]` pose of the tool, `T_base_tool`.
@@ -71,6 +71,25 @@ class Kinematics:
         jacobian = np.empty((6, len(q)))
         jacobian[:3] = (moments + axes @ hat(tool[:3, 3])).T
         jacobian[3:] = axes.T
+        return ArmPose(frames=frames, tool=tool, axes=axes, moments=moments, jacobian=jacobian)
+
+    def forward_many(self, q: Array) -> ArmPose:
+        """Place every link and the tool at many joint vectors `q` `[m j]` [rad] at once."""
+        count, joints = q.shape
+        cosine, sine = np.cos(q)[..., None], np.sin(q)[..., None]
+        local = np.broadcast_to(self._origins, (count, joints, 4, 4)).copy()
+        local[..., 0] = cosine * self._origins_x + sine * self._origins_y
+        local[..., 1] = cosine * self._origins_y - sine * self._origins_x
+        frames = np.empty((count, joints + 1, 4, 4))
+        frames[:, 0] = np.eye(4)
+        for index in range(joints):
+            np.matmul(frames[:, index], local[:, index], out=frames[:, index + 1])
+        tool = frames[:, -1] @ self._tool
+        axes = frames[:, 1:, :3, 2]
+        moments = cross(frames[:, 1:, :3, 3], axes)
+        jacobian = np.empty((count, 6, joints))
+        jacobian[:, :3] = (moments + cross(axes, tool[:, None, :3, 3])).transpose(0, 2, 1)
+        jacobian[:, 3:] = axes.transpose(0, 2, 1)
         return ArmPose(frames=frames, tool=tool, axes=axes, moments=moments, jacobian=jacobian)
 
     def jacobian_derivatives(self, jacobian: Array) -> Array:
