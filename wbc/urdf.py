@@ -1,4 +1,4 @@
-"""Write a robot model as URDF text, with its capsules as geometry, for simulators and for cross-checks."""
+"""Write a robot model as URDF text, with its capsules as geometry and its masses, for simulators."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from .robots import Capsule, RobotModel
+from .robots import Capsule, Inertial, RobotModel
 
 CONTINUOUS_RANGE = 1e3
 """Limit [rad] written for joints without stops, which stay revolute: one number a joint in simulators."""
@@ -31,25 +31,33 @@ def _capsule_shapes(capsule: Capsule) -> list[tuple[str, str]]:
     return shapes
 
 
-def _link(name: str, capsules: list[Capsule]) -> str:
-    inertia = '<inertia ixx="0.01" ixy="0" ixz="0" iyy="0.01" iyz="0" izz="0.01"/>'
-    body = [f'<inertial><mass value="1"/>{inertia}</inertial>']
+def _inertial(body: Inertial) -> str:
+    (xx, xy, xz), (_, yy, yz), (_, _, zz) = body.inertia.tolist()
+    terms = zip(("ixx", "ixy", "ixz", "iyy", "iyz", "izz"), (xx, xy, xz, yy, yz, zz), strict=True)
+    inertia = " ".join(f'{name}="{value:.17g}"' for name, value in terms)
+    origin = f'<origin xyz="{_numbers(body.center)}"/>'
+    return f'<inertial>{origin}<mass value="{body.mass:.17g}"/><inertia {inertia}/></inertial>'
+
+
+def _link(name: str, body: Inertial, capsules: list[Capsule]) -> str:
+    elements = [_inertial(body)]
     for capsule in capsules:
         for geometry, origin in _capsule_shapes(capsule):
             for element in ("visual", "collision"):
-                body.append(f"<{element}>{origin}<geometry>{geometry}</geometry></{element}>")
-    return f'<link name="{name}">' + "".join(body) + "</link>"
+                elements.append(f"<{element}>{origin}<geometry>{geometry}</geometry></{element}>")
+    return f'<link name="{name}">' + "".join(elements) + "</link>"
 
 
 def robot_urdf(model: RobotModel) -> str:
     """Return the URDF of `model`: links `link_0` ... `link_j`, joints `joint_1` ... `joint_j`, and a link
-    `tool`.
+    `tool` without mass.
 
-    Masses are placeholders (1 kg a link): the text serves kinematics, geometry and position control.
+    Joints without stops are written as revolute with limits of `CONTINUOUS_RANGE`.
     """
     parts = [f'<?xml version="1.0"?><robot name="{model.name}">']
     for link in range(model.num_joints + 1):
-        parts.append(_link(f"link_{link}", [c for c in model.capsules if c.link == link]))
+        body = Inertial(float(model.masses[link]), model.mass_centers[link], model.inertias[link])
+        parts.append(_link(f"link_{link}", body, [c for c in model.capsules if c.link == link]))
     for index in range(model.num_joints):
         lower = max(float(model.lower[index]), -CONTINUOUS_RANGE)
         upper = min(float(model.upper[index]), CONTINUOUS_RANGE)
@@ -62,7 +70,7 @@ def robot_urdf(model: RobotModel) -> str:
             f'<limit lower="{lower:.17g}" upper="{upper:.17g}" '
             f'velocity="{model.velocity[index]:.17g}" effort="{model.effort[index]:.17g}"/></joint>'
         )
-    parts.append(_link("tool", []))
+    parts.append(_link("tool", Inertial(0.0, np.zeros(3), np.zeros((3, 3))), []))
     parts.append(
         f'<joint name="tool_joint" type="fixed"><parent link="link_{model.num_joints}"/><child link="tool"/>'
         f'<origin xyz="{_numbers(model.tool_position)}" rpy="{_numbers(model.tool_rpy)}"/></joint></robot>'
