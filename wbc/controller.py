@@ -5,31 +5,31 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ..gr_model.contracts import ActionTrajectory, JointCommand
 from ..gr_model.errors import ConfigError, ControlError
-from . import validation
-from .collision import CollisionConfig
+from . import status, validation
+from .collision import CollisionConfig, CollisionModel
 from .gripper import GripperSchedule
-from .kinematics import ArmPose
-from .reference import SmoothTrajectory, ToolState, resting
-from .robots import RobotModel
-from .smoothing import SmoothingConfig, smooth_chunk
-from .tracking import NOMINAL, TickSolver, TrackingConfig, braked_gain
-from .transforms import Array, rotation_log
+from .optimization import ChunkOptimizer, OptimizationConfig
+from .planning import Chunk, MotionState, chunk_of, optimise, smooth, tool_state
+from .reference import SmoothTrajectory
+from .robots import Capsule, RobotModel
+from .smoothing import SmoothingConfig
+from .splines import JointTrajectory
+from .status import Event, EventLog
+from .supervision import Supervision, SupervisionConfig
+from .tracking import NOMINAL, Tick, TickSolver, TrackingConfig, braked_gain
+from .transforms import Array, matrix_from_quaternion, rotation_log
 
-HOLD, TRACK, UNREACHABLE, EMERGENCY_BRAKE, EMERGENCY_STOP = (
-    "hold",
-    "track",
-    "unreachable",
-    "emergency_brake",
-    "emergency_stop",
-)
-"""Status names of a joint command."""
+Motion = JointTrajectory | SmoothTrajectory
+ON_PLAN = 1e-9
+"""Distance from a plan [rad] below which the commands are on it."""
+CLOCK_SLACK = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,26 +37,30 @@ class ControllerConfig:
     """Everything that can be set on the controller.
 
     tick_hz: ticks a second; every call of `step` counts as one.
+    optimization: the joint-space optimisation of chunks; None follows the smoothed chunk instead.
+    lead: how far ahead of the present tick a new chunk takes over [s]. 0 plans while `accept` holds the controller
+        still, right for simulated time; about 0.02 lets ticks go on in another thread while the chunk is planned.
+    window: how much of a long chunk is planned at once [s]; the rest follows by itself.
     gripper_rate: fastest change of the opening [1/s], None for the robot's own.
     gripper_hysteresis: changes of the gripper command below this are ignored.
-    reanchor_distance, reanchor_angle: a chunk starts from the arm rather than from the reference where they
-        differ by more [m, rad].
-    hold_speed: joint speed [rad/s] below which a finished chunk is frozen; hold_timeout: time after which it
-        is in any case [s].
-    unreachable_distance: remaining tool error [m] of a frozen arm that is reported.
+    hold_speed: joint speed [rad/s] below which the arm counts as standing; hold_timeout: time after which a finished
+        chunk is given up [s].
+    unreachable_distance: remaining tool error [m] of a standing arm that is reported.
     start_tolerance: how far a measured joint may lie beyond its limit at a reset [rad].
     max_events: events kept, the latest ones.
     """
 
     tick_hz: float = 200.0
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
+    optimization: OptimizationConfig | None = field(default_factory=OptimizationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     collision: CollisionConfig = field(default_factory=CollisionConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
+    lead: float = 0.0
+    window: float = 1.5
     gripper_rate: float | None = None
     gripper_hysteresis: float = 0.05
-    reanchor_distance: float = 0.01
-    reanchor_angle: float = 0.05
-    hold_speed: float = 0.005
+    hold_speed: float = 0.01
     hold_timeout: float = 1.0
     unreachable_distance: float = 0.005
     start_tolerance: float = 0.05
@@ -71,35 +75,54 @@ class ControllerConfig:
                 raise ConfigError(
                     f"tracking.{name}: expected a number in (0, 1], got {value}; 1 uses the robot's limits."
                 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Something worth a line in a log: time [s], code, and a sentence."""
-
-    time: float
-    code: str
-    detail: str
+        if not (0.0 <= self.lead <= 1.0 and 0.2 <= self.window <= 60.0):
+            raise ConfigError(f"expected lead in 0..1 s and window in 0.2..60 s, got {self.lead} and {self.window}.")
 
 
 class WholeBodyController:
     """Follows chunks of tool poses with one arm.
 
-    events: the latest events; counters: how often each code occurred, ticks included.
+    All methods may be called from several threads; a tick waits for a chunk only while `accept` swaps it in (with a
+    `lead`) or plans it (without).
     """
 
     def __init__(self, robot: RobotModel, config: ControllerConfig = ControllerConfig()) -> None:
         """Prepare for `robot`; call `reset` with the measured state before anything else."""
         self.robot, self.config = robot, config
         self.dt = 1.0 / config.tick_hz
-        self.events: deque[Event] = deque(maxlen=config.max_events)
-        self.counters: Counter[str] = Counter()
+        self._log = EventLog(config.max_events)
         self._solver = TickSolver(robot, config.tracking, config.collision, self.dt)
-        self._lock = threading.Lock()
-        self._started = self._stopped = False
+        self._optimizer: ChunkOptimizer | None = None
+        if config.optimization is not None:
+            scales = (config.tracking.velocity_scale, config.tracking.acceleration_scale)
+            self._optimizer = ChunkOptimizer(robot, config.optimization, scales)
+        self._supervision = Supervision(config.supervision, self.dt)
+        self._lock, self._planning = threading.RLock(), threading.Lock()
+        self._collision, self._scene_time = config.collision, 0.0
+        self._started, self._stop = False, ""
+
+    @property
+    def events(self) -> deque[Event]:
+        """The latest events, changes of status among them."""
+        return self._log.events
+
+    @property
+    def counters(self) -> Counter[str]:
+        """How often each code occurred."""
+        return self._log.counters
+
+    @property
+    def status(self) -> str:
+        """The status of the last tick, one of `status.STATUSES`."""
+        return self._log.status
+
+    @property
+    def residual(self) -> float:
+        """Distance [m] of the tool from the last waypoint of the chunk, where that turned out unreachable; else 0."""
+        return self._residual if self._log.status == status.UNREACHABLE else 0.0
 
     def reset(self, joint_positions: npt.ArrayLike, gripper: float, time: float) -> None:
-        """Start from the measured state, at rest; also releases an emergency stop.
+        """Start from the measured state, at rest; also releases a stop.
 
         Args:
             joint_positions: `[j]` measured [rad].
@@ -123,34 +146,46 @@ class WholeBodyController:
                 "move the arm inside first."
             )
         with self._lock:
-            self._q, self._dq = inside, np.zeros_like(inside)
-            pose = self._solver.kinematics.forward(inside)
+            self._q, self._dq, self._ddq = inside, np.zeros_like(inside), np.zeros_like(inside)
             self._posture = inside
-            self._anchor = resting(pose.tool[:3, 3].copy(), pose.tool[:3, :3].copy())
-            self._reference = (self._anchor.position, self._anchor.rotation)
-            self._trajectory: SmoothTrajectory | None = None
-            self._pending: ActionTrajectory | None = None
+            self._motion: Motion | None = None
+            self._chunk: Chunk | None = None
+            self._next: tuple[float, float, Motion, Chunk] | None = None
+            self._rest: Chunk | None = None
             rate = self.config.gripper_rate or self.robot.gripper_rate
             self._gripper = GripperSchedule(gripper, rate, self.config.gripper_hysteresis)
             self._time = self._reference_time = float(time)
+            self._lag = self._residual = 0.0
             self._last_start = -math.inf
-            self._frozen, self._status = True, HOLD
-            self._started, self._stopped = True, False
-            self._record("reset", "started from the measured state")
+            self._stop, self._started = "", True
+            self._supervision.reset()
+            self._log.status = status.HOLD
+            self._log.record(self._time, "reset", "started from the measured state")
 
     def emergency_stop(self) -> None:
         """Brake at the emergency acceleration and stay stopped until `reset`."""
+        self._halt(status.EMERGENCY_STOP, "requested")
+
+    def update_scene(self, collision: CollisionConfig, time: float) -> None:
+        """Replace the obstacles; those with a velocity are carried on from `time` [s]."""
         with self._lock:
-            self._require_started()
-            self._stopped = True
-            self._pending = None
-            self._gripper.hold()
-            self._record("emergency_stop", "requested")
+            if not math.isfinite(time):
+                raise ControlError(f"update_scene: expected a finite time [s], got {time}.")
+            self._collision, self._scene_time = collision, float(time)
+            self._solver.watch(CollisionModel(self.robot, collision), collision)
+
+    def attach(self, capsule: Capsule) -> None:
+        """Keep a grasped object clear too: a capsule in the tool frame [m]; `detach` ends it."""
+        self.update_scene(replace(self._collision, attached=capsule), self._scene_time)
+
+    def detach(self) -> None:
+        """Forget the grasped object."""
+        self.update_scene(replace(self._collision, attached=None), self._scene_time)
 
     def accept(self, trajectory: ActionTrajectory) -> str:
         """Take over a chunk, or leave everything as it was.
 
-        The chunk is smoothed from the state that is being commanded. Poses whose time has passed are
+        The chunk is planned from the state that is being commanded. Poses whose time has passed are
         dropped; a chunk that starts in the future waits until its start, a newer one replaces it.
 
         Returns:
@@ -159,24 +194,43 @@ class WholeBodyController:
         Raises:
             ControlError: the controller was never reset.
         """
-        with self._lock:
-            self._require_started()
-            status = self._judge(trajectory)
-            if status == validation.ACCEPTED and trajectory.start_time > self._reference_time + 0.5 * self.dt:
-                self._pending, self._last_start = trajectory, trajectory.start_time
-                status = validation.PENDING
-            elif status == validation.ACCEPTED:
-                status = self._begin(trajectory)
-            self.counters[status] += 1
-            if status.startswith("rejected"):
-                self._record(status, f"chunk starting at {trajectory.start_time} s refused, motion unchanged")
-            return status
+        with self._planning:
+            with self._lock:
+                self._require_started()
+                verdict = self._judge(trajectory)
+                if verdict == validation.ACCEPTED:
+                    chunk = chunk_of(trajectory)
+                    start = float(trajectory.start_time)
+                    switch = max(self._reference_time + self.config.lead, start)
+                    state = self._state_at(switch)
+                    if state.time == self._reference_time:
+                        verdict = self._take_over(state, chunk, start)
+                if verdict.startswith("rejected") or state.time == self._reference_time:
+                    return self._noted(verdict, trajectory)
+            planned = self._plan(state, chunk)
+            with self._lock:
+                if self._stop:
+                    verdict = validation.REJECTED_STOPPED
+                elif planned is None:
+                    verdict = validation.REJECTED_ROTATION
+                elif state.time < self._reference_time - CLOCK_SLACK or state.earlier is not self._plan_followed():
+                    self.counters["late"] += 1
+                    verdict = self._take_over(self._state_at(self._reference_time), chunk, start, late=True)
+                else:
+                    self._next = (state.time, start, planned, chunk)
+                    self._last_start = start
+                    verdict = validation.PENDING if start > self._reference_time + self.dt else validation.ACCEPTED
+                return self._noted(verdict, trajectory)
 
-    def step(self, time: float) -> JointCommand:
+    def step(self, time: float, measured: npt.ArrayLike | None = None) -> JointCommand:
         """Compute the command for the end of the tick that begins at `time` [s].
 
         A clock that runs backwards or is not finite is recorded; the arm then keeps its
         reference for this tick.
+
+        Args:
+            time: [s].
+            measured: `[j]` measured joints [rad] that answer the last command, for supervision; None for none.
 
         Raises:
             ControlError: the controller was never reset.
@@ -184,132 +238,178 @@ class WholeBodyController:
         with self._lock:
             self._require_started()
             self._advance_clock(time)
-            if self._stopped:
+            reason = "" if self._stop else self._supervision.see(self._q, measured, self._time, self._log)
+            if reason:
+                self._halt(status.PROTECTIVE_STOP, reason)
+            before = self._dq
+            if self._stop:
                 self._dq = self._solver.brake(self._q, self._dq, self._solver.emergency)
-                self._status = EMERGENCY_STOP
+                self._reference_time = max(self._time + self.dt, self._reference_time)
             else:
-                self._begin_pending()
+                self._switch()
                 self._follow()
             self._q = np.clip(self._q + self._dq * self.dt, self.robot.lower, self.robot.upper)
+            self._ddq = (self._dq - before) / self.dt
             opening = self._gripper.step(self._reference_time, self.dt)
             return JointCommand(
-                positions=self._q.copy(), velocities=self._dq.copy(), gripper=opening, status=self._status
+                positions=self._q.copy(), velocities=self._dq.copy(), gripper=opening, status=self._log.status
             )
 
     def _require_started(self) -> None:
         if not self._started:
             raise ControlError("The controller has no state; expected a call of reset with the measured joints first.")
 
-    def _record(self, code: str, detail: str) -> None:
-        self.events.append(Event(time=self._time, code=code, detail=detail))
+    def _halt(self, name: str, reason: str) -> None:
+        with self._lock:
+            self._require_started()
+            self._stop, self._next, self._motion, self._rest = name, None, None, None
+            self._gripper.hold()
+            self._log.become(name, self._time, reason)
+
+    def _noted(self, verdict: str, trajectory: ActionTrajectory) -> str:
+        """Count a verdict; a refusal is an event."""
+        if verdict.startswith("rejected"):
+            self._log.record(self._time, verdict, f"chunk starting at {trajectory.start_time} s refused, motion unchanged")
+        else:
+            self.counters[verdict] += 1
+        return verdict
 
     def _judge(self, trajectory: ActionTrajectory) -> str:
         """Return `ACCEPTED` or why a chunk cannot be taken now."""
-        status = validation.check_chunk(trajectory)
-        if status != validation.ACCEPTED:
-            return status
-        if self._stopped:
+        verdict = validation.check_chunk(trajectory)
+        if verdict != validation.ACCEPTED:
+            return verdict
+        if self._stop:
             return validation.REJECTED_STOPPED
-        if trajectory.start_time <= self._last_start + 1e-9:
+        if trajectory.start_time <= self._last_start + CLOCK_SLACK:
             return validation.REJECTED_ORDER
         if trajectory.start_time + len(trajectory.positions) * trajectory.dt <= self._reference_time + 1e-6:
             return validation.REJECTED_EXPIRED
-        return status
+        return verdict
 
-    def _begin(self, trajectory: ActionTrajectory) -> str:
-        """Smooth a chunk from the commanded state and make it the reference; return its status name."""
-        now = self._reference_time
-        due = trajectory.start_time + (np.arange(len(trajectory.positions)) + 1.0) * trajectory.dt
-        left = due > now + 1e-6
-        quaternions = trajectory.quaternions.astype(np.float64)
-        start = self._commanded_state()
+    def _plan_followed(self) -> JointTrajectory | None:
+        """Return the plan that the commands are on, None where there is none or they are off it."""
+        motion = self._motion
+        if not isinstance(motion, JointTrajectory) or self._lag > 0.0:
+            return None
+        on_plan = float(np.abs(motion.positions(self._reference_time) - self._q).max()) < ON_PLAN
+        return motion if on_plan else None
+
+    def _state_at(self, time: float) -> MotionState:
+        """Return what will be commanded at `time`, or what is being commanded where that is all one can know."""
+        plan = self._plan_followed()
+        if plan is not None:
+            q, dq, ddq = plan.state(time)
+            return MotionState(time=time, q=q, dq=dq, ddq=ddq, earlier=plan)
+        if self._motion is None and not np.any(self._dq):
+            zero = np.zeros_like(self._q)
+            return MotionState(time=time, q=self._q, dq=zero, ddq=zero, earlier=None)
+        bound = self._solver.acceleration
+        ddq = np.minimum(np.maximum(self._ddq, -bound), bound)
+        motion = self._motion if isinstance(self._motion, JointTrajectory) else None
+        dq = self._dq + 0.5 * self.dt * ddq
+        return MotionState(time=self._reference_time, q=self._q, dq=dq, ddq=ddq, earlier=motion)
+
+    def _plan(self, state: MotionState, chunk: Chunk, *, late: bool = False) -> Motion | None:
+        """Plan the part of a chunk that the window shows; None where even the smoother refuses it."""
+        ahead = chunk.after(state.time)
+        ahead = ahead.first(max(1, int(np.searchsorted(ahead.due, state.time + self.config.window))))
+        if self._optimizer is not None and not late:
+            try:
+                plan = optimise(
+                    self._optimizer,
+                    state,
+                    ahead,
+                    self._posture,
+                    self._solver.collisions,
+                    self._collision.clearance,
+                    state.time - self._scene_time,
+                )
+                self.counters["optimised"] += 1
+                return plan.trajectory
+            except (ControlError, np.linalg.LinAlgError) as error:
+                self._log.record(self._time, "optimisation_failed", str(error))
         try:
-            planned = smooth_chunk(
-                start,
-                now,
-                trajectory.positions[left].astype(np.float64),
-                quaternions[left],
-                due[left],
-                trajectory.dt,
-                self.config.smoothing,
-            )
+            return smooth(self._solver.kinematics, state, ahead, self.config.smoothing)
         except ControlError:
+            return None
+
+    def _take_over(self, state: MotionState, chunk: Chunk, start: float, *, late: bool = False) -> str:
+        """Plan and switch at once; return the verdict."""
+        motion = self._plan(state, chunk, late=late)
+        if motion is None:
             return validation.REJECTED_ROTATION
-        self._trajectory, self._pending, self._frozen = planned, None, False
-        self._reference = (start.position, start.rotation)
-        self.counters["restarted"] += int(planned.start is not start)
-        self._last_start = trajectory.start_time
-        self._gripper.follow(planned.due, trajectory.gripper[left].astype(np.float64))
-        self.counters["poses_dropped"] += int(np.count_nonzero(~left))
-        self.counters["stretched"] += int(planned.stretch > 1.0)
+        self._begin(motion, chunk, start)
         return validation.ACCEPTED
 
-    def _begin_pending(self) -> None:
-        if self._pending is not None and self._reference_time >= self._pending.start_time - 0.5 * self.dt:
-            chunk, self._pending = self._pending, None
-            status = self._begin(chunk)
-            if status != validation.ACCEPTED:
-                self.counters[status] += 1
-                self._record(status, f"waiting chunk starting at {chunk.start_time} s refused, motion unchanged")
+    def _begin(self, motion: Motion, chunk: Chunk, start: float) -> None:
+        """Make a planned motion the one that is followed."""
+        left = chunk.after(self._reference_time)
+        self.counters["poses_dropped"] += len(chunk.due) - len(left.due)
+        shown = max(1, int(np.searchsorted(left.due, self._reference_time + self.config.window)))
+        self._rest = left if shown < len(left.due) else None
+        self._motion, self._next, self._lag = motion, None, 0.0
+        self._chunk, self._last_start = left.first(shown), start
+        stretched = isinstance(motion, SmoothTrajectory) and motion.stretch > 1.0
+        self._gripper.follow(motion.due if stretched and self._rest is None else left.due, left.gripper)
+        self.counters["stretched"] += int(stretched)
 
-    def _commanded_state(self) -> ToolState:
-        """Return the state that a new chunk continues: the reference, or the arm if that lags."""
-        pose = self._solver.kinematics.forward(self._q)
-        position, rotation = self._reference
-        distance = float(np.linalg.norm(position - pose.tool[:3, 3]))
-        angle = float(np.linalg.norm(rotation_log(rotation @ pose.tool[:3, :3].T)))
-        if distance <= self.config.reanchor_distance and angle <= self.config.reanchor_angle:
-            if self._trajectory is None:
-                return self._anchor
-            return self._trajectory.state(self._reference_time)
-        self.counters["reanchored"] += 1
-        self._record("reanchored", f"reference left behind by {distance * 1e3:.1f} mm, {angle:.3f} rad")
-        twist = pose.jacobian @ self._dq
-        return ToolState(
-            position=pose.tool[:3, 3].copy(),
-            rotation=pose.tool[:3, :3].copy(),
-            velocity=twist[:3],
-            angular_velocity=twist[3:],
-            acceleration=np.zeros(3),
-            angular_acceleration=np.zeros(3),
-        )
+    def _switch(self) -> None:
+        """Begin a waiting chunk whose time has come, or the next window of a long one."""
+        now = self._reference_time
+        if self._next is not None and now >= self._next[0] - 0.5 * self.dt:
+            _, start, motion, chunk = self._next
+            if isinstance(motion, JointTrajectory) and abs(self._next[0] - now) > CLOCK_SLACK:
+                self._take_over(self._state_at(now), chunk, start)
+            else:
+                self._begin(motion, chunk, start)
+        elif self._rest is not None and self._chunk is not None and now >= self._chunk.due[-1] - 0.5 * self.config.window:
+            rest = self._rest
+            if self._take_over(self._state_at(now), rest, self._last_start) != validation.ACCEPTED:
+                self._rest = None
 
     def _advance_clock(self, time: float) -> None:
         """Move to `time`, or keep the time and record where it is no successor of the last one."""
-        if not math.isfinite(time) or time < self._time - 1e-9:
-            self.counters["clock"] += 1
-            self._record("clock", f"expected a time from {self._time} s on, got {time}")
+        if not math.isfinite(time) or time < self._time - CLOCK_SLACK:
+            self._log.record(self._time, "clock", f"expected a time from {self._time} s on, got {time}")
             return
+        if time - self._time > self.config.supervision.max_gap and self._motion is not None:
+            self._log.record(self._time, "watchdog", f"no tick for {time - self._time:.3f} s, chunk dropped")
+            self._motion = self._next = self._rest = None
+            self._gripper.hold()
         self._time = float(time)
 
     def _follow(self) -> None:
         """Choose the velocity of this tick towards the reference at its end."""
-        target_time = max(self._time + self.dt, self._reference_time)
-        moving = self._trajectory is not None and self._reference_time < self._trajectory.end_time
-        if self._trajectory is not None and not self._frozen:
-            target = self._trajectory.pose(target_time)
+        scale = self._supervision.scale
+        self._lag += self.dt * (1.0 - scale)
+        target_time = max(self._time + self.dt - self._lag, self._reference_time + scale * self.dt * 1e-9)
+        motion = self._motion
+        elapsed = self._time + self.dt - self._scene_time
+        if motion is None:
+            tick = self._solver.follow(self._q, self._dq, np.zeros_like(self._q), elapsed)
+        elif isinstance(motion, JointTrajectory):
+            tick = self._solver.follow(self._q, self._dq, self._wanted(motion, target_time), elapsed)
         else:
-            target = self._reference
-        if self._frozen:
-            self._dq = self._solver.brake(self._q, self._dq, self._solver.acceleration)
-            self._reference_time = target_time
-            return
-        pose = self._solver.kinematics.forward(self._q)
-        twist = self._wanted_twist(pose, target)
-        tick = self._solver.solve(self._q, self._dq, pose, twist, self._posture if moving else None)
-        self._dq, self._reference, self._reference_time = tick.velocity, target, target_time
-        self.counters["limit"] += int(tick.limited)
-        if tick.rung != NOMINAL:
-            self.counters[tick.rung] += 1
-            if self._status != EMERGENCY_BRAKE:
-                self._record(tick.rung, "no motion within the nominal limits keeps clear")
-        self._status = EMERGENCY_BRAKE if tick.rung != NOMINAL else (TRACK if moving else HOLD)
-        if not moving:
-            self._settle(pose, target_time)
+            tick = self._follow_tool(motion, target_time, elapsed)
+        self._dq, self._reference_time = tick.velocity, target_time
+        self._judge_tick(tick, target_time)
 
-    def _wanted_twist(self, pose: ArmPose, target: tuple[Array, Array]) -> Array:
-        """Return `[6]`: the reference's motion in this tick and the pull towards it, within the caps."""
-        position, rotation = self._reference
+    def _wanted(self, plan: JointTrajectory, target_time: float) -> Array:
+        """Return the joint velocities that keep to the plan, with a braked pull towards it."""
+        now = plan.positions(self._reference_time)
+        error = now - self._q
+        pull = np.minimum(
+            self.config.tracking.gain * np.abs(error), np.sqrt(self._solver.acceleration * np.abs(error))
+        )
+        wanted: Array = (plan.positions(target_time) - now) / self.dt + np.copysign(pull, error)
+        return wanted
+
+    def _follow_tool(self, motion: SmoothTrajectory, target_time: float, elapsed: float) -> Tick:
+        """Follow a smoothed chunk in tool space."""
+        pose = self._solver.kinematics.forward(self._q)
+        position, rotation = motion.pose(self._reference_time)
+        target = motion.pose(target_time)
         tracking, caps = self.config.tracking, self.config.smoothing
         linear = (target[0] - position) / self.dt
         linear = linear + braked_gain(position - pose.tool[:3, 3], tracking.gain, tracking.correction_deceleration[0])
@@ -319,20 +419,56 @@ class WholeBodyController:
         )
         linear *= min(1.0, 1.1 * caps.linear_speed / max(float(np.linalg.norm(linear)), 1e-9))
         angular *= min(1.0, 1.1 * caps.angular_speed / max(float(np.linalg.norm(angular)), 1e-9))
-        return np.concatenate([linear, angular])
+        posture = self._posture if target_time < motion.end_time else None
+        return self._solver.solve(
+            self._q, self._dq, pose, np.concatenate([linear, angular]), posture, elapsed
+        )
 
-    def _settle(self, pose: ArmPose, time: float) -> None:
-        """Freeze an arm whose chunk is over, once it arrived or had its time; report an unreachable end."""
-        assert self._trajectory is not None
-        position, rotation = self._reference
-        error = float(np.linalg.norm(position - pose.tool[:3, 3]))
-        late = time > self._trajectory.end_time + self.config.hold_timeout
-        close = error < 1e-5 and float(np.linalg.norm(rotation_log(rotation @ pose.tool[:3, :3].T))) < 1e-4
-        slow = float(np.abs(self._dq).max()) < self.config.hold_speed
-        if not (late or (slow and close)):
-            return
-        self._frozen = True
-        if error > self.config.unreachable_distance:
-            self._status = UNREACHABLE
-            self.counters["unreachable"] += 1
-            self._record("unreachable", f"stopped {error * 1e3:.1f} mm from the end of the chunk")
+    def _judge_tick(self, tick: Tick, time: float) -> None:
+        """Set the status after a tick; end a motion that arrived or cannot."""
+        self.counters["limit"] += int(tick.limited)
+        standing = float(np.abs(self._dq).max()) < self.config.hold_speed
+        moving = self._motion is not None and time < self._motion.end_time
+        if tick.rung != NOMINAL:
+            self._log.become(status.EMERGENCY_BRAKE, self._time, "no motion within the nominal limits keeps clear")
+            self.counters[tick.rung] += 1
+        elif self._motion is None:
+            if self._log.status != status.UNREACHABLE:
+                self._log.become(status.HOLD, self._time)
+        elif standing and (self._log.status == status.UNREACHABLE or not moving or self._standing_still()):
+            self._judge_rest(time)
+        elif isinstance(self._motion, SmoothTrajectory) and self._optimizer is not None:
+            self._log.become(status.DEGRADED, self._time, "follows the smoothed chunk")
+        else:
+            self._log.become(status.SLOWED if self._supervision.slowed else status.TRACK, self._time)
+
+    def _standing_still(self) -> bool:
+        """Tell whether the plan, too, asks for hardly any motion."""
+        assert self._motion is not None
+        if isinstance(self._motion, JointTrajectory):
+            return bool(np.abs(self._motion.state(self._reference_time)[1]).max() < self.config.hold_speed)
+        return False
+
+    def _judge_rest(self, time: float) -> None:
+        """Decide what a standing arm is: on its way, arrived, or unable to arrive."""
+        assert self._motion is not None and self._chunk is not None
+        tool = self._solver.kinematics.forward(self._q).tool
+        due = min(int(np.searchsorted(self._chunk.due, time - 1e-9)), len(self._chunk.due) - 1)
+        error = float(np.linalg.norm(self._chunk.positions[due] - tool[:3, 3]))
+        rotation = matrix_from_quaternion(self._chunk.quaternions[due])
+        angle = float(np.linalg.norm(rotation_log(rotation @ tool[:3, :3].T)))
+        over = time >= self._motion.end_time
+        arrived = error < 1e-5 and angle < 1e-4
+        if isinstance(self._motion, JointTrajectory):
+            arrived = float(np.abs(self._motion.positions(time) - self._q).max()) < 1e-6
+        given_up = time > self._motion.end_time + self.config.hold_timeout
+        far = error > self.config.unreachable_distance
+        if far:
+            self._residual = error
+            self._log.become(status.UNREACHABLE, self._time, f"stands {error * 1e3:.1f} mm from the wanted pose")
+        elif over:
+            self._log.become(status.HOLD, self._time)
+        else:
+            self._log.become(status.TRACK, self._time)
+        if over and (arrived or given_up) and self._next is None and self._rest is None:
+            self._motion = None

@@ -53,7 +53,9 @@ class Kinematics:
         self._origins_x = self._origins[:, :, 0].copy()
         self._origins_y = self._origins[:, :, 1].copy()
         self._tool = pose_matrix(robot.tool_position, matrix_from_rpy(robot.tool_rpy))
-        self._earlier = np.arange(robot.num_joints)
+        order = np.arange(robot.num_joints)
+        self._earlier, self._later = np.minimum.outer(order, order), np.maximum.outer(order, order)
+        self._before = (order[:, None] < order[None, :])[..., None].astype(np.float64)
 
     def forward(self, q: Array) -> ArmPose:
         """Place every link and the tool at joint positions `q` `[j]` [rad]."""
@@ -93,30 +95,37 @@ class Kinematics:
         return ArmPose(frames=frames, tool=tool, axes=axes, moments=moments, jacobian=jacobian)
 
     def jacobian_derivatives(self, jacobian: Array) -> Array:
-        """Return `[j 6 j]`: entry i is the derivative of `jacobian` `[6 j]` by joint i [1/rad].
+        """Return `[... j 6 j]`: entry i is the derivative of `jacobian` `[... 6 j]` by joint i [1/rad].
 
         For joints i and m the linear part is `w_a x v_b` with a the earlier and b the later of the two, and
         the angular part is `w_i x w_m` where i comes before m, else zero.
         """
-        v, w = jacobian[:3].T, jacobian[3:].T
-        earlier = np.minimum(self._earlier[:, None], self._earlier[None, :])
-        later = np.maximum(self._earlier[:, None], self._earlier[None, :])
-        linear = cross(w[earlier], v[later])
-        before = (self._earlier[:, None] < self._earlier[None, :])[..., None]
-        angular = np.where(before, cross(w[:, None], w[None, :]), 0.0)
-        return np.concatenate([linear, angular], axis=-1).transpose(0, 2, 1)
+        columns = np.moveaxis(jacobian, -1, -2)
+        v, w = columns[..., :3], columns[..., 3:]
+        linear = cross(w[..., self._earlier, :], v[..., self._later, :])
+        angular = cross(w[..., :, None, :], w[..., None, :, :]) * self._before
+        return np.moveaxis(np.concatenate([linear, angular], axis=-1), -1, -2)
 
     def manipulability_gradient(self, jacobian: Array) -> tuple[float, Array]:
-        """Return `m = sqrt(det(J J'))` and its gradient `[j]` [1/rad]; zero gradient at an exact singularity.
+        """Return `m = sqrt(det(J J'))` and its gradient `[j]` [1/rad]; zero gradient at an exact singularity."""
+        measures, gradients = self.manipulability_gradients(jacobian[None])
+        return float(measures[0]), gradients[0]
+
+    def manipulability_gradients(self, jacobians: Array) -> tuple[Array, Array]:
+        """Return the measures `[m]` and gradients `[m j]` [1/rad] of many Jacobians `[m 6 j]`.
 
         Source: T. Yoshikawa 1985; the gradient is `m tr((J J')^-1 dJ/dq_i J')`.
         """
-        measure = manipulability(jacobian)
-        if measure < 1e-9:
-            return measure, np.zeros(jacobian.shape[1])
-        pseudo_inverse = np.linalg.solve(jacobian @ jacobian.T, jacobian)
-        derivatives = self.jacobian_derivatives(jacobian)
-        return measure, measure * np.tensordot(derivatives, pseudo_inverse, axes=2)
+        square = jacobians @ np.moveaxis(jacobians, -1, -2)
+        measures = np.sqrt(np.maximum(np.linalg.det(square), 0.0))
+        regular = measures > 1e-9
+        square = np.where(regular[:, None, None], square, np.eye(6))
+        pseudo_inverses = np.linalg.solve(square, jacobians)
+        derivatives = self.jacobian_derivatives(jacobians)
+        slopes = np.matmul(
+            derivatives.reshape(*derivatives.shape[:2], -1), pseudo_inverses.reshape(len(jacobians), -1, 1)
+        )[..., 0]
+        return measures, slopes * np.where(regular, measures, 0.0)[:, None]
 
 
 def manipulability(jacobian: Array) -> float:

@@ -1,8 +1,9 @@
-"""One tick of the controller: joint velocities that follow a tool twist within every limit.
+"""One tick of the controller: joint velocities within every limit, near a plan's or following a tool twist.
 
-    min  |W (J v - xdot)|^2 + damping |v|^2 + w_p^2 |v - v_secondary|^2 + w_a^2 |v - v_previous|^2
-    s.t. velocity box (position, velocity and acceleration limits)
-         grad d . v >= -allowed approach, for every near pair
+    joint form  min  |v - v_plan|^2
+    tool form   min  |W (J v - xdot)|^2 + damping |v|^2 + w_p^2 |v - v_secondary|^2 + w_a^2 |v - v_previous|^2
+    both        s.t. velocity box (position, velocity and acceleration limits)
+                     grad d . v + drift >= -allowed approach, for every near pair
 
 A tick that has no solution climbs a ladder: first the emergency acceleration, then a plain brake to rest.
 """
@@ -87,7 +88,11 @@ class TickSolver:
         self.emergency = np.maximum(robot.emergency_acceleration, self.acceleration)
         self._squares = np.array([1.0] * 3 + [tracking.rotation_weight**2] * 3)
         self._identity = np.eye(robot.num_joints)
-        self._free_until: tuple[Array, float] | None = None
+        self._free_until: tuple[Array, float, float] | None = None
+
+    def watch(self, collisions: CollisionModel, config: CollisionConfig) -> None:
+        """Keep clear of another scene from now on."""
+        self.collisions, self.collision_config, self._free_until = collisions, config, None
 
     def box(self, q: Array, previous: Array, change: Array) -> tuple[Array, Array]:
         """Return the velocity box at `q` [rad], `previous` [rad/s], under the bound `change` [rad/s^2]."""
@@ -98,17 +103,33 @@ class TickSolver:
         least, greatest = self.box(q, previous, change)
         return np.minimum(np.maximum(0.0, least), greatest)
 
-    def solve(self, q: Array, previous: Array, pose: ArmPose, twist: Array, posture: Array | None) -> Tick:
-        """Choose the joint velocities of one tick.
+    def follow(self, q: Array, previous: Array, wanted: Array, elapsed: float = 0.0) -> Tick:
+        """Choose the joint velocities nearest to `wanted` `[j]` [rad/s] (joint form).
+
+        Args:
+            q: joint positions [rad]; previous: joint velocities of the last tick [rad/s].
+            wanted: what the plan asks for.
+            elapsed: age of the obstacles' positions [s].
+        """
+        return self._climb(self._identity, -wanted, q, previous, self._near(q, None, elapsed))
+
+    def solve(
+        self, q: Array, previous: Array, pose: ArmPose, twist: Array, posture: Array | None, elapsed: float = 0.0
+    ) -> Tick:
+        """Choose the joint velocities that give the tool the wanted twist (tool form).
 
         Args:
             q: joint positions [rad]; previous: joint velocities of the last tick [rad/s].
             pose: kinematics at `q`.
             twist: wanted tool motion `[6]` [m/s, rad/s].
             posture: joint positions [rad] that spare freedom drifts to, None for no drift.
+            elapsed: age of the obstacles' positions [s].
         """
         hessian, gradient = self._cost(q, previous, pose, twist, posture)
-        near = self._near(q, pose)
+        return self._climb(hessian, gradient, q, previous, self._near(q, pose, elapsed))
+
+    def _climb(self, hessian: Array, gradient: Array, q: Array, previous: Array, near: Clearances | None) -> Tick:
+        """Solve under the nominal bounds or, failing that, on the next rung of the ladder."""
         for rung, change in ((NOMINAL, self.acceleration), (EMERGENCY, self.emergency)):
             least, greatest = self.box(q, previous, change)
             solution = self._solve(hessian, gradient, previous, (least, greatest), near)
@@ -140,7 +161,7 @@ class TickSolver:
             gradient -= config.posture_weight**2 * secondary
         return weighted @ jacobian + diagonal * self._identity, gradient
 
-    def _near(self, q: Array, pose: ArmPose) -> Clearances | None:
+    def _near(self, q: Array, pose: ArmPose | None, elapsed: float) -> Clearances | None:
         """Return the pairs within the influence distance, or None where all are certainly farther.
 
         No pair's distance can change faster than the joint motion times the arm's reach, so after a look at
@@ -150,13 +171,14 @@ class TickSolver:
             return None
         influence = self.collision_config.influence
         if self._free_until is not None:
-            seen, margin = self._free_until
-            if float(self.collisions.reach @ np.abs(q - seen)) < margin:
+            seen, margin, then = self._free_until
+            used = float(self.collisions.reach @ np.abs(q - seen))
+            if used + self.collisions.fastest_obstacle * abs(elapsed - then) < margin:
                 return None
-        near = self.collisions.clearances(pose, influence)
+        near = self.collisions.clearances(pose or self.kinematics.forward(q), influence, elapsed)
         self._free_until = None
         if len(near.distances) == 0:
-            self._free_until = (q, near.nearest - influence)
+            self._free_until = (q, near.nearest - influence, elapsed)
             return None
         return near
 
@@ -176,14 +198,20 @@ class TickSolver:
     ) -> Array | None:
         """Solve one quadratic program and check the answer; None where there is none.
 
+        In joint form the point of the box that is nearest to the plan is the answer wherever it keeps clear.
         A pair that must open is asked for no more than half of what the box adds to its present speed.
         """
         least, greatest = box
         rows, floor = np.empty((0, len(least))), np.empty(0)
+        nearest = np.minimum(np.maximum(-gradient, least), greatest) if hessian is self._identity else None
+        if near is None and nearest is not None:
+            return nearest
         if near is not None:
             rows = near.gradients
+            floor = -self._allowed_approach(near.distances) - near.drifts
+            if nearest is not None and bool(np.all(rows @ nearest >= floor)):
+                return nearest
             fastest = np.where(rows > 0.0, rows * greatest, rows * least).sum(-1)
-            floor = -self._allowed_approach(near.distances)
             floor = np.minimum(floor, np.maximum(0.5 * (rows @ previous + fastest), 0.0))
             slowest = np.where(rows > 0.0, rows * least, rows * greatest).sum(-1)
             binding = slowest < floor
