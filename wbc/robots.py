@@ -7,13 +7,14 @@ the last link.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
-from ..gr_model.errors import ShapeError
+from ..gr_model.errors import ConfigError, ShapeError
+from .inertia import Inertial, combined, from_rows, solid_rod, stacked
 from .transforms import Array, matrix_from_rpy
 
 DEFAULT_DENSITY = 1000.0
@@ -36,41 +37,6 @@ class Capsule:
     start: tuple[float, float, float]
     end: tuple[float, float, float]
     radius: float
-
-
-class Inertial(NamedTuple):
-    """Mass [kg], centre of mass `[3]` [m] and inertia about it `[3 3]` [kg m^2] of a rigid body."""
-
-    mass: float
-    center: Array
-    inertia: Array
-
-    def moved(self, position: Array, rotation: Array) -> Inertial:
-        """Express the body in the frame in which its own frame stands at `position` `[3]`, `rotation` `[3 3]`."""
-        return Inertial(self.mass, rotation @ self.center + position, rotation @ self.inertia @ rotation.T)
-
-
-def combined(bodies: Iterable[Inertial]) -> Inertial:
-    """Return the inertial numbers of bodies, given in one frame, that move as one (Huygens-Steiner)."""
-    parts = list(bodies)
-    mass = math.fsum(body.mass for body in parts)
-    if mass == 0.0:
-        return Inertial(0.0, np.zeros(3), np.zeros((3, 3)))
-    center = sum((body.mass * body.center for body in parts), np.zeros(3)) / mass
-    inertia = np.zeros((3, 3))
-    for body in parts:
-        offset = body.center - center
-        inertia += body.inertia + body.mass * (float(offset @ offset) * np.eye(3) - np.outer(offset, offset))
-    return Inertial(mass, center, inertia)
-
-
-def stacked(bodies: Sequence[Inertial]) -> tuple[Array, Array, Array]:
-    """Return masses `[l]`, centres `[l 3]` and inertias `[l 3 3]` of the links' bodies."""
-    return (
-        np.array([body.mass for body in bodies]),
-        np.stack([body.center for body in bodies]),
-        np.stack([body.inertia for body in bodies]),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -136,34 +102,14 @@ class RobotModel:
         return len(self.lower)
 
 
-def solid_capsules(capsules: Sequence[Capsule], density: float = DEFAULT_DENSITY) -> Inertial:
-    """Return the inertial numbers of solid capsules of one link, overlaps counted twice.
+def solid_capsules(capsules: Sequence[Capsule]) -> Inertial:
+    """Return the inertial numbers of the capsules of one link at `DEFAULT_DENSITY`, overlaps counted twice.
 
-    Args:
-        capsules: those of the link; without any, a ball of `UNKNOWN_MASS`.
-        density: [kg/m^3].
+    Without capsules, those of a ball of `UNKNOWN_MASS`.
     """
     if not capsules:
         return Inertial(UNKNOWN_MASS, np.zeros(3), 0.4 * UNKNOWN_MASS * 0.05**2 * np.eye(3))
-    parts = []
-    for capsule in capsules:
-        start, end, r = np.array(capsule.start), np.array(capsule.end), capsule.radius
-        length = float(np.linalg.norm(end - start))
-        tube, balls = density * math.pi * r**2 * length, density * math.pi * r**3 * 4 / 3
-        along = 0.5 * tube * r**2 + 0.4 * balls * r**2
-        across = tube * (length**2 / 12 + r**2 / 4) + balls * (0.4 * r**2 + 0.375 * length * r + 0.25 * length**2)
-        axis = (end - start) / length if length > 0.0 else np.zeros(3)
-        inertia = across * np.eye(3) + (along - across) * np.outer(axis, axis)
-        parts.append(Inertial(tube + balls, (start + end) / 2, inertia))
-    return combined(parts)
-
-
-def _bodies(rows: Sequence[Sequence[float]]) -> list[Inertial]:
-    """Read rows of mass, centre x y z, and inertia xx yy zz xy xz yz."""
-    return [
-        Inertial(m, np.array([x, y, z]), np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]))
-        for m, x, y, z, xx, yy, zz, xy, xz, yz in rows
-    ]
+    return combined(solid_rod(np.array(c.start), np.array(c.end), c.radius, DEFAULT_DENSITY) for c in capsules)
 
 
 def distant_pairs(capsules: tuple[Capsule, ...], min_joints: int) -> tuple[tuple[int, int], ...]:
@@ -183,6 +129,25 @@ def _in_last_link(capsules: list[Capsule], position: Array, rpy: Array) -> tuple
         return (x, y, z)
 
     return tuple(Capsule(link=c.link, start=place(c.start), end=place(c.end), radius=c.radius) for c in capsules)
+
+
+def _kinova_bodies(position: Array, rpy: Array) -> list[Inertial]:
+    """Return the links' bodies of the Gen3 with a 2F-85 whose flange stands there in the last link."""
+    links = from_rows(
+        [
+            (1.697, -0.000648, -0.000166, 0.084487, 0.004622, 0.004495, 0.002079, 9e-6, 6e-5, 9e-6),
+            (1.3773, -2.3e-5, -0.010364, -0.07336, 0.00457, 0.004831, 0.001409, 1e-6, 2e-6, 0.000448),
+            (1.1636, -4.4e-5, -0.09958, -0.013278, 0.011088, 0.001072, 0.011255, 5e-6, 0.0, -0.000691),
+            (1.1636, -4.4e-5, -0.006641, -0.117892, 0.010932, 0.011127, 0.001043, 0.0, -7e-6, 0.000606),
+            (0.9302, -1.8e-5, -0.075478, -0.015006, 0.008147, 0.000631, 0.008316, -1e-6, 0.0, -0.0005),
+            (0.6781, 1e-6, -0.009432, -0.063883, 0.001596, 0.001607, 0.000399, 0.0, 0.0, 0.000256),
+            (0.6781, 1e-6, -0.045483, -0.00965, 0.001641, 0.00041, 0.001641, 0.0, 0.0, -0.000278),
+            (0.5, 0.000281, 0.011402, -0.029798, 0.000587, 0.000369, 0.000609, 3e-6, 3e-6, -0.000118),
+        ]
+    )
+    hand = from_rows([(0.9, 0.0, 0.0, 0.053, 0.000563, 0.000903, 0.000473, 0.0, 0.0, 0.0)])[0]
+    links[-1] = combined([links[-1], hand.moved(position, matrix_from_rpy(rpy))])
+    return links
 
 
 def kinova_gen3(*, tool_z: float = 0.12) -> RobotModel:
@@ -216,21 +181,7 @@ def kinova_gen3(*, tool_z: float = 0.12) -> RobotModel:
         Capsule(link=7, start=(0.0, -0.0538, -0.0548), end=(0.0, 0.0, -0.0359), radius=0.0471),
         *_in_last_link(gripper, flange_position, flange_rpy),
     )
-    links = _bodies(
-        [
-            (1.697, -0.000648, -0.000166, 0.084487, 0.004622, 0.004495, 0.002079, 9e-6, 6e-5, 9e-6),
-            (1.3773, -2.3e-5, -0.010364, -0.07336, 0.00457, 0.004831, 0.001409, 1e-6, 2e-6, 0.000448),
-            (1.1636, -4.4e-5, -0.09958, -0.013278, 0.011088, 0.001072, 0.011255, 5e-6, 0.0, -0.000691),
-            (1.1636, -4.4e-5, -0.006641, -0.117892, 0.010932, 0.011127, 0.001043, 0.0, -7e-6, 0.000606),
-            (0.9302, -1.8e-5, -0.075478, -0.015006, 0.008147, 0.000631, 0.008316, -1e-6, 0.0, -0.0005),
-            (0.6781, 1e-6, -0.009432, -0.063883, 0.001596, 0.001607, 0.000399, 0.0, 0.0, 0.000256),
-            (0.6781, 1e-6, -0.045483, -0.00965, 0.001641, 0.00041, 0.001641, 0.0, 0.0, -0.000278),
-            (0.5, 0.000281, 0.011402, -0.029798, 0.000587, 0.000369, 0.000609, 3e-6, 3e-6, -0.000118),
-        ]
-    )
-    hand = _bodies([(0.9, 0.0, 0.0, 0.053, 0.000563, 0.000903, 0.000473, 0.0, 0.0, 0.0)])[0]
-    links[-1] = combined([links[-1], hand.moved(flange_position, matrix_from_rpy(flange_rpy))])
-    masses, mass_centers, inertias = stacked(links)
+    masses, mass_centers, inertias = stacked(_kinova_bodies(flange_position, flange_rpy))
     stops = np.array([np.inf, 2.2497, np.inf, 2.5796, np.inf, 2.0996, np.inf])
     acceleration = np.array([5.2, 5.2, 5.2, 5.2, 10.0, 10.0, 10.0])
     return RobotModel(
@@ -263,6 +214,32 @@ def kinova_gen3(*, tool_z: float = 0.12) -> RobotModel:
         mass_centers=mass_centers,
         inertias=inertias,
     )
+
+
+def _panda_bodies(position: Array, rpy: Array) -> list[Inertial]:
+    """Return the links' bodies of the Panda with its hand, which stands there in the last link."""
+    links = from_rows(
+        [
+            (0.629769, -0.041018, -0.00014, 0.049974, 0.00315, 0.00388, 0.004285, 8.2904e-7, 0.00015, 8.2299e-6),
+            (4.970684, 0.003875, 0.002081, -0.04762, 0.70337, 0.70661, 0.009117, -0.000139, 0.006772, 0.019169),
+            (0.646926, -0.003141, -0.02872, 0.003495, 0.007962, 0.02811, 0.025995, -0.003925, 0.010254, 0.000704),
+            (3.228604, 0.027518, 0.039252, -0.066502, 0.037242, 0.036155, 0.01083, -0.004761, -0.011396, -0.012805),
+            (3.587895, -0.05317, 0.104419, 0.027454, 0.025853, 0.019552, 0.028323, 0.007796, -0.001332, 0.008641),
+            (1.225946, -0.011953, 0.041065, -0.038437, 0.035549, 0.029474, 0.008627, -0.002117, -0.004037, 0.000229),
+            (1.666555, 0.060149, -0.014117, -0.010517, 0.001964, 0.004354, 0.005433, 0.000109, -0.001158, 0.000341),
+            (0.735522, 0.010517, -0.004252, 0.061597, 0.012516, 0.010027, 0.004815, -0.000428, -0.001196, -0.000741),
+        ]
+    )
+    hand_parts = from_rows(
+        [
+            (0.73, -0.01, 0.0, 0.03, 0.001, 0.0025, 0.0017, 0.0, 0.0, 0.0),
+            (0.015, 0.0, 0.04, 0.0584, 2.375e-6, 2.375e-6, 7.5e-7, 0.0, 0.0, 0.0),
+            (0.015, 0.0, -0.04, 0.0584, 2.375e-6, 2.375e-6, 7.5e-7, 0.0, 0.0, 0.0),
+        ]
+    )
+    rotation = matrix_from_rpy(rpy)
+    links[-1] = combined([links[-1], *(part.moved(position, rotation) for part in hand_parts)])
+    return links
 
 
 def panda(*, tool_z: float = 0.1034) -> RobotModel:
@@ -299,28 +276,7 @@ def panda(*, tool_z: float = 0.1034) -> RobotModel:
         Capsule(link=7, start=(0.0331, 0.0335, 0.0797), end=(-0.0051, -0.0051, 0.0734), radius=0.0493),
         *_in_last_link(hand, hand_position, hand_rpy),
     )
-    links = _bodies(
-        [
-            (0.629769, -0.041018, -0.00014, 0.049974, 0.00315, 0.00388, 0.004285, 8.2904e-7, 0.00015, 8.2299e-6),
-            (4.970684, 0.003875, 0.002081, -0.04762, 0.70337, 0.70661, 0.009117, -0.000139, 0.006772, 0.019169),
-            (0.646926, -0.003141, -0.02872, 0.003495, 0.007962, 0.02811, 0.025995, -0.003925, 0.010254, 0.000704),
-            (3.228604, 0.027518, 0.039252, -0.066502, 0.037242, 0.036155, 0.01083, -0.004761, -0.011396, -0.012805),
-            (3.587895, -0.05317, 0.104419, 0.027454, 0.025853, 0.019552, 0.028323, 0.007796, -0.001332, 0.008641),
-            (1.225946, -0.011953, 0.041065, -0.038437, 0.035549, 0.029474, 0.008627, -0.002117, -0.004037, 0.000229),
-            (1.666555, 0.060149, -0.014117, -0.010517, 0.001964, 0.004354, 0.005433, 0.000109, -0.001158, 0.000341),
-            (0.735522, 0.010517, -0.004252, 0.061597, 0.012516, 0.010027, 0.004815, -0.000428, -0.001196, -0.000741),
-        ]
-    )
-    hand_parts = _bodies(
-        [
-            (0.73, -0.01, 0.0, 0.03, 0.001, 0.0025, 0.0017, 0.0, 0.0, 0.0),
-            (0.015, 0.0, 0.04, 0.0584, 2.375e-6, 2.375e-6, 7.5e-7, 0.0, 0.0, 0.0),
-            (0.015, 0.0, -0.04, 0.0584, 2.375e-6, 2.375e-6, 7.5e-7, 0.0, 0.0, 0.0),
-        ]
-    )
-    hand_rotation = matrix_from_rpy(hand_rpy)
-    links[-1] = combined([links[-1], *(part.moved(hand_position, hand_rotation) for part in hand_parts)])
-    masses, mass_centers, inertias = stacked(links)
+    masses, mass_centers, inertias = stacked(_panda_bodies(hand_position, hand_rpy))
     acceleration = np.array([15.0, 7.5, 10.0, 12.5, 15.0, 20.0, 20.0])
     return RobotModel(
         name="panda",
@@ -352,3 +308,20 @@ def panda(*, tool_z: float = 0.1034) -> RobotModel:
         mass_centers=mass_centers,
         inertias=inertias,
     )
+
+
+def load_robot(name_or_path: str | os.PathLike[str]) -> RobotModel:
+    """Return the robot of a name (`kinova_gen3`, `panda`) or of a `.urdf` file.
+
+    Raises:
+        ConfigError: no such robot, or a file that cannot be read (see `robot_from_urdf`, which takes options).
+    """
+    known = {"kinova_gen3": kinova_gen3, "panda": panda}
+    name = os.fspath(name_or_path)
+    if name in known:
+        return known[name]()
+    if not name.lower().endswith(".urdf"):
+        raise ConfigError(f"there is no robot '{name}'; expected one of {sorted(known)} or the path of a .urdf file.")
+    from .urdf_reader import robot_from_urdf
+
+    return robot_from_urdf(name)

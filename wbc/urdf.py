@@ -7,7 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from .robots import Capsule, Inertial, RobotModel
+from .inertia import Inertial
+from .robots import Capsule, RobotModel
 
 CONTINUOUS_RANGE = 1e3
 """Limit [rad] written for joints without stops, which stay revolute: one number a joint in simulators."""
