@@ -185,6 +185,17 @@ def test_constant_acceleration_is_reproduced_exactly() -> None:
         np.testing.assert_allclose(command.velocities, acceleration * time, atol=1e-9)
 
 
+def test_a_joint_that_touches_its_stop_does_not_pass_it_between_ticks() -> None:
+    robot, change = panda(), panda().acceleration * DT
+    speeds = [2.0, 1.0, 0.0, 0.0, -1.0, -2.0, -2.0]
+    ticks = np.cumsum([np.zeros(7)] + [share * change * DT for share in speeds], axis=0)
+    ticks += robot.upper - ticks.max(axis=0)
+    ahead = _filled(robot, ticks)
+    commands = [ahead.sample(time) for time in np.arange(0.0001, 0.03, 0.0001)]
+    positions, velocities = (np.array([getattr(c, name) for c in commands]) for name in ("positions", "velocities"))
+    np.testing.assert_allclose(np.diff(positions, axis=0) / 1e-4, 0.5 * (velocities[1:] + velocities[:-1]), atol=2e-4)
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_brake_is_as_smooth_as_the_motion(keep: bool) -> None:
     robot = panda()
