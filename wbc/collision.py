@@ -59,10 +59,10 @@ class CollisionConfig:
 
     self_collision: whether the arm's own capsule pairs count.
     clearance: distance that is kept [m].
-    approach_rate: speed of approach allowed for each metre of distance beyond the clearance [1/s].
-    approach_deceleration: deceleration of the allowed approach farther out [m/s^2].
-    influence: distance beyond which pairs are left out of the optimisation [m]; best above `speed^2 / (2
-        approach_deceleration)`.
+    approach_rate: greatest speed of approach for each metre of distance beyond the clearance [1/s]; less is allowed
+        where the arm could not stop in time.
+    influence: distance beyond which pairs are left out of the optimisation [m]; best above the way in which the arm
+        stops.
     plane, spheres, rods, boxes: obstacles, base frame; what moves is carried on at its velocity.
     workspace: least and greatest position of the tool [m], base frame; None for no border.
     attached: a grasped object as a capsule in the tool frame (its `link` is ignored); it is kept clear of
@@ -72,9 +72,8 @@ class CollisionConfig:
 
     self_collision: bool = True
     clearance: float = 0.01
-    approach_rate: float = 10.0
-    approach_deceleration: float = 2.0
-    influence: float = 0.1
+    approach_rate: float = 20.0
+    influence: float = 0.12
     plane: Plane | None = None
     spheres: tuple[Sphere, ...] = ()
     rods: tuple[Rod, ...] = ()
@@ -143,12 +142,13 @@ def _reach(robot: RobotModel, capsules: tuple[Capsule, ...]) -> Array:
 class CollisionModel:
     """All watched pairs of one robot and its obstacles.
 
-    num_pairs: number of distances; reach: `[j]` greatest change of any distance for a turn of each joint [m/rad];
+    config: what it was made from; num_pairs: number of distances; reach: `[j]` greatest change of any distance for a turn of each joint [m/rad];
     fastest_obstacle: greatest speed of an obstacle [m/s].
     """
 
     def __init__(self, robot: RobotModel, config: CollisionConfig) -> None:
         """Lay out the pairs: capsules against capsules, spheres and rods, the plane, boxes and the workspace."""
+        self.config = config
         capsules, pairs = robot.capsules, list(robot.self_pairs) if config.self_collision else []
         if config.attached is not None:
             capsules, pairs = _with_attached(robot, config.attached, pairs)

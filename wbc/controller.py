@@ -30,6 +30,10 @@ Motion = JointTrajectory | SmoothTrajectory
 ON_PLAN = 1e-9
 """Distance from a plan [rad] below which the commands are on it."""
 CLOCK_SLACK = 1e-9
+MIN_PROGRESS = 0.001
+"""How much nearer to the last waypoint [m] another plan must bring the tool to be worth following."""
+CARRY_ON_PERIOD = 0.1
+"""Time between the repeated last waypoints of such a plan [s]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,7 @@ class WholeBodyController:
             self._gripper = GripperSchedule(gripper, rate, self.config.gripper_hysteresis)
             self._time = self._reference_time = float(time)
             self._lag = self._residual = 0.0
+            self._nearest = math.inf
             self._last_start = -math.inf
             self._stop, self._started = "", True
             self._supervision.reset()
@@ -172,7 +177,7 @@ class WholeBodyController:
             if not math.isfinite(time):
                 raise ControlError(f"update_scene: expected a finite time [s], got {time}.")
             self._collision, self._scene_time = collision, float(time)
-            self._solver.watch(CollisionModel(self.robot, collision), collision)
+            self._solver.watch(CollisionModel(self.robot, collision))
 
     def attach(self, capsule: Capsule) -> None:
         """Keep a grasped object clear too: a capsule in the tool frame [m]; `detach` ends it."""
@@ -322,7 +327,6 @@ class WholeBodyController:
                     ahead,
                     self._posture,
                     self._solver.collisions,
-                    self._collision.clearance,
                     state.time - self._scene_time,
                 )
                 self.counters["optimised"] += 1
@@ -349,6 +353,8 @@ class WholeBodyController:
         shown = max(1, int(np.searchsorted(left.due, self._reference_time + self.config.window)))
         self._rest = left if shown < len(left.due) else None
         self._motion, self._next, self._lag = motion, None, 0.0
+        if start != self._last_start:
+            self._nearest = math.inf
         self._chunk, self._last_start = left.first(shown), start
         stretched = isinstance(motion, SmoothTrajectory) and motion.stretch > 1.0
         self._gripper.follow(motion.due if stretched and self._rest is None else left.due, left.gripper)
@@ -363,10 +369,30 @@ class WholeBodyController:
                 self._take_over(self._state_at(now), chunk, start)
             else:
                 self._begin(motion, chunk, start)
-        elif self._rest is not None and self._chunk is not None and now >= self._chunk.due[-1] - 0.5 * self.config.window:
+        elif self._chunk is None or self._motion is None:
+            return
+        elif self._rest is not None and now >= self._chunk.due[-1] - 0.5 * self.config.window:
             rest = self._rest
             if self._take_over(self._state_at(now), rest, self._last_start) != validation.ACCEPTED:
                 self._rest = None
+        elif self._rest is None and now >= self._chunk.due[-1] and isinstance(self._motion, JointTrajectory):
+            self._carry_on(self._motion, self._chunk, now)
+
+    def _carry_on(self, plan: JointTrajectory, chunk: Chunk, now: float) -> None:
+        """Plan on to the last waypoint of a chunk that was too fast for the arm, as long as that brings it nearer."""
+        error = self._miss(plan.positions(plan.end_time), chunk, -1)[0]
+        if error < self.config.unreachable_distance or error > self._nearest - MIN_PROGRESS:
+            return
+        self._nearest = error
+        due = now + CARRY_ON_PERIOD * np.arange(1.0, 6.0)
+        self._take_over(self._state_at(now), chunk.held(due), self._last_start)
+
+    def _miss(self, q: Array, chunk: Chunk, index: int) -> tuple[float, float]:
+        """Return how far the tool at `q` is from a waypoint: [m], [rad]."""
+        tool = self._solver.kinematics.forward(q).tool
+        rotation = matrix_from_quaternion(chunk.quaternions[index])
+        angle = float(np.linalg.norm(rotation_log(rotation @ tool[:3, :3].T)))
+        return float(np.linalg.norm(chunk.positions[index] - tool[:3, 3])), angle
 
     def _advance_clock(self, time: float) -> None:
         """Move to `time`, or keep the time and record where it is no successor of the last one."""
@@ -452,11 +478,8 @@ class WholeBodyController:
     def _judge_rest(self, time: float) -> None:
         """Decide what a standing arm is: on its way, arrived, or unable to arrive."""
         assert self._motion is not None and self._chunk is not None
-        tool = self._solver.kinematics.forward(self._q).tool
         due = min(int(np.searchsorted(self._chunk.due, time - 1e-9)), len(self._chunk.due) - 1)
-        error = float(np.linalg.norm(self._chunk.positions[due] - tool[:3, 3]))
-        rotation = matrix_from_quaternion(self._chunk.quaternions[due])
-        angle = float(np.linalg.norm(rotation_log(rotation @ tool[:3, :3].T)))
+        error, angle = self._miss(self._q, self._chunk, due)
         over = time >= self._motion.end_time
         arrived = error < 1e-5 and angle < 1e-4
         if isinstance(self._motion, JointTrajectory):

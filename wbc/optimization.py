@@ -182,7 +182,8 @@ class _Grid:
         self.at_grid = basis.rows(dense)
         self.speed_at_grid = basis.rows(dense, 1) / span
         self.acceleration_at_grid = basis.rows(dense, 2) / span**2
-        self.samples = self.at_samples @ self.spread
+        self.speed_at_samples = basis.rows(places, 1) / span
+        self.samples, self.speed_samples = self.at_samples @ self.spread, self.speed_at_samples @ self.spread
         self.grid = [m @ self.spread for m in (self.at_grid, self.speed_at_grid, self.acceleration_at_grid)]
         self.jerk = basis.jerk / span**5
 
@@ -236,7 +237,6 @@ class ChunkOptimizer:
         waypoints: Waypoints,
         posture: Array,
         collisions: CollisionModel,
-        clearance: float,
         *,
         elapsed: float = 0.0,
         guess: JointTrajectory | None = None,
@@ -248,7 +248,7 @@ class ChunkOptimizer:
             time: time of `start` [s]; every waypoint comes later.
             waypoints: what the tool is to pass.
             posture: `[j]` where spare freedom drifts to [rad].
-            collisions: pairs to keep apart; clearance: the distance that the tick keeps [m].
+            collisions: pairs to keep apart.
             elapsed: age of the obstacles' positions at `time` [s].
             guess: earlier plan to begin from.
 
@@ -284,7 +284,6 @@ class ChunkOptimizer:
                 weights,
                 posture,
                 collisions,
-                clearance,
                 elapsed,
                 jerk_weight,
             )
@@ -342,7 +341,6 @@ class ChunkOptimizer:
         weights: Array,
         posture: Array,
         collisions: CollisionModel,
-        clearance: float,
         elapsed: float,
         jerk_weight: float,
     ) -> Array:
@@ -370,7 +368,7 @@ class ChunkOptimizer:
         smooth = grid.spread.T @ jerk * jerk_weight
         for joint in range(joints):
             hessian[:, :, joint, joint] += smooth
-        near = self._near(grid, pose, collisions, clearance, elapsed)
+        near = self._near(grid, control, pose, collisions, elapsed)
         size = grid.free * joints
         square = np.ascontiguousarray(hessian.transpose(0, 2, 1, 3).reshape(size, size))
         gradient = (jerk_weight * jerk.T @ control - grid.samples.T @ pulls).ravel()
@@ -398,17 +396,31 @@ class ChunkOptimizer:
         ]
 
     def _near(
-        self, grid: _Grid, pose: ArmPose, collisions: CollisionModel, clearance: float, elapsed: float
+        self, grid: _Grid, control: Array, pose: ArmPose, collisions: CollisionModel, elapsed: float
     ) -> tuple[Array, Array]:
-        """Return rows `[p f*j]` on the change of the near distances, and their least values `[p]`."""
+        """Return rows `[r f*j]` on the near distances, and their least values `[r]` [m].
+
+        Each pair gives two: its distance, and its distance less the way in which the arm could stop closing it, as
+        the tick will demand.
+        """
+        joints = len(self.lower)
         if collisions.num_pairs == 0:
-            return np.empty((0, grid.free * len(self.lower))), np.empty(0)
-        passed = elapsed + grid.times
-        near = collisions.clearances(pose, self.config.influence, passed)
-        rows = grid.samples[near.poses][:, :, None] * near.gradients[:, None, :]
-        return rows.reshape(
-            len(rows), grid.free * len(self.lower)
-        ), clearance + self.config.clearance_margin - near.distances
+            return np.empty((0, grid.free * joints)), np.empty(0)
+        near = collisions.clearances(pose, self.config.influence, elapsed + grid.times)
+        speeds = grid.speed_at_samples @ control
+        stops = 0.5 * np.maximum((np.abs(speeds) / self.acceleration).max(1), 2.0 / collisions.config.approach_rate)
+        at, stop = near.poses, stops[near.poses]
+        way = near.distances - collisions.config.clearance
+        ahead = grid.samples + stops[:, None] * grid.speed_samples
+        rows = np.concatenate(
+            [
+                grid.samples[at][:, :, None] * near.gradients[:, None, :],
+                ahead[at][:, :, None] * near.gradients[:, None, :],
+            ]
+        )
+        closing = (near.gradients * speeds[at]).sum(1) + near.drifts
+        least = np.concatenate([self.config.clearance_margin - way, -way - stop * closing])
+        return rows.reshape(len(rows), grid.free * joints), least
 
     def _solve(self, hessian: Array, gradient: Array, limits: list[_Limit], near: tuple[Array, Array]) -> Array:
         """Solve the program, taking in rows until none that was left out is violated.

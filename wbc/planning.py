@@ -63,6 +63,17 @@ class Chunk:
             period=self.period,
         )
 
+    def held(self, due: Array) -> Chunk:
+        """Return the last waypoint, repeated at the times `due` `[k]` [s]."""
+        last = np.full(len(due), len(self.due) - 1)
+        return Chunk(
+            positions=self.positions[last],
+            quaternions=self.quaternions[last],
+            gripper=self.gripper[last],
+            due=due,
+            period=self.period if len(due) < 2 else float(due[1] - due[0]),
+        )
+
 
 def chunk_of(trajectory: ActionTrajectory) -> Chunk:
     """Return all waypoints of a trajectory, in double precision, their quaternions normalised."""
@@ -98,7 +109,6 @@ def optimise(
     chunk: Chunk,
     posture: Array,
     collisions: CollisionModel,
-    clearance: float,
     elapsed: float,
 ) -> Plan:
     """Optimise a chunk from the commanded state.
@@ -113,7 +123,6 @@ def optimise(
         waypoints,
         posture,
         collisions,
-        clearance,
         elapsed=elapsed,
         guess=state.earlier,
     )

@@ -11,7 +11,7 @@ A tick that has no solution climbs a ladder: first the emergency acceleration, t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import daqp
 import numpy as np
@@ -24,6 +24,16 @@ from .transforms import Array
 
 NOMINAL, EMERGENCY, BRAKE = "nominal", "emergency_acceleration", "brake"
 """Rungs of the ladder, in order."""
+SOFT = 8
+"""How daqp marks a constraint that may be violated at a price."""
+STANDING = 0.05
+"""Joint speed [rad/s] below which an arm that cannot keep clear moves out as well as it can."""
+BEND_MARGIN = 1e-3
+"""Distance kept beyond the clearance on the way to a stop [m], for what the linear rows do not see."""
+SLOWED_LACK = 2e-3
+"""Braking all joints together is as good as a solution while it brings no pair nearer than it may by more [m]."""
+STOP_SHARES = np.array([1.0, 2.0, 3.0]) / 3.0
+"""Where on the way to a stop the pairs are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +76,42 @@ class Tick:
     limited: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What near pairs demand: `gradients . v >= floor` `[p]` [m/s], each to last for `times` `[p]` [s].
+
+    shares: `[p]` how much of the way to a stop lies before the pose of each row; None for the present pose throughout.
+    """
+
+    gradients: Array
+    floor: Array
+    times: Array
+    shares: Array | None = None
+
+    def within(self, previous: Array, least: Array, greatest: Array) -> _Rows:
+        """Ask a pair that must open for no more than half of what the box adds to its present speed."""
+        fastest = np.where(self.gradients > 0.0, self.gradients * greatest, self.gradients * least).sum(-1)
+        possible = np.maximum(0.5 * (self.gradients @ previous + fastest), 0.0)
+        return replace(self, floor=np.minimum(self.floor, possible))
+
+    def before(self, share: float) -> _Rows:
+        """Return the rows of poses within a share of the way to a stop."""
+        if self.shares is None:
+            return self
+        kept = self.shares <= share + 1e-9
+        return _Rows(self.gradients[kept], self.floor[kept], self.times[kept], self.shares[kept])
+
+    def lack(self, velocity: Array) -> float:
+        """Return how much nearer [m] than it may `velocity` `[j]` brings the pair that is worst off."""
+        return float((self.times * (self.floor - self.gradients @ velocity)).max(initial=0.0))
+
+    def binding(self, least: Array, greatest: Array) -> tuple[Array, Array]:
+        """Return the rows, and their floors, that some velocity of the box does not meet."""
+        slowest = np.where(self.gradients > 0.0, self.gradients * least, self.gradients * greatest).sum(-1)
+        chosen = slowest < self.floor
+        return np.ascontiguousarray(self.gradients[chosen]), self.floor[chosen]
+
+
 def braked_gain(error: Array, gain: float, deceleration: float) -> Array:
     """Return the speed that removes `error` `[3]`: proportional when near, still able to brake when far."""
     size = math.sqrt(float(error @ error))
@@ -81,7 +127,7 @@ class TickSolver:
         """Prepare limits and pairs; `dt` is the duration of a tick [s]."""
         self.kinematics = Kinematics(robot)
         self.collisions = CollisionModel(robot, collision)
-        self.config, self.collision_config, self.dt = tracking, collision, dt
+        self.config, self.dt = tracking, dt
         self.lower, self.upper = robot.lower, robot.upper
         self.velocity = robot.velocity * tracking.velocity_scale
         self.acceleration = robot.acceleration * tracking.acceleration_scale
@@ -90,9 +136,9 @@ class TickSolver:
         self._identity = np.eye(robot.num_joints)
         self._free_until: tuple[Array, float, float] | None = None
 
-    def watch(self, collisions: CollisionModel, config: CollisionConfig) -> None:
+    def watch(self, collisions: CollisionModel) -> None:
         """Keep clear of another scene from now on."""
-        self.collisions, self.collision_config, self._free_until = collisions, config, None
+        self.collisions, self._free_until = collisions, None
 
     def box(self, q: Array, previous: Array, change: Array) -> tuple[Array, Array]:
         """Return the velocity box at `q` [rad], `previous` [rad/s], under the bound `change` [rad/s^2]."""
@@ -111,7 +157,7 @@ class TickSolver:
             wanted: what the plan asks for.
             elapsed: age of the obstacles' positions [s].
         """
-        return self._climb(self._identity, -wanted, q, previous, self._near(q, None, elapsed))
+        return self._climb(self._identity, -wanted, q, previous, self._rows(q, previous, None, elapsed))
 
     def solve(
         self, q: Array, previous: Array, pose: ArmPose, twist: Array, posture: Array | None, elapsed: float = 0.0
@@ -126,20 +172,34 @@ class TickSolver:
             elapsed: age of the obstacles' positions [s].
         """
         hessian, gradient = self._cost(q, previous, pose, twist, posture)
-        return self._climb(hessian, gradient, q, previous, self._near(q, pose, elapsed))
+        return self._climb(hessian, gradient, q, previous, self._rows(q, previous, pose, elapsed))
 
-    def _climb(self, hessian: Array, gradient: Array, q: Array, previous: Array, near: Clearances | None) -> Tick:
+    def _climb(self, hessian: Array, gradient: Array, q: Array, previous: Array, rows: _Rows | None) -> Tick:
         """Solve under the nominal bounds or, failing that, on the next rung of the ladder."""
         for rung, change in ((NOMINAL, self.acceleration), (EMERGENCY, self.emergency)):
             least, greatest = self.box(q, previous, change)
-            solution = self._solve(hessian, gradient, previous, (least, greatest), near)
+            demand = None if rows is None else rows.within(previous, least, greatest)
+            solution = self._solve(hessian, gradient, (least, greatest), demand)
+            if solution is None and demand is not None:
+                slowed = self._slowed(previous, change, least, greatest)
+                if np.abs(previous).max() < STANDING:
+                    solution = self._solve(hessian, gradient, (least, greatest), demand, SOFT)
+                elif demand.lack(slowed) < SLOWED_LACK:
+                    solution = slowed
             if solution is not None:
-                return Tick(
-                    velocity=solution,
-                    rung=rung,
-                    limited=self._at_limit(q, previous, solution, least, greatest),
-                )
-        return Tick(velocity=self.brake(q, previous, self.emergency), rung=BRAKE, limited=True)
+                limited = self._at_limit(q, previous, solution, least, greatest)
+                return Tick(velocity=solution, rung=rung, limited=limited)
+            if rows is not None:
+                rows = rows.before(float((self.acceleration / self.emergency).max()))
+        return Tick(velocity=self._slowed(previous, self.emergency, least, greatest), rung=BRAKE, limited=True)
+
+    def _slowed(self, previous: Array, change: Array, least: Array, greatest: Array) -> Array:
+        """Return the velocity after braking all joints together, along the present direction: the stop that every
+        earlier tick made sure of.
+        """
+        stop = float((np.abs(previous) / change).max())
+        share = max(0.0, 1.0 - self.dt / stop) if stop > 0.0 else 0.0
+        return np.minimum(np.maximum(share * previous, least), greatest)
 
     def _cost(
         self, q: Array, previous: Array, pose: ArmPose, twist: Array, posture: Array | None
@@ -161,69 +221,87 @@ class TickSolver:
             gradient -= config.posture_weight**2 * secondary
         return weighted @ jacobian + diagonal * self._identity, gradient
 
-    def _near(self, q: Array, pose: ArmPose | None, elapsed: float) -> Clearances | None:
-        """Return the pairs within the influence distance, or None where all are certainly farther.
+    def _rows(self, q: Array, previous: Array, pose: ArmPose | None, elapsed: float) -> _Rows | None:
+        """Return what the near pairs demand of the velocity, or None where all are certainly far.
+
+        All joints together can stop in `T = max |v| / a`, along a straight line in joint space. The pairs are looked at
+        here and, where that line could reach them, along it: whoever leaves room for the stop now can still stop in
+        the next tick, however the distances bend on the way.
 
         No pair's distance can change faster than the joint motion times the arm's reach, so after a look at
         all pairs the next one waits until that motion could have used up the margin.
         """
-        if self.collisions.num_pairs == 0:
+        model = self.collisions
+        if model.num_pairs == 0:
             return None
-        influence = self.collision_config.influence
+        influence, clearance = model.config.influence, model.config.clearance
         if self._free_until is not None:
             seen, margin, then = self._free_until
-            used = float(self.collisions.reach @ np.abs(q - seen))
-            if used + self.collisions.fastest_obstacle * abs(elapsed - then) < margin:
+            if float(model.reach @ np.abs(q - seen)) + model.fastest_obstacle * abs(elapsed - then) < margin:
                 return None
-        near = self.collisions.clearances(pose or self.kinematics.forward(q), influence, elapsed)
         self._free_until = None
+        stop = float((np.abs(previous) / self.acceleration).max()) + self.dt
+        pose = pose or self.kinematics.forward(q)
+        near = model.clearances(pose, influence, elapsed)
         if len(near.distances) == 0:
             self._free_until = (q, near.nearest - influence, elapsed)
             return None
-        return near
+        rate = model.config.approach_rate
+        here = _Rows(
+            near.gradients, -rate * (near.distances - clearance) - near.drifts, np.full(len(near.distances), 1.0 / rate)
+        )
+        room = self._room(near, previous, clearance, self.dt + 0.5 * stop)
+        if float(room.min()) > model.fastest_obstacle * stop:
+            return here
+        reached = self.dt + 0.5 * stop * STOP_SHARES
+        passed = elapsed + self.dt + stop * (1.0 - np.sqrt(1.0 - STOP_SHARES))
+        along = self.kinematics.forward_many(q + reached[:, None] * previous)
+        ahead = model.clearances(along, influence, passed)
+        times = reached[ahead.poses]
+        floor = ahead.gradients @ previous - (ahead.distances - clearance - BEND_MARGIN) / times
+        return _Rows(
+            np.concatenate([here.gradients, ahead.gradients]),
+            np.concatenate([here.floor, floor]),
+            np.concatenate([here.times, times]),
+            np.concatenate([np.zeros(len(here.floor)), STOP_SHARES[ahead.poses]]),
+        )
 
-    def _allowed_approach(self, distances: Array) -> Array:
-        """Return how fast each pair may close `[p]` [m/s]; negative means that it must open."""
-        way = distances - self.collision_config.clearance
-        linear = self.collision_config.approach_rate * way
-        return np.minimum(linear, np.sqrt(2.0 * self.collision_config.approach_deceleration * np.maximum(way, 0.0)))
+    def _room(self, near: Clearances, previous: Array, clearance: float, way: float) -> Array:
+        """Return what is certainly left of each near distance `[p]` [m] after a stop that takes `way` [s] at full speed.
+
+        Along a straight line in joint space a distance is at least its tangent less half the turning times the
+        travel of the arm, since the distance of convex bodies bends upwards in their relative shift.
+        """
+        fastest = np.minimum(np.abs(previous) + self.acceleration * self.dt, self.velocity) * way
+        bend = 0.5 * float(fastest.sum()) * float(self.collisions.reach @ fastest)
+        change = np.abs(near.gradients) @ (self.acceleration * self.dt)
+        closing = np.maximum(change - near.gradients @ previous, 0.0)
+        room: Array = near.distances - clearance - closing * way - bend
+        return room
 
     def _solve(
-        self,
-        hessian: Array,
-        gradient: Array,
-        previous: Array,
-        box: tuple[Array, Array],
-        near: Clearances | None,
+        self, hessian: Array, gradient: Array, box: tuple[Array, Array], demand: _Rows | None, sense: int = 0
     ) -> Array | None:
         """Solve one quadratic program and check the answer; None where there is none.
 
         In joint form the point of the box that is nearest to the plan is the answer wherever it keeps clear.
-        A pair that must open is asked for no more than half of what the box adds to its present speed.
         """
         least, greatest = box
-        rows, floor = np.empty((0, len(least))), np.empty(0)
-        nearest = np.minimum(np.maximum(-gradient, least), greatest) if hessian is self._identity else None
-        if near is None and nearest is not None:
-            return nearest
-        if near is not None:
-            rows = near.gradients
-            floor = -self._allowed_approach(near.distances) - near.drifts
-            if nearest is not None and bool(np.all(rows @ nearest >= floor)):
+        if hessian is self._identity:
+            nearest = np.minimum(np.maximum(-gradient, least), greatest)
+            if demand is None or demand.lack(nearest) <= 0.0:
                 return nearest
-            fastest = np.where(rows > 0.0, rows * greatest, rows * least).sum(-1)
-            floor = np.minimum(floor, np.maximum(0.5 * (rows @ previous + fastest), 0.0))
-            slowest = np.where(rows > 0.0, rows * least, rows * greatest).sum(-1)
-            binding = slowest < floor
-            rows, floor = np.ascontiguousarray(rows[binding]), floor[binding]
-        above = np.concatenate([greatest, np.full(len(floor), 1e30)])
-        below = np.concatenate([least, floor])
-        senses = np.zeros(len(above), dtype=np.int32)
-        solution, _, flag, _ = daqp.solve(hessian, gradient, rows, above, below, senses)
-        if flag != 1 or not np.all(np.isfinite(solution)):
+        rows, below = np.empty((0, len(least))), np.empty(0)
+        if demand is not None:
+            rows, below = demand.binding(least, greatest)
+        upper = np.concatenate([greatest, np.full(len(below), 1e30)])
+        lower = np.concatenate([least, below])
+        senses = np.concatenate([np.zeros(len(least)), np.full(len(below), sense)]).astype(np.int32)
+        solution, _, flag, _ = daqp.solve(hessian, gradient, rows, upper, lower, senses)
+        if flag not in (1, 2) or not np.all(np.isfinite(solution)):
             return None
         solution = np.minimum(np.maximum(solution, least), greatest)
-        if len(floor) and float((rows @ solution - floor).min()) < -1e-5:
+        if sense == 0 and len(below) and float((rows @ solution - below).min()) < -1e-5:
             return None
         return solution
 
