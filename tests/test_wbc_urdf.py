@@ -409,6 +409,7 @@ LIFT_LIMIT = '<limit lower="-3.1" upper="3.1" velocity="2" effort="150"/>'
         ('<mass value="8.4"/>', '<mass value="-1"/>', "link 'upper': a negative mass"),
         ('<mass value="8.4"/>', "", "link 'upper': <inertial> has no <mass>"),
         ('<sphere radius="0.07"/>', '<sphere radius="-1"/>', "expected more than 0"),
+        ('<sphere radius="0.07"/>', '<sphere radius="1e308"/>', "radius of <sphere> is '1e308'"),
         ('<sphere radius="0.07"/>', '<cone radius="1"/>', "unknown shape"),
         ('<sphere radius="0.07"/>', '<mesh filename="a.dae"/>', "none of|does not exist|expected .stl or .obj"),
         ('<sphere radius="0.07"/>', '<mesh filename="https://host/a.stl"/>', "expected a file; download it"),

@@ -20,6 +20,9 @@ from .transforms import Array, matrix_from_rpy, pose_matrix, rotation_exp
 MAX_BYTES = 64 * 2**20
 """Size above which a URDF is refused."""
 
+LARGEST = 1e6
+"""Greatest length, angle or mass [m, rad, kg] that is believed; limits may be greater."""
+
 TURNING = ("revolute", "continuous")
 KINDS = (*TURNING, "fixed", "prismatic", "planar", "floating")
 ATTRIBUTES = {
@@ -191,7 +194,8 @@ def _numbers(element: Element, attribute: str, count: int, where: str, default: 
         values = [float(word) for word in text.split()]
     except ValueError:
         values = []
-    if len(values) != count or not all(math.isfinite(value) for value in values):
+    largest = math.inf if element.tag == "limit" else LARGEST
+    if len(values) != count or not all(math.isfinite(value) and abs(value) <= largest for value in values):
         advice = "run xacro first" if "${" in text else "correct the file"
         raise ConfigError(f"{where}: {attribute} of <{element.tag}> is '{text[:60]}'; expected {wanted}; {advice}.")
     return values
