@@ -99,9 +99,11 @@ def _run_adversary(robot: RobotModel, config: ControllerConfig, ticks: int, seed
     return controller
 
 
-def test_limits_hold_against_an_adversary_in_free_space(robot: RobotModel) -> None:
-    controller = _run_adversary(robot, NO_OBSTACLES, 6000, seed=0)
-    assert controller.counters["limit"] > 0
+@pytest.mark.parametrize("optimised", [True, False])
+def test_limits_hold_against_an_adversary_in_free_space(robot: RobotModel, optimised: bool) -> None:
+    config = NO_OBSTACLES if optimised else dataclasses.replace(NO_OBSTACLES, optimization=None)
+    controller = _run_adversary(robot, config, 6000, seed=0)
+    assert (controller.counters["optimised"] > 50) if optimised else (controller.counters["limit"] > 0)
     assert controller.counters["accepted"] > 50
 
 

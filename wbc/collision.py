@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +16,8 @@ from .robots import Capsule, RobotModel
 from .transforms import Array, matrix_from_quaternion, matrix_from_rpy
 
 Vector = tuple[float, float, float]
+Chosen = np.ndarray | slice
+"""Which distances of one kind to look at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +196,9 @@ class CollisionModel:
             + 6 * (config.workspace is not None)
         )
 
-    def clearances(self, pose: ArmPose, within: float = np.inf, elapsed: float | Array = 0.0) -> Clearances:
+    def clearances(
+        self, pose: ArmPose, within: float = np.inf, elapsed: float | Array = 0.0, only: np.ndarray | None = None
+    ) -> Clearances:
         """Return the distances below `within` [m] and their gradients.
 
         Order: capsule pairs, spheres and rods, plane (both ends of each capsule), boxes, workspace.
@@ -201,6 +207,7 @@ class CollisionModel:
             pose: one pose of the arm, or many along a leading axis `m`.
             within: pairs farther apart are left out [m].
             elapsed: time since the obstacles were where the configuration says [s], one number or `[m]`.
+            only: `[num_pairs]` True for the distances to look at, in the order above; None for all.
         """
         frames = pose.frames if pose.frames.ndim == 4 else pose.frames[None]
         count, joints = len(frames), len(self.reach)
@@ -209,13 +216,12 @@ class CollisionModel:
         ends = carriers[..., :3, :3] @ self._ends + carriers[..., :3, 3:]
         starts, stops = ends[..., 0], ends[..., 1]
         found = []
-        if len(self._first):
-            found.append(self._pairs(starts, stops, within, passed))
-        if self._plane is not None:
-            found.append(self._against_plane(self._plane, starts, stops, within))
-        found += [self._against_box(box, starts, stops, within, passed) for box in self._boxes]
-        if self._workspace is not None:
-            found.append(self._against_workspace(self._workspace, pose.tool.reshape(count, 4, 4), within))
+        begin = 0
+        for size, measure in self._kinds(starts, stops, pose.tool.reshape(count, 4, 4), within, passed):
+            chosen = slice(None) if only is None else np.flatnonzero(only[begin : begin + size])
+            begin += size
+            if only is None or len(chosen):
+                found.append(measure(chosen))
         if not found:
             none = np.empty(0)
             return Clearances(
@@ -241,12 +247,27 @@ class CollisionModel:
             nearest=near.nearest,
         )
 
-    def _pairs(self, starts: Array, stops: Array, within: float, passed: Array) -> _Near:
+    def _kinds(
+        self, starts: Array, stops: Array, tools: Array, within: float, passed: Array
+    ) -> Iterator[tuple[int, Callable[[Chosen], _Near]]]:
+        """Yield, kind by kind, the number of distances of one pose and what measures the chosen ones of them."""
+        if len(self._first):
+            yield len(self._first), lambda chosen: self._pairs(starts, stops, within, passed, chosen)
+        if (plane := self._plane) is not None:
+            yield len(self._both_ends), lambda chosen: self._against_plane(plane, starts, stops, within, chosen)
+        for box in self._boxes:
+            against = partial(self._against_box, box, starts, stops, within, passed)
+            yield len(self._exposed), against
+        if (workspace := self._workspace) is not None:
+            yield 6, lambda chosen: self._against_workspace(workspace, tools, within, chosen)
+
+    def _pairs(self, starts: Array, stops: Array, within: float, passed: Array, chosen: Chosen) -> _Near:
         if len(self._velocities):
             shift = self._velocities * passed[:, None, None]
             starts = np.concatenate([starts, self._obstacles[0] + shift], axis=1)
             stops = np.concatenate([stops, self._obstacles[1] + shift], axis=1)
-        a, b, width = self._first, self._second, len(self._first)
+        a, b = self._first[chosen], self._second[chosen]
+        width = len(a)
         point_a, point_b = closest_on_segments(
             starts[:, a].reshape(-1, 3),
             stops[:, a].reshape(-1, 3),
@@ -254,62 +275,74 @@ class CollisionModel:
             stops[:, b].reshape(-1, 3),
         )
         distance, normal = point_separation(point_a, point_b)
-        distance = (distance.reshape(-1, width) - self._pair_radii).ravel()
+        distance = (distance.reshape(-1, width) - self._pair_radii[chosen]).ravel()
         near = np.flatnonzero(distance < within)
         pair, normals = near % width, normal[near]
         return _Near(
             distance[near],
             point_a[near],
             normals,
-            self._pair_moved[pair],
-            -(normals * self._pair_velocities[pair]).sum(-1),
+            self._pair_moved[chosen][pair],
+            -(normals * self._pair_velocities[chosen][pair]).sum(-1),
             near // width,
             float(distance.min()),
         )
 
-    def _against_plane(self, plane: Plane, starts: Array, stops: Array, within: float) -> _Near:
-        normal, width = np.array(plane.normal), len(self._both_ends)
-        points = np.concatenate([starts[:, self._exposed], stops[:, self._exposed]], axis=1).reshape(-1, 3)
-        distance = (points @ normal).reshape(-1, width) - plane.offset - self._radii[self._both_ends]
-        distance = distance.ravel()
+    def _against_plane(self, plane: Plane, starts: Array, stops: Array, within: float, chosen: Chosen) -> _Near:
+        normal = np.array(plane.normal)
+        points = np.concatenate([starts[:, self._exposed], stops[:, self._exposed]], axis=1)[:, chosen]
+        who = self._both_ends[chosen]
+        width = len(who)
+        distance = (points @ normal - plane.offset - self._radii[who]).ravel()
+        points = points.reshape(-1, 3)
         near = np.flatnonzero(distance < within)
         normals = np.tile(normal, (len(near), 1))
-        moved = self._moved[self._both_ends[near % width]]
+        moved = self._moved[who[near % width]]
         still = np.zeros(len(near))
         return _Near(distance[near], points[near], normals, moved, still, near // width, float(distance.min()))
 
     def _against_box(
-        self, box: tuple[Array, Array, Array, Array], starts: Array, stops: Array, within: float, passed: Array
+        self,
+        box: tuple[Array, Array, Array, Array],
+        starts: Array,
+        stops: Array,
+        within: float,
+        passed: Array,
+        chosen: Chosen,
     ) -> _Near:
         center, rotation, half, velocity = box
         centers = (center + passed[:, None] * velocity)[:, None]
-        width = len(self._exposed)
-        start = ((starts[:, self._exposed] - centers) @ rotation).reshape(-1, 3)
-        stop = ((stops[:, self._exposed] - centers) @ rotation).reshape(-1, 3)
+        who = self._exposed[chosen]
+        width = len(who)
+        start = ((starts[:, who] - centers) @ rotation).reshape(-1, 3)
+        stop = ((stops[:, who] - centers) @ rotation).reshape(-1, 3)
         gap = np.maximum(np.minimum(start, stop) - half, -half - np.maximum(start, stop))
-        radii = np.tile(self._radii[self._exposed], len(starts))
+        radii = np.tile(self._radii[who], len(starts))
         bound = np.sqrt(np.square(np.maximum(gap, 0.0)).sum(-1)) - radii
-        chosen = np.flatnonzero(bound < within)
-        if len(chosen) == 0:
+        close = np.flatnonzero(bound < within)
+        if len(close) == 0:
             none, empty = np.empty(0), np.empty((0, 3))
             return _Near(none, empty, empty, self._moved[:0], none, np.empty(0, dtype=np.intp), float(bound.min()))
-        distances, points, normals = segments_to_box(start[chosen], stop[chosen], half)
-        distances = distances - radii[chosen]
+        distances, points, normals = segments_to_box(start[close], stop[close], half)
+        distances = distances - radii[close]
         near = np.flatnonzero(distances < within)
-        nearest = min(float(np.delete(bound, chosen).min(initial=np.inf)), float(distances.min()))
-        poses, links = chosen[near] // width, self._exposed[chosen[near] % width]
+        nearest = min(float(np.delete(bound, close).min(initial=np.inf)), float(distances.min()))
+        poses, links = close[near] // width, who[close[near] % width]
         points, normals = points[near] @ rotation.T + centers[poses, 0], normals[near] @ rotation.T
         return _Near(distances[near], points, normals, self._moved[links], -(normals @ velocity), poses, nearest)
 
-    def _against_workspace(self, workspace: tuple[Vector, Vector], tools: Array, within: float) -> _Near:
+    def _against_workspace(
+        self, workspace: tuple[Vector, Vector], tools: Array, within: float, chosen: Chosen
+    ) -> _Near:
         """Measure the tool's way to each wall so that the tool itself may go as far as the wall."""
         points = tools[:, :3, 3]
-        distance = np.concatenate([points - workspace[0], workspace[1] - points], axis=1).ravel() + self._clearance
+        distance = np.concatenate([points - workspace[0], workspace[1] - points], axis=1)[:, chosen] + self._clearance
+        width, distance = distance.shape[1], distance.ravel()
         near = np.flatnonzero(distance < within)
-        normals = np.concatenate([np.eye(3), -np.eye(3)])[near % 6]
+        normals = np.concatenate([np.eye(3), -np.eye(3)])[chosen][near % width]
         moved = np.ones((len(near), len(self.reach)))
         still = np.zeros(len(near))
-        return _Near(distance[near], points[near // 6], normals, moved, still, near // 6, float(distance.min()))
+        return _Near(distance[near], points[near // width], normals, moved, still, near // width, float(distance.min()))
 
 
 def _with_attached(

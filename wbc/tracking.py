@@ -134,11 +134,12 @@ class TickSolver:
         self.emergency = np.maximum(robot.emergency_acceleration, self.acceleration)
         self._squares = np.array([1.0] * 3 + [tracking.rotation_weight**2] * 3)
         self._identity = np.eye(robot.num_joints)
-        self._free_until: tuple[Array, float, float] | None = None
+        self._gain_in_tick = self.acceleration * dt
+        self._seen: tuple[Array, float, Clearances] | None = None
 
     def watch(self, collisions: CollisionModel) -> None:
         """Keep clear of another scene from now on."""
-        self.collisions, self._free_until = collisions, None
+        self.collisions, self._seen = collisions, None
 
     def box(self, q: Array, previous: Array, change: Array) -> tuple[Array, Array]:
         """Return the velocity box at `q` [rad], `previous` [rad/s], under the bound `change` [rad/s^2]."""
@@ -228,35 +229,38 @@ class TickSolver:
         here and, where that line could reach them, along it: whoever leaves room for the stop now can still stop in
         the next tick, however the distances bend on the way.
 
-        No pair's distance can change faster than the joint motion times the arm's reach, so after a look at
-        all pairs the next one waits until that motion could have used up the margin.
+        What one look at all pairs showed also bounds the distances of the ticks after it, so that the next look waits
+        until something could have come near.
         """
         model = self.collisions
         if model.num_pairs == 0:
             return None
         influence, clearance = model.config.influence, model.config.clearance
-        if self._free_until is not None:
-            seen, margin, then = self._free_until
-            if float(model.reach @ np.abs(q - seen)) + model.fastest_obstacle * abs(elapsed - then) < margin:
-                return None
-        self._free_until = None
         stop = float((np.abs(previous) / self.acceleration).max()) + self.dt
+        way = max(self.dt + 0.5 * stop, 1.0 / model.config.approach_rate)
+        if self._seen is not None:
+            before, then, pairs = self._seen
+            moved = model.fastest_obstacle * (abs(elapsed - then) + stop)
+            if float(self._room(pairs, q - before, previous, way).min()) > clearance + moved:
+                return None
         pose = pose or self.kinematics.forward(q)
-        near = model.clearances(pose, influence, elapsed)
-        if len(near.distances) == 0:
-            self._free_until = (q, near.nearest - influence, elapsed)
+        pairs = model.clearances(pose, np.inf, elapsed)
+        self._seen = (q, elapsed, pairs)
+        room = self._room(pairs, np.zeros_like(q), previous, way)
+        tight = room <= clearance + model.fastest_obstacle * stop
+        if not np.any(tight):
             return None
+        near = np.flatnonzero(pairs.distances < influence)
         rate = model.config.approach_rate
         here = _Rows(
-            near.gradients, -rate * (near.distances - clearance) - near.drifts, np.full(len(near.distances), 1.0 / rate)
+            pairs.gradients[near],
+            -rate * (pairs.distances[near] - clearance) - pairs.drifts[near],
+            np.full(len(near), 1.0 / rate),
         )
-        room = self._room(near, previous, clearance, self.dt + 0.5 * stop)
-        if float(room.min()) > model.fastest_obstacle * stop:
-            return here
         reached = self.dt + 0.5 * stop * STOP_SHARES
         passed = elapsed + self.dt + stop * (1.0 - np.sqrt(1.0 - STOP_SHARES))
         along = self.kinematics.forward_many(q + reached[:, None] * previous)
-        ahead = model.clearances(along, influence, passed)
+        ahead = model.clearances(along, influence, passed, tight)
         times = reached[ahead.poses]
         floor = ahead.gradients @ previous - (ahead.distances - clearance - BEND_MARGIN) / times
         return _Rows(
@@ -266,17 +270,17 @@ class TickSolver:
             np.concatenate([np.zeros(len(here.floor)), STOP_SHARES[ahead.poses]]),
         )
 
-    def _room(self, near: Clearances, previous: Array, clearance: float, way: float) -> Array:
-        """Return what is certainly left of each near distance `[p]` [m] after a stop that takes `way` [s] at full speed.
+    def _room(self, pairs: Clearances, shift: Array, previous: Array, way: float) -> Array:
+        """Return what no distance `[p]` [m] falls below after a shift and `way` [s] more at the fastest next speed.
 
         Along a straight line in joint space a distance is at least its tangent less half the turning times the
         travel of the arm, since the distance of convex bodies bends upwards in their relative shift.
         """
-        fastest = np.minimum(np.abs(previous) + self.acceleration * self.dt, self.velocity) * way
-        bend = 0.5 * float(fastest.sum()) * float(self.collisions.reach @ fastest)
-        change = np.abs(near.gradients) @ (self.acceleration * self.dt)
-        closing = np.maximum(change - near.gradients @ previous, 0.0)
-        room: Array = near.distances - clearance - closing * way - bend
+        fastest = np.minimum(np.abs(previous) + self._gain_in_tick, self.velocity) * way
+        total = np.abs(shift) + fastest
+        bend = 0.5 * float(total.sum()) * float(self.collisions.reach @ total)
+        closing = np.abs(pairs.gradients) @ self._gain_in_tick - pairs.gradients @ previous
+        room: Array = pairs.distances + pairs.gradients @ shift - np.maximum(closing, 0.0) * way - bend
         return room
 
     def _solve(
