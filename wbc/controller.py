@@ -13,7 +13,8 @@ import numpy.typing as npt
 from ..gr_model.contracts import ActionTrajectory, JointCommand
 from ..gr_model.errors import ConfigError, ControlError
 from . import status, validation
-from .collision import CollisionConfig, CollisionModel
+from .collision import CollisionConfig
+from .fast import make_collisions
 from .gripper import GripperSchedule
 from .optimization import ChunkOptimizer, OptimizationConfig
 from .planning import Chunk, MotionState, chunk_of, optimise, smooth, tool_state
@@ -40,6 +41,7 @@ CARRY_ON_PERIOD = 0.1
 class ControllerConfig:
     """Everything that can be set on the controller.
 
+    backend: what computes kinematics and distances, `numpy` or `pinocchio` (`pip install gr2[fast]`), with one result.
     tick_hz: ticks a second; every call of `step` counts as one.
     optimization: the joint-space optimisation of chunks; None follows the smoothed chunk instead.
     lead: how far ahead of the present tick a new chunk takes over [s]. 0 plans while `accept` holds the controller
@@ -54,6 +56,7 @@ class ControllerConfig:
     max_events: events kept, the latest ones.
     """
 
+    backend: str = "numpy"
     tick_hz: float = 200.0
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
     optimization: OptimizationConfig | None = field(default_factory=OptimizationConfig)
@@ -95,7 +98,7 @@ class WholeBodyController:
         self.robot, self.config = robot, config
         self.dt = 1.0 / config.tick_hz
         self._log = EventLog(config.max_events)
-        self._solver = TickSolver(robot, config.tracking, config.collision, self.dt)
+        self._solver = TickSolver(robot, config.tracking, config.collision, self.dt, config.backend)
         self._optimizer: ChunkOptimizer | None = None
         if config.optimization is not None:
             scales = (config.tracking.velocity_scale, config.tracking.acceleration_scale)
@@ -177,7 +180,7 @@ class WholeBodyController:
             if not math.isfinite(time):
                 raise ControlError(f"update_scene: expected a finite time [s], got {time}.")
             self._collision, self._scene_time = collision, float(time)
-            self._solver.watch(CollisionModel(self.robot, collision))
+            self._solver.watch(make_collisions(self.robot, collision, self.config.backend))
 
     def attach(self, capsule: Capsule) -> None:
         """Keep a grasped object clear too: a capsule in the tool frame [m]; `detach` ends it."""

@@ -231,10 +231,12 @@ class CoalCollisionModel(CollisionModel):
         self._deep = np.tile(DEEP - self._radii[self._exposed], len(self._boxes))
         return pairs
 
-    def clearances(self, pose: ArmPose, within: float = np.inf, elapsed: float | Array = 0.0) -> Clearances:
+    def clearances(
+        self, pose: ArmPose, within: float = np.inf, elapsed: float | Array = 0.0, only: np.ndarray | None = None
+    ) -> Clearances:
         """Return the distances below `within` [m] and their gradients, as `CollisionModel.clearances` does."""
-        if not isinstance(pose, PlacedPose):
-            return super().clearances(pose, within, elapsed)
+        if not isinstance(pose, PlacedPose) or only is not None:
+            return super().clearances(pose, within, elapsed, only)
         own, passed = self._local, float(np.asarray(elapsed).reshape(()))
         for shape, center, velocity in own.moving:
             shape.placement.translation = center + passed * velocity
@@ -257,7 +259,7 @@ class CoalCollisionModel(CollisionModel):
         moved, drifts = self._row_moved[near], -(normals.T * self._row_velocities[near]).sum(-1)
         nearest, distances = float(distances.min(initial=np.inf)), distances[near]
         if self._workspace is not None:
-            walls = self._against_workspace(self._workspace, pose.tool[None], within)
+            walls = self._against_workspace(self._workspace, pose.tool[None], within, slice(None))
             distances, points = np.concatenate([distances, walls.distances]), np.hstack([points, walls.points.T])
             normals, moved = np.hstack([normals, walls.normals.T]), np.concatenate([moved, walls.moved])
             drifts, nearest = np.concatenate([drifts, walls.drifts]), min(nearest, walls.nearest)

@@ -17,7 +17,8 @@ import daqp
 import numpy as np
 
 from .collision import Clearances, CollisionConfig, CollisionModel
-from .kinematics import ArmPose, Kinematics
+from .fast import make_collisions, make_kinematics
+from .kinematics import ArmPose
 from .limits import velocity_box
 from .robots import RobotModel
 from .transforms import Array
@@ -123,10 +124,17 @@ def braked_gain(error: Array, gain: float, deceleration: float) -> Array:
 class TickSolver:
     """Solves ticks for one robot, with its obstacles."""
 
-    def __init__(self, robot: RobotModel, tracking: TrackingConfig, collision: CollisionConfig, dt: float) -> None:
-        """Prepare limits and pairs; `dt` is the duration of a tick [s]."""
-        self.kinematics = Kinematics(robot)
-        self.collisions = CollisionModel(robot, collision)
+    def __init__(
+        self,
+        robot: RobotModel,
+        tracking: TrackingConfig,
+        collision: CollisionConfig,
+        dt: float,
+        backend: str = "numpy",
+    ) -> None:
+        """Prepare limits and pairs; `dt` is the duration of a tick [s], `backend` as in `fast`."""
+        self.kinematics = make_kinematics(robot, backend)
+        self.collisions = make_collisions(robot, collision, backend)
         self.config, self.dt = tracking, dt
         self.lower, self.upper = robot.lower, robot.upper
         self.velocity = robot.velocity * tracking.velocity_scale
