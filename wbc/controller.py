@@ -165,7 +165,7 @@ class WholeBodyController:
             self._lag = self._residual = 0.0
             self._nearest = math.inf
             self._last_start = -math.inf
-            self._stop, self._started = "", True
+            self._stop, self._started, self._together = "", True, False
             self._supervision.reset()
             self._log.status = status.HOLD
             self._log.record(self._time, "reset", "started from the measured state")
@@ -251,7 +251,7 @@ class WholeBodyController:
                 self._halt(status.PROTECTIVE_STOP, reason)
             before = self._dq
             if self._stop:
-                self._dq = self._solver.brake(self._q, self._dq, self._solver.emergency)
+                self._dq = self._solver.brake(self._q, self._dq, self._solver.emergency, self._together)
                 self._reference_time = max(self._time + self.dt, self._reference_time)
             else:
                 self._switch()
@@ -270,6 +270,9 @@ class WholeBodyController:
     def _halt(self, name: str, reason: str) -> None:
         with self._lock:
             self._require_started()
+            if not self._stop:
+                elapsed = self._time - self._scene_time
+                self._together = self._solver.must_brake_together(self._q, self._dq, self._solver.emergency, elapsed)
             self._stop, self._next, self._motion, self._rest = name, None, None, None
             self._gripper.hold()
             self._log.become(name, self._time, reason)
@@ -277,7 +280,8 @@ class WholeBodyController:
     def _noted(self, verdict: str, trajectory: ActionTrajectory) -> str:
         """Count a verdict; a refusal is an event."""
         if verdict.startswith("rejected"):
-            self._log.record(self._time, verdict, f"chunk starting at {trajectory.start_time} s refused, motion unchanged")
+            start = getattr(trajectory, "start_time", None)
+            self._log.record(self._time, verdict, f"chunk starting at {start} s refused, motion unchanged")
         else:
             self.counters[verdict] += 1
         return verdict
@@ -289,6 +293,8 @@ class WholeBodyController:
             return verdict
         if self._stop:
             return validation.REJECTED_STOPPED
+        if self._motion is None and self._supervision.error > self.config.supervision.restart_jump:
+            return validation.REJECTED_STATE
         if trajectory.start_time <= self._last_start + CLOCK_SLACK:
             return validation.REJECTED_ORDER
         if trajectory.start_time + len(trajectory.positions) * trajectory.dt <= self._reference_time + 1e-6:

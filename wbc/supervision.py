@@ -20,6 +20,7 @@ class SupervisionConfig:
     warn_angle: following error [rad] from which the arm slows down; stop_angle: from which it stops.
     slow_scale: share of the speed while slowed; ramp: change of that share in a second [1/s].
     max_bad_measurements: measurements in a row that are not finite or of another shape, before the arm stops.
+    restart_jump: following error [rad] beyond which a standing arm takes no chunk.
     max_gap: time without a tick [s] after which the reference is dropped and the arm holds.
 
     Source: Kinova Gen3 user guide (following error: warning at 3 degrees, fault at 5).
@@ -30,6 +31,7 @@ class SupervisionConfig:
     slow_scale: float = 0.5
     ramp: float = 2.0
     max_bad_measurements: int = 5
+    restart_jump: float = 0.05
     max_gap: float = 0.25
 
     def __post_init__(self) -> None:

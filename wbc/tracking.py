@@ -153,10 +153,30 @@ class TickSolver:
         """Return the velocity box at `q` [rad], `previous` [rad/s], under the bound `change` [rad/s^2]."""
         return velocity_box(q, previous, self.lower, self.upper, self.velocity, self.acceleration, change, self.dt)
 
-    def brake(self, q: Array, previous: Array, change: Array) -> Array:
-        """Return the velocity `[j]` nearest to zero that the limits allow."""
+    def brake(self, q: Array, previous: Array, change: Array, together: bool) -> Array:
+        """Return the velocity `[j]` of a braking tick.
+
+        Args:
+            q: joint positions [rad]; previous: joint velocities of the last tick [rad/s].
+            change: deceleration [rad/s^2].
+            together: keep the direction, so that the arm stops on the way that earlier ticks kept clear, rather
+                than each joint as soon as it can.
+        """
         least, greatest = self.box(q, previous, change)
+        if together:
+            return self._slowed(previous, change, least, greatest)
         return np.minimum(np.maximum(0.0, least), greatest)
+
+    def must_brake_together(self, q: Array, previous: Array, change: Array, elapsed: float = 0.0) -> bool:
+        """Tell whether a stop of each joint by itself would come nearer than the clearance, and than now."""
+        if self.collisions.num_pairs == 0:
+            return False
+        each = np.abs(previous) / change
+        times = np.minimum(np.linspace(0.0, 1.0, 6)[:, None] * each.max(), each)
+        way = q + previous * times - 0.5 * np.copysign(change, previous) * times**2
+        found = self.collisions.clearances(self.kinematics.forward_many(way), np.inf, elapsed)
+        now = float(found.distances[found.poses == 0].min())
+        return found.nearest < min(now, self.collisions.config.clearance + BEND_MARGIN)
 
     def follow(self, q: Array, previous: Array, wanted: Array, elapsed: float = 0.0) -> Tick:
         """Choose the joint velocities nearest to `wanted` `[j]` [rad/s] (joint form).

@@ -19,6 +19,8 @@ REJECTED_ORDER = "rejected_order"
 REJECTED_EXPIRED = "rejected_expired"
 REJECTED_ROTATION = "rejected_rotation"
 REJECTED_STOPPED = "rejected_stopped"
+REJECTED_STATE = "rejected_state"
+"""The measured joints of a standing arm are too far from the commanded ones; `reset` takes the measured ones over."""
 
 MAX_DISTANCE = 10.0
 """Farthest coordinate [m] taken for a target; unreachable ones below it are approached as far as possible."""
@@ -39,7 +41,9 @@ def _array(value: object, shape: tuple[int, ...]) -> bool:
 
 def check_chunk(trajectory: ActionTrajectory) -> str:
     """Return `ACCEPTED` or the name of the first fault of `trajectory` itself, regardless of the clock."""
-    count = np.shape(trajectory.positions)[0] if np.ndim(trajectory.positions) else 0
+    if not isinstance(trajectory, ActionTrajectory) or not isinstance(trajectory.positions, np.ndarray):
+        return REJECTED_SHAPE
+    count = len(trajectory.positions) if trajectory.positions.ndim else 0
     if not 1 <= count <= MAX_POSES or not (
         _array(trajectory.positions, (count, 3))
         and _array(trajectory.quaternions, (count, 4))
