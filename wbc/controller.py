@@ -33,6 +33,8 @@ ON_PLAN = 1e-9
 CLOCK_SLACK = 1e-9
 MIN_PROGRESS = 0.001
 """How much nearer to the last waypoint [m] another plan must bring the tool to be worth following."""
+STANDING_TIME = 0.25
+"""How far ahead [s] a plan is looked at to tell whether it asks for motion."""
 CARRY_ON_PERIOD = 0.1
 """Time between the repeated last waypoints of such a plan [s]."""
 
@@ -480,9 +482,10 @@ class WholeBodyController:
     def _standing_still(self) -> bool:
         """Tell whether the plan, too, asks for hardly any motion."""
         assert self._motion is not None
-        if isinstance(self._motion, JointTrajectory):
-            return bool(np.abs(self._motion.state(self._reference_time)[1]).max() < self.config.hold_speed)
-        return False
+        if not isinstance(self._motion, JointTrajectory):
+            return False
+        ahead = self._motion.many(self._reference_time + np.array([0.5, 1.0]) * STANDING_TIME)
+        return bool(np.abs(ahead - self._q).max() < self.config.hold_speed * STANDING_TIME)
 
     def _judge_rest(self, time: float) -> None:
         """Decide what a standing arm is: on its way, arrived, or unable to arrive."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from .transforms import Array
 
@@ -53,3 +54,9 @@ def velocity_box(
     least = np.maximum(least, np.minimum(previous - change * dt, greatest))
     greatest = np.minimum(greatest, np.maximum(previous + change * dt, least))
     return least, greatest
+
+
+def shortest_turn(difference: Array, endless: npt.NDArray[np.bool_]) -> Array:
+    """Return differences of joint positions `[... j]` [rad], within half a turn for joints without stops."""
+    turned: Array = np.where(endless, (difference + np.pi) % (2.0 * np.pi) - np.pi, difference)
+    return turned

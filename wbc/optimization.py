@@ -25,6 +25,7 @@ import numpy as np
 from ..gr_model.errors import ConfigError, ControlError
 from .collision import CollisionModel
 from .kinematics import ArmPose, Kinematics
+from .limits import shortest_turn
 from .robots import RobotModel
 from .splines import Basis, JointTrajectory, clamped_basis
 from .transforms import Array, matrix_from_quaternion, rotation_exp, rotation_log
@@ -49,13 +50,16 @@ class OptimizationConfig:
     settle: time after the last waypoint in which the arm comes to rest on it [s].
     jerk_weight: weight of the joint jerk squared against a metre squared; grows with the square of the waypoints'
         noise above noise_floor [m], up to max_smoothing times.
-    blend: weight of the earlier plan against a new waypoint at the same time (temporal ensembling), 0 for none; it
-        fades as the two differ by blend_distance [m] or blend_angle [rad]; the earlier plan's last blend_tail [s],
-        bent by its coming to rest, is left out.
+    blend: weight of the earlier plan against a new chunk's beginning (temporal ensembling), 0 for none; it fades
+        towards the chunk's end, and as the two differ by blend_distance [m] or blend_angle [rad]; the earlier plan's
+        last blend_tail [s], bent by its coming to rest, is left out.
     rotation_weight: weight of a radian against a metre.
-    posture_weight: weight of the spare freedom's distance from the posture.
+    posture_weight: weight of the spare freedom's distance from the posture; posture_step: most that one plan moves
+        it [rad].
     manipulability_weight: pull up the manipulability, below low_manipulability.
     proximity_weight: weight of the change in one iteration, which keeps the spare freedom still.
+    residual_damping: more of it for each metre of tool error, which keeps an arm still that stretches after a pose
+        out of reach.
     iterations: most quadratic programs; tolerance: change that ends them earlier [rad].
     trust: largest change of a control point in one iteration [rad].
     max_error: largest error that one iteration tries to remove, linear [m] and angular [rad].
@@ -69,18 +73,20 @@ class OptimizationConfig:
     max_spans: int = 16
     max_samples: int = 24
     settle: float = 0.5
-    jerk_weight: float = 1e-7
-    max_smoothing: float = 4.0
+    jerk_weight: float = 5e-8
+    max_smoothing: float = 8.0
     noise_floor: float = 1e-3
-    blend: float = 1.0
+    blend: float = 2.0
     blend_distance: float = 0.03
     blend_angle: float = 0.2
     blend_tail: float = 0.05
     rotation_weight: float = 0.3
     posture_weight: float = 1e-3
+    posture_step: float = 0.1
     manipulability_weight: float = 2e-3
     low_manipulability: float = 0.04
     proximity_weight: float = 1e-4
+    residual_damping: float = 0.3
     iterations: int = 4
     tolerance: float = 1e-3
     trust: float = 0.4
@@ -228,6 +234,7 @@ class ChunkOptimizer:
         self.lower, self.upper = robot.lower + margin, robot.upper - margin
         self.velocity = config.velocity_share * scales[0] * robot.velocity
         self.acceleration = config.acceleration_share * scales[1] * robot.acceleration
+        self._endless = np.isinf(robot.upper)
         self._weights = np.array([1.0] * 3 + [config.rotation_weight] * 3)
 
     def plan(
@@ -269,6 +276,8 @@ class ChunkOptimizer:
         rotations = np.concatenate([waypoints.rotations, waypoints.rotations[-1:]])
         weights = np.append(waypoints.weights, config.settle)
         grid = _Grid(clamped_basis(spans), spans, span, samples)
+        toward = shortest_turn(posture - start[0], self._endless)
+        posture = start[0] + np.clip(toward, -config.posture_step, config.posture_step)
         origin = np.stack([start[0], start[1] * span, start[2] * span**2])
         free = self._first_guess(grid, origin, time, guess)
         posed = self.kinematics.forward_many(grid.at_samples @ grid.control(origin, free))
@@ -299,7 +308,9 @@ class ChunkOptimizer:
         return Plan(trajectory=trajectory, iterations=solved, max_error=worst)
 
     def _blended(self, waypoints: Waypoints, earlier: JointTrajectory) -> tuple[Waypoints, float]:
-        """Average the waypoints with what an earlier plan does at their times, unless the two disagree.
+        """Draw the waypoints towards what an earlier plan does at their times, less and less along the chunk.
+
+        Beyond the earlier plan they are shifted by the mean difference, since a policy errs alike on a whole chunk.
 
         Source: temporal ensembling, T. Zhao et al., Learning fine-grained bimanual manipulation (ACT), 2023.
         """
@@ -311,12 +322,13 @@ class ChunkOptimizer:
         offsets = before[:, :3, 3] - waypoints.positions[:shared]
         turns = rotation_logs(before[:, :3, :3] @ waypoints.rotations[:shared].transpose(0, 2, 1))
         disagreement = np.square(offsets / config.blend_distance).sum(1) + np.square(turns / config.blend_angle).sum(1)
-        share = config.blend * np.exp(-disagreement)[:, None]
+        share = config.blend * float(np.exp(-disagreement.mean()))
         share = share / (1.0 + share)
-        positions, rotations = waypoints.positions.copy(), waypoints.rotations.copy()
-        positions[:shared] += share * offsets
-        for index, turn in enumerate(share * turns):
-            rotations[index] = rotation_exp(turn) @ rotations[index]
+        fade = share * np.linspace(1.0, 0.0, len(waypoints.times) + 1)[:-1, None]
+        beyond = len(waypoints.times) - shared
+        positions = waypoints.positions + fade * np.concatenate([offsets, np.tile(offsets.mean(0), (beyond, 1))])
+        turned = fade * np.concatenate([turns, np.tile(turns.mean(0), (beyond, 1))])
+        rotations = np.stack([rotation_exp(t) @ r for t, r in zip(turned, waypoints.rotations, strict=True)])
         apart = float(np.sqrt((np.square(offsets).sum(1) + np.square(config.rotation_weight * turns).sum(1)).mean()))
         return replace(waypoints, positions=positions, rotations=rotations), apart
 
@@ -359,8 +371,10 @@ class ChunkOptimizer:
         grams = np.matmul(scaled.transpose(0, 2, 1), jacobians)
         pulls = np.matmul(scaled.transpose(0, 2, 1), (errors * self._weights)[..., None])[..., 0]
         spare, drift = self._secondary(grid.at_samples @ control, pose, jacobians, posture)
+        stubborn = config.residual_damping * np.sqrt(np.square(errors[:, :3]).sum(1))
         share = (weights / 0.05)[:, None]
-        grams += (share * config.posture_weight**2)[..., None] * spare + config.proximity_weight * np.eye(joints)
+        still = config.proximity_weight + share[:, 0] * stubborn
+        grams += (share * config.posture_weight**2)[..., None] * spare + still[:, None, None] * np.eye(joints)
         pulls += share * drift
         products = (grid.samples[:, :, None] * grid.samples[:, None, :]).reshape(len(weights), -1)
         hessian = (products.T @ grams.reshape(len(weights), -1)).reshape(grid.free, grid.free, joints, joints)

@@ -19,7 +19,7 @@ import numpy as np
 from .collision import Clearances, CollisionConfig, CollisionModel
 from .fast import make_collisions, make_kinematics
 from .kinematics import ArmPose
-from .limits import velocity_box
+from .limits import shortest_turn, velocity_box
 from .robots import RobotModel
 from .transforms import Array
 
@@ -29,6 +29,10 @@ SOFT = 8
 """How daqp marks a constraint that may be violated at a price."""
 STANDING = 0.05
 """Joint speed [rad/s] below which an arm that cannot keep clear moves out as well as it can."""
+ESCAPE_SPEED = 1.0
+"""Joint speed [rad/s] at which an arm moves out of a place that is too near to something."""
+LEAST_LEVERAGE = 0.05
+"""Change of a distance with the joints [m/rad] up to which a pair need not open."""
 BEND_MARGIN = 1e-3
 """Distance kept beyond the clearance on the way to a stop [m], for what the linear rows do not see."""
 SLOWED_LACK = 2e-3
@@ -90,10 +94,13 @@ class _Rows:
     shares: Array | None = None
 
     def within(self, previous: Array, least: Array, greatest: Array) -> _Rows:
-        """Ask a pair that must open for no more than half of what the box adds to its present speed."""
+        """Ask a pair that must open for no more than half of what the box adds to its present speed, and than its
+        leverage allows: a pair that hardly moves with any joint is not worth turning the arm for.
+        """
         fastest = np.where(self.gradients > 0.0, self.gradients * greatest, self.gradients * least).sum(-1)
-        possible = np.maximum(0.5 * (self.gradients @ previous + fastest), 0.0)
-        return replace(self, floor=np.minimum(self.floor, possible))
+        leverage = np.sqrt(np.square(self.gradients).sum(-1)) - LEAST_LEVERAGE
+        possible = np.minimum(0.5 * (self.gradients @ previous + fastest), ESCAPE_SPEED * leverage)
+        return replace(self, floor=np.minimum(self.floor, np.maximum(possible, 0.0)))
 
     def before(self, share: float) -> _Rows:
         """Return the rows of poses within a share of the way to a stop."""
@@ -242,7 +249,7 @@ class TickSolver:
             diagonal += (config.singular_damping * (1.0 - measure / config.singular_manipulability)) ** 2
         gradient = -(weighted @ twist) - config.smoothing_weight**2 * previous
         if posture is not None:
-            secondary = config.posture_gain * (posture - q)
+            secondary = config.posture_gain * shortest_turn(posture - q, np.isinf(self.upper))
             if measure < config.low_manipulability:
                 _, slope = self.kinematics.manipulability_gradient(jacobian)
                 share = config.manipulability_gain * (1.0 - measure / config.low_manipulability)

@@ -72,6 +72,10 @@ class BulletDriver:
         self._gain = stiffness / rate_hz
         self._steps, self._opening = 0, 1.0
 
+    def model_text(self) -> str:
+        """Return the URDF that `connect` loads; a subclass may add a gripper to it."""
+        return robot_urdf(self.robot)
+
     def connect(self) -> None:
         """Build the arm at rest at its start and set the period and the gravity of the world."""
         p = self._pybullet()
@@ -80,7 +84,7 @@ class BulletDriver:
         p.setGravity(0.0, 0.0, -self._gravity, physicsClientId=self.client)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{self.robot.name}.urdf"
-            file.write_text(robot_urdf(self.robot), encoding="utf-8")
+            file.write_text(self.model_text(), encoding="utf-8")
             self.body = p.loadURDF(
                 str(file),
                 *self._base,
