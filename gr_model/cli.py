@@ -140,6 +140,20 @@ def _benchmark_speed() -> Target:
     return speed
 
 
+def _benchmark_wbc() -> Target:
+    """Follow smooth, hard and noisy motions; print errors, limits, distances and times."""
+    from ..benchmarks.wbc.run import benchmark
+
+    return benchmark
+
+
+def _wbc_track() -> Target:
+    """Follow one motion and write a film and a page of plots."""
+    from ..benchmarks.wbc.track import track
+
+    return track
+
+
 def _report() -> Target:
     """Write the HTML report of a run folder."""
     from ..benchmarks.report.page import write_report
@@ -163,7 +177,8 @@ class Command:
         target: Import and return the function that does the work.
         group: Heading in the help.
         prints_options: Print the resolved options to stderr before the work begins.
-        bare: The option that may be given first without its name, as in `gr2 data inspect PATH`.
+        bare: The option that may be given first without its name, as in `gr2 data inspect PATH`; several values where
+            it is a list.
     """
 
     words: str
@@ -197,6 +212,8 @@ COMMANDS = (
     Command(words="benchmark calvin pictures", target=_benchmark_calvin_pictures, group="results"),
     Command(words="benchmark calvin speed", target=_benchmark_calvin_speed, group="results"),
     Command(words="benchmark speed", target=_benchmark_speed, group="results"),
+    Command(words="benchmark wbc", target=_benchmark_wbc, group="results", bare="files"),
+    Command(words="wbc track", target=_wbc_track, group="results", bare="file"),
     Command(words="report", target=_report, group="results"),
 )
 
@@ -272,6 +289,18 @@ def spell_options(argv: Sequence[str], target: Target) -> list[str]:
     return [f"{word}=true" if flag else word for word, flag in zip(argv, alone, strict=True)]
 
 
+def _name_bare(option: str, argv: Sequence[str], target: Target) -> list[str]:
+    """Put the option's name before the word that `argv` begins with, before all such words where it is a list."""
+    import inspect
+    import itertools
+    import json
+
+    if not str(inspect.signature(target).parameters[option].annotation).startswith("list["):
+        return [f"--{option}", *argv]
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    return [f"--{option}={json.dumps(words)}", *argv[len(words) :]]
+
+
 def _underscored(word: str) -> str:
     name, equals, value = word[2:].partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"
@@ -285,7 +314,7 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
     parser = build_parser(command, target)
     options = [key for key in parser.get_defaults().keys() if key != "config"]  # noqa: SIM118 (a Namespace)
     if command.bare and argv and not argv[0].startswith("-"):
-        argv = [f"--{command.bare}", *argv]
+        argv = _name_bare(command.bare, argv, target)
     try:
         parsed = parser.parse_args(spell_options(argv, target))
     except ArgumentError as error:

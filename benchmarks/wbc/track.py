@@ -1,0 +1,60 @@
+"""`gr2 wbc track`: follow one motion with any arm, print the figures, write a film and a page of plots."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from ...data_pipeline.files import write_bytes
+from ...wbc.robots import load_robot
+from .feeding import FeedingConfig, drive, feeding_of
+from .film import write_film
+from .metrics import broken, evaluate
+from .plots import plot_page
+from .run import OURS, choose_cases
+from .tables import case_rows
+
+
+def track(
+    *,
+    file: Path | None = None,
+    robot: str = "kinova_gen3",
+    case: str = "",
+    view: bool = False,
+    out: Path = Path("runs/wbc_track"),
+    chunk_hz: float = 20.0,
+    horizon: float = 1.0,
+    replan_hz: float = 5.0,
+) -> int:
+    """Follow one motion and print its figures; with --view write a film and a page of plots and say where.
+
+    The status is 1 where a limit or a distance was broken.
+
+    Args:
+        file: .npz file of motions, see benchmarks/wbc/trajectories.py; the built-in motions where none is given.
+        robot: kinova_gen3, panda, or the path of a .urdf file.
+        case: name of the motion, or a part of it; the first one where none is given.
+        view: Write the film and the plots.
+        out: folder for them.
+        chunk_hz: poses a second in a chunk.
+        horizon: duration of a chunk [s].
+        replan_hz: chunks a second.
+    """
+    arm = load_robot(robot)
+    candidates = choose_cases(arm, [] if file is None else [file], case, noise_seeds=1)
+    chosen = next((one for one in candidates if one.name == case), candidates[0])
+    feeding = FeedingConfig(chunk_hz=chunk_hz, horizon=horizon, replan_hz=replan_hz)
+    run = drive(arm, chosen, feeding_of(chosen, feeding))
+    evaluation = evaluate(arm, chosen, run, OURS)
+    print("\n".join(case_rows([evaluation])[1:]))
+    if view:
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", chosen.name)
+        plots, film = out / f"{stem}.svg", out / f"{stem}.mp4"
+        write_bytes(plots, plot_page(arm, chosen, run, evaluation).encode())
+        write_film(film, arm, chosen, run)
+        print(f"plots: {plots}\nfilm: {film}")
+    faults = broken(evaluation)
+    for fault in faults:
+        print(f"broken: {chosen.name}: {fault}", file=sys.stderr)
+    return 1 if faults else 0
