@@ -104,15 +104,13 @@ def _limit_charts(robot: RobotModel, run: Run) -> list[str]:
 def _shares(shares: Array, joints: Sequence[int] | Array, title: str, y_label: str) -> str:
     """Draw shares of limits `[n j]`, with the limits as dashed lines."""
     times = (np.arange(len(shares)) * TICK).tolist()
-    ends = [times[0], times[-1]]
+    first, last = times[0], times[-1]
     lines = [
         Series(name=f"{joint + 1}", x=times, y=shares[:, column].tolist(), colour=str(column % 8 + 1))
         for column, joint in enumerate(joints)
     ]
-    lines += [
-        Series(name=name, x=ends, y=[y, y], colour=QUIET, dashed=True) for name, y in (("limit", 1.0), ("", -1.0))
-    ]
-    return _chart(lines, title, y_label)
+    box = Series(name="limits", x=[first, last, last, first], y=[1.0, 1.0, -1.0, -1.0], colour=QUIET, dashed=True)
+    return _chart([*lines, box], title, y_label)
 
 
 def _safety_charts(robot: RobotModel, case: TrackingCase, run: Run) -> list[str]:

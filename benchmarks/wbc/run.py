@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -100,20 +101,28 @@ def benchmark(
     for fault in faults:
         print(f"broken: {fault}", file=sys.stderr)
     if json is not None:
-        write_json(
-            json,
-            {
-                "machine": machine(),
-                "versions": versions(),
-                "robot": arm.name,
-                "feeding": asdict(feeding),
-                "samples": {m: sum(e.ticks for e in evaluations if e.method == m) for m in methods},
-                "cases": [asdict(e) for e in evaluations],
-                "broken": faults,
-                "short": shortfalls,
-            },
-        )
+        write_json(json, _figures(arm, feeding, evaluations, faults, shortfalls))
     return 1 if faults else 0
+
+
+def _figures(
+    robot: RobotModel,
+    feeding: FeedingConfig,
+    evaluations: Sequence[Evaluation],
+    faults: Sequence[str],
+    shortfalls: Sequence[str],
+) -> dict[str, object]:
+    """Return what the JSON file holds: the figures of each run, and how they were made."""
+    return {
+        "machine": machine(),
+        "versions": versions(),
+        "robot": robot.name,
+        "feeding": asdict(feeding),
+        "samples": dict(sum((Counter({e.method: e.ticks}) for e in evaluations), Counter[str]())),
+        "cases": [asdict(e) for e in evaluations],
+        "broken": list(faults),
+        "short": list(shortfalls),
+    }
 
 
 def choose_cases(robot: RobotModel, files: Sequence[Path], only: str, noise_seeds: int) -> list[TrackingCase]:
