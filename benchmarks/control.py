@@ -10,9 +10,11 @@ import numpy as np
 from ..gr_model.contracts import ActionTrajectory, JointCommand
 from ..gr_model.errors import ConfigError
 from ..wbc.controller import ControllerConfig, WholeBodyController
+from ..wbc.optimization import OptimizationConfig
 from ..wbc.robots import panda
 from ..wbc.smoothing import SmoothingConfig
 from ..wbc.tracking import TrackingConfig
+from ..wbc.waypoints import BlendConfig
 from .playtable.environment import CONTROL_HZ, SIM_HZ, SUBSTEPS, PlayTable
 from .playtable.robot import LOWER_LIMITS, UPPER_LIMITS, VELOCITY_LIMITS
 from .playtable.scenes import ROBOT_BASE
@@ -175,6 +177,10 @@ def playtable_config() -> ControllerConfig:
     return ControllerConfig(
         smoothing=SmoothingConfig(
             linear_speed=1.0, angular_speed=2.5, linear_acceleration=10.0, angular_acceleration=30.0
+        ),
+        # A policy's chunks are followed to the letter: grasps forgive little, and smoothing belongs to the policy.
+        optimization=OptimizationConfig(
+            jerk_weight=1e-8, blend=BlendConfig(weight=0.0), posture_weight=0.02, posture_step=1.0
         ),
         # CALVIN's inverse kinematics keeps the elbow near the neutral posture; so must the redundancy here, or
         # it drifts towards the elbow's limit within a chain.

@@ -17,13 +17,12 @@ from gr2.wbc import optimization
 from gr2.wbc.collision import Box, CollisionConfig, CollisionModel, Plane, Sphere
 from gr2.wbc.controller import ControllerConfig, WholeBodyController
 from gr2.wbc.kinematics import Kinematics, manipulability
-from gr2.wbc.optimization import OptimizationConfig, rotation_logs
+from gr2.wbc.optimization import OptimizationConfig
 from gr2.wbc.robots import Capsule, RobotModel, kinova_gen3, panda
 from gr2.wbc.splines import JointTrajectory
 from gr2.wbc.status import STATUSES
 from gr2.wbc.supervision import SupervisionConfig
-from gr2.wbc.tracking import TrackingConfig
-from gr2.wbc.transforms import quaternion_from_matrix, rotation_exp
+from gr2.wbc.transforms import quaternion_from_matrix, rotation_exp, rotation_logs
 
 GEN3, PANDA = kinova_gen3(), panda(tool_z=0.14)
 ROBOTS = {"kinova_gen3": GEN3, "panda": PANDA}
@@ -649,7 +648,7 @@ def test_every_change_of_status_is_an_event_with_its_time() -> None:
 
 
 def _grown(ticks: int) -> float:
-    """Return by how much [MiB] the memory held by Python grows over `ticks` ticks of re-planned motion among obstacles."""
+    """Return by how much [MiB] the memory held by Python grows over `ticks` ticks of re-planned motion."""
     controller = started(GEN3, ControllerConfig(collision=SCENE))
     tracemalloc.start()
     held = 0

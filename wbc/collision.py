@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -87,10 +87,9 @@ class CollisionConfig:
     first_link: int = 2
 
     def __post_init__(self) -> None:
-        shapes = (*self.spheres, *self.rods, *self.boxes, *([self.plane] if self.plane else []))
-        for shape in shapes:
-            values = [getattr(shape, name) for name in shape.__dataclass_fields__]
-            numbers = np.concatenate([np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in values])
+        shapes: list[Plane | Sphere | Rod | Box] = [*self.spheres, *self.rods, *self.boxes]
+        for shape in shapes + ([self.plane] if self.plane else []):
+            numbers = np.concatenate([np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in astuple(shape)])
             if not np.all(np.isfinite(numbers)):
                 raise ConfigError(f"collision: expected finite numbers in {shape}; leave out what was not measured.")
         if self.workspace is not None and not np.all(np.less(*self.workspace)):
@@ -146,7 +145,8 @@ def _reach(robot: RobotModel, capsules: tuple[Capsule, ...]) -> Array:
 class CollisionModel:
     """All watched pairs of one robot and its obstacles.
 
-    config: what it was made from; num_pairs: number of distances; reach: `[j]` greatest change of any distance for a turn of each joint [m/rad];
+    config: what it was made from; num_pairs: number of distances.
+    reach: `[j]` greatest change of any distance for a turn of each joint [m/rad].
     fastest_obstacle: greatest speed of an obstacle [m/s].
     """
 
@@ -220,7 +220,7 @@ class CollisionModel:
         for size, measure in self._kinds(starts, stops, pose.tool.reshape(count, 4, 4), within, passed):
             chosen = slice(None) if only is None else np.flatnonzero(only[begin : begin + size])
             begin += size
-            if only is None or len(chosen):
+            if isinstance(chosen, slice) or len(chosen):
                 found.append(measure(chosen))
         if not found:
             none = np.empty(0)

@@ -5,87 +5,39 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter, deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ..gr_model.contracts import ActionTrajectory, JointCommand
-from ..gr_model.errors import ConfigError, ControlError
+from ..gr_model.errors import ControlError
 from . import status, validation
 from .collision import CollisionConfig
+from .configuration import ControllerConfig
 from .fast import make_collisions
 from .gripper import GripperSchedule
-from .optimization import ChunkOptimizer, OptimizationConfig
-from .planning import Chunk, MotionState, chunk_of, optimise, smooth, tool_state
+from .optimization import ChunkOptimizer
+from .planning import Chunk, MotionState, chunk_of, optimise, smooth
 from .reference import SmoothTrajectory
 from .robots import Capsule, RobotModel
-from .smoothing import SmoothingConfig
 from .splines import JointTrajectory
 from .status import Event, EventLog
-from .supervision import Supervision, SupervisionConfig
-from .tracking import NOMINAL, Tick, TickSolver, TrackingConfig, braked_gain
+from .supervision import Supervision
+from .tracking import NOMINAL, Tick, TickSolver, wanted_twist
 from .transforms import Array, matrix_from_quaternion, rotation_log
 
 Motion = JointTrajectory | SmoothTrajectory
 ON_PLAN = 1e-9
 """Distance from a plan [rad] below which the commands are on it."""
 CLOCK_SLACK = 1e-9
+DEFAULT = ControllerConfig()
 MIN_PROGRESS = 0.001
 """How much nearer to the last waypoint [m] another plan must bring the tool to be worth following."""
 STANDING_TIME = 0.25
 """How far ahead [s] a plan is looked at to tell whether it asks for motion."""
 CARRY_ON_PERIOD = 0.1
 """Time between the repeated last waypoints of such a plan [s]."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ControllerConfig:
-    """Everything that can be set on the controller.
-
-    backend: what computes kinematics and distances, `numpy` or `pinocchio` (`pip install gr2[fast]`), with one result.
-    tick_hz: ticks a second; every call of `step` counts as one.
-    optimization: the joint-space optimisation of chunks; None follows the smoothed chunk instead.
-    lead: how far ahead of the present tick a new chunk takes over [s]. 0 plans while `accept` holds the controller
-        still, right for simulated time; about 0.02 lets ticks go on in another thread while the chunk is planned.
-    window: how much of a long chunk is planned at once [s]; the rest follows by itself.
-    gripper_rate: fastest change of the opening [1/s], None for the robot's own.
-    gripper_hysteresis: changes of the gripper command below this are ignored.
-    hold_speed: joint speed [rad/s] below which the arm counts as standing; hold_timeout: time after which a finished
-        chunk is given up [s].
-    unreachable_distance: remaining tool error [m] of a standing arm that is reported.
-    start_tolerance: how far a measured joint may lie beyond its limit at a reset [rad].
-    max_events: events kept, the latest ones.
-    """
-
-    backend: str = "numpy"
-    tick_hz: float = 200.0
-    smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
-    optimization: OptimizationConfig | None = field(default_factory=OptimizationConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    collision: CollisionConfig = field(default_factory=CollisionConfig)
-    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
-    lead: float = 0.0
-    window: float = 1.5
-    gripper_rate: float | None = None
-    gripper_hysteresis: float = 0.05
-    hold_speed: float = 0.01
-    hold_timeout: float = 1.0
-    unreachable_distance: float = 0.005
-    start_tolerance: float = 0.05
-    max_events: int = 1000
-
-    def __post_init__(self) -> None:
-        if not 10.0 <= self.tick_hz <= 10000.0:
-            raise ConfigError(f"tick_hz: expected 10 to 10000, got {self.tick_hz}; 200 is usual.")
-        for name in ("velocity_scale", "acceleration_scale"):
-            value = getattr(self.tracking, name)
-            if not 0.0 < value <= 1.0:
-                raise ConfigError(
-                    f"tracking.{name}: expected a number in (0, 1], got {value}; 1 uses the robot's limits."
-                )
-        if not (0.0 <= self.lead <= 1.0 and 0.2 <= self.window <= 60.0):
-            raise ConfigError(f"expected lead in 0..1 s and window in 0.2..60 s, got {self.lead} and {self.window}.")
 
 
 class WholeBodyController:
@@ -95,7 +47,7 @@ class WholeBodyController:
     `lead`) or plans it (without).
     """
 
-    def __init__(self, robot: RobotModel, config: ControllerConfig = ControllerConfig()) -> None:
+    def __init__(self, robot: RobotModel, config: ControllerConfig = DEFAULT) -> None:
         """Prepare for `robot`; call `reset` with the measured state before anything else."""
         self.robot, self.config = robot, config
         self.dt = 1.0 / config.tick_hz
@@ -108,6 +60,7 @@ class WholeBodyController:
         self._supervision = Supervision(config.supervision, self.dt)
         self._lock, self._planning = threading.RLock(), threading.Lock()
         self._collision, self._scene_time = config.collision, 0.0
+        self._speed_caps = (1.1 * config.smoothing.linear_speed, 1.1 * config.smoothing.angular_speed)
         self._started, self._stop = False, ""
 
     @property
@@ -182,7 +135,7 @@ class WholeBodyController:
             if not math.isfinite(time):
                 raise ControlError(f"update_scene: expected a finite time [s], got {time}.")
             self._collision, self._scene_time = collision, float(time)
-            self._solver.watch(make_collisions(self.robot, collision, self.config.backend))
+            self._solver.keep_clear_of(make_collisions(self.robot, collision, self.config.backend))
 
     def attach(self, capsule: Capsule) -> None:
         """Keep a grasped object clear too: a capsule in the tool frame [m]; `detach` ends it."""
@@ -274,7 +227,9 @@ class WholeBodyController:
             self._require_started()
             if not self._stop:
                 elapsed = self._time - self._scene_time
-                self._together = self._solver.must_brake_together(self._q, self._dq, self._solver.emergency, elapsed)
+                self._together = self._solver.watch.blocks_separate_stops(
+                    self._q, self._dq, self._solver.emergency, elapsed
+                )
             self._stop, self._next, self._motion, self._rest = name, None, None, None
             self._gripper.hold()
             self._log.become(name, self._time, reason)
@@ -337,7 +292,7 @@ class WholeBodyController:
                     state,
                     ahead,
                     self._posture,
-                    self._solver.collisions,
+                    self._solver.watch.collisions,
                     state.time - self._scene_time,
                 )
                 self.counters["optimised"] += 1
@@ -367,9 +322,11 @@ class WholeBodyController:
         if start != self._last_start:
             self._nearest = math.inf
         self._chunk, self._last_start = left.first(shown), start
-        stretched = isinstance(motion, SmoothTrajectory) and motion.stretch > 1.0
-        self._gripper.follow(motion.due if stretched and self._rest is None else left.due, left.gripper)
-        self.counters["stretched"] += int(stretched)
+        due = left.due
+        if isinstance(motion, SmoothTrajectory) and motion.stretch > 1.0:
+            self.counters["stretched"] += 1
+            due = motion.due if self._rest is None else due
+        self._gripper.follow(due, left.gripper)
 
     def _switch(self) -> None:
         """Begin a waiting chunk whose time has come, or the next window of a long one."""
@@ -436,30 +393,17 @@ class WholeBodyController:
         """Return the joint velocities that keep to the plan, with a braked pull towards it."""
         now = plan.positions(self._reference_time)
         error = now - self._q
-        pull = np.minimum(
-            self.config.tracking.gain * np.abs(error), np.sqrt(self._solver.acceleration * np.abs(error))
-        )
+        pull = np.minimum(self.config.tracking.gain * np.abs(error), np.sqrt(self._solver.acceleration * np.abs(error)))
         wanted: Array = (plan.positions(target_time) - now) / self.dt + np.copysign(pull, error)
         return wanted
 
     def _follow_tool(self, motion: SmoothTrajectory, target_time: float, elapsed: float) -> Tick:
         """Follow a smoothed chunk in tool space."""
         pose = self._solver.kinematics.forward(self._q)
-        position, rotation = motion.pose(self._reference_time)
-        target = motion.pose(target_time)
-        tracking, caps = self.config.tracking, self.config.smoothing
-        linear = (target[0] - position) / self.dt
-        linear = linear + braked_gain(position - pose.tool[:3, 3], tracking.gain, tracking.correction_deceleration[0])
-        angular = rotation_log(target[1] @ rotation.T) / self.dt
-        angular = angular + braked_gain(
-            rotation_log(rotation @ pose.tool[:3, :3].T), tracking.gain, tracking.correction_deceleration[1]
-        )
-        linear *= min(1.0, 1.1 * caps.linear_speed / max(float(np.linalg.norm(linear)), 1e-9))
-        angular *= min(1.0, 1.1 * caps.angular_speed / max(float(np.linalg.norm(angular)), 1e-9))
+        now, target = motion.pose(self._reference_time), motion.pose(target_time)
+        twist = wanted_twist(pose.tool, now, target, self.dt, self.config.tracking, self._speed_caps)
         posture = self._posture if target_time < motion.end_time else None
-        return self._solver.solve(
-            self._q, self._dq, pose, np.concatenate([linear, angular]), posture, elapsed
-        )
+        return self._solver.solve(self._q, self._dq, pose, twist, posture, elapsed)
 
     def _judge_tick(self, tick: Tick, time: float) -> None:
         """Set the status after a tick; end a motion that arrived or cannot."""

@@ -16,29 +16,19 @@ exists; the tick enforces them again, hard.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
-import daqp
 import numpy as np
 
-from ..gr_model.errors import ConfigError, ControlError
+from ..gr_model.errors import ConfigError
 from .collision import CollisionModel
 from .kinematics import ArmPose, Kinematics
 from .limits import shortest_turn
 from .robots import RobotModel
+from .row_generation import Limit, solve_by_row_generation
 from .splines import Basis, JointTrajectory, clamped_basis
-from .transforms import Array, matrix_from_quaternion, rotation_exp, rotation_log
-
-SOFT = 8
-"""How daqp marks a constraint that may be violated at a price."""
-UNBOUNDED = 1e30
-PRESSING = 0.9
-"""Share of a limit beyond which its row takes part from the beginning."""
-NEARLY = 0.01
-"""Distance beyond the clearance [m] below which a pair takes part from the beginning."""
-MAX_ROUNDS = 4
-"""How often rows are taken in before an answer is used as it is; the tick enforces what is left."""
+from .transforms import Array, rotation_logs
+from .waypoints import BlendConfig, Waypoints, blended, roughness
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +40,7 @@ class OptimizationConfig:
     settle: time after the last waypoint in which the arm comes to rest on it [s].
     jerk_weight: weight of the joint jerk squared against a metre squared; grows with the square of the waypoints'
         noise above noise_floor [m], up to max_smoothing times.
-    blend: weight of the earlier plan against a new chunk's beginning (temporal ensembling), 0 for none; it fades
-        towards the chunk's end, and as the two differ by blend_distance [m] or blend_angle [rad]; the earlier plan's
-        last blend_tail [s], bent by its coming to rest, is left out.
+    blend: how a chunk is drawn towards the plan before it.
     rotation_weight: weight of a radian against a metre.
     posture_weight: weight of the spare freedom's distance from the posture; posture_step: most that one plan moves
         it [rad].
@@ -76,10 +64,7 @@ class OptimizationConfig:
     jerk_weight: float = 5e-8
     max_smoothing: float = 8.0
     noise_floor: float = 1e-3
-    blend: float = 2.0
-    blend_distance: float = 0.03
-    blend_angle: float = 0.2
-    blend_tail: float = 0.05
+    blend: BlendConfig = field(default_factory=BlendConfig)
     rotation_weight: float = 0.3
     posture_weight: float = 1e-3
     posture_step: float = 0.1
@@ -106,66 +91,12 @@ class OptimizationConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Waypoints:
-    """Tool poses to pass: times `[m]` [s], positions `[m 3]` [m], rotations `[m 3 3]`, weights `[m]` [s]."""
-
-    times: Array
-    positions: Array
-    rotations: Array
-    weights: Array
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
     """An optimised chunk: the motion, how many programs it took, and the largest tool error at a waypoint [m]."""
 
     trajectory: JointTrajectory
     iterations: int
     max_error: float
-
-
-def waypoints_of(positions: Array, quaternions: Array, due: Array, period: float, limit: int) -> Waypoints:
-    """Return the waypoints of a chunk, neighbours averaged in groups where there are more than `limit`.
-
-    Args:
-        positions: `[k 3]` [m]; quaternions: `[k 4]` xyzw; due: `[k]` [s]; period: time between them [s].
-        limit: most waypoints.
-    """
-    rotations = np.stack([matrix_from_quaternion(q) for q in quaternions])
-    size = -(-len(due) // limit)
-    if size > 1:
-        groups = [slice(max(end - size, 0), end) for end in range(len(due), 0, -size)][::-1]
-        positions = np.stack([positions[g].mean(0) for g in groups])
-        rotations = np.stack([_nearest_rotation(rotations[g].mean(0)) for g in groups])
-        weights = period * np.array([g.stop - g.start for g in groups], dtype=np.float64)
-        due = np.array([due[g].mean() for g in groups])
-    else:
-        weights = np.full(len(due), period)
-    return Waypoints(times=due, positions=positions, rotations=rotations, weights=weights)
-
-
-def _nearest_rotation(matrix: Array) -> Array:
-    """Return the rotation nearest to a mean of rotations `[3 3]`."""
-    left, _, right = np.linalg.svd(matrix)
-    rotation: Array = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
-    return rotation
-
-
-def rotation_logs(rotations: Array) -> Array:
-    """Map rotation matrices `[m 3 3]` to rotation vectors `[m 3]` [rad]."""
-    vee = 0.5 * np.stack(
-        [
-            rotations[:, 2, 1] - rotations[:, 1, 2],
-            rotations[:, 0, 2] - rotations[:, 2, 0],
-            rotations[:, 1, 0] - rotations[:, 0, 1],
-        ],
-        axis=1,
-    )
-    sine, cosine = np.sqrt(np.square(vee).sum(1)), 0.5 * (np.trace(rotations, axis1=1, axis2=2) - 1.0)
-    logs: Array = vee * np.where(sine > 1e-9, np.arctan2(sine, cosine) / np.maximum(sine, 1e-9), 1.0)[:, None]
-    for index in np.flatnonzero(cosine < -0.9):
-        logs[index] = rotation_log(rotations[index])
-    return logs
 
 
 class _Grid:
@@ -197,31 +128,6 @@ class _Grid:
         """Return all control points `[n j]` from the start's derivatives `[3 j]` in pieces and the free ones."""
         points: Array = self.fixed @ start + self.spread @ free
         return points
-
-
-class _Limit(NamedTuple):
-    """One quantity on the grid of times: its rows by the free control points `[t f]`, values `[t j]`, bounds `[j]`."""
-
-    matrix: Array
-    values: Array
-    lower: Array
-    upper: Array
-
-    def pressing(self, values: Array, share: float) -> np.ndarray:
-        """Return `[t j]`: where `values` lie outside their range shrunk to `share` about its middle."""
-        half = 0.5 * np.minimum(self.upper - self.lower, UNBOUNDED)
-        spare = (1.0 - share) * half
-        return (values < self.lower + spare) | (values > self.upper - spare)
-
-    def rows(self, mask: np.ndarray) -> tuple[Array, Array, Array]:
-        """Return the chosen rows `[r f*j]` on the change of the control points, and their bounds `[r]`."""
-        times, joints = np.nonzero(mask)
-        rows = np.zeros((len(times), self.matrix.shape[1], self.values.shape[1]))
-        rows[np.arange(len(times)), :, joints] = self.matrix[times]
-        values = self.values[times, joints]
-        least = np.maximum(self.lower[joints] - values, -UNBOUNDED)
-        greatest = np.minimum(self.upper[joints] - values, UNBOUNDED)
-        return rows.reshape(len(times), rows.shape[1] * rows.shape[2]), least, greatest
 
 
 class ChunkOptimizer:
@@ -263,10 +169,13 @@ class ChunkOptimizer:
             ControlError: the quadratic program has no solution or one that is not finite.
         """
         config = self.config
-        noise = _roughness(waypoints.positions)
-        if guess is not None:
-            waypoints, disagreement = self._blended(waypoints, guess)
-            noise = max(noise, disagreement)
+        noise = roughness(waypoints.positions)
+        if guess is not None and config.blend.weight > 0.0:
+            shared = int(np.searchsorted(waypoints.times, guess.end_time - config.settle - config.blend.tail))
+            if shared:
+                before = self.kinematics.forward_many(guess.many(waypoints.times[:shared])).tool
+                waypoints, apart = blended(waypoints, before, config.blend)
+                noise = max(noise, math.sqrt(float(np.square(apart * self._weights).sum(1).mean())))
         jerk_weight = config.jerk_weight * min(max((noise / config.noise_floor) ** 2, 1.0), config.max_smoothing)
         horizon = float(waypoints.times[-1]) - time + config.settle
         spans = min(max(math.ceil(horizon / config.span - 1e-6), 4), config.max_spans)
@@ -307,31 +216,6 @@ class ChunkOptimizer:
         trajectory = JointTrajectory(start_time=time, span=span, coefficients=coefficients)
         return Plan(trajectory=trajectory, iterations=solved, max_error=worst)
 
-    def _blended(self, waypoints: Waypoints, earlier: JointTrajectory) -> tuple[Waypoints, float]:
-        """Draw the waypoints towards what an earlier plan does at their times, less and less along the chunk.
-
-        Beyond the earlier plan they are shifted by the mean difference, since a policy errs alike on a whole chunk.
-
-        Source: temporal ensembling, T. Zhao et al., Learning fine-grained bimanual manipulation (ACT), 2023.
-        """
-        config = self.config
-        shared = int(np.searchsorted(waypoints.times, earlier.end_time - config.settle - config.blend_tail))
-        if shared == 0 or config.blend == 0.0:
-            return waypoints, 0.0
-        before = self.kinematics.forward_many(earlier.many(waypoints.times[:shared])).tool
-        offsets = before[:, :3, 3] - waypoints.positions[:shared]
-        turns = rotation_logs(before[:, :3, :3] @ waypoints.rotations[:shared].transpose(0, 2, 1))
-        disagreement = np.square(offsets / config.blend_distance).sum(1) + np.square(turns / config.blend_angle).sum(1)
-        share = config.blend * float(np.exp(-disagreement.mean()))
-        share = share / (1.0 + share)
-        fade = share * np.linspace(1.0, 0.0, len(waypoints.times) + 1)[:-1, None]
-        beyond = len(waypoints.times) - shared
-        positions = waypoints.positions + fade * np.concatenate([offsets, np.tile(offsets.mean(0), (beyond, 1))])
-        turned = fade * np.concatenate([turns, np.tile(turns.mean(0), (beyond, 1))])
-        rotations = np.stack([rotation_exp(t) @ r for t, r in zip(turned, waypoints.rotations, strict=True)])
-        apart = float(np.sqrt((np.square(offsets).sum(1) + np.square(config.rotation_weight * turns).sum(1)).mean()))
-        return replace(waypoints, positions=positions, rotations=rotations), apart
-
     def _first_guess(self, grid: _Grid, origin: Array, time: float, guess: JointTrajectory | None) -> Array:
         """Return free control points `[f j]` near an earlier plan, or of a rest at the start."""
         if guess is None:
@@ -339,8 +223,7 @@ class ChunkOptimizer:
         places = np.linspace(0.0, grid.spans, 2 * grid.spans + 1)[1:]
         rows = grid.basis.rows(places)
         wanted = guess.many(time + places * grid.span) - rows @ grid.fixed @ origin
-        fit: Array = np.linalg.lstsq(rows @ grid.spread, wanted, rcond=None)[0]
-        return fit
+        return np.asarray(np.linalg.lstsq(rows @ grid.spread, wanted, rcond=None)[0], dtype=np.float64)
 
     def _iterate(
         self,
@@ -386,7 +269,8 @@ class ChunkOptimizer:
         size = grid.free * joints
         square = np.ascontiguousarray(hessian.transpose(0, 2, 1, 3).reshape(size, size))
         gradient = (jerk_weight * jerk.T @ control - grid.samples.T @ pulls).ravel()
-        step = self._solve(square, gradient, self._limits(grid, control), near)
+        limits = self._limits(grid, control)
+        step = solve_by_row_generation(square, gradient, config.trust, limits, near)
         return step.reshape(-1, joints)
 
     def _secondary(self, q: Array, pose: ArmPose, jacobians: Array, posture: Array) -> tuple[Array, Array]:
@@ -400,13 +284,13 @@ class ChunkOptimizer:
         drift += config.manipulability_weight * lack[:, None] * slopes
         return spare, np.matmul(spare, drift[..., None])[..., 0]
 
-    def _limits(self, grid: _Grid, control: Array) -> list[_Limit]:
+    def _limits(self, grid: _Grid, control: Array) -> list[Limit]:
         """Return position, velocity and acceleration on the grid of times, with their bounds."""
         q, dq, ddq = (m @ control for m in (grid.at_grid, grid.speed_at_grid, grid.acceleration_at_grid))
         return [
-            _Limit(grid.grid[0], q, self.lower, self.upper),
-            _Limit(grid.grid[1], dq, -self.velocity, self.velocity),
-            _Limit(grid.grid[2], ddq, -self.acceleration, self.acceleration),
+            Limit(grid.grid[0], q, self.lower, self.upper),
+            Limit(grid.grid[1], dq, -self.velocity, self.velocity),
+            Limit(grid.grid[2], ddq, -self.acceleration, self.acceleration),
         ]
 
     def _near(
@@ -435,46 +319,6 @@ class ChunkOptimizer:
         closing = (near.gradients * speeds[at]).sum(1) + near.drifts
         least = np.concatenate([self.config.clearance_margin - way, -way - stop * closing])
         return rows.reshape(len(rows), grid.free * joints), least
-
-    def _solve(self, hessian: Array, gradient: Array, limits: list[_Limit], near: tuple[Array, Array]) -> Array:
-        """Solve the program, taking in rows until none that was left out is violated.
-
-        Raises:
-            ControlError: no solution, or one that is not finite.
-        """
-        size, config = len(gradient), self.config
-        chosen = [limit.pressing(limit.values, PRESSING) for limit in limits]
-        chosen_near = near[1] > -NEARLY
-        for _ in range(MAX_ROUNDS):
-            parts = [limit.rows(mask) for limit, mask in zip(limits, chosen, strict=True)]
-            matrix = np.concatenate([p[0] for p in parts] + [near[0][chosen_near]])
-            trust = np.full(size, config.trust)
-            least = np.concatenate([-trust, *(p[1] for p in parts), near[1][chosen_near]])
-            greatest = np.concatenate([trust, *(p[2] for p in parts), np.full(int(chosen_near.sum()), UNBOUNDED)])
-            senses = np.concatenate([np.zeros(size), np.full(len(matrix), SOFT)]).astype(np.int32)
-            step, _, flag, _ = daqp.solve(hessian, gradient, np.ascontiguousarray(matrix), greatest, least, senses)
-            if flag not in (1, 2) or not np.all(np.isfinite(step)):
-                raise ControlError(f"The chunk optimisation found no solution (daqp exit flag {flag}).")
-            change = step.reshape(limits[0].matrix.shape[1], -1)
-            more = [
-                limit.pressing(limit.values + limit.matrix @ change, 1.0 + 1e-9) & ~mask
-                for limit, mask in zip(limits, chosen, strict=True)
-            ]
-            more_near = (near[0] @ step < near[1] - 1e-7) & ~chosen_near
-            if not (np.any(more_near) or any(np.any(m) for m in more)):
-                break
-            chosen = [mask | m for mask, m in zip(chosen, more, strict=True)]
-            chosen_near = chosen_near | more_near
-        solution: Array = step
-        return solution
-
-
-def _roughness(positions: Array) -> float:
-    """Return how far waypoints `[m 3]` [m] scatter about a smooth curve, by their third differences."""
-    if len(positions) < 5:
-        return 0.0
-    third = np.diff(positions, 3, axis=0)
-    return math.sqrt(float(np.square(third).sum(1).mean()) / 20.0)
 
 
 def _capped(errors: Array, limit: float) -> Array:

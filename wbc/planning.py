@@ -1,4 +1,4 @@
-"""From a chunk of tool poses to the motion that the ticks follow: optimised in joint space or, failing that, smoothed."""
+"""From a chunk of tool poses to the motion that the ticks follow: optimised or, failing that, smoothed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 from ..gr_model.contracts import ActionTrajectory
 from .collision import CollisionModel
 from .kinematics import Kinematics
-from .optimization import ChunkOptimizer, Plan, waypoints_of
+from .optimization import ChunkOptimizer, Plan
 from .reference import SmoothTrajectory, ToolState
 from .smoothing import SmoothingConfig, smooth_chunk
 from .splines import JointTrajectory
 from .transforms import Array
+from .waypoints import waypoints_of
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MotionState:
@@ -78,11 +80,13 @@ class Chunk:
 def chunk_of(trajectory: ActionTrajectory) -> Chunk:
     """Return all waypoints of a trajectory, in double precision, their quaternions normalised."""
     quaternions = trajectory.quaternions.astype(np.float64)
+    quaternions /= np.linalg.norm(quaternions, axis=1, keepdims=True)
+    due = float(trajectory.start_time) + (np.arange(len(quaternions)) + 1.0) * float(trajectory.dt)
     return Chunk(
         positions=trajectory.positions.astype(np.float64),
-        quaternions=quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True),
+        quaternions=quaternions,
         gripper=trajectory.gripper.astype(np.float64),
-        due=float(trajectory.start_time) + (np.arange(len(quaternions)) + 1.0) * float(trajectory.dt),
+        due=np.asarray(due, dtype=np.float64),
         period=float(trajectory.dt),
     )
 

@@ -11,34 +11,26 @@ A tick that has no solution climbs a ladder: first the emergency acceleration, t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import daqp
 import numpy as np
 
-from .collision import Clearances, CollisionConfig, CollisionModel
+from .collision import CollisionConfig, CollisionModel
 from .fast import make_collisions, make_kinematics
 from .kinematics import ArmPose
 from .limits import shortest_turn, velocity_box
 from .robots import RobotModel
-from .transforms import Array
+from .row_generation import SOFT
+from .stopping import ClearanceDemand, ClearanceWatch
+from .transforms import Array, rotation_log
 
 NOMINAL, EMERGENCY, BRAKE = "nominal", "emergency_acceleration", "brake"
 """Rungs of the ladder, in order."""
-SOFT = 8
-"""How daqp marks a constraint that may be violated at a price."""
 STANDING = 0.05
 """Joint speed [rad/s] below which an arm that cannot keep clear moves out as well as it can."""
-ESCAPE_SPEED = 1.0
-"""Joint speed [rad/s] at which an arm moves out of a place that is too near to something."""
-LEAST_LEVERAGE = 0.05
-"""Change of a distance with the joints [m/rad] up to which a pair need not open."""
-BEND_MARGIN = 1e-3
-"""Distance kept beyond the clearance on the way to a stop [m], for what the linear rows do not see."""
 SLOWED_LACK = 2e-3
 """Braking all joints together is as good as a solution while it brings no pair nearer than it may by more [m]."""
-STOP_SHARES = np.array([1.0, 2.0, 3.0]) / 3.0
-"""Where on the way to a stop the pairs are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,51 +73,39 @@ class Tick:
     limited: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """What near pairs demand: `gradients . v >= floor` `[p]` [m/s], each to last for `times` `[p]` [s].
-
-    shares: `[p]` how much of the way to a stop lies before the pose of each row; None for the present pose throughout.
-    """
-
-    gradients: Array
-    floor: Array
-    times: Array
-    shares: Array | None = None
-
-    def within(self, previous: Array, least: Array, greatest: Array) -> _Rows:
-        """Ask a pair that must open for no more than half of what the box adds to its present speed, and than its
-        leverage allows: a pair that hardly moves with any joint is not worth turning the arm for.
-        """
-        fastest = np.where(self.gradients > 0.0, self.gradients * greatest, self.gradients * least).sum(-1)
-        leverage = np.sqrt(np.square(self.gradients).sum(-1)) - LEAST_LEVERAGE
-        possible = np.minimum(0.5 * (self.gradients @ previous + fastest), ESCAPE_SPEED * leverage)
-        return replace(self, floor=np.minimum(self.floor, np.maximum(possible, 0.0)))
-
-    def before(self, share: float) -> _Rows:
-        """Return the rows of poses within a share of the way to a stop."""
-        if self.shares is None:
-            return self
-        kept = self.shares <= share + 1e-9
-        return _Rows(self.gradients[kept], self.floor[kept], self.times[kept], self.shares[kept])
-
-    def lack(self, velocity: Array) -> float:
-        """Return how much nearer [m] than it may `velocity` `[j]` brings the pair that is worst off."""
-        return float((self.times * (self.floor - self.gradients @ velocity)).max(initial=0.0))
-
-    def binding(self, least: Array, greatest: Array) -> tuple[Array, Array]:
-        """Return the rows, and their floors, that some velocity of the box does not meet."""
-        slowest = np.where(self.gradients > 0.0, self.gradients * least, self.gradients * greatest).sum(-1)
-        chosen = slowest < self.floor
-        return np.ascontiguousarray(self.gradients[chosen]), self.floor[chosen]
-
-
 def braked_gain(error: Array, gain: float, deceleration: float) -> Array:
     """Return the speed that removes `error` `[3]`: proportional when near, still able to brake when far."""
     size = math.sqrt(float(error @ error))
     if size < 1e-12:
         return np.zeros(3)
     return error * (min(gain * size, math.sqrt(2.0 * deceleration * size)) / size)
+
+
+def wanted_twist(
+    tool: Array,
+    now: tuple[Array, Array],
+    target: tuple[Array, Array],
+    dt: float,
+    config: TrackingConfig,
+    caps: tuple[float, float],
+) -> Array:
+    """Return `[6]` [m/s, rad/s]: a reference's motion in one tick and the pull towards it, within the caps.
+
+    Args:
+        tool: present pose `[4 4]`.
+        now, target: position `[3]` [m] and rotation `[3 3]` of the reference at the tick's beginning and end.
+        dt: duration of the tick [s].
+        config: gain and deceleration of the pull.
+        caps: greatest linear [m/s] and angular [rad/s] speed.
+    """
+    linear = (target[0] - now[0]) / dt
+    linear = linear + braked_gain(now[0] - tool[:3, 3], config.gain, config.correction_deceleration[0])
+    angular = rotation_log(target[1] @ now[1].T) / dt
+    turn = rotation_log(now[1] @ tool[:3, :3].T)
+    angular = angular + braked_gain(turn, config.gain, config.correction_deceleration[1])
+    linear *= min(1.0, caps[0] / max(float(np.linalg.norm(linear)), 1e-9))
+    angular *= min(1.0, caps[1] / max(float(np.linalg.norm(angular)), 1e-9))
+    return np.concatenate([linear, angular])
 
 
 class TickSolver:
@@ -141,7 +121,6 @@ class TickSolver:
     ) -> None:
         """Prepare limits and pairs; `dt` is the duration of a tick [s], `backend` as in `fast`."""
         self.kinematics = make_kinematics(robot, backend)
-        self.collisions = make_collisions(robot, collision, backend)
         self.config, self.dt = tracking, dt
         self.lower, self.upper = robot.lower, robot.upper
         self.velocity = robot.velocity * tracking.velocity_scale
@@ -149,12 +128,11 @@ class TickSolver:
         self.emergency = np.maximum(robot.emergency_acceleration, self.acceleration)
         self._squares = np.array([1.0] * 3 + [tracking.rotation_weight**2] * 3)
         self._identity = np.eye(robot.num_joints)
-        self._gain_in_tick = self.acceleration * dt
-        self._seen: tuple[Array, float, Clearances] | None = None
+        self.keep_clear_of(make_collisions(robot, collision, backend))
 
-    def watch(self, collisions: CollisionModel) -> None:
-        """Keep clear of another scene from now on."""
-        self.collisions, self._seen = collisions, None
+    def keep_clear_of(self, collisions: CollisionModel) -> None:
+        """Take over another scene."""
+        self.watch = ClearanceWatch(self.kinematics, collisions, self.velocity, self.acceleration, self.dt)
 
     def box(self, q: Array, previous: Array, change: Array) -> tuple[Array, Array]:
         """Return the velocity box at `q` [rad], `previous` [rad/s], under the bound `change` [rad/s^2]."""
@@ -174,17 +152,6 @@ class TickSolver:
             return self._slowed(previous, change, least, greatest)
         return np.minimum(np.maximum(0.0, least), greatest)
 
-    def must_brake_together(self, q: Array, previous: Array, change: Array, elapsed: float = 0.0) -> bool:
-        """Tell whether a stop of each joint by itself would come nearer than the clearance, and than now."""
-        if self.collisions.num_pairs == 0:
-            return False
-        each = np.abs(previous) / change
-        times = np.minimum(np.linspace(0.0, 1.0, 6)[:, None] * each.max(), each)
-        way = q + previous * times - 0.5 * np.copysign(change, previous) * times**2
-        found = self.collisions.clearances(self.kinematics.forward_many(way), np.inf, elapsed)
-        now = float(found.distances[found.poses == 0].min())
-        return found.nearest < min(now, self.collisions.config.clearance + BEND_MARGIN)
-
     def follow(self, q: Array, previous: Array, wanted: Array, elapsed: float = 0.0) -> Tick:
         """Choose the joint velocities nearest to `wanted` `[j]` [rad/s] (joint form).
 
@@ -193,7 +160,7 @@ class TickSolver:
             wanted: what the plan asks for.
             elapsed: age of the obstacles' positions [s].
         """
-        return self._climb(self._identity, -wanted, q, previous, self._rows(q, previous, None, elapsed))
+        return self._climb(self._identity, -wanted, q, previous, self.watch.demand(q, previous, None, elapsed))
 
     def solve(
         self, q: Array, previous: Array, pose: ArmPose, twist: Array, posture: Array | None, elapsed: float = 0.0
@@ -208,9 +175,9 @@ class TickSolver:
             elapsed: age of the obstacles' positions [s].
         """
         hessian, gradient = self._cost(q, previous, pose, twist, posture)
-        return self._climb(hessian, gradient, q, previous, self._rows(q, previous, pose, elapsed))
+        return self._climb(hessian, gradient, q, previous, self.watch.demand(q, previous, pose, elapsed))
 
-    def _climb(self, hessian: Array, gradient: Array, q: Array, previous: Array, rows: _Rows | None) -> Tick:
+    def _climb(self, hessian: Array, gradient: Array, q: Array, previous: Array, rows: ClearanceDemand | None) -> Tick:
         """Solve under the nominal bounds or, failing that, on the next rung of the ladder."""
         for rung, change in ((NOMINAL, self.acceleration), (EMERGENCY, self.emergency)):
             least, greatest = self.box(q, previous, change)
@@ -257,69 +224,8 @@ class TickSolver:
             gradient -= config.posture_weight**2 * secondary
         return weighted @ jacobian + diagonal * self._identity, gradient
 
-    def _rows(self, q: Array, previous: Array, pose: ArmPose | None, elapsed: float) -> _Rows | None:
-        """Return what the near pairs demand of the velocity, or None where all are certainly far.
-
-        All joints together can stop in `T = max |v| / a`, along a straight line in joint space. The pairs are looked at
-        here and, where that line could reach them, along it: whoever leaves room for the stop now can still stop in
-        the next tick, however the distances bend on the way.
-
-        What one look at all pairs showed also bounds the distances of the ticks after it, so that the next look waits
-        until something could have come near.
-        """
-        model = self.collisions
-        if model.num_pairs == 0:
-            return None
-        influence, clearance = model.config.influence, model.config.clearance
-        stop = float((np.abs(previous) / self.acceleration).max()) + self.dt
-        way = max(self.dt + 0.5 * stop, 1.0 / model.config.approach_rate)
-        if self._seen is not None:
-            before, then, pairs = self._seen
-            moved = model.fastest_obstacle * (abs(elapsed - then) + stop)
-            if float(self._room(pairs, q - before, previous, way).min()) > clearance + moved:
-                return None
-        pose = pose or self.kinematics.forward(q)
-        pairs = model.clearances(pose, np.inf, elapsed)
-        self._seen = (q, elapsed, pairs)
-        room = self._room(pairs, np.zeros_like(q), previous, way)
-        tight = room <= clearance + model.fastest_obstacle * stop
-        if not np.any(tight):
-            return None
-        near = np.flatnonzero(pairs.distances < influence)
-        rate = model.config.approach_rate
-        here = _Rows(
-            pairs.gradients[near],
-            -rate * (pairs.distances[near] - clearance) - pairs.drifts[near],
-            np.full(len(near), 1.0 / rate),
-        )
-        reached = self.dt + 0.5 * stop * STOP_SHARES
-        passed = elapsed + self.dt + stop * (1.0 - np.sqrt(1.0 - STOP_SHARES))
-        along = self.kinematics.forward_many(q + reached[:, None] * previous)
-        ahead = model.clearances(along, influence, passed, tight)
-        times = reached[ahead.poses]
-        floor = ahead.gradients @ previous - (ahead.distances - clearance - BEND_MARGIN) / times
-        return _Rows(
-            np.concatenate([here.gradients, ahead.gradients]),
-            np.concatenate([here.floor, floor]),
-            np.concatenate([here.times, times]),
-            np.concatenate([np.zeros(len(here.floor)), STOP_SHARES[ahead.poses]]),
-        )
-
-    def _room(self, pairs: Clearances, shift: Array, previous: Array, way: float) -> Array:
-        """Return what no distance `[p]` [m] falls below after a shift and `way` [s] more at the fastest next speed.
-
-        Along a straight line in joint space a distance is at least its tangent less half the turning times the
-        travel of the arm, since the distance of convex bodies bends upwards in their relative shift.
-        """
-        fastest = np.minimum(np.abs(previous) + self._gain_in_tick, self.velocity) * way
-        total = np.abs(shift) + fastest
-        bend = 0.5 * float(total.sum()) * float(self.collisions.reach @ total)
-        closing = np.abs(pairs.gradients) @ self._gain_in_tick - pairs.gradients @ previous
-        room: Array = pairs.distances + pairs.gradients @ shift - np.maximum(closing, 0.0) * way - bend
-        return room
-
     def _solve(
-        self, hessian: Array, gradient: Array, box: tuple[Array, Array], demand: _Rows | None, sense: int = 0
+        self, hessian: Array, gradient: Array, box: tuple[Array, Array], demand: ClearanceDemand | None, sense: int = 0
     ) -> Array | None:
         """Solve one quadratic program and check the answer; None where there is none.
 

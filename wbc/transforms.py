@@ -1,7 +1,7 @@
 """Rotations and rigid motions: SO(3) and SE(3) in plain numpy.
 
 Rotation vectors `r` are axis times angle [rad]. Twists and their logarithms stack the linear part first:
-`[v; w]`. Quaternions are `xyzw`. The functions work on single elements, with scalar arithmetic, because that
+`[v; w]`. Quaternions are `xyzw`. Most functions work on single elements, with scalar arithmetic, because that
 is several times faster than array code at this size.
 """
 
@@ -91,6 +91,23 @@ def rotation_log(rotation: Array) -> Array:
     sine = math.sqrt(x * x + y * y + z * z)
     scale = 2.0 if sine < 1e-12 else 2.0 * math.atan2(sine, w) / sine
     return np.array([x * scale, y * scale, z * scale])
+
+
+def rotation_logs(rotations: Array) -> Array:
+    """Map rotation matrices `[m 3 3]` to rotation vectors `[m 3]` [rad]."""
+    vee = 0.5 * np.stack(
+        [
+            rotations[:, 2, 1] - rotations[:, 1, 2],
+            rotations[:, 0, 2] - rotations[:, 2, 0],
+            rotations[:, 1, 0] - rotations[:, 0, 1],
+        ],
+        axis=1,
+    )
+    sine, cosine = np.sqrt(np.square(vee).sum(1)), 0.5 * (np.trace(rotations, axis1=1, axis2=2) - 1.0)
+    logs: Array = vee * np.where(sine > 1e-9, np.arctan2(sine, cosine) / np.maximum(sine, 1e-9), 1.0)[:, None]
+    for index in np.flatnonzero(cosine < -0.9):
+        logs[index] = rotation_log(rotations[index])
+    return logs
 
 
 def left_jacobian(vector: npt.ArrayLike) -> Array:

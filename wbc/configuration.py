@@ -1,0 +1,61 @@
+"""Everything that can be set on the whole-body controller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..gr_model.errors import ConfigError
+from .collision import CollisionConfig
+from .optimization import OptimizationConfig
+from .smoothing import SmoothingConfig
+from .supervision import SupervisionConfig
+from .tracking import TrackingConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerConfig:
+    """The controller's settings, one group for each of its parts.
+
+    backend: what computes kinematics and distances, `numpy` or `pinocchio` (`pip install gr2[fast]`), with one result.
+    tick_hz: ticks a second; every call of `step` counts as one.
+    optimization: the joint-space optimisation of chunks; None follows the smoothed chunk instead.
+    lead: how far ahead of the present tick a new chunk takes over [s]. 0 plans while `accept` holds the controller
+        still, right for simulated time; about 0.02 lets ticks go on in another thread while the chunk is planned.
+    window: how much of a long chunk is planned at once [s]; the rest follows by itself.
+    gripper_rate: fastest change of the opening [1/s], None for the robot's own.
+    gripper_hysteresis: changes of the gripper command below this are ignored.
+    hold_speed: joint speed [rad/s] below which the arm counts as standing; hold_timeout: time after which a finished
+        chunk is given up [s].
+    unreachable_distance: remaining tool error [m] of a standing arm that is reported.
+    start_tolerance: how far a measured joint may lie beyond its limit at a reset [rad].
+    max_events: events kept, the latest ones.
+    """
+
+    backend: str = "numpy"
+    tick_hz: float = 200.0
+    smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
+    optimization: OptimizationConfig | None = field(default_factory=OptimizationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    collision: CollisionConfig = field(default_factory=CollisionConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
+    lead: float = 0.0
+    window: float = 1.5
+    gripper_rate: float | None = None
+    gripper_hysteresis: float = 0.05
+    hold_speed: float = 0.01
+    hold_timeout: float = 1.0
+    unreachable_distance: float = 0.005
+    start_tolerance: float = 0.05
+    max_events: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 10.0 <= self.tick_hz <= 10000.0:
+            raise ConfigError(f"tick_hz: expected 10 to 10000, got {self.tick_hz}; 200 is usual.")
+        for name in ("velocity_scale", "acceleration_scale"):
+            value = getattr(self.tracking, name)
+            if not 0.0 < value <= 1.0:
+                raise ConfigError(
+                    f"tracking.{name}: expected a number in (0, 1], got {value}; 1 uses the robot's limits."
+                )
+        if not (0.0 <= self.lead <= 1.0 and 0.2 <= self.window <= 60.0):
+            raise ConfigError(f"expected lead in 0..1 s and window in 0.2..60 s, got {self.lead} and {self.window}.")

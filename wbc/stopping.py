@@ -1,0 +1,149 @@
+"""What near pairs demand of the joint velocities, so that the arm can always stop in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .collision import Clearances, CollisionModel
+from .kinematics import ArmPose, Kinematics
+from .transforms import Array
+
+ESCAPE_SPEED = 1.0
+"""Joint speed [rad/s] at which an arm moves out of a place that is too near to something."""
+LEAST_LEVERAGE = 0.05
+"""Change of a distance with the joints [m/rad] up to which a pair need not open."""
+BEND_MARGIN = 1e-3
+"""Distance kept beyond the clearance on the way to a stop [m], for what the linear rows do not see."""
+STOP_SHARES = np.array([1.0, 2.0, 3.0]) / 3.0
+"""Where on the way to a stop the pairs are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClearanceDemand:
+    """What near pairs demand: `gradients . v >= floor` `[p]` [m/s], each to last for `times` `[p]` [s].
+
+    shares: `[p]` how much of the way to a stop lies before the pose of each row; None for the present pose throughout.
+    """
+
+    gradients: Array
+    floor: Array
+    times: Array
+    shares: Array | None = None
+
+    def within(self, previous: Array, least: Array, greatest: Array) -> ClearanceDemand:
+        """Ask a pair that must open for no more than half of what the box adds to its present speed, and than its
+        leverage allows: a pair that hardly moves with any joint is not worth turning the arm for.
+        """
+        fastest = np.where(self.gradients > 0.0, self.gradients * greatest, self.gradients * least).sum(-1)
+        leverage = np.sqrt(np.square(self.gradients).sum(-1)) - LEAST_LEVERAGE
+        possible = np.minimum(0.5 * (self.gradients @ previous + fastest), ESCAPE_SPEED * leverage)
+        return replace(self, floor=np.minimum(self.floor, np.maximum(possible, 0.0)))
+
+    def before(self, share: float) -> ClearanceDemand:
+        """Return the rows of poses within a share of the way to a stop."""
+        if self.shares is None:
+            return self
+        kept = self.shares <= share + 1e-9
+        return ClearanceDemand(self.gradients[kept], self.floor[kept], self.times[kept], self.shares[kept])
+
+    def lack(self, velocity: Array) -> float:
+        """Return how much nearer [m] than it may `velocity` `[j]` brings the pair that is worst off."""
+        return float((self.times * (self.floor - self.gradients @ velocity)).max(initial=0.0))
+
+    def binding(self, least: Array, greatest: Array) -> tuple[Array, Array]:
+        """Return the rows, and their floors, that some velocity of the box does not meet."""
+        slowest = np.where(self.gradients > 0.0, self.gradients * least, self.gradients * greatest).sum(-1)
+        chosen = slowest < self.floor
+        return np.ascontiguousarray(self.gradients[chosen]), self.floor[chosen]
+
+
+class ClearanceWatch:
+    """Looks at the pairs of one scene as rarely as is safe, and says what they demand."""
+
+    def __init__(
+        self, kinematics: Kinematics, collisions: CollisionModel, velocity: Array, acceleration: Array, dt: float
+    ) -> None:
+        """Watch `collisions` for an arm with limits `[j]` [rad/s], [rad/s^2] and ticks of `dt` [s]."""
+        self.kinematics, self.collisions = kinematics, collisions
+        self.velocity, self.acceleration, self.dt = velocity, acceleration, dt
+        self._gain_in_tick = acceleration * dt
+        self._seen: tuple[Array, float, Clearances] | None = None
+
+    def demand(self, q: Array, previous: Array, pose: ArmPose | None, elapsed: float) -> ClearanceDemand | None:
+        """Return what the near pairs demand of the velocity, or None where all are certainly far.
+
+        All joints together can stop in `T = max |v| / a`, along a straight line in joint space. The pairs are looked at
+        here and, where that line could reach them, along it: whoever leaves room for the stop now can still stop in
+        the next tick, however the distances bend on the way.
+
+        What one look at all pairs showed also bounds the distances of the ticks after it, so that the next look waits
+        until something could have come near.
+
+        Args:
+            q: joint positions [rad]; previous: joint velocities of the last tick [rad/s].
+            pose: kinematics at `q`, where they are known.
+            elapsed: age of the obstacles' positions [s].
+        """
+        model = self.collisions
+        if model.num_pairs == 0:
+            return None
+        influence, clearance = model.config.influence, model.config.clearance
+        stop = float((np.abs(previous) / self.acceleration).max()) + self.dt
+        way = max(self.dt + 0.5 * stop, 1.0 / model.config.approach_rate)
+        if self._seen is not None:
+            before, then, pairs = self._seen
+            moved = model.fastest_obstacle * (abs(elapsed - then) + stop)
+            if float(self._room(pairs, q - before, previous, way).min()) > clearance + moved:
+                return None
+        pose = pose or self.kinematics.forward(q)
+        pairs = model.clearances(pose, np.inf, elapsed)
+        self._seen = (q, elapsed, pairs)
+        room = self._room(pairs, np.zeros_like(q), previous, way)
+        tight = room <= clearance + model.fastest_obstacle * stop
+        if not np.any(tight):
+            return None
+        near = np.flatnonzero(pairs.distances < influence)
+        rate = model.config.approach_rate
+        here = ClearanceDemand(
+            pairs.gradients[near],
+            -rate * (pairs.distances[near] - clearance) - pairs.drifts[near],
+            np.full(len(near), 1.0 / rate),
+        )
+        reached = self.dt + 0.5 * stop * STOP_SHARES
+        passed = elapsed + self.dt + stop * (1.0 - np.sqrt(1.0 - STOP_SHARES))
+        along = self.kinematics.forward_many(q + reached[:, None] * previous)
+        ahead = model.clearances(along, influence, passed, tight)
+        times = reached[ahead.poses]
+        floor = ahead.gradients @ previous - (ahead.distances - clearance - BEND_MARGIN) / times
+        return ClearanceDemand(
+            np.concatenate([here.gradients, ahead.gradients]),
+            np.concatenate([here.floor, floor]),
+            np.concatenate([here.times, times]),
+            np.concatenate([np.zeros(len(here.floor)), STOP_SHARES[ahead.poses]]),
+        )
+
+    def _room(self, pairs: Clearances, shift: Array, previous: Array, way: float) -> Array:
+        """Return what no distance `[p]` [m] falls below after a shift and `way` [s] more at the fastest next speed.
+
+        Along a straight line in joint space a distance is at least its tangent less half the turning times the
+        travel of the arm, since the distance of convex bodies bends upwards in their relative shift.
+        """
+        fastest = np.minimum(np.abs(previous) + self._gain_in_tick, self.velocity) * way
+        total = np.abs(shift) + fastest
+        bend = 0.5 * float(total.sum()) * float(self.collisions.reach @ total)
+        closing = np.abs(pairs.gradients) @ self._gain_in_tick - pairs.gradients @ previous
+        room: Array = pairs.distances + pairs.gradients @ shift - np.maximum(closing, 0.0) * way - bend
+        return room
+
+    def blocks_separate_stops(self, q: Array, previous: Array, change: Array, elapsed: float = 0.0) -> bool:
+        """Tell whether a stop of each joint by itself would come nearer than the clearance, and than now."""
+        if self.collisions.num_pairs == 0:
+            return False
+        each = np.abs(previous) / change
+        times = np.minimum(np.linspace(0.0, 1.0, 6)[:, None] * each.max(), each)
+        way = q + previous * times - 0.5 * np.copysign(change, previous) * times**2
+        found = self.collisions.clearances(self.kinematics.forward_many(way), np.inf, elapsed)
+        now = float(found.distances[found.poses == 0].min())
+        return found.nearest < min(now, self.collisions.config.clearance + BEND_MARGIN)

@@ -1,0 +1,98 @@
+"""The tool poses that an optimised chunk is to pass, freed from some of their noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .transforms import Array, matrix_from_quaternion, rotation_exp, rotation_logs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Waypoints:
+    """Tool poses to pass: times `[m]` [s], positions `[m 3]` [m], rotations `[m 3 3]`, weights `[m]` [s]."""
+
+    times: Array
+    positions: Array
+    rotations: Array
+    weights: Array
+
+
+def waypoints_of(positions: Array, quaternions: Array, due: Array, period: float, limit: int) -> Waypoints:
+    """Return the waypoints of a chunk, neighbours averaged in groups where there are more than `limit`.
+
+    Args:
+        positions: `[k 3]` [m]; quaternions: `[k 4]` xyzw; due: `[k]` [s]; period: time between them [s].
+        limit: most waypoints.
+    """
+    rotations = np.stack([matrix_from_quaternion(q) for q in quaternions])
+    size = -(-len(due) // limit)
+    if size > 1:
+        groups = [slice(max(end - size, 0), end) for end in range(len(due), 0, -size)][::-1]
+        positions = np.stack([positions[g].mean(0) for g in groups])
+        rotations = np.stack([_nearest_rotation(rotations[g].mean(0)) for g in groups])
+        weights = period * np.array([g.stop - g.start for g in groups], dtype=np.float64)
+        due = np.array([due[g].mean() for g in groups])
+    else:
+        weights = np.full(len(due), period)
+    return Waypoints(times=due, positions=positions, rotations=rotations, weights=weights)
+
+
+def _nearest_rotation(matrix: Array) -> Array:
+    """Return the rotation nearest to a mean of rotations `[3 3]`."""
+    left, _, right = np.linalg.svd(matrix)
+    rotation: Array = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
+    return rotation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlendConfig:
+    """How a chunk is drawn towards the plan before it (temporal ensembling).
+
+    weight: of the earlier plan against the new chunk's beginning, 0 for none.
+    distance, angle: difference [m], [rad] at which the weight fades.
+    tail: last part of the earlier plan [s] that is left out, bent by its coming to rest.
+    """
+
+    weight: float = 2.0
+    distance: float = 0.03
+    angle: float = 0.2
+    tail: float = 0.05
+
+
+def blended(waypoints: Waypoints, before: Array, config: BlendConfig) -> tuple[Waypoints, Array]:
+    """Draw waypoints towards the earlier plan's poses at their times, less and less along the chunk.
+
+    Beyond the earlier plan they are shifted by the mean difference, since a policy errs alike on a whole chunk.
+
+    Args:
+        waypoints: of the new chunk.
+        before: `[s 4 4]` poses of the earlier plan at the first s times, s >= 1.
+        config: weights.
+
+    Returns:
+        The waypoints, and the differences `[s 6]` [m], [rad].
+
+    Source: temporal ensembling, T. Zhao et al., Learning fine-grained bimanual manipulation (ACT), 2023.
+    """
+    shared = len(before)
+    offsets = before[:, :3, 3] - waypoints.positions[:shared]
+    turns = rotation_logs(before[:, :3, :3] @ waypoints.rotations[:shared].transpose(0, 2, 1))
+    disagreement = np.square(offsets / config.distance).sum(1) + np.square(turns / config.angle).sum(1)
+    share = config.weight * math.exp(-float(disagreement.mean()))
+    fade = share / (1.0 + share) * np.linspace(1.0, 0.0, len(waypoints.times) + 1)[:-1, None]
+    beyond = len(waypoints.times) - shared
+    positions = waypoints.positions + fade * np.concatenate([offsets, np.tile(offsets.mean(0), (beyond, 1))])
+    turned = fade * np.concatenate([turns, np.tile(turns.mean(0), (beyond, 1))])
+    rotations = np.stack([rotation_exp(t) @ r for t, r in zip(turned, waypoints.rotations, strict=True)])
+    return replace(waypoints, positions=positions, rotations=rotations), np.concatenate([offsets, turns], axis=1)
+
+
+def roughness(positions: Array) -> float:
+    """Return how far waypoints `[m 3]` [m] scatter about a smooth curve, by their third differences."""
+    if len(positions) < 5:
+        return 0.0
+    third = np.diff(positions, 3, axis=0)
+    return math.sqrt(float(np.square(third).sum(1).mean()) / 20.0)
