@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
 import threading
 import tracemalloc
 from pathlib import Path
@@ -671,3 +672,16 @@ def test_memory_stays_flat() -> None:
 @pytest.mark.nightly
 def test_memory_stays_flat_for_ten_minutes_of_ticks() -> None:
     assert _grown(120_000) < 1.0
+
+
+# --- the example -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["kinova_gen3"], ["{urdf}", "0", "0.6", "0", "-1.2", "0", "0.8", "0"]])
+def test_the_example_draws_its_circle(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    urdf = Path(pytest.importorskip("pybullet_data").getDataPath()) / "kuka_iiwa" / "model.urdf"
+    script = Path(__file__).resolve().parents[1] / "examples" / "circle.py"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [str(script), *(a.format(urdf=urdf) for a in arguments)])
+        runpy.run_path(str(script), run_name="__main__")
+    assert float(capsys.readouterr().out.split()[-4]) < 0.3
