@@ -74,7 +74,7 @@ def noisy_cases(cases: list[TrackingCase], seeds: int) -> list[TrackingCase]:
     smooth = [case for case in cases if case.group == "smooth"]
     return [
         TrackingCase(
-            name=f"{case.name}_seed{seed}",
+            name=f"{case.name} #{seed}",
             group="noisy",
             poses=case.poses,
             q0=case.q0,

@@ -1,4 +1,8 @@
-"""Other controllers on the same targets: one target a tick, joint positions out, measured by the same evaluator."""
+"""Other controllers on the same targets: one target a tick, joint positions out, measured by the same evaluator.
+
+They are told position and velocity limits in their own way where they take them, and no acceleration limits; ours sees
+chunks, up to a horizon ahead, where they see the target of the next tick.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .metrics import RECOVERY_S, Evaluation
+from .metrics import KEPT_CLEARANCE_MM, RECOVERY_S, Evaluation
 from .trajectories import GROUPS
 
 SMOOTH_RMS_MM, SMOOTH_RMS_DEG, SMOOTH_MAX_MM = 0.3, 0.1, 0.6
@@ -20,7 +20,10 @@ HEADER = (
 
 
 def group_rows(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Return the header and a row for each method and group; errors are pooled, limits and distances are the worst."""
+    """Return the header and a row for each method and group; errors are pooled, limits and distances the worst.
+
+    Cases that begin nearer than the distance to keep are left out of the distances.
+    """
     rows = [HEADER]
     for group in GROUPS:
         inside = [e for e in evaluations if e.group == group]
@@ -41,7 +44,8 @@ def _row(method: str, name: str, chosen: Sequence[Evaluation]) -> str:
         sum(getattr(e, f"{kind}_violations") for e in chosen) for kind in ("position", "velocity", "acceleration")
     ]
     ratio = max(max(e.velocity_ratio, e.acceleration_ratio if e.acceleration_violations else 0.0) for e in chosen)
-    near = min((e.clearance_mm for e in chosen if e.clearance_mm is not None), default=None)
+    clear = [e for e in chosen if len(chosen) == 1 or (e.start_mm or 0.0) >= KEPT_CLEARANCE_MM]
+    near = min((e.clearance_mm for e in clear if e.clearance_mm is not None), default=None)
     hard = [e for e in chosen if e.group == "hard"]
     lost = sum(e.recovered is False for e in hard)
     back = max((e.recovery_s for e in hard if e.recovery_s is not None), default=None)
