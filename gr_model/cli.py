@@ -147,6 +147,13 @@ def _benchmark_wbc() -> Target:
     return benchmark
 
 
+def _benchmark_wbc_pick() -> Target:
+    """Pick a block among obstacles in a simulator with dynamics; print success, limits, contacts."""
+    from ..benchmarks.wbc.picking import benchmark
+
+    return benchmark
+
+
 def _wbc_track() -> Target:
     """Follow one motion and write a film and a page of plots."""
     from ..benchmarks.wbc.track import track
@@ -213,6 +220,7 @@ COMMANDS = (
     Command(words="benchmark calvin speed", target=_benchmark_calvin_speed, group="results"),
     Command(words="benchmark speed", target=_benchmark_speed, group="results"),
     Command(words="benchmark wbc", target=_benchmark_wbc, group="results", bare="files"),
+    Command(words="benchmark wbc-pick", target=_benchmark_wbc_pick, group="results"),
     Command(words="wbc track", target=_wbc_track, group="results", bare="file"),
     Command(words="report", target=_report, group="results"),
 )

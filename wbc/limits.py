@@ -49,8 +49,12 @@ def velocity_box(
         change: acceleration bound of this tick, at least `acceleration` [rad/s^2].
         dt: duration of a tick [s].
     """
-    least = np.maximum(-velocity, -stoppable_velocity(q - lower, acceleration, dt))
-    greatest = np.minimum(velocity, stoppable_velocity(upper - q, acceleration, dt))
+    below, above = q - lower, upper - q
+    if bool(np.all(np.minimum(below, above) > velocity * (0.5 * velocity / acceleration + dt))):
+        least, greatest = -velocity, velocity
+    else:
+        least = np.maximum(-velocity, -stoppable_velocity(below, acceleration, dt))
+        greatest = np.minimum(velocity, stoppable_velocity(above, acceleration, dt))
     least = np.maximum(least, np.minimum(previous - change * dt, greatest))
     greatest = np.minimum(greatest, np.maximum(previous + change * dt, least))
     return least, greatest

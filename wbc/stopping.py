@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .collision import Clearances, CollisionModel
 from .kinematics import ArmPose, Kinematics
@@ -16,21 +18,23 @@ LEAST_LEVERAGE = 0.05
 """Change of a distance with the joints [m/rad] up to which a pair need not open."""
 BEND_MARGIN = 1e-3
 """Distance kept beyond the clearance on the way to a stop [m], for what the linear rows do not see."""
-STOP_SHARES = np.array([1.0, 2.0, 3.0]) / 3.0
-"""Where on the way to a stop the pairs are looked at."""
+STOP_SHARES = np.array([0.0, 1.0, 2.0, 3.0]) / 3.0
+"""Where on the way to a stop the pairs are looked at; 0 is the present pose, before the tick."""
+FEW = 8
+"""So many more pairs than twice those of the last look at all of them may be near before all are looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClearanceDemand:
     """What near pairs demand: `gradients . v >= floor` `[p]` [m/s], each to last for `times` `[p]` [s].
 
-    shares: `[p]` how much of the way to a stop lies before the pose of each row; None for the present pose throughout.
+    shares: `[p]` how much of the way to a stop lies before the pose of each row.
     """
 
     gradients: Array
     floor: Array
     times: Array
-    shares: Array | None = None
+    shares: Array
 
     def within(self, previous: Array, least: Array, greatest: Array) -> ClearanceDemand:
         """Ask a pair that must open for no more than half of what the box adds to its present speed, and than its
@@ -43,8 +47,6 @@ class ClearanceDemand:
 
     def before(self, share: float) -> ClearanceDemand:
         """Return the rows of poses within a share of the way to a stop."""
-        if self.shares is None:
-            return self
         kept = self.shares <= share + 1e-9
         return ClearanceDemand(self.gradients[kept], self.floor[kept], self.times[kept], self.shares[kept])
 
@@ -59,6 +61,18 @@ class ClearanceDemand:
         return np.ascontiguousarray(self.gradients[chosen]), self.floor[chosen]
 
 
+class _Look(NamedTuple):
+    """What all pairs showed at joint positions `q` `[j]` [rad] and an age of the obstacles of `elapsed` [s].
+
+    change: `[p]` most that the rate of each distance can change in a tick [m/s].
+    """
+
+    q: Array
+    elapsed: float
+    pairs: Clearances
+    change: Array
+
+
 class ClearanceWatch:
     """Looks at the pairs of one scene as rarely as is safe, and says what they demand."""
 
@@ -69,7 +83,8 @@ class ClearanceWatch:
         self.kinematics, self.collisions = kinematics, collisions
         self.velocity, self.acceleration, self.dt = velocity, acceleration, dt
         self._gain_in_tick = acceleration * dt
-        self._seen: tuple[Array, float, Clearances] | None = None
+        self._seen: _Look | None = None
+        self._most_tight = 0
 
     def demand(self, q: Array, previous: Array, pose: ArmPose | None, elapsed: float) -> ClearanceDemand | None:
         """Return what the near pairs demand of the velocity, or None where all are certainly far.
@@ -89,52 +104,47 @@ class ClearanceWatch:
         model = self.collisions
         if model.num_pairs == 0:
             return None
-        influence, clearance = model.config.influence, model.config.clearance
+        config = model.config
         stop = float((np.abs(previous) / self.acceleration).max()) + self.dt
-        way = max(self.dt + 0.5 * stop, 1.0 / model.config.approach_rate)
-        if self._seen is not None:
-            before, then, pairs = self._seen
-            moved = model.fastest_obstacle * (abs(elapsed - then) + stop)
-            if float(self._room(pairs, q - before, previous, way).min()) > clearance + moved:
-                return None
-        pose = pose or self.kinematics.forward(q)
-        pairs = model.clearances(pose, np.inf, elapsed)
-        self._seen = (q, elapsed, pairs)
-        room = self._room(pairs, np.zeros_like(q), previous, way)
-        tight = room <= clearance + model.fastest_obstacle * stop
+        way = max(self.dt + 0.5 * stop, 1.0 / config.approach_rate)
+        tight = None if self._seen is None else self._tight(self._seen, q, previous, way, elapsed, stop)
+        if tight is None or np.count_nonzero(tight) > self._most_tight:
+            pairs = model.clearances(pose or self.kinematics.forward(q), np.inf, elapsed)
+            self._seen = _Look(q, elapsed, pairs, np.abs(pairs.gradients) @ self._gain_in_tick)
+            tight = self._tight(self._seen, q, previous, way, elapsed, stop)
+            self._most_tight = 2 * int(np.count_nonzero(tight)) + FEW
         if not np.any(tight):
             return None
-        near = np.flatnonzero(pairs.distances < influence)
-        rate = model.config.approach_rate
-        here = ClearanceDemand(
-            pairs.gradients[near],
-            -rate * (pairs.distances[near] - clearance) - pairs.drifts[near],
-            np.full(len(near), 1.0 / rate),
-        )
-        reached = self.dt + 0.5 * stop * STOP_SHARES
-        passed = elapsed + self.dt + stop * (1.0 - np.sqrt(1.0 - STOP_SHARES))
-        along = self.kinematics.forward_many(q + reached[:, None] * previous)
-        ahead = model.clearances(along, influence, passed, tight)
-        times = reached[ahead.poses]
-        floor = ahead.gradients @ previous - (ahead.distances - clearance - BEND_MARGIN) / times
-        return ClearanceDemand(
-            np.concatenate([here.gradients, ahead.gradients]),
-            np.concatenate([here.floor, floor]),
-            np.concatenate([here.times, times]),
-            np.concatenate([np.zeros(len(here.floor)), STOP_SHARES[ahead.poses]]),
-        )
+        reached = (self.dt + 0.5 * stop * STOP_SHARES) * (STOP_SHARES > 0.0)
+        passed = elapsed + (self.dt + stop * (1.0 - np.sqrt(1.0 - STOP_SHARES))) * (STOP_SHARES > 0.0)
+        poses = self.kinematics.forward_many(q + reached[:, None] * previous)
+        near = model.clearances(poses, config.influence, passed, tight)
+        way_left = near.distances - config.clearance
+        here = near.poses == 0
+        times = np.where(here, 1.0 / config.approach_rate, reached[near.poses])
+        ahead = near.gradients @ previous - (way_left - BEND_MARGIN) / times
+        floor = np.where(here, -config.approach_rate * way_left - near.drifts, ahead)
+        return ClearanceDemand(near.gradients, floor, times, STOP_SHARES[near.poses])
 
-    def _room(self, pairs: Clearances, shift: Array, previous: Array, way: float) -> Array:
+    def _tight(
+        self, look: _Look, q: Array, previous: Array, way: float, elapsed: float, stop: float
+    ) -> npt.NDArray[np.bool_]:
+        """Return which pairs `[p]` could come too near in a stop after this tick, by what an earlier look showed."""
+        moved = self.collisions.fastest_obstacle * (abs(elapsed - look.elapsed) + stop)
+        return self._room(look, q - look.q, previous, way) <= self.collisions.config.clearance + moved
+
+    def _room(self, look: _Look, shift: Array, previous: Array, way: float) -> Array:
         """Return what no distance `[p]` [m] falls below after a shift and `way` [s] more at the fastest next speed.
 
         Along a straight line in joint space a distance is at least its tangent less half the turning times the
         travel of the arm, since the distance of convex bodies bends upwards in their relative shift.
         """
+        pairs = look.pairs
         fastest = np.minimum(np.abs(previous) + self._gain_in_tick, self.velocity) * way
         total = np.abs(shift) + fastest
         bend = 0.5 * float(total.sum()) * float(self.collisions.reach @ total)
-        closing = np.abs(pairs.gradients) @ self._gain_in_tick - pairs.gradients @ previous
-        room: Array = pairs.distances + pairs.gradients @ shift - np.maximum(closing, 0.0) * way - bend
+        closing = np.maximum(look.change - pairs.gradients @ previous, 0.0)
+        room: Array = pairs.distances + pairs.gradients @ shift - closing * way - bend
         return room
 
     def blocks_separate_stops(self, q: Array, previous: Array, change: Array, elapsed: float = 0.0) -> bool:

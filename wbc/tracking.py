@@ -252,6 +252,8 @@ class TickSolver:
 
     def _at_limit(self, q: Array, previous: Array, solution: Array, least: Array, greatest: Array) -> bool:
         """Tell whether the nearness of a position limit, and no other bound, decided a joint's velocity."""
+        if float(np.minimum(solution - least, greatest - solution).min()) > 1e-12:
+            return False
         near_lower = (solution <= least + 1e-12) & (
             least > np.maximum(-self.velocity, previous - self.acceleration * self.dt) + 1e-9
         )
