@@ -14,7 +14,7 @@ import pybullet
 import pytest
 
 from gr2.benchmarks.wbc import picking
-from gr2.benchmarks.wbc.picking import Policy, Trial, along, passed, report, run_trial
+from gr2.benchmarks.wbc.picking import Film, Policy, Trial, along, passed, report, run_trial
 from gr2.benchmarks.wbc.picking_scenes import (
     HAND,
     HOME_YAW,
@@ -41,6 +41,7 @@ from gr2.benchmarks.wbc.picking_simulation import (
     WatchedController,
     World,
 )
+from gr2.data_pipeline.video import open_video
 from gr2.gr_model.contracts import JointCommand
 from gr2.wbc.collision import CollisionModel, Sphere
 from gr2.wbc.controller import WholeBodyController
@@ -281,6 +282,18 @@ def test_one_contact_fails_the_whole() -> None:
     assert passed([*fine, Trial(trial=99, cause="block not in the tray")])
     assert not passed([*fine, Trial(trial=99, cause="contact", contacts={"palm with table": 1})])
     assert not passed([*fine[:90], *(Trial(trial=k, cause="out of time in stage carry") for k in range(6))])
+
+
+def test_a_film_takes_a_picture_in_its_time(judged: tuple[Judge, FingerDriver], tmp_path: Path) -> None:
+    _, driver = judged
+    film = Film()
+    for now in (0.0, 0.02, 0.04, 1 / 15, 0.1, 0.0, 1 / 15):
+        film(driver.client, now)
+    assert [frame.shape for frame in film.frames] == [(Film.HEIGHT, Film.WIDTH, 3)] * 4
+    assert len(np.unique(film.frames[0].reshape(-1, 3), axis=0)) > 100
+    film.write(tmp_path / "film.mp4")
+    with open_video(tmp_path / "film.mp4") as reader:
+        assert len(reader) == 4
 
 
 @pytest.mark.nightly

@@ -18,7 +18,7 @@ from ...wbc.drivers.bullet import BulletDriver
 from ...wbc.drivers.driver import Measurement
 from ...wbc.inertia import Inertial, combined
 from ...wbc.robots import RobotModel
-from ...wbc.status import EMERGENCY_BRAKE
+from ...wbc.status import EMERGENCY_BRAKE, EMERGENCY_STOP, PROTECTIVE_STOP
 from ...wbc.transforms import Array, matrix_from_rpy, rotation_exp
 from ...wbc.urdf import robot_urdf
 from .picking_scenes import TRAY_HALF, Obstacle, Scene
@@ -29,6 +29,7 @@ FINGER_SIZE, FINGER_Z = (0.014, 0.021, 0.056), 0.118
 """A finger's edges and its centre's distance from the flange [m]; inside the controller's capsules, like the palm."""
 PALM_RADIUS, PALM_Z = 0.037, 0.09
 """The palm: radius and length from the flange on [m]."""
+ARM_COLOURS, HAND_COLOUR = ((0.80, 0.82, 0.85, 1.0), (0.92, 0.93, 0.94, 1.0)), (0.22, 0.24, 0.28, 1.0)
 MEASURED_POSITION_SLACK, MEASURED_SPEED_SLACK = 0.005, 0.02
 """By how much a measured joint may be beyond a limit: [rad], and as a share of the velocity limit."""
 
@@ -90,6 +91,9 @@ class FingerDriver(BulletDriver):
         infos = [p.getJointInfo(self.body, i, **options) for i in range(p.getNumJoints(self.body, **options))]
         self.links = {-1: "link_0"} | {info[0]: info[12].decode() for info in infos}
         self.fingers = [info[0] for info in infos if info[12].endswith(b"finger")]
+        for index, name in self.links.items():
+            colour = HAND_COLOUR if name.endswith(("palm", "finger")) else ARM_COLOURS[index % 2]
+            p.changeVisualShape(self.body, index, rgbaColor=colour, **options)
         for index in self.fingers:
             p.resetJointState(self.body, index, FINGER_STROKE, 0.0, **options)
             p.changeDynamics(self.body, index, lateralFriction=1.0, spinningFriction=0.01, **options)
@@ -268,11 +272,11 @@ class WatchedController:
         return command
 
     def judge(self, command: JointCommand) -> None:
-        """Compare a tick with the robot's limits; a flagged emergency may use the emergency acceleration."""
+        """Compare a tick with the robot's limits; a tick that is flagged may use the emergency acceleration."""
         robot = self.robot
         dq = (command.positions - self._q) / self.dt
         ddq = np.abs(dq - self._dq) / self.dt
-        emergency = command.status == EMERGENCY_BRAKE
+        emergency = command.status in (EMERGENCY_BRAKE, EMERGENCY_STOP, PROTECTIVE_STOP)
         bound = robot.emergency_acceleration if emergency else robot.acceleration
         beyond = (command.positions < robot.lower - 1e-6) | (command.positions > robot.upper + 1e-6)
         self.violations["commanded position"] += int(np.any(beyond))
