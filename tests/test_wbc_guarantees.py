@@ -420,7 +420,7 @@ def test_a_failed_optimisation_degrades_without_a_jump(monkeypatch: pytest.Monke
     original = optimization.ChunkOptimizer.plan
 
     def failing(self: optimization.ChunkOptimizer, *args: Any, **kwargs: Any) -> optimization.Plan:
-        if 0.4 < args[1] < 0.9:
+        if 0.5 < args[1] < 0.9:
             raise ControlError("no solution")
         return original(self, *args, **kwargs)
 

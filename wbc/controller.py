@@ -28,8 +28,10 @@ from .tracking import NOMINAL, Tick, TickSolver, wanted_twist
 from .transforms import Array, matrix_from_quaternion, rotation_log
 
 Motion = JointTrajectory | SmoothTrajectory
-ON_PLAN = 1e-9
-"""Distance from a plan [rad] below which the commands are on it."""
+ON_PLAN = 1e-5
+"""Distance from a plan [rad] below which the commands are on it, and the next chunk continues the plan itself."""
+CATCH_UP, MOST_CATCH_UP = 0.003, 0.02
+"""Share of its distance to the clock by which the reference gains in a tick, and most of a tick that it gains."""
 CLOCK_SLACK = 1e-9
 DEFAULT = ControllerConfig()
 MIN_PROGRESS = 0.001
@@ -294,6 +296,7 @@ class WholeBodyController:
                     self._posture,
                     self._solver.watch.collisions,
                     state.time - self._scene_time,
+                    self.config.smoothing if self.config.smooth_first else None,
                 )
                 self.counters["optimised"] += 1
                 return plan.trajectory
@@ -331,12 +334,9 @@ class WholeBodyController:
     def _switch(self) -> None:
         """Begin a waiting chunk whose time has come, or the next window of a long one."""
         now = self._reference_time
-        if self._next is not None and now >= self._next[0] - 0.5 * self.dt:
+        if self._next is not None and now >= self._next[0] - CLOCK_SLACK:
             _, start, motion, chunk = self._next
-            if isinstance(motion, JointTrajectory) and abs(self._next[0] - now) > CLOCK_SLACK:
-                self._take_over(self._state_at(now), chunk, start)
-            else:
-                self._begin(motion, chunk, start)
+            self._begin(motion, chunk, start)
         elif self._chunk is None or self._motion is None:
             return
         elif self._rest is not None and now >= self._chunk.due[-1] - 0.5 * self.config.window:
@@ -377,7 +377,12 @@ class WholeBodyController:
         """Choose the velocity of this tick towards the reference at its end."""
         scale = self._supervision.scale
         self._lag += self.dt * (1.0 - scale)
-        target_time = max(self._time + self.dt - self._lag, self._reference_time + scale * self.dt * 1e-9)
+        target_time = self._time + self.dt - self._lag
+        if self._motion is not None:
+            late = target_time - (self._reference_time + scale * self.dt)
+            gain = min(max(CATCH_UP * late, -MOST_CATCH_UP * self.dt), MOST_CATCH_UP * self.dt)
+            target_time = self._reference_time + scale * self.dt + gain
+        target_time = max(target_time, self._reference_time)
         motion = self._motion
         elapsed = self._time + self.dt - self._scene_time
         if motion is None:

@@ -14,7 +14,7 @@ from .reference import SmoothTrajectory, ToolState
 from .smoothing import SmoothingConfig, smooth_chunk
 from .splines import JointTrajectory
 from .transforms import Array
-from .waypoints import waypoints_of
+from .waypoints import Waypoints, waypoints_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -114,13 +114,26 @@ def optimise(
     posture: Array,
     collisions: CollisionModel,
     elapsed: float,
+    smoothing: SmoothingConfig | None = None,
 ) -> Plan:
     """Optimise a chunk from the commanded state.
 
+    Args:
+        optimizer: of the arm.
+        state: what is being commanded.
+        chunk: waypoints.
+        posture: `[j]` where spare freedom drifts to [rad].
+        collisions: pairs to keep apart; elapsed: age of the obstacles' positions [s].
+        smoothing: follow the smoothed chunk rather than the waypoints themselves.
+
     Raises:
-        ControlError: no finite solution.
+        ControlError: no finite solution, or a chunk that cannot be smoothed.
     """
-    waypoints = waypoints_of(chunk.positions, chunk.quaternions, chunk.due, chunk.period, optimizer.config.max_samples)
+    limit = optimizer.config.max_samples
+    if smoothing is None:
+        waypoints = waypoints_of(chunk.positions, chunk.quaternions, chunk.due, chunk.period, limit)
+    else:
+        waypoints = _samples(smooth(optimizer.kinematics, state, chunk, smoothing), limit)
     return optimizer.plan(
         (state.q, state.dq, state.ddq),
         state.time,
@@ -130,6 +143,15 @@ def optimise(
         elapsed=elapsed,
         guess=state.earlier,
     )
+
+
+def _samples(motion: SmoothTrajectory, count: int) -> Waypoints:
+    """Return `count` poses of a smoothed chunk, evenly in time."""
+    step = (motion.end_time - motion.start_time) / count
+    times = motion.start_time + step * np.arange(1.0, count + 1.0)
+    poses = [motion.pose(float(time)) for time in times]
+    positions, rotations = np.stack([p for p, _ in poses]), np.stack([r for _, r in poses])
+    return Waypoints(times=times, positions=positions, rotations=rotations, weights=np.full(count, step))
 
 
 def smooth(kinematics: Kinematics, state: MotionState, chunk: Chunk, config: SmoothingConfig) -> SmoothTrajectory:
