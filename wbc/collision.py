@@ -16,8 +16,8 @@ from .robots import Capsule, RobotModel
 from .transforms import Array, matrix_from_quaternion, matrix_from_rpy
 
 Vector = tuple[float, float, float]
-Chosen = np.ndarray | slice
-"""Which distances of one kind to look at."""
+Chosen = np.ndarray
+"""Indices of the distances of one kind to look at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +104,7 @@ class Clearances:
     gradients: `[p j]` derivatives by the joint positions [m/rad].
     drifts: `[p]` change of the distances by the obstacles' own motion [m/s].
     poses: `[p]` index of the joint vector that each row belongs to; zeros where there was one.
+    pairs: `[p]` which of the model's distances each row is.
     nearest: no distance, near or not, is below this [m].
     """
 
@@ -111,11 +112,12 @@ class Clearances:
     gradients: Array
     drifts: Array
     poses: np.ndarray
+    pairs: np.ndarray
     nearest: float
 
 
 class _Near(NamedTuple):
-    """Near pairs of one kind: witness points, normals `[p 3]`, which joints move them `[p j]`, drift, pose."""
+    """Near pairs of one kind: witness points, normals `[p 3]`, which joints move them `[p j]`, drift, pose, pair."""
 
     distances: Array
     points: Array
@@ -123,6 +125,7 @@ class _Near(NamedTuple):
     moved: Array
     drifts: Array
     poses: np.ndarray
+    pairs: np.ndarray
     nearest: float
 
 
@@ -218,10 +221,11 @@ class CollisionModel:
         found = []
         begin = 0
         for size, measure in self._kinds(starts, stops, pose.tool.reshape(count, 4, 4), within, passed):
-            chosen = slice(None) if only is None else np.flatnonzero(only[begin : begin + size])
+            chosen = np.arange(size) if only is None else np.flatnonzero(only[begin : begin + size])
+            if len(chosen):
+                near = measure(chosen)
+                found.append(near._replace(pairs=begin + chosen[near.pairs]))
             begin += size
-            if isinstance(chosen, slice) or len(chosen):
-                found.append(measure(chosen))
         if not found:
             none = np.empty(0)
             return Clearances(
@@ -229,6 +233,7 @@ class CollisionModel:
                 gradients=np.empty((0, joints)),
                 drifts=none,
                 poses=np.empty(0, dtype=np.intp),
+                pairs=np.empty(0, dtype=np.intp),
                 nearest=np.inf,
             )
         near = found[0] if len(found) == 1 else _joined(found)
@@ -244,6 +249,7 @@ class CollisionModel:
             gradients=gradients * near.moved,
             drifts=near.drifts,
             poses=near.poses,
+            pairs=near.pairs,
             nearest=near.nearest,
         )
 
@@ -285,6 +291,7 @@ class CollisionModel:
             self._pair_moved[chosen][pair],
             -(normals * self._pair_velocities[chosen][pair]).sum(-1),
             near // width,
+            pair,
             float(distance.min()),
         )
 
@@ -297,9 +304,9 @@ class CollisionModel:
         points = points.reshape(-1, 3)
         near = np.flatnonzero(distance < within)
         normals = np.tile(normal, (len(near), 1))
-        moved = self._moved[who[near % width]]
-        still = np.zeros(len(near))
-        return _Near(distance[near], points[near], normals, moved, still, near // width, float(distance.min()))
+        pair, still = near % width, np.zeros(len(near))
+        moved = self._moved[who[pair]]
+        return _Near(distance[near], points[near], normals, moved, still, near // width, pair, float(distance.min()))
 
     def _against_box(
         self,
@@ -321,15 +328,16 @@ class CollisionModel:
         bound = np.sqrt(np.square(np.maximum(gap, 0.0)).sum(-1)) - radii
         close = np.flatnonzero(bound < within)
         if len(close) == 0:
-            none, empty = np.empty(0), np.empty((0, 3))
-            return _Near(none, empty, empty, self._moved[:0], none, np.empty(0, dtype=np.intp), float(bound.min()))
+            none, empty, no_index = np.empty(0), np.empty((0, 3)), np.empty(0, dtype=np.intp)
+            return _Near(none, empty, empty, self._moved[:0], none, no_index, no_index, float(bound.min()))
         distances, points, normals = segments_to_box(start[close], stop[close], half)
         distances = distances - radii[close]
         near = np.flatnonzero(distances < within)
         nearest = min(float(np.delete(bound, close).min(initial=np.inf)), float(distances.min()))
-        poses, links = close[near] // width, who[close[near] % width]
+        poses, pair = close[near] // width, close[near] % width
         points, normals = points[near] @ rotation.T + centers[poses, 0], normals[near] @ rotation.T
-        return _Near(distances[near], points, normals, self._moved[links], -(normals @ velocity), poses, nearest)
+        moved = self._moved[who[pair]]
+        return _Near(distances[near], points, normals, moved, -(normals @ velocity), poses, pair, nearest)
 
     def _against_workspace(
         self, workspace: tuple[Vector, Vector], tools: Array, within: float, chosen: Chosen
@@ -339,10 +347,10 @@ class CollisionModel:
         distance = np.concatenate([points - workspace[0], workspace[1] - points], axis=1)[:, chosen] + self._clearance
         width, distance = distance.shape[1], distance.ravel()
         near = np.flatnonzero(distance < within)
-        normals = np.concatenate([np.eye(3), -np.eye(3)])[chosen][near % width]
-        moved = np.ones((len(near), len(self.reach)))
-        still = np.zeros(len(near))
-        return _Near(distance[near], points[near // width], normals, moved, still, near // width, float(distance.min()))
+        poses, pair = near // width, near % width
+        normals = np.concatenate([np.eye(3), -np.eye(3)])[chosen][pair]
+        moved, still = np.ones((len(near), len(self.reach))), np.zeros(len(near))
+        return _Near(distance[near], points[poses], normals, moved, still, poses, pair, float(distance.min()))
 
 
 def _with_attached(
@@ -367,5 +375,6 @@ def _joined(parts: list[_Near]) -> _Near:
         np.concatenate([p.moved for p in parts]),
         np.concatenate([p.drifts for p in parts]),
         np.concatenate([p.poses for p in parts]),
+        np.concatenate([p.pairs for p in parts]),
         min(p.nearest for p in parts),
     )

@@ -259,16 +259,18 @@ class CoalCollisionModel(CollisionModel):
         moved, drifts = self._row_moved[near], -(normals.T * self._row_velocities[near]).sum(-1)
         nearest, distances = float(distances.min(initial=np.inf)), distances[near]
         if self._workspace is not None:
-            walls = self._against_workspace(self._workspace, pose.tool[None], within, slice(None))
+            walls = self._against_workspace(self._workspace, pose.tool[None], within, np.arange(6))
             distances, points = np.concatenate([distances, walls.distances]), np.hstack([points, walls.points.T])
             normals, moved = np.hstack([normals, walls.normals.T]), np.concatenate([moved, walls.moved])
             drifts, nearest = np.concatenate([drifts, walls.drifts]), min(nearest, walls.nearest)
+            near = np.concatenate([near, self.num_pairs - 6 + walls.pairs])
         gradients = normals.T @ pose.moments.T + _cross_columns(points, normals).T @ pose.axes.T
         return Clearances(
             distances=distances,
             gradients=gradients * moved,
             drifts=drifts,
             poses=np.zeros(len(distances), dtype=np.intp),
+            pairs=near,
             nearest=nearest,
         )
 

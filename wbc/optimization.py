@@ -53,7 +53,8 @@ class OptimizationConfig:
     max_error: largest error that one iteration tries to remove, linear [m] and angular [rad].
     velocity_share, acceleration_share: shares of the limits the plan uses.
     position_margin: distance kept from the position limits [rad].
-    clearance_margin: distance kept beyond the clearance of the tick [m].
+    clearance_margin: distance kept beyond the clearance of the tick [m]; escape_speed: at which pairs open that begin
+        nearer than that [m/s].
     influence: distance from which pairs are looked at [m].
     """
 
@@ -80,6 +81,7 @@ class OptimizationConfig:
     acceleration_share: float = 0.95
     position_margin: float = 0.02
     clearance_margin: float = 0.002
+    escape_speed: float = 0.05
     influence: float = 0.08
 
     def __post_init__(self) -> None:
@@ -190,6 +192,7 @@ class ChunkOptimizer:
         origin = np.stack([start[0], start[1] * span, start[2] * span**2])
         free = self._first_guess(grid, origin, time, guess)
         posed = self.kinematics.forward_many(grid.at_samples @ grid.control(origin, free))
+        now = self._too_near(start[0], collisions, elapsed)
         solved, worst = 0, np.inf
         for _ in range(config.iterations):
             step = self._iterate(
@@ -203,6 +206,7 @@ class ChunkOptimizer:
                 posture,
                 collisions,
                 elapsed,
+                now,
                 jerk_weight,
             )
             solved += 1
@@ -215,6 +219,14 @@ class ChunkOptimizer:
         coefficients = grid.basis.powers @ control
         trajectory = JointTrajectory(start_time=time, span=span, coefficients=coefficients)
         return Plan(trajectory=trajectory, iterations=solved, max_error=worst)
+
+    def _too_near(self, q: Array, collisions: CollisionModel, elapsed: float) -> Array | None:
+        """Return all distances `[num_pairs]` [m] where one of them is below what plans keep, else None."""
+        if collisions.num_pairs == 0:
+            return None
+        found = collisions.clearances(self.kinematics.forward(q), np.inf, elapsed)
+        enough = collisions.config.clearance + self.config.clearance_margin
+        return None if found.nearest > enough else found.distances
 
     def _first_guess(self, grid: _Grid, origin: Array, time: float, guess: JointTrajectory | None) -> Array:
         """Return free control points `[f j]` near an earlier plan, or of a rest at the start."""
@@ -237,6 +249,7 @@ class ChunkOptimizer:
         posture: Array,
         collisions: CollisionModel,
         elapsed: float,
+        now: Array | None,
         jerk_weight: float,
     ) -> Array:
         """Solve one quadratic program; return the change of the free control points `[f j]`."""
@@ -265,7 +278,7 @@ class ChunkOptimizer:
         smooth = grid.spread.T @ jerk * jerk_weight
         for joint in range(joints):
             hessian[:, :, joint, joint] += smooth
-        near = self._near(grid, control, pose, collisions, elapsed)
+        near = self._near(grid, control, pose, collisions, elapsed, now)
         size = grid.free * joints
         square = np.ascontiguousarray(hessian.transpose(0, 2, 1, 3).reshape(size, size))
         gradient = (jerk_weight * jerk.T @ control - grid.samples.T @ pulls).ravel()
@@ -294,12 +307,18 @@ class ChunkOptimizer:
         ]
 
     def _near(
-        self, grid: _Grid, control: Array, pose: ArmPose, collisions: CollisionModel, elapsed: float
+        self,
+        grid: _Grid,
+        control: Array,
+        pose: ArmPose,
+        collisions: CollisionModel,
+        elapsed: float,
+        now: Array | None,
     ) -> tuple[Array, Array]:
         """Return rows `[r f*j]` on the near distances, and their least values `[r]` [m].
 
         Each pair gives two: its distance, and its distance less the way in which the arm could stop closing it, as
-        the tick will demand.
+        the tick will demand. A pair that is too near `now` `[num_pairs]` [m] opens at an even speed.
         """
         joints = len(self.lower)
         if collisions.num_pairs == 0:
@@ -317,7 +336,11 @@ class ChunkOptimizer:
             ]
         )
         closing = (near.gradients * speeds[at]).sum(1) + near.drifts
-        least = np.concatenate([self.config.clearance_margin - way, -way - stop * closing])
+        wanted = np.full(len(way), self.config.clearance_margin)
+        if now is not None:
+            lack = now[near.pairs] - collisions.config.clearance
+            wanted = np.minimum(wanted, lack + self.config.escape_speed * grid.times[at])
+        least = np.concatenate([wanted - way, np.minimum(wanted, 0.0) - way - stop * closing])
         return rows.reshape(len(rows), grid.free * joints), least
 
 

@@ -12,8 +12,10 @@ from .collision import Clearances, CollisionModel
 from .kinematics import ArmPose, Kinematics
 from .transforms import Array
 
-ESCAPE_SPEED = 1.0
-"""Joint speed [rad/s] at which an arm moves out of a place that is too near to something."""
+ESCAPE_SPEED = 0.1
+"""Speed [m/s] at which an arm moves out of a place that is too near to something that stands still."""
+ESCAPE_JOINT_SPEED = 1.0
+"""Joint speed [rad/s] that it spends on that at most."""
 LEAST_LEVERAGE = 0.05
 """Change of a distance with the joints [m/rad] up to which a pair need not open."""
 BEND_MARGIN = 1e-3
@@ -42,7 +44,7 @@ class ClearanceDemand:
         """
         fastest = np.where(self.gradients > 0.0, self.gradients * greatest, self.gradients * least).sum(-1)
         leverage = np.sqrt(np.square(self.gradients).sum(-1)) - LEAST_LEVERAGE
-        possible = np.minimum(0.5 * (self.gradients @ previous + fastest), ESCAPE_SPEED * leverage)
+        possible = np.minimum(0.5 * (self.gradients @ previous + fastest), ESCAPE_JOINT_SPEED * leverage)
         return replace(self, floor=np.minimum(self.floor, np.maximum(possible, 0.0)))
 
     def before(self, share: float) -> ClearanceDemand:
@@ -124,6 +126,7 @@ class ClearanceWatch:
         times = np.where(here, 1.0 / config.approach_rate, reached[near.poses])
         ahead = near.gradients @ previous - (way_left - BEND_MARGIN) / times
         floor = np.where(here, -config.approach_rate * way_left - near.drifts, ahead)
+        floor = np.minimum(floor, ESCAPE_SPEED + model.fastest_obstacle)
         return ClearanceDemand(near.gradients, floor, times, STOP_SHARES[near.poses])
 
     def _tight(
