@@ -29,6 +29,8 @@ FINGER_SIZE, FINGER_Z = (0.014, 0.021, 0.056), 0.118
 """A finger's edges and its centre's distance from the flange [m]; inside the controller's capsules, like the palm."""
 PALM_RADIUS, PALM_Z = 0.037, 0.09
 """The palm: radius and length from the flange on [m]."""
+SOLVER_ITERATIONS = 200
+"""Of pybullet's contact solver, in a step; with its usual 50 a held block creeps out of the hand."""
 ARM_COLOURS, HAND_COLOUR = ((0.80, 0.82, 0.85, 1.0), (0.92, 0.93, 0.94, 1.0)), (0.22, 0.24, 0.28, 1.0)
 MEASURED_POSITION_SLACK, MEASURED_SPEED_SLACK = 0.005, 0.02
 """By how much a measured joint may be beyond a limit: [rad], and as a share of the velocity limit."""
@@ -138,6 +140,7 @@ class World:
     def __init__(self, client: int, scene: Scene) -> None:
         """Put everything but the arm into the world of `client`."""
         self.client, self._scene = client, scene
+        pybullet.setPhysicsEngineParameter(numSolverIterations=SOLVER_ITERATIONS, physicsClientId=client)
         table = Box(center=(0.3, 0.0, -0.02), half_extents=(0.6, 0.75, 0.02))
         self.table = self._add(table, (0.87, 0.85, 0.81, 1.0))
         self.obstacles = {self.table: "table"}
