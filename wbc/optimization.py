@@ -28,7 +28,7 @@ from .robots import RobotModel
 from .row_generation import Limit, solve_by_row_generation
 from .splines import Basis, JointTrajectory, clamped_basis
 from .transforms import Array, rotation_logs
-from .waypoints import BlendConfig, Waypoints, blended, roughness
+from .waypoints import BlendConfig, Waypoints, blended, drawn_to_tool, roughness
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,13 +171,7 @@ class ChunkOptimizer:
             ControlError: the quadratic program has no solution or one that is not finite.
         """
         config = self.config
-        noise = roughness(waypoints.positions)
-        if guess is not None and config.blend.weight > 0.0:
-            shared = int(np.searchsorted(waypoints.times, guess.end_time - config.settle - config.blend.tail))
-            if shared:
-                before = self.kinematics.forward_many(guess.many(waypoints.times[:shared])).tool
-                waypoints, apart = blended(waypoints, before, config.blend)
-                noise = max(noise, math.sqrt(float(np.square(apart * self._weights).sum(1).mean())))
+        waypoints, noise = self._calmed(start, time, waypoints, guess)
         jerk_weight = config.jerk_weight * min(max((noise / config.noise_floor) ** 2, 1.0), config.max_smoothing)
         horizon = float(waypoints.times[-1]) - time + config.settle
         spans = min(max(math.ceil(horizon / config.span - 1e-6), 4), config.max_spans)
@@ -219,6 +213,25 @@ class ChunkOptimizer:
         coefficients = grid.basis.powers @ control
         trajectory = JointTrajectory(start_time=time, span=span, coefficients=coefficients)
         return Plan(trajectory=trajectory, iterations=solved, max_error=worst)
+
+    def _calmed(
+        self, start: tuple[Array, Array, Array], time: float, waypoints: Waypoints, earlier: JointTrajectory | None
+    ) -> tuple[Waypoints, float]:
+        """Draw waypoints towards what is known already; return them and how noisy they are [m]."""
+        config, noise = self.config, roughness(waypoints.positions)
+        if config.blend.weight == 0.0:
+            return waypoints, noise
+        if earlier is None:
+            if noise > config.noise_floor:
+                pose = self.kinematics.forward(start[0])
+                waypoints = drawn_to_tool(waypoints, time, pose.tool, pose.jacobian @ start[1], config.blend)
+            return waypoints, noise
+        shared = int(np.searchsorted(waypoints.times, earlier.end_time - config.settle - config.blend.tail))
+        if shared == 0:
+            return waypoints, noise
+        before = self.kinematics.forward_many(earlier.many(waypoints.times[:shared])).tool
+        waypoints, apart = blended(waypoints, before, config.blend)
+        return waypoints, max(noise, math.sqrt(float(np.square(apart * self._weights).sum(1).mean())))
 
     def _too_near(self, q: Array, collisions: CollisionModel, elapsed: float) -> Array | None:
         """Return all distances `[num_pairs]` [m] where one of them is below what plans keep, else None."""

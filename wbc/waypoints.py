@@ -9,6 +9,9 @@ import numpy as np
 
 from .transforms import Array, matrix_from_quaternion, rotation_exp, rotation_logs
 
+FIRST_LOOK = 0.5
+"""How much of a chunk is used to carry it back to the present [s]."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Waypoints:
@@ -77,17 +80,42 @@ def blended(waypoints: Waypoints, before: Array, config: BlendConfig) -> tuple[W
 
     Source: temporal ensembling, T. Zhao et al., Learning fine-grained bimanual manipulation (ACT), 2023.
     """
-    shared = len(before)
+    shared, beyond = len(before), len(waypoints.times) - len(before)
     offsets = before[:, :3, 3] - waypoints.positions[:shared]
     turns = rotation_logs(before[:, :3, :3] @ waypoints.rotations[:shared].transpose(0, 2, 1))
-    disagreement = np.square(offsets / config.distance).sum(1) + np.square(turns / config.angle).sum(1)
-    share = config.weight * math.exp(-float(disagreement.mean()))
-    fade = share / (1.0 + share) * np.linspace(1.0, 0.0, len(waypoints.times) + 1)[:-1, None]
-    beyond = len(waypoints.times) - shared
-    positions = waypoints.positions + fade * np.concatenate([offsets, np.tile(offsets.mean(0), (beyond, 1))])
-    turned = fade * np.concatenate([turns, np.tile(turns.mean(0), (beyond, 1))])
-    rotations = np.stack([rotation_exp(t) @ r for t, r in zip(turned, waypoints.rotations, strict=True)])
-    return replace(waypoints, positions=positions, rotations=rotations), np.concatenate([offsets, turns], axis=1)
+    apart = np.concatenate([offsets, turns], axis=1)
+    return _drawn(waypoints, np.concatenate([apart, np.tile(apart.mean(0), (beyond, 1))]), apart, config), apart
+
+
+def drawn_to_tool(waypoints: Waypoints, time: float, tool: Array, twist: Array, config: BlendConfig) -> Waypoints:
+    """Draw a first chunk towards the tool: where the chunk, carried back to now, is beside it, it errs by that much.
+
+    A parabola that begins with the tool's velocity is fitted to the waypoints of the next half second.
+
+    Args:
+        waypoints: of the chunk.
+        time: now [s].
+        tool: `[4 4]` pose; twist: `[6]` motion of the tool [m/s, rad/s].
+        config: weights.
+    """
+    since = waypoints.times - time
+    seen = since <= FIRST_LOOK + 1e-9
+    if np.count_nonzero(seen) < 4:
+        return waypoints
+    turns = rotation_logs(waypoints.rotations[seen] @ tool[:3, :3].T)
+    way = np.concatenate([waypoints.positions[seen] - tool[:3, 3], turns], axis=1) - np.outer(since[seen], twist)
+    powers = np.stack([np.ones(len(way)), since[seen] ** 2], axis=1)
+    offset = -np.asarray(np.linalg.lstsq(powers, way, rcond=None)[0][:1], dtype=np.float64)
+    return _drawn(waypoints, np.tile(offset, (len(since), 1)), offset, config)
+
+
+def _drawn(waypoints: Waypoints, offsets: Array, apart: Array, config: BlendConfig) -> Waypoints:
+    """Shift waypoints by a share of `offsets` `[m 6]` that fades along the chunk and with differences `apart`."""
+    squares = np.square(apart[:, :3] / config.distance).sum(1) + np.square(apart[:, 3:] / config.angle).sum(1)
+    share = config.weight * math.exp(-float(squares.mean()))
+    fade = share / (1.0 + share) * np.linspace(1.0, 0.0, len(offsets) + 1)[:-1, None]
+    rotations = [rotation_exp(t) @ r for t, r in zip(fade * offsets[:, 3:], waypoints.rotations, strict=True)]
+    return replace(waypoints, positions=waypoints.positions + fade * offsets[:, :3], rotations=np.stack(rotations))
 
 
 def roughness(positions: Array) -> float:
