@@ -21,6 +21,7 @@ import numpy as np
 from ...gr_model.contracts import ActionTrajectory, JointCommand
 from ...gr_model.errors import ConfigError, ControlError
 from ..robots import RobotModel
+from ..status import EMERGENCY_STOP, PROTECTIVE_STOP
 from ..transforms import Array
 from ..validation import REJECTED_STOPPED
 from .driver import Driver, Measurement
@@ -29,7 +30,7 @@ from .lookahead import LookAhead
 STOPPED = "stopped"
 """Status of the commands with which the loop itself brakes the arm."""
 
-CONTROLLER_STOPS = ("emergency_stop", "protective_stop")
+CONTROLLER_STOPS = (EMERGENCY_STOP, PROTECTIVE_STOP)
 """Status names with which a controller says that it brakes for good; the loop then drops what is buffered."""
 
 _SPEED_TOLERANCE = 1e-3
@@ -67,11 +68,13 @@ class ControlLoop:
     max_following_error: largest one so far [rad].
     """
 
-    def __init__(self, controller: Controller, driver: Driver, *, lookahead: float = 0.02, max_misses: int = 5) -> None:
+    def __init__(
+        self, controller: Controller, driver: Driver, *, lookahead: float = 0.035, max_misses: int = 5
+    ) -> None:
         """Join a controller and a connected driver of the same robot.
 
         Args:
-            lookahead: span of ticks kept ahead of the arm [s].
+            lookahead: span of ticks kept ahead of the arm [s]; 0.035 bridges five ticks that are missed.
             max_misses: consecutive ticks that may be late; with one more, or with nothing left in the buffer, the arm
                 is stopped.
 
@@ -80,7 +83,7 @@ class ControlLoop:
         """
         shortest = controller.dt + 1.0 / driver.rate_hz
         if not shortest <= lookahead <= 1.0:
-            raise ConfigError(f"lookahead: expected {shortest:.4f} to 1 s, got {lookahead}; 0.02 is usual.")
+            raise ConfigError(f"lookahead: expected {shortest:.4f} to 1 s, got {lookahead}; 0.035 is usual.")
         if controller.robot.num_joints != driver.robot.num_joints:
             raise ConfigError(
                 f"ControlLoop: expected one arm, got a controller of {controller.robot.name} and a driver of "
