@@ -154,7 +154,8 @@ def kinova_gen3(*, tool_z: float = 0.12) -> RobotModel:
     """Describe the Kinova Gen3 with seven joints and a Robotiq 2F-85.
 
     The tool frame has its z axis out of the gripper and lies `tool_z` beyond the flange; the fingers open
-    along its x axis. Capsules cover the public link hulls, the fingers where they are open. Continuous joints have infinite limits.
+    along its x axis. Capsules cover the public link hulls, the fingers where they are open. Continuous
+    joints have infinite limits.
 
     Args:
         tool_z: distance from the flange to the tool centre point [m].
