@@ -131,6 +131,11 @@ def test_fingers_and_palm_lie_inside_the_capsules_at_every_opening() -> None:
     assert min(_depth(rotation @ np.array(place) + flange) for place in places) > -1e-6
 
 
+def test_the_arm_has_one_capsule_a_link_and_then_the_palm() -> None:
+    assert [c.link for c in kinova_gen3().capsules[: ROBOT.num_joints + 2]] == [*range(8), 7]
+    assert ROBOT.capsules[:9] == kinova_gen3().capsules[:9] and len(ROBOT.capsules) == 11
+
+
 def test_a_held_block_is_covered() -> None:
     block = SCENES[0].block
     tool = pose_matrix([block.center[0] + 0.004, block.center[1], 0.05], tool_down(0.7))

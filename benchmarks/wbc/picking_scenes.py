@@ -96,7 +96,8 @@ def picking_robot() -> RobotModel:
         ends = [(rotation @ np.array([x, 0.0, z]) + robot.tool_position).tolist() for x in (-0.055, 0.055)]
         return Capsule(link=robot.num_joints, start=tuple(ends[0]), end=tuple(ends[1]), radius=0.022)
 
-    capsules = (*robot.capsules[:-2], across(TIP - 0.049), across(TIP - 0.022))
+    arm_and_palm = robot.capsules[: robot.num_joints + 2]
+    capsules = (*arm_and_palm, across(TIP - 0.049), across(TIP - 0.022))
     return replace(robot, capsules=capsules, self_pairs=distant_pairs(capsules, 3))
 
 

@@ -57,7 +57,7 @@ class FingerDriver(BulletDriver):
         rest = combined([Inertial(*(a[last] for a in (robot.masses, robot.mass_centers, robot.inertias))), *without])
         arm = replace(
             robot,
-            capsules=robot.capsules[:-3],
+            capsules=robot.capsules[: last + 1],
             self_pairs=(),
             masses=np.append(robot.masses[:last], rest.mass),
             mass_centers=np.vstack([robot.mass_centers[:last], rest.center]),
