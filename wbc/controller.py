@@ -388,19 +388,12 @@ class WholeBodyController:
         if motion is None:
             tick = self._solver.follow(self._q, self._dq, np.zeros_like(self._q), elapsed)
         elif isinstance(motion, JointTrajectory):
-            tick = self._solver.follow(self._q, self._dq, self._wanted(motion, target_time), elapsed)
+            now, then = motion.positions(self._reference_time), motion.positions(target_time)
+            tick = self._solver.follow(self._q, self._dq, self._solver.pulled(self._q, now, then), elapsed)
         else:
             tick = self._follow_tool(motion, target_time, elapsed)
         self._dq, self._reference_time = tick.velocity, target_time
         self._judge_tick(tick, target_time)
-
-    def _wanted(self, plan: JointTrajectory, target_time: float) -> Array:
-        """Return the joint velocities that keep to the plan, with a braked pull towards it."""
-        now = plan.positions(self._reference_time)
-        error = now - self._q
-        pull = np.minimum(self.config.tracking.gain * np.abs(error), np.sqrt(self._solver.acceleration * np.abs(error)))
-        wanted: Array = (plan.positions(target_time) - now) / self.dt + np.copysign(pull, error)
-        return wanted
 
     def _follow_tool(self, motion: SmoothTrajectory, target_time: float, elapsed: float) -> Tick:
         """Follow a smoothed chunk in tool space."""

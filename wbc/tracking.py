@@ -152,6 +152,18 @@ class TickSolver:
             return self._slowed(previous, change, least, greatest)
         return np.minimum(np.maximum(0.0, least), greatest)
 
+    def pulled(self, q: Array, now: Array, target: Array) -> Array:
+        """Return the joint velocities `[j]` [rad/s] of a plan in one tick, with a braked pull towards it.
+
+        Args:
+            q: joint positions; now, target: the plan's at the tick's beginning and end [rad].
+        """
+        error = now - q
+        distance = np.abs(error)
+        pull = np.minimum(self.config.gain * distance, np.sqrt(self.acceleration * distance))
+        wanted: Array = (target - now) / self.dt + np.copysign(pull, error)
+        return wanted
+
     def follow(self, q: Array, previous: Array, wanted: Array, elapsed: float = 0.0) -> Tick:
         """Choose the joint velocities nearest to `wanted` `[j]` [rad/s] (joint form).
 
