@@ -32,8 +32,7 @@ ON_PLAN = 1e-5
 """Distance from a plan [rad] below which the commands are on it, and the next chunk continues the plan itself."""
 CATCH_UP, MOST_CATCH_UP = 0.003, 0.02
 """Share of its distance to the clock by which the reference gains in a tick, and most of a tick that it gains."""
-CLOCK_SLACK = 1e-9
-DEFAULT = ControllerConfig()
+CLOCK_SLACK, DEFAULT = 1e-9, ControllerConfig()
 MIN_PROGRESS = 0.001
 """How much nearer to the last waypoint [m] another plan must bring the tool to be worth following."""
 STANDING_TIME = 0.25
