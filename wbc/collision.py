@@ -214,7 +214,7 @@ class CollisionModel:
         """
         frames = pose.frames if pose.frames.ndim == 4 else pose.frames[None]
         count, joints = len(frames), len(self.reach)
-        passed = np.broadcast_to(np.asarray(elapsed, dtype=np.float64), (count,))
+        passed = elapsed if isinstance(elapsed, np.ndarray) else np.full(count, elapsed)
         carriers = frames[:, self._links]
         ends = carriers[..., :3, :3] @ self._ends + carriers[..., :3, 3:]
         starts, stops = ends[..., 0], ends[..., 1]
@@ -268,32 +268,28 @@ class CollisionModel:
             yield 6, lambda chosen: self._against_workspace(workspace, tools, within, chosen)
 
     def _pairs(self, starts: Array, stops: Array, within: float, passed: Array, chosen: Chosen) -> _Near:
-        if len(self._velocities):
+        a, b = self._first[chosen], self._second[chosen]
+        width = len(a)
+        if len(self._velocities) and b[-1] >= starts.shape[1]:
             shift = self._velocities * passed[:, None, None]
             starts = np.concatenate([starts, self._obstacles[0] + shift], axis=1)
             stops = np.concatenate([stops, self._obstacles[1] + shift], axis=1)
-        a, b = self._first[chosen], self._second[chosen]
-        width = len(a)
         point_a, point_b = closest_on_segments(
             starts[:, a].reshape(-1, 3),
             stops[:, a].reshape(-1, 3),
             starts[:, b].reshape(-1, 3),
             stops[:, b].reshape(-1, 3),
         )
-        distance, normal = point_separation(point_a, point_b)
+        distance, normals = point_separation(point_a, point_b)
         distance = (distance.reshape(-1, width) - self._pair_radii[chosen]).ravel()
-        near = np.flatnonzero(distance < within)
-        pair, normals = near % width, normal[near]
-        return _Near(
-            distance[near],
-            point_a[near],
-            normals,
-            self._pair_moved[chosen][pair],
-            -(normals * self._pair_velocities[chosen][pair]).sum(-1),
-            near // width,
-            pair,
-            float(distance.min()),
-        )
+        nearest = float(distance.min())
+        near = np.arange(len(distance)) if within == np.inf else np.flatnonzero(distance < within)
+        if len(near) < len(distance):
+            distance, point_a, normals = distance[near], point_a[near], normals[near]
+        pair = near % width
+        velocities = self._pair_velocities[chosen][pair]
+        drifts = -(normals * velocities).sum(-1) if self.fastest_obstacle else np.zeros(len(pair))
+        return _Near(distance, point_a, normals, self._pair_moved[chosen][pair], drifts, near // width, pair, nearest)
 
     def _against_plane(self, plane: Plane, starts: Array, stops: Array, within: float, chosen: Chosen) -> _Near:
         normal = np.array(plane.normal)

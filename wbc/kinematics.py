@@ -33,8 +33,9 @@ def cross(a: Array, b: Array) -> Array:
     """Return the cross products along the last axis of `[... 3]`; several times quicker than `np.cross`."""
     ax, ay, az = a[..., 0], a[..., 1], a[..., 2]
     bx, by, bz = b[..., 0], b[..., 1], b[..., 2]
-    product = np.empty(np.broadcast_shapes(a.shape, b.shape))
-    product[..., 0] = ay * bz - az * by
+    first = ay * bz - az * by
+    product = np.empty((*first.shape, 3))
+    product[..., 0] = first
     product[..., 1] = az * bx - ax * bz
     product[..., 2] = ax * by - ay * bx
     return product
@@ -75,11 +76,15 @@ class Kinematics:
         jacobian[3:] = axes.T
         return ArmPose(frames=frames, tool=tool, axes=axes, moments=moments, jacobian=jacobian)
 
-    def forward_many(self, q: Array) -> ArmPose:
-        """Place every link and the tool at many joint vectors `q` `[m j]` [rad] at once."""
+    def forward_many(self, q: Array, *, jacobians: bool = True) -> ArmPose:
+        """Place every link and the tool at many joint vectors `q` `[m j]` [rad] at once.
+
+        Without `jacobians` these are left empty, which is quicker where only places matter.
+        """
         count, joints = q.shape
         cosine, sine = np.cos(q)[..., None], np.sin(q)[..., None]
-        local = np.broadcast_to(self._origins, (count, joints, 4, 4)).copy()
+        local = np.empty((count, joints, 4, 4))
+        local[:] = self._origins
         local[..., 0] = cosine * self._origins_x + sine * self._origins_y
         local[..., 1] = cosine * self._origins_y - sine * self._origins_x
         frames = np.empty((count, joints + 1, 4, 4))
@@ -89,7 +94,9 @@ class Kinematics:
         tool = frames[:, -1] @ self._tool
         axes = frames[:, 1:, :3, 2]
         moments = cross(frames[:, 1:, :3, 3], axes)
-        jacobian = np.empty((count, 6, joints))
+        jacobian = np.empty((count, 6, joints) if jacobians else (0, 6, joints))
+        if not jacobians:
+            return ArmPose(frames=frames, tool=tool, axes=axes, moments=moments, jacobian=jacobian)
         jacobian[:, :3] = (moments + cross(axes, tool[:, None, :3, 3])).transpose(0, 2, 1)
         jacobian[:, 3:] = axes.transpose(0, 2, 1)
         return ArmPose(frames=frames, tool=tool, axes=axes, moments=moments, jacobian=jacobian)

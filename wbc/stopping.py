@@ -119,7 +119,7 @@ class ClearanceWatch:
             return None
         reached = (self.dt + 0.5 * stop * STOP_SHARES) * (STOP_SHARES > 0.0)
         passed = elapsed + (self.dt + stop * (1.0 - np.sqrt(1.0 - STOP_SHARES))) * (STOP_SHARES > 0.0)
-        poses = self.kinematics.forward_many(q + reached[:, None] * previous)
+        poses = self.kinematics.forward_many(q + reached[:, None] * previous, jacobians=False)
         near = model.clearances(poses, config.influence, passed, tight)
         way_left = near.distances - config.clearance
         here = near.poses == 0
