@@ -72,7 +72,7 @@ class OptimizationConfig:
     manipulability_weight: float = 2e-3
     low_manipulability: float = 0.04
     proximity_weight: float = 1e-4
-    residual_damping: float = 0.3
+    residual_damping: float = 0.2
     iterations: int = 4
     tolerance: float = 1e-3
     trust: float = 0.4
