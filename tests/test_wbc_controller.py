@@ -357,3 +357,41 @@ def test_smoothing_calms_the_joints_under_noisy_replanning(robot: RobotModel) ->
     calm, rough = _replanned_jerk(robot, SmoothingConfig().smoothness), _replanned_jerk(robot, 0.1)
     assert calm < 250.0
     assert calm < 0.7 * rough
+
+
+def test_the_optimisation_follows_the_smoothed_chunk_when_asked(robot: RobotModel) -> None:
+    """Then the caps on the tool's speed hold, and time is stretched; else the chunk is followed as it comes."""
+    speeds, kinematics = {}, Kinematics(robot)
+    for first in (True, False):
+        config = dataclasses.replace(NO_OBSTACLES, smooth_first=first, smoothing=SmoothingConfig(linear_speed=0.1))
+        controller = _started(robot, config)
+        assert controller.accept(_chunk(robot, (0.08, 0.05, 0.0), dt=0.04)) == "accepted"
+        commands = np.array([controller.step(index * 0.005).positions for index in range(400)])
+        tools = kinematics.forward_many(commands).tool[:, :3, 3]
+        speeds[first] = float(np.linalg.norm(np.diff(tools, axis=0), axis=1).max()) / 0.005
+        np.testing.assert_allclose(tools[-1], _chunk(robot, (0.08, 0.05, 0.0)).positions[-1], atol=1.5e-3)
+        assert controller.counters["optimised"] >= 1
+    assert speeds[True] < 0.12 < 0.2 < speeds[False]
+
+
+def test_a_long_chunk_is_planned_window_by_window() -> None:
+    """Six seconds in one chunk, twice the window and more, end where they should without a stop between."""
+    robot = kinova_gen3()
+    controller, seconds = _started(robot), 6.0
+    share = np.linspace(0.05, seconds, 120)
+    offsets = np.stack([0.1 * np.sin(share), 0.1 * np.sin(0.7 * share), 0.05 * (1 - np.cos(share))], axis=1)
+    tool = Kinematics(robot).forward(robot.home).tool
+    chunk = ActionTrajectory(
+        positions=tool[:3, 3] + offsets,
+        quaternions=np.tile(quaternion_from_matrix(tool[:3, :3]), (120, 1)),
+        gripper=np.linspace(0.0, 1.0, 120),
+        dt=0.05,
+        start_time=0.0,
+    )
+    assert controller.accept(chunk) == "accepted"
+    commands = [controller.step(index * 0.005) for index in range(1400)]
+    assert controller.counters["optimised"] > 4
+    tools = Kinematics(robot).forward_many(np.array([c.positions for c in commands])).tool[:, :3, 3]
+    errors = np.linalg.norm(tools[9:1199:10] - chunk.positions[:119], axis=1)
+    assert errors[40:].max() < 2e-3
+    assert commands[-1].status == "hold" and commands[-1].gripper == pytest.approx(1.0)
