@@ -395,3 +395,39 @@ def test_a_long_chunk_is_planned_window_by_window() -> None:
     errors = np.linalg.norm(tools[9:1199:10] - chunk.positions[:119], axis=1)
     assert errors[40:].max() < 2e-3
     assert commands[-1].status == "hold" and commands[-1].gripper == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("optimised", [True, False])
+def test_a_chunk_for_later_waits_for_its_start(robot: RobotModel, optimised: bool) -> None:
+    """The present chunk is finished first, whether or not the optimisation knows where it will be then."""
+    config = NO_OBSTACLES if optimised else dataclasses.replace(NO_OBSTACLES, optimization=None)
+    controller, kinematics = _started(robot, config), Kinematics(robot)
+    first, second = _chunk(robot, (0.04, 0.0, 0.0), dt=0.1), _chunk(robot, (0.04, 0.03, 0.0), start=1.6, dt=0.1)
+    assert controller.accept(first) == "accepted"
+    commands = [controller.step(index * 0.005) for index in range(100)]
+    assert controller.accept(second) == "pending"
+    commands += [controller.step(index * 0.005) for index in range(100, 700)]
+    tools = kinematics.forward_many(np.array([c.positions for c in commands])).tool[:, :3, 3]
+    np.testing.assert_allclose(tools[310], first.positions[-1], atol=2e-3)
+    np.testing.assert_allclose(tools[-1], second.positions[-1], atol=2e-3)
+
+
+def test_a_chunk_for_later_joins_a_long_one_where_that_has_led() -> None:
+    robot = kinova_gen3()
+    controller, kinematics = _started(robot), Kinematics(robot)
+    tool = kinematics.forward(robot.home).tool
+    quaternions = np.tile(quaternion_from_matrix(tool[:3, :3]), (80, 1))
+    ramp = np.linspace(0.0, 0.2, 80)[:, None] * np.array([0.0, 1.0, 0.0])
+    long = ActionTrajectory(
+        positions=tool[:3, 3] + ramp, quaternions=quaternions, gripper=np.ones(80), dt=0.05, start_time=0.0
+    )
+    assert controller.accept(long) == "accepted"
+    controller.step(0.0)
+    later = dataclasses.replace(long, positions=np.tile(long.positions[59], (80, 1)), start_time=3.0)
+    assert controller.accept(later) == "pending"
+    commands = [controller.step(index * 0.005) for index in range(1, 900)]
+    tools = kinematics.forward_many(np.array([c.positions for c in commands])).tool[:, :3, 3]
+    assert abs(tools[590, 1] - tool[1, 3] - 0.2 * 59 / 79) < 5e-3
+    np.testing.assert_allclose(tools[-1], later.positions[-1], atol=2e-3)
+    velocities = np.diff([c.positions for c in commands], axis=0) / 0.005
+    assert np.all(np.abs(np.diff(velocities, axis=0)) / 0.005 <= robot.acceleration * (1 + 1e-6))

@@ -17,19 +17,18 @@ from .collision import CollisionConfig
 from .configuration import ControllerConfig
 from .fast import make_collisions
 from .gripper import GripperSchedule
-from .optimization import ChunkOptimizer
-from .planning import Chunk, MotionState, chunk_of, optimise, smooth
+from .planning import Chunk, ChunkPlanner, Motion, MotionState, chunk_of, miss
 from .reference import SmoothTrajectory
 from .robots import Capsule, RobotModel
 from .splines import JointTrajectory
 from .status import Event, EventLog
 from .supervision import Supervision
 from .tracking import NOMINAL, Tick, TickSolver, wanted_twist
-from .transforms import Array, matrix_from_quaternion, rotation_log
 
-Motion = JointTrajectory | SmoothTrajectory
 ON_PLAN = 1e-5
 """Distance from a plan [rad] below which the commands are on it, and the next chunk continues the plan itself."""
+NEARLY_ON_PLAN = 1e-3
+"""Distance from a plan that was made ahead of time [rad] beyond which it is made anew."""
 CATCH_UP, MOST_CATCH_UP = 0.003, 0.02
 """Share of its distance to the clock by which the reference gains in a tick, and most of a tick that it gains."""
 CLOCK_SLACK, DEFAULT = 1e-9, ControllerConfig()
@@ -54,10 +53,7 @@ class WholeBodyController:
         self.dt = 1.0 / config.tick_hz
         self._log = EventLog(config.max_events)
         self._solver = TickSolver(robot, config.tracking, config.collision, self.dt, config.backend)
-        self._optimizer: ChunkOptimizer | None = None
-        if config.optimization is not None:
-            scales = (config.tracking.velocity_scale, config.tracking.acceleration_scale)
-            self._optimizer = ChunkOptimizer(robot, config.optimization, scales)
+        self._planner = ChunkPlanner(robot, self._solver.kinematics, config, self._log)
         self._supervision = Supervision(config.supervision, self.dt)
         self._lock, self._planning = threading.RLock(), threading.Lock()
         self._collision, self._scene_time = config.collision, 0.0
@@ -113,7 +109,7 @@ class WholeBodyController:
             self._posture = inside
             self._motion: Motion | None = None
             self._chunk: Chunk | None = None
-            self._next: tuple[float, float, Motion, Chunk] | None = None
+            self._next: tuple[float, float, Motion | None, Chunk] | None = None
             self._rest: Chunk | None = None
             rate = self.config.gripper_rate or self.robot.gripper_rate
             self._gripper = GripperSchedule(gripper, rate, self.config.gripper_hysteresis)
@@ -167,9 +163,13 @@ class WholeBodyController:
                     start = float(trajectory.start_time)
                     switch = max(self._reference_time + self.config.lead, start)
                     state = self._state_at(switch)
-                    if state.time == self._reference_time:
+                    unknown = state.time < switch
+                    if unknown and start > self._reference_time + 0.5 * self.dt:
+                        self._next, verdict = (start, start, None, chunk), validation.PENDING
+                        self._last_start = start
+                    elif unknown or switch == self._reference_time:
                         verdict = self._take_over(state, chunk, start)
-                if verdict.startswith("rejected") or state.time == self._reference_time:
+                if verdict != validation.ACCEPTED or state.time == self._reference_time:
                     return self._noted(verdict, trajectory)
             planned = self._plan(state, chunk)
             with self._lock:
@@ -283,28 +283,9 @@ class WholeBodyController:
         return MotionState(time=self._reference_time, q=self._q, dq=dq, ddq=ddq, earlier=motion)
 
     def _plan(self, state: MotionState, chunk: Chunk, *, late: bool = False) -> Motion | None:
-        """Plan the part of a chunk that the window shows; None where even the smoother refuses it."""
-        ahead = chunk.after(state.time)
-        ahead = ahead.first(max(1, int(np.searchsorted(ahead.due, state.time + self.config.window))))
-        if self._optimizer is not None and not late:
-            try:
-                plan = optimise(
-                    self._optimizer,
-                    state,
-                    ahead,
-                    self._posture,
-                    self._solver.watch.collisions,
-                    state.time - self._scene_time,
-                    self.config.smoothing if self.config.smooth_first else None,
-                )
-                self.counters["optimised"] += 1
-                return plan.trajectory
-            except (ControlError, np.linalg.LinAlgError) as error:
-                self._log.record(self._time, "optimisation_failed", str(error))
-        try:
-            return smooth(self._solver.kinematics, state, ahead, self.config.smoothing)
-        except ControlError:
-            return None
+        """Plan a chunk, only smoothed where it comes late; None where even that refuses it."""
+        elapsed = state.time - self._scene_time
+        return self._planner.plan(state, chunk, self._posture, self._solver.watch.collisions, elapsed, late=late)
 
     def _take_over(self, state: MotionState, chunk: Chunk, start: float, *, late: bool = False) -> str:
         """Plan and switch at once; return the verdict."""
@@ -320,7 +301,7 @@ class WholeBodyController:
         self.counters["poses_dropped"] += len(chunk.due) - len(left.due)
         shown = max(1, int(np.searchsorted(left.due, self._reference_time + self.config.window)))
         self._rest = left if shown < len(left.due) else None
-        self._motion, self._next, self._lag = motion, None, 0.0
+        self._motion, self._lag = motion, 0.0
         if start != self._last_start:
             self._nearest = math.inf
         self._chunk, self._last_start = left.first(shown), start
@@ -335,7 +316,11 @@ class WholeBodyController:
         now = self._reference_time
         if self._next is not None and now >= self._next[0] - CLOCK_SLACK:
             _, start, motion, chunk = self._next
-            self._begin(motion, chunk, start)
+            self._next, self._nearest = None, math.inf
+            if motion is None or (isinstance(motion, JointTrajectory) and not self._continues(motion, now)):
+                self._take_over(self._state_at(now), chunk, start)
+            else:
+                self._begin(motion, chunk, start)
         elif self._chunk is None or self._motion is None:
             return
         elif self._rest is not None and now >= self._chunk.due[-1] - 0.5 * self.config.window:
@@ -345,21 +330,18 @@ class WholeBodyController:
         elif self._rest is None and now >= self._chunk.due[-1] and isinstance(self._motion, JointTrajectory):
             self._carry_on(self._motion, self._chunk, now)
 
+    def _continues(self, plan: JointTrajectory, now: float) -> bool:
+        """Tell whether a plan made ahead of time still begins where the arm is."""
+        return float(np.abs(plan.positions(now) - self._q).max()) < NEARLY_ON_PLAN
+
     def _carry_on(self, plan: JointTrajectory, chunk: Chunk, now: float) -> None:
         """Plan on to the last waypoint of a chunk that was too fast for the arm, as long as that brings it nearer."""
-        error = self._miss(plan.positions(plan.end_time), chunk, -1)[0]
+        error = miss(self._solver.kinematics, plan.positions(plan.end_time), chunk, -1)[0]
         if error < self.config.unreachable_distance or error > self._nearest - MIN_PROGRESS:
             return
         self._nearest = error
         due = now + CARRY_ON_PERIOD * np.arange(1.0, 6.0)
         self._take_over(self._state_at(now), chunk.held(due), self._last_start)
-
-    def _miss(self, q: Array, chunk: Chunk, index: int) -> tuple[float, float]:
-        """Return how far the tool at `q` is from a waypoint: [m], [rad]."""
-        tool = self._solver.kinematics.forward(q).tool
-        rotation = matrix_from_quaternion(chunk.quaternions[index])
-        angle = float(np.linalg.norm(rotation_log(rotation @ tool[:3, :3].T)))
-        return float(np.linalg.norm(chunk.positions[index] - tool[:3, 3])), angle
 
     def _advance_clock(self, time: float) -> None:
         """Move to `time`, or keep the time and record where it is no successor of the last one."""
@@ -415,7 +397,7 @@ class WholeBodyController:
                 self._log.become(status.HOLD, self._time)
         elif standing and (self._log.status == status.UNREACHABLE or not moving or self._standing_still()):
             self._judge_rest(time)
-        elif isinstance(self._motion, SmoothTrajectory) and self._optimizer is not None:
+        elif isinstance(self._motion, SmoothTrajectory) and self.config.optimization is not None:
             self._log.become(status.DEGRADED, self._time, "follows the smoothed chunk")
         else:
             self._log.become(status.SLOWED if self._supervision.slowed else status.TRACK, self._time)
@@ -432,7 +414,7 @@ class WholeBodyController:
         """Decide what a standing arm is: on its way, arrived, or unable to arrive."""
         assert self._motion is not None and self._chunk is not None
         due = min(int(np.searchsorted(self._chunk.due, time - 1e-9)), len(self._chunk.due) - 1)
-        error, angle = self._miss(self._q, self._chunk, due)
+        error, angle = miss(self._solver.kinematics, self._q, self._chunk, due)
         over = time >= self._motion.end_time
         arrived = error < 1e-5 and angle < 1e-4
         if isinstance(self._motion, JointTrajectory):

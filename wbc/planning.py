@@ -7,14 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..gr_model.contracts import ActionTrajectory
+from ..gr_model.errors import ControlError
 from .collision import CollisionModel
+from .configuration import ControllerConfig
 from .kinematics import Kinematics
 from .optimization import ChunkOptimizer, Plan
 from .reference import SmoothTrajectory, ToolState
-from .smoothing import SmoothingConfig, smooth_chunk
+from .robots import RobotModel
+from .smoothing import smooth_chunk
 from .splines import JointTrajectory
-from .transforms import Array
+from .status import EventLog
+from .transforms import Array, matrix_from_quaternion, rotation_log
 from .waypoints import Waypoints, waypoints_of
+
+Motion = JointTrajectory | SmoothTrajectory
+"""What the ticks follow: a plan in joint space, or a smoothed chunk in tool space."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,42 +114,79 @@ def tool_state(kinematics: Kinematics, state: MotionState) -> ToolState:
     )
 
 
-def optimise(
-    optimizer: ChunkOptimizer,
-    state: MotionState,
-    chunk: Chunk,
-    posture: Array,
-    collisions: CollisionModel,
-    elapsed: float,
-    smoothing: SmoothingConfig | None = None,
-) -> Plan:
-    """Optimise a chunk from the commanded state.
+def miss(kinematics: Kinematics, q: Array, chunk: Chunk, index: int) -> tuple[float, float]:
+    """Return how far the tool at joints `q` is from a waypoint of a chunk: [m], [rad]."""
+    tool = kinematics.forward(q).tool
+    turn = rotation_log(matrix_from_quaternion(chunk.quaternions[index]) @ tool[:3, :3].T)
+    return float(np.linalg.norm(chunk.positions[index] - tool[:3, 3])), float(np.linalg.norm(turn))
 
-    Args:
-        optimizer: of the arm.
-        state: what is being commanded.
-        chunk: waypoints.
-        posture: `[j]` where spare freedom drifts to [rad].
-        collisions: pairs to keep apart; elapsed: age of the obstacles' positions [s].
-        smoothing: follow the smoothed chunk rather than the waypoints themselves.
 
-    Raises:
-        ControlError: no finite solution, or a chunk that cannot be smoothed.
-    """
-    limit = optimizer.config.max_samples
-    if smoothing is None:
-        waypoints = waypoints_of(chunk.positions, chunk.quaternions, chunk.due, chunk.period, limit)
-    else:
-        waypoints = _samples(smooth(optimizer.kinematics, state, chunk, smoothing), limit)
-    return optimizer.plan(
-        (state.q, state.dq, state.ddq),
-        state.time,
-        waypoints,
-        posture,
-        collisions,
-        elapsed=elapsed,
-        guess=state.earlier,
-    )
+class ChunkPlanner:
+    """Turns chunks into motion, by the optimisation or, where that fails or is not wanted, by the smoother alone."""
+
+    def __init__(self, robot: RobotModel, kinematics: Kinematics, config: ControllerConfig, log: EventLog) -> None:
+        """Plan for `robot` as `config` says; failures are written to `log`."""
+        self.kinematics, self.config, self._log = kinematics, config, log
+        self._optimizer: ChunkOptimizer | None = None
+        if config.optimization is not None:
+            scales = (config.tracking.velocity_scale, config.tracking.acceleration_scale)
+            self._optimizer = ChunkOptimizer(robot, config.optimization, scales)
+
+    def plan(
+        self,
+        state: MotionState,
+        chunk: Chunk,
+        posture: Array,
+        collisions: CollisionModel,
+        elapsed: float,
+        *,
+        late: bool = False,
+    ) -> Motion | None:
+        """Plan the part of a chunk that the window shows; None where even the smoother refuses it.
+
+        Args:
+            state: what is being commanded.
+            chunk: waypoints; those that are past are left out.
+            posture: `[j]` where spare freedom drifts to [rad].
+            collisions: pairs to keep apart; elapsed: age of the obstacles' positions [s].
+            late: leave the optimisation out, because there is no time for it.
+        """
+        ahead = chunk.after(state.time)
+        ahead = ahead.first(max(1, int(np.searchsorted(ahead.due, state.time + self.config.window))))
+        if self._optimizer is not None and not late:
+            try:
+                plan = self._optimised(self._optimizer, state, ahead, posture, collisions, elapsed)
+                self._log.counters["optimised"] += 1
+                return plan.trajectory
+            except (ControlError, np.linalg.LinAlgError) as error:
+                self._log.record(state.time, "optimisation_failed", str(error))
+        try:
+            return self._smoothed(state, ahead)
+        except ControlError:
+            return None
+
+    def _optimised(
+        self,
+        optimizer: ChunkOptimizer,
+        state: MotionState,
+        chunk: Chunk,
+        posture: Array,
+        collisions: CollisionModel,
+        elapsed: float,
+    ) -> Plan:
+        limit = optimizer.config.max_samples
+        if self.config.smooth_first:
+            waypoints = _samples(self._smoothed(state, chunk), limit)
+        else:
+            waypoints = waypoints_of(chunk.positions, chunk.quaternions, chunk.due, chunk.period, limit)
+        start = (state.q, state.dq, state.ddq)
+        return optimizer.plan(start, state.time, waypoints, posture, collisions, elapsed=elapsed, guess=state.earlier)
+
+    def _smoothed(self, state: MotionState, chunk: Chunk) -> SmoothTrajectory:
+        start = tool_state(self.kinematics, state)
+        return smooth_chunk(
+            start, state.time, chunk.positions, chunk.quaternions, chunk.due, chunk.period, self.config.smoothing
+        )
 
 
 def _samples(motion: SmoothTrajectory, count: int) -> Waypoints:
@@ -152,13 +196,3 @@ def _samples(motion: SmoothTrajectory, count: int) -> Waypoints:
     poses = [motion.pose(float(time)) for time in times]
     positions, rotations = np.stack([p for p, _ in poses]), np.stack([r for _, r in poses])
     return Waypoints(times=times, positions=positions, rotations=rotations, weights=np.full(count, step))
-
-
-def smooth(kinematics: Kinematics, state: MotionState, chunk: Chunk, config: SmoothingConfig) -> SmoothTrajectory:
-    """Smooth a chunk in tool space from the commanded state.
-
-    Raises:
-        ControlError: the chunk turns too far for one rotation vector.
-    """
-    start = tool_state(kinematics, state)
-    return smooth_chunk(start, state.time, chunk.positions, chunk.quaternions, chunk.due, chunk.period, config)
