@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import runpy
 import threading
 import tracemalloc
@@ -685,3 +686,14 @@ def test_the_example_draws_its_circle(arguments: list[str], capsys: pytest.Captu
         patch.setattr("sys.argv", [str(script), *(a.format(urdf=urdf) for a in arguments)])
         runpy.run_path(str(script), run_name="__main__")
     assert float(capsys.readouterr().out.split()[-4]) < 0.3
+
+
+def test_the_documentation_names_tests_that_exist() -> None:
+    root = Path(__file__).resolve().parents[1]
+    named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "wbc.md").read_text(encoding="utf-8")))
+    written = {
+        name
+        for file in (root / "tests").glob("test_wbc_*.py")
+        for name in re.findall(r"def (test_\w+)", file.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 20 and named <= written, sorted(named - written)
