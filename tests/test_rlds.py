@@ -329,6 +329,12 @@ def test_missing_and_foreign_descriptions(tmp_path: Path) -> None:
         next(read_rlds(open_rlds(tmp_path / "d", control_hz=10)))
     with pytest.raises(DataError, match=r"expected \[.*image_0.* correct the names"):
         open_rlds(tmp_path / "d", spec=BRIDGE)
+    features.write_text(json.dumps(tree(PLAIN)))
+    (features.parent / "dataset_info.json").write_text('{"splits": [3]}')
+    with pytest.raises(DataError, match="expected splits with shardLengths"):
+        open_rlds(tmp_path / "d", control_hz=10)
+    (features.parent / "dataset_info.json").unlink()
+    assert open_rlds(tmp_path / "d", control_hz=10).name == "d"
     features.unlink()
     with pytest.raises(DataError, match=r"features\.json and \*\.tfrecord\* files, got none"):
         open_rlds(tmp_path / "d")

@@ -168,7 +168,12 @@ def open_rlds(
     files = tuple(sorted(folder.glob(pattern)))
     if not files:
         raise DataError(f"{folder}: expected files of the split {split!r}, got none; check the name of the split.")
-    lengths = _shard_lengths(information)
+    try:
+        lengths = _shard_lengths(information)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder}/dataset_info.json: expected splits with shardLengths, got another layout ({error}); repair it."
+        ) from error
     return RldsDataset(folder=folder, name=name, features=features, spec=spec, files=files, lengths=lengths)
 
 
