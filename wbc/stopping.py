@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,6 @@ BEND_MARGIN = 1e-3
 """Distance kept beyond the clearance on the way to a stop [m], for what the linear rows do not see."""
 STOP_SHARES = np.array([0.0, 1.0, 2.0, 3.0]) / 3.0
 """Where on the way to a stop the pairs are looked at; 0 is the present pose, before the tick."""
-FEW = 8
-"""So many more pairs than twice those of the last look at all of them may be near before all are looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +60,26 @@ class ClearanceDemand:
         return np.ascontiguousarray(self.gradients[chosen]), self.floor[chosen]
 
 
-class _Look(NamedTuple):
-    """What all pairs showed at joint positions `q` `[j]` [rad] and an age of the obstacles of `elapsed` [s].
+class _Looks:
+    """What each pair showed when it was last measured.
 
-    change: `[p]` most that the rate of each distance can change in a tick [m/s].
+    q: `[p j]` joint positions then [rad]; elapsed: `[p]` age of the obstacles then [s]; distances: `[p]` [m];
+    gradients: `[p j]` [m/rad]; change: `[p]` most that the rate of the distance can change in a tick [m/s].
     """
 
-    q: Array
-    elapsed: float
-    pairs: Clearances
-    change: Array
+    def __init__(self, q: Array, elapsed: float, found: Clearances, gain_in_tick: Array) -> None:
+        self.q, self.elapsed = np.tile(q, (len(found.distances), 1)), np.full(len(found.distances), elapsed)
+        self.distances, self.gradients = found.distances.copy(), found.gradients.copy()
+        self.gain_in_tick = gain_in_tick
+        self.change = np.abs(self.gradients) @ gain_in_tick
+
+    def refresh(
+        self, q: Array, elapsed: float, pairs: npt.NDArray[np.intp], distances: Array, gradients: Array
+    ) -> None:
+        """Take over what some pairs show now."""
+        self.q[pairs], self.elapsed[pairs] = q, elapsed
+        self.distances[pairs], self.gradients[pairs] = distances, gradients
+        self.change[pairs] = np.abs(gradients) @ self.gain_in_tick
 
 
 class ClearanceWatch:
@@ -85,8 +92,7 @@ class ClearanceWatch:
         self.kinematics, self.collisions = kinematics, collisions
         self.velocity, self.acceleration, self.dt = velocity, acceleration, dt
         self._gain_in_tick = acceleration * dt
-        self._seen: _Look | None = None
-        self._most_tight = 0
+        self._looks: _Looks | None = None
 
     def demand(self, q: Array, previous: Array, pose: ArmPose | None, elapsed: float) -> ClearanceDemand | None:
         """Return what the near pairs demand of the velocity, or None where all are certainly far.
@@ -95,8 +101,8 @@ class ClearanceWatch:
         here and, where that line could reach them, along it: whoever leaves room for the stop now can still stop in
         the next tick, however the distances bend on the way.
 
-        What one look at all pairs showed also bounds the distances of the ticks after it, so that the next look waits
-        until something could have come near.
+        What one look at a pair showed also bounds its distance in the ticks after it, so that the next look waits
+        until the pair could have come near.
 
         Args:
             q: joint positions [rad]; previous: joint velocities of the last tick [rad/s].
@@ -109,46 +115,47 @@ class ClearanceWatch:
         config = model.config
         stop = float((np.abs(previous) / self.acceleration).max()) + self.dt
         way = max(self.dt + 0.5 * stop, 1.0 / config.approach_rate)
-        tight = None if self._seen is None else self._tight(self._seen, q, previous, way, elapsed, stop)
-        if tight is None or np.count_nonzero(tight) > self._most_tight:
-            pairs = model.clearances(pose or self.kinematics.forward(q), np.inf, elapsed)
-            self._seen = _Look(q, elapsed, pairs, np.abs(pairs.gradients) @ self._gain_in_tick)
-            tight = self._tight(self._seen, q, previous, way, elapsed, stop)
-            self._most_tight = 2 * int(np.count_nonzero(tight)) + FEW
-        if not np.any(tight):
+        if self._looks is None:
+            found = model.clearances(pose or self.kinematics.forward(q), np.inf, elapsed)
+            self._looks = _Looks(q, elapsed, found, self._gain_in_tick)
+        stale = self._tight(self._looks, q, previous, way, elapsed, stop)
+        if not np.any(stale):
             return None
         reached = (self.dt + 0.5 * stop * STOP_SHARES) * (STOP_SHARES > 0.0)
         passed = elapsed + (self.dt + stop * (1.0 - np.sqrt(1.0 - STOP_SHARES))) * (STOP_SHARES > 0.0)
         poses = self.kinematics.forward_many(q + reached[:, None] * previous, jacobians=False)
-        near = model.clearances(poses, config.influence, passed, tight)
-        way_left = near.distances - config.clearance
-        here = near.poses == 0
-        times = np.where(here, 1.0 / config.approach_rate, reached[near.poses])
-        ahead = near.gradients @ previous - (way_left - BEND_MARGIN) / times
-        floor = np.where(here, -config.approach_rate * way_left - near.drifts, ahead)
+        found = model.clearances(poses, np.inf, passed, stale)
+        here = found.poses == 0
+        self._looks.refresh(q, elapsed, found.pairs[here], found.distances[here], found.gradients[here])
+        near = found.distances < config.influence
+        if not np.any(near):
+            return None
+        distances, gradients, at, here = found.distances[near], found.gradients[near], found.poses[near], here[near]
+        way_left = distances - config.clearance
+        times = np.where(here, 1.0 / config.approach_rate, reached[at])
+        ahead = gradients @ previous - (way_left - BEND_MARGIN) / times
+        floor = np.where(here, -config.approach_rate * way_left - found.drifts[near], ahead)
         floor = np.minimum(floor, ESCAPE_SPEED + model.fastest_obstacle)
-        return ClearanceDemand(near.gradients, floor, times, STOP_SHARES[near.poses])
+        return ClearanceDemand(gradients, floor, times, STOP_SHARES[at])
 
     def _tight(
-        self, look: _Look, q: Array, previous: Array, way: float, elapsed: float, stop: float
+        self, looks: _Looks, q: Array, previous: Array, way: float, elapsed: float, stop: float
     ) -> npt.NDArray[np.bool_]:
-        """Return which pairs `[p]` could come too near in a stop after this tick, by what an earlier look showed."""
-        moved = self.collisions.fastest_obstacle * (abs(elapsed - look.elapsed) + stop)
-        return self._room(look, q - look.q, previous, way) <= self.collisions.config.clearance + moved
-
-    def _room(self, look: _Look, shift: Array, previous: Array, way: float) -> Array:
-        """Return what no distance `[p]` [m] falls below after a shift and `way` [s] more at the fastest next speed.
+        """Return which pairs `[p]` could come too near in a stop after this tick, by what they last showed.
 
         Along a straight line in joint space a distance is at least its tangent less half the turning times the
         travel of the arm, since the distance of convex bodies bends upwards in their relative shift.
         """
-        pairs = look.pairs
+        shift = q - looks.q
         fastest = np.minimum(np.abs(previous) + self._gain_in_tick, self.velocity) * way
         total = np.abs(shift) + fastest
-        bend = 0.5 * float(total.sum()) * float(self.collisions.reach @ total)
-        closing = np.maximum(look.change - pairs.gradients @ previous, 0.0)
-        room: Array = pairs.distances + pairs.gradients @ shift - closing * way - bend
-        return room
+        bend = 0.5 * total.sum(1) * (total @ self.collisions.reach)
+        closing = np.maximum(looks.change - looks.gradients @ previous, 0.0)
+        room = looks.distances + (looks.gradients * shift).sum(1) - closing * way - bend
+        kept = self.collisions.config.clearance
+        if self.collisions.fastest_obstacle > 0.0:
+            return room <= kept + self.collisions.fastest_obstacle * (np.abs(elapsed - looks.elapsed) + stop)
+        return room <= kept
 
     def blocks_separate_stops(self, q: Array, previous: Array, change: Array, elapsed: float = 0.0) -> bool:
         """Tell whether a stop of each joint by itself would come nearer than the clearance, and than now."""
