@@ -194,13 +194,16 @@ class TickSolver:
         for rung, change in ((NOMINAL, self.acceleration), (EMERGENCY, self.emergency)):
             least, greatest = self.box(q, previous, change)
             demand = None if rows is None else rows.within(previous, least, greatest)
-            solution = self._solve(hessian, gradient, (least, greatest), demand)
-            if solution is None and demand is not None:
-                slowed = self._slowed(previous, change, least, greatest)
-                if np.abs(previous).max() < STANDING:
-                    solution = self._solve(hessian, gradient, (least, greatest), demand, SOFT)
-                elif demand.lack(slowed) < SLOWED_LACK:
-                    solution = slowed
+            slowed = self._slowed(previous, change, least, greatest)
+            stops = demand is not None and demand.lack(slowed) < SLOWED_LACK
+            # In an emergency the arm brakes where that is enough; it does not go on along the plan.
+            solution = slowed if rung == EMERGENCY and stops else None
+            if solution is None:
+                solution = self._solve(hessian, gradient, (least, greatest), demand)
+            if solution is None and np.abs(previous).max() < STANDING:
+                solution = self._solve(hessian, gradient, (least, greatest), demand, SOFT)
+            elif solution is None and stops:
+                solution = slowed
             if solution is not None:
                 limited = self._at_limit(q, previous, solution, least, greatest)
                 return Tick(velocity=solution, rung=rung, limited=limited)
