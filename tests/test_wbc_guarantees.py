@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import runpy
 import threading
@@ -190,7 +191,8 @@ def test_no_input_breaks_a_limit_or_a_clearance(name: str, world: str) -> None:
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize(("name", "world"), CAMPAIGN)
 def test_no_input_breaks_a_limit_or_a_clearance_in_a_million_ticks(name: str, world: str, seed: int) -> None:
-    _attack(ROBOTS[name], _configuration(world), 20_000, seed=100 + seed)
+    controller = _attack(ROBOTS[name], _configuration(world), 20_000, seed=100 + seed)
+    assert controller.counters["accepted"] > 30
 
 
 # --- rejection, order, staleness -------------------------------------------------------------------------------------
@@ -666,13 +668,22 @@ def _grown(ticks: int) -> float:
     return grown / 2**20
 
 
+def _resident() -> float:
+    """Return the memory of this process [MiB]."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def test_memory_stays_flat() -> None:
     assert _grown(5000) < 0.5
 
 
 @pytest.mark.nightly
 def test_memory_stays_flat_for_ten_minutes_of_ticks() -> None:
+    _grown(2500)
+    before = _resident()
     assert _grown(120_000) < 1.0
+    assert _resident() - before < 5.0
 
 
 # --- the example -----------------------------------------------------------------------------------------------------
