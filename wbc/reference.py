@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .splines import Pieces
 from .transforms import Array, rotation_exp, rotation_vector_rates
 
 
@@ -21,40 +22,22 @@ class ToolState:
     angular_acceleration: Array
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SmoothTrajectory:
-    """A reference in time.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SmoothTrajectory(Pieces):
+    """A reference in time: position [m] and rotation vector [rad] relative to its start.
 
-    start: state it begins with; start_time [s]; span: duration of one polynomial piece [s].
-    coefficients: `[spans 6 6]` powers of the time within a piece (in pieces), then position [m] and rotation
-        vector [rad].
+    start: state it begins with.
     stretch: factor by which time was stretched, 1 where the caps hold.
     due: `[k]` times [s] at which the waypoints are reached, after stretching.
     """
 
     start: ToolState
-    start_time: float
-    span: float
-    coefficients: Array
     stretch: float
     due: Array
 
-    @property
-    def end_time(self) -> float:
-        """Time [s] from which the reference rests."""
-        return self.start_time + self.span * len(self.coefficients)
-
-    def _locate(self, time: float) -> tuple[Array, float]:
-        count = len(self.coefficients)
-        phase = min(max((time - self.start_time) / self.span, 0.0), float(count))
-        piece = min(int(phase), count - 1)
-        return self.coefficients[piece], phase - piece
-
     def pose(self, time: float) -> tuple[Array, Array]:
         """Return position `[3]` [m] and rotation `[3 3]` at `time` [s]; constant before and after."""
-        coefficients, x = self._locate(time)
-        powers = np.array([1.0, x, x * x, x**3, x**4, x**5])
-        value = powers @ coefficients
+        value = self.values(time)
         return self.start.position + value[:3], rotation_exp(value[3:]) @ self.start.rotation
 
     def state(self, time: float) -> ToolState:
@@ -62,9 +45,7 @@ class SmoothTrajectory:
         position, rotation = self.pose(time)
         if time >= self.end_time:
             return resting(position, rotation)
-        coefficients, x = self._locate(time)
-        value, first, second = power_rows(np.array([x]))[:, 0] @ coefficients
-        first, second = first / self.span, second / self.span**2
+        value, first, second = self.derivatives(time)
         angular_velocity, angular_acceleration = rotation_vector_rates(value[3:], first[3:], second[3:])
         return ToolState(
             position=position,
@@ -87,12 +68,3 @@ def resting(position: Array, rotation: Array) -> ToolState:
         acceleration=zero,
         angular_acceleration=zero,
     )
-
-
-def power_rows(x: Array) -> Array:
-    """Return `[3 s 6]`: rows that evaluate a piece, its first and its second derivative at `x` `[s]`."""
-    exponents = np.arange(6)
-    value = x[:, None] ** exponents
-    first = exponents * x[:, None] ** np.maximum(exponents - 1, 0)
-    second = exponents * (exponents - 1) * x[:, None] ** np.maximum(exponents - 2, 0)
-    return np.stack([value, first, second])

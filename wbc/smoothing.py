@@ -19,13 +19,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from scipy.interpolate import BSpline
 
 from ..gr_model.errors import ControlError
-from .reference import SmoothTrajectory, ToolState, power_rows, resting
+from .reference import SmoothTrajectory, ToolState, resting
+from .splines import clamped_basis, monomials
 from .transforms import Array, matrix_from_quaternion, rotation_log
 
-DEGREE = 5
 MAX_ROTATION = 1.5 * math.pi
 """Largest rotation [rad] within one chunk; the rotation vector loses its meaning at 2 pi."""
 MAX_STRETCH_IN_MOTION = 6.0
@@ -56,7 +55,7 @@ class SmoothingConfig:
     min_duration: float = 0.15
 
 
-_SAMPLES = power_rows(np.linspace(0.0, 1.0, 5))
+_SAMPLES = np.stack([monomials(np.linspace(0.0, 1.0, 5), order) for order in range(3)])
 
 
 @lru_cache(maxsize=64)
@@ -78,19 +77,14 @@ def smoothing_matrix(count: int, phase: float, spans: int, smoothness: float) ->
     held = np.arange(waypoints[-1] + 1.0, max(waypoints[-1], float(spans)) + 1e-9)
     duration = max(waypoints[-1], float(spans))
     width = duration / spans
-    knots = np.concatenate([np.zeros(DEGREE), np.arange(spans + 1.0), np.full(DEGREE, float(spans))])
-    size = spans + DEGREE
-    basis = BSpline(knots, np.eye(size), DEGREE)
-    slopes = [basis.derivative(order) for order in range(1, DEGREE + 1)]
-
-    rows = basis(np.concatenate([waypoints, held]) / width)
-    nodes, weights = np.polynomial.legendre.leggauss(3)
-    places = (np.arange(spans)[:, None] + 0.5 * (nodes + 1.0)).ravel()
-    jerk = slopes[2](places) * np.sqrt(0.5 * np.tile(weights, spans))[:, None]
-    fixed = np.stack([basis(0.0), slopes[0](0.0), slopes[1](0.0), slopes[0](float(spans)), slopes[1](float(spans))])
+    basis = clamped_basis(spans)
+    size = len(basis.jerk)
+    rows = basis.rows(np.concatenate([waypoints, held]) / width)
+    begin, end = np.zeros(1), np.array([float(spans)])
+    fixed = np.concatenate([*(basis.rows(begin, n) for n in (0, 1, 2)), *(basis.rows(end, n) for n in (1, 2))])
 
     system = np.zeros((size + 5, size + 5))
-    system[:size, :size] = rows.T @ rows + smoothness * width**-5 * (jerk.T @ jerk)
+    system[:size, :size] = rows.T @ rows + smoothness * width**-5 * basis.jerk
     system[:size, size:] = fixed.T
     system[size:, :size] = fixed
     right = np.zeros((size + 5, count + 2))
@@ -99,9 +93,7 @@ def smoothing_matrix(count: int, phase: float, spans: int, smoothness: float) ->
     right[size + 1, count] = right[size + 2, count + 1] = 1.0
     control = np.linalg.solve(system, right)[:size]
 
-    left = np.arange(spans, dtype=np.float64)
-    powers = [basis(left)] + [s(left) / math.factorial(n) for n, s in enumerate(slopes, start=1)]
-    coefficients = np.stack(powers, axis=1) @ control
+    coefficients = basis.powers @ control
     return coefficients[..., :count], coefficients[..., count:]
 
 

@@ -1,4 +1,4 @@
-"""Clamped uniform B-splines of degree five, and the joint trajectory they describe."""
+"""Clamped uniform B-splines of degree five, and the motion in time that they describe."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Basis:
         """Return `[m n]`: the functions, or their derivative of the given order, at `places` `[m]` in pieces."""
         spans = len(self.powers)
         piece = np.minimum(np.maximum(places, 0.0).astype(np.intp), spans - 1)
-        return np.matmul(_monomials(places - piece, order)[:, None], self.powers[piece])[:, 0]
+        return np.matmul(monomials(places - piece, order)[:, None], self.powers[piece])[:, 0]
 
 
-def _monomials(x: Array, order: int) -> Array:
+def monomials(x: Array, order: int) -> Array:
     """Return `[m 6]`: the derivatives of the given order of the powers 0 to 5 of `x` `[m]`."""
     exponents = np.arange(ORDER)
     factors = np.array([math.perm(int(e), order) for e in exponents], dtype=np.float64)
@@ -49,17 +49,17 @@ def clamped_basis(spans: int) -> Basis:
     slopes = [functions.derivative(order)(left) / math.factorial(order) for order in range(1, ORDER)]
     powers = np.stack([functions(left), *slopes], axis=1)
     nodes, weights = np.polynomial.legendre.leggauss(3)
-    third = np.einsum("gp,spn->sgn", _monomials(0.5 * (nodes + 1.0), 3), powers).reshape(-1, spans + DEGREE)
+    third = np.einsum("gp,spn->sgn", monomials(0.5 * (nodes + 1.0), 3), powers).reshape(-1, spans + DEGREE)
     scaled = third * np.sqrt(0.5 * np.tile(weights, spans))[:, None]
     return Basis(powers=powers, jerk=scaled.T @ scaled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class JointTrajectory:
-    """Joint motion as polynomial pieces in time.
+class Pieces:
+    """Motion as polynomial pieces of degree five in time.
 
-    start_time [s]; span: duration of a piece [s]; coefficients: `[spans 6 j]` by the power of the time within a
-    piece, in pieces [rad].
+    start_time [s]; span: duration of a piece [s]; coefficients: `[spans 6 d]` by the power of the time within a
+    piece, in pieces.
     """
 
     start_time: float
@@ -68,7 +68,7 @@ class JointTrajectory:
 
     @property
     def end_time(self) -> float:
-        """Time [s] from which the joints rest."""
+        """Time [s] from which the motion rests."""
         return self.start_time + self.span * len(self.coefficients)
 
     def _locate(self, time: float) -> tuple[Array, float]:
@@ -77,23 +77,37 @@ class JointTrajectory:
         piece = min(int(phase), count - 1)
         return self.coefficients[piece], phase - piece
 
-    def positions(self, time: float) -> Array:
-        """Return the joint positions `[j]` [rad] at `time` [s]; constant before and after."""
+    def values(self, time: float) -> Array:
+        """Return what moves `[d]` at `time` [s]; constant before and after."""
         coefficients, x = self._locate(time)
         return np.array([1.0, x, x * x, x**3, x**4, x**5]) @ coefficients
 
+    def derivatives(self, time: float) -> Array:
+        """Return `[3 d]`: what moves, its first and its second derivative by time, at `time` [s]."""
+        coefficients, x = self._locate(time)
+        powers = np.concatenate([monomials(np.array([x]), order) for order in range(3)])
+        derivatives: Array = powers @ coefficients / np.array([[1.0], [self.span], [self.span**2]])
+        return derivatives
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class JointTrajectory(Pieces):
+    """Joint motion [rad] in time."""
+
+    def positions(self, time: float) -> Array:
+        """Return the joint positions `[j]` [rad] at `time` [s]; constant before and after."""
+        return self.values(time)
+
     def state(self, time: float) -> tuple[Array, Array, Array]:
         """Return positions [rad], velocities [rad/s] and accelerations [rad/s^2] `[j]` at `time` [s]."""
-        coefficients, x = self._locate(time)
-        powers = np.concatenate([_monomials(np.array([x]), order) for order in range(3)])
-        q, dq, ddq = powers @ coefficients
+        q, dq, ddq = self.derivatives(time)
         if not self.start_time <= time < self.end_time:
             dq, ddq = np.zeros_like(q), np.zeros_like(q)
-        return q, dq / self.span, ddq / self.span**2
+        return q, dq, ddq
 
     def many(self, times: Array) -> Array:
         """Return the joint positions `[m j]` [rad] at `times` `[m]` [s]."""
         count = len(self.coefficients)
         phases = np.clip((times - self.start_time) / self.span, 0.0, float(count))
         pieces = np.minimum(phases.astype(np.intp), count - 1)
-        return np.matmul(_monomials(phases - pieces, 0)[:, None], self.coefficients[pieces])[:, 0]
+        return np.matmul(monomials(phases - pieces, 0)[:, None], self.coefficients[pieces])[:, 0]
