@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from .row_generation import Limit, solve_by_row_generation
 from .splines import Basis, JointTrajectory, clamped_basis
 from .transforms import Array, rotation_logs
 from .waypoints import BlendConfig, Waypoints, blended, drawn_to_tool, roughness
+
+SHARE = 0.05
+"""Time [s] that a sample of weight one stands for; it fixes the unit of every weight against the tool's error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +103,24 @@ class Plan:
     trajectory: JointTrajectory
     iterations: int
     max_error: float
+
+
+class _Goal(NamedTuple):
+    """What one chunk asks for: targets at the samples `[m ...]`, their weights, and what holds for all iterations.
+
+    shares: `[m]` time that each sample stands for, in units of `SHARE`; posture: `[j]` [rad]; jerk_weight: after
+    looking at the noise; collisions, elapsed: the pairs and the age of the obstacles [s]; now: `[num_pairs]` their
+    distances [m] where one is too small already, else None.
+    """
+
+    positions: Array
+    rotations: Array
+    shares: Array
+    posture: Array
+    jerk_weight: float
+    collisions: CollisionModel
+    elapsed: float
+    now: Array | None
 
 
 class _Grid:
@@ -176,33 +198,24 @@ class ChunkOptimizer:
         horizon = float(waypoints.times[-1]) - time + config.settle
         spans = min(max(math.ceil(horizon / config.span - 1e-6), 4), config.max_spans)
         span = horizon / spans
-        samples = np.append(waypoints.times - time, horizon)
-        targets = np.concatenate([waypoints.positions, waypoints.positions[-1:]])
-        rotations = np.concatenate([waypoints.rotations, waypoints.rotations[-1:]])
-        weights = np.append(waypoints.weights, config.settle)
-        grid = _Grid(clamped_basis(spans), spans, span, samples)
+        grid = _Grid(clamped_basis(spans), spans, span, np.append(waypoints.times - time, horizon))
         toward = shortest_turn(posture - start[0], self._endless)
-        posture = start[0] + np.clip(toward, -config.posture_step, config.posture_step)
+        goal = _Goal(
+            positions=np.concatenate([waypoints.positions, waypoints.positions[-1:]]),
+            rotations=np.concatenate([waypoints.rotations, waypoints.rotations[-1:]]),
+            shares=np.append(waypoints.weights, config.settle) / SHARE,
+            posture=start[0] + np.clip(toward, -config.posture_step, config.posture_step),
+            jerk_weight=jerk_weight,
+            collisions=collisions,
+            elapsed=elapsed,
+            now=self._too_near(start[0], collisions, elapsed),
+        )
         origin = np.stack([start[0], start[1] * span, start[2] * span**2])
         free = self._first_guess(grid, origin, time, guess)
         posed = self.kinematics.forward_many(grid.at_samples @ grid.control(origin, free))
-        now = self._too_near(start[0], collisions, elapsed)
-        solved, worst = 0, np.inf
+        solved = 0
         for _ in range(config.iterations):
-            step = self._iterate(
-                grid,
-                origin,
-                free,
-                posed,
-                targets,
-                rotations,
-                weights,
-                posture,
-                collisions,
-                elapsed,
-                now,
-                jerk_weight,
-            )
+            step = self._iterate(grid, grid.control(origin, free), posed, goal)
             solved += 1
             free = free + step
             posed = self.kinematics.forward_many(grid.at_samples @ grid.control(origin, free))
@@ -250,51 +263,37 @@ class ChunkOptimizer:
         wanted = guess.many(time + places * grid.span) - rows @ grid.fixed @ origin
         return np.asarray(np.linalg.lstsq(rows @ grid.spread, wanted, rcond=None)[0], dtype=np.float64)
 
-    def _iterate(
-        self,
-        grid: _Grid,
-        origin: Array,
-        free: Array,
-        pose: ArmPose,
-        targets: Array,
-        rotations: Array,
-        weights: Array,
-        posture: Array,
-        collisions: CollisionModel,
-        elapsed: float,
-        now: Array | None,
-        jerk_weight: float,
-    ) -> Array:
-        """Solve one quadratic program; return the change of the free control points `[f j]`."""
-        config, joints = self.config, len(posture)
-        control = grid.control(origin, free)
+    def _iterate(self, grid: _Grid, control: Array, pose: ArmPose, goal: _Goal) -> Array:
+        """Solve one quadratic program about control points `[n j]`; return the change of the free ones `[f j]`."""
+        config, joints = self.config, control.shape[1]
+        turns = rotation_logs(goal.rotations @ pose.tool[:, :3, :3].transpose(0, 2, 1))
         errors = np.concatenate(
             [
-                _capped(targets - pose.tool[:, :3, 3], config.max_error[0]),
-                _capped(rotation_logs(rotations @ pose.tool[:, :3, :3].transpose(0, 2, 1)), config.max_error[1]),
+                _capped(goal.positions - pose.tool[:, :3, 3], config.max_error[0]),
+                _capped(turns, config.max_error[1]),
             ],
             axis=1,
         )
         jacobians = pose.jacobian * self._weights[:, None]
-        scaled = jacobians * (weights / 0.05)[:, None, None]
+        scaled = jacobians * goal.shares[:, None, None]
         grams = np.matmul(scaled.transpose(0, 2, 1), jacobians)
         pulls = np.matmul(scaled.transpose(0, 2, 1), (errors * self._weights)[..., None])[..., 0]
-        spare, drift = self._secondary(grid.at_samples @ control, pose, jacobians, posture)
+        spare, drift = self._secondary(grid.at_samples @ control, pose, jacobians, goal.posture)
         stubborn = config.residual_damping * np.sqrt(np.square(errors[:, :3]).sum(1))
-        share = (weights / 0.05)[:, None]
-        still = config.proximity_weight + share[:, 0] * stubborn
-        grams += (share * config.posture_weight**2)[..., None] * spare + still[:, None, None] * np.eye(joints)
-        pulls += share * drift
-        products = (grid.samples[:, :, None] * grid.samples[:, None, :]).reshape(len(weights), -1)
-        hessian = (products.T @ grams.reshape(len(weights), -1)).reshape(grid.free, grid.free, joints, joints)
+        still = config.proximity_weight + goal.shares * stubborn
+        grams += (goal.shares * config.posture_weight**2)[:, None, None] * spare
+        grams += still[:, None, None] * np.eye(joints)
+        pulls += goal.shares[:, None] * drift
+        products = (grid.samples[:, :, None] * grid.samples[:, None, :]).reshape(len(errors), -1)
+        hessian = (products.T @ grams.reshape(len(errors), -1)).reshape(grid.free, grid.free, joints, joints)
         jerk = grid.jerk @ grid.spread
-        smooth = grid.spread.T @ jerk * jerk_weight
+        smooth = grid.spread.T @ jerk * goal.jerk_weight
         for joint in range(joints):
             hessian[:, :, joint, joint] += smooth
-        near = self._near(grid, control, pose, collisions, elapsed, now)
+        near = self._near(grid, control, pose, goal)
         size = grid.free * joints
         square = np.ascontiguousarray(hessian.transpose(0, 2, 1, 3).reshape(size, size))
-        gradient = (jerk_weight * jerk.T @ control - grid.samples.T @ pulls).ravel()
+        gradient = (goal.jerk_weight * jerk.T @ control - grid.samples.T @ pulls).ravel()
         limits = self._limits(grid, control)
         step = solve_by_row_generation(square, gradient, config.trust, limits, near)
         return step.reshape(-1, joints)
@@ -319,24 +318,16 @@ class ChunkOptimizer:
             Limit(grid.grid[2], ddq, -self.acceleration, self.acceleration),
         ]
 
-    def _near(
-        self,
-        grid: _Grid,
-        control: Array,
-        pose: ArmPose,
-        collisions: CollisionModel,
-        elapsed: float,
-        now: Array | None,
-    ) -> tuple[Array, Array]:
+    def _near(self, grid: _Grid, control: Array, pose: ArmPose, goal: _Goal) -> tuple[Array, Array]:
         """Return rows `[r f*j]` on the near distances, and their least values `[r]` [m].
 
         Each pair gives two: its distance, and its distance less the way in which the arm could stop closing it, as
-        the tick will demand. A pair that is too near `now` `[num_pairs]` [m] opens at an even speed.
+        the tick will demand. A pair that is too near already opens at an even speed.
         """
-        joints = len(self.lower)
+        joints, collisions = len(self.lower), goal.collisions
         if collisions.num_pairs == 0:
             return np.empty((0, grid.free * joints)), np.empty(0)
-        near = collisions.clearances(pose, self.config.influence, elapsed + grid.times)
+        near = collisions.clearances(pose, self.config.influence, goal.elapsed + grid.times)
         speeds = grid.speed_at_samples @ control
         stops = 0.5 * np.maximum((np.abs(speeds) / self.acceleration).max(1), 2.0 / collisions.config.approach_rate)
         at, stop = near.poses, stops[near.poses]
@@ -350,8 +341,8 @@ class ChunkOptimizer:
         )
         closing = (near.gradients * speeds[at]).sum(1) + near.drifts
         wanted = np.full(len(way), self.config.clearance_margin)
-        if now is not None:
-            lack = now[near.pairs] - collisions.config.clearance
+        if goal.now is not None:
+            lack = goal.now[near.pairs] - collisions.config.clearance
             wanted = np.minimum(wanted, lack + self.config.escape_speed * grid.times[at])
         least = np.concatenate([wanted - way, np.minimum(wanted, 0.0) - way - stop * closing])
         return rows.reshape(len(rows), grid.free * joints), least
