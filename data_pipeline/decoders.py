@@ -62,6 +62,11 @@ def load_decord() -> ModuleType:
     return decord
 
 
+def quarter_turns(frame: Any) -> int:
+    """Return how often `np.rot90` must turn a decoded frame so that it stands as the file says."""
+    return round(frame.rotation / 90) % 4
+
+
 class DecordDecoder:
     """Decode with decord, one thread, without its (thread-local) bridges."""
 
@@ -175,13 +180,13 @@ class AvDecoder:
             previous = found
 
     def _convert(self, frame: Any) -> Array:
-        quarter_turns = round(frame.rotation / 90) % 4
+        turns = quarter_turns(frame)
         if self._size is None:
             pixels = frame.to_ndarray(format="rgb24")
         else:
-            height, width = self._size[::-1] if quarter_turns % 2 else self._size
+            height, width = self._size[::-1] if turns % 2 else self._size
             pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-        return np.rot90(pixels, quarter_turns) if quarter_turns else pixels
+        return np.rot90(pixels, turns) if turns else pixels
 
     def close(self) -> None:
         """Release the file."""

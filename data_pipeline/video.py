@@ -6,9 +6,7 @@ PyAV at once: decord gives a wrong last frame, without an error, for some of the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -18,6 +16,8 @@ import numpy as np
 from ..gr_model.contracts import Array
 from ..gr_model.errors import DataError, EnvironmentMissing, Gr2Error
 from .decoders import AvDecoder, Decoder, DecordDecoder, Source
+from .files import write_bytes
+from .transcode import encode_frames
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts"})
 
@@ -186,53 +186,24 @@ def write_video(
     pixel_format: str = "yuv444p",
     key_frame_interval: int = 16,
 ) -> None:
-    """Encode uint8 `[f h w 3]` as H.264 in MP4; the file appears only when it is whole.
-
-    The defaults keep things of a few pixels: yuv420p, which browsers need, halves the colour resolution.
+    """Encode uint8 `[f h w 3]` as H.264 in MP4, as `transcode.encode_frames` does; the file appears only when whole.
 
     Args:
         path: target, `.mp4`.
         frames: RGB frames.
         fps: frames a second.
         crf: constant rate factor, 0 (lossless but for the colour conversion) to 51.
-        pixel_format: `yuv444p`, or `yuv420p` (even height and width).
+        pixel_format: `yuv444p`, or `yuv420p` (even height and width), which browsers need.
         key_frame_interval: frames between key frames; smaller seeks faster and costs bytes.
 
     Raises:
         DataError: for frames of another shape or type, none at all, or an odd size with yuv420p.
     """
-    import av
-
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
         raise DataError(
             f"{path}: expected frames uint8 (f, h, w, 3) with f > 0, got {frames.dtype} {frames.shape}; "
             "convert them first."
         )
-    height, width = frames.shape[1:3]
-    if pixel_format == "yuv420p" and (height % 2 or width % 2):
-        raise DataError(
-            f"{path}: yuv420p needs an even size, got {height} x {width}; use yuv444p or crop by one pixel."
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with av.open(str(temporary), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
-            stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
-            stream.codec_context.thread_count = 1
-            stream.options = {
-                "crf": str(crf),
-                "preset": "medium",
-                "g": str(key_frame_interval),
-                # x264's look-ahead gives other bytes from run to run on some processors; without it, equal frames
-                # give equal files.
-                "x264-params": "mbtree=0:rc-lookahead=0",
-            }
-            for pixels in frames:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    data = encode_frames(frames, fps, crf=crf, pixel_format=pixel_format, key_frame_interval=key_frame_interval)
+    write_bytes(path, data)

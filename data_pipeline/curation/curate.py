@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ...gr_model.errors import ConfigError, DataError
 from ..executors import ordered_map
 from ..files import array_bytes, camera_name
-from ..readers.record import FrameFiles, Record, with_video_files
+from ..readers.record import Record, VideoBytes, with_video_files
 from ..readers.source import open_source
 from ..shards import ShardWriter, finished_shards, read_index
 from ..stages import Tally, begin_stage, finish_stage, read_manifest
@@ -132,7 +132,7 @@ def _take(writer: ShardWriter, tally: Tally, record: Record, verdict: Verdict, w
     windows = cut_windows(first.frames, first.fps, window_seconds)
     members, videos = {}, {}
     for camera, video in record.videos.items():
-        assert not isinstance(video, FrameFiles)
+        assert isinstance(video, Path | VideoBytes)
         member = f"{camera_name(camera)}{video.suffix.lower()}"
         members[member] = video.read_bytes()
         videos[camera_name(camera)] = {"member": member, **asdict(verdict.videos[camera])}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ...gr_model.contracts import Array
 from ...gr_model.errors import DataError
-from ..readers.record import FrameFiles, Record, Video, VideoBytes
+from ..readers.record import Record, Video, VideoBytes
 from ..video import open_video
 
 
@@ -62,7 +63,7 @@ def probe_video(video: Video, probe_frames: int) -> VideoFacts:
     Raises:
         DataError: where the file cannot be opened or the frames cannot be decoded.
     """
-    if isinstance(video, FrameFiles):
+    if not isinstance(video, Path | VideoBytes):
         video = video.encode()
     with open_video(video.data if isinstance(video, VideoBytes) else video) as reader:
         num_frames, height, width = reader.shape

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
+from PIL import Image
 
-from ...gr_model.contracts import Array
+from ...gr_model.contracts import Array, Episode, VideoClip
 from ...gr_model.errors import DataError
-from ..video import write_video
+from ..transcode import cut_video, encode_frames
+from ..video import open_video
+
+
+class StoredVideo(Protocol):
+    """A video that is no file of its own; `encode` makes one, in the worker that needs it."""
+
+    def encode(self, short_side: int | None = None) -> VideoBytes:
+        """Encode the video.
+
+        Args:
+            short_side: greatest length of the shorter side [px]; None keeps the size.
+
+        Raises:
+            DataError: a frame is missing or broken.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoSpan:
+    """A part of a longer video file: the frames shown in `[start, stop)` [s]."""
+
+    file: Path
+    start: float
+    stop: float
+
+    def encode(self, short_side: int | None = None) -> VideoBytes:
+        """Cut the part out."""
+        return VideoBytes(data=cut_video(self.file, self.start, self.stop, short_side), suffix=".mp4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,23 +57,54 @@ class FrameFiles:
     array: str
     fps: float
 
-    def encode(self) -> VideoBytes:
-        """Read the frames and encode them as a video.
+    def encode(self, short_side: int | None = None) -> VideoBytes:
+        """Read the frames and encode them as a video."""
+        return VideoBytes(data=encode_frames(map(self._read, self.files), self.fps, short_side), suffix=".mp4")
 
-        Raises:
-            DataError: a frame is missing or broken.
-        """
-        frames = []
-        for path in self.files:
-            try:
-                with np.load(path, allow_pickle=False) as arrays:
-                    frames.append(arrays[self.array])
-            except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-                raise DataError(f"{path}: {self.array} cannot be read ({error}); copy the frame again.") from error
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "video.mp4"
-            write_video(path, np.stack(frames), self.fps)
-            return VideoBytes(data=path.read_bytes(), suffix=path.suffix)
+    def _read(self, path: Path) -> Array:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                frame: Array = arrays[self.array]
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise DataError(f"{path}: {self.array} cannot be read ({error}); copy the frame again.") from error
+        return frame
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureBytes:
+    """A video kept as one JPEG or PNG file a frame, in memory.
+
+    pictures: the files; fps: frames a second; source: where they came from, for errors.
+    """
+
+    pictures: Sequence[bytes]
+    fps: float
+    source: str
+
+    def encode(self, short_side: int | None = None) -> VideoBytes:
+        """Decode the pictures and encode them as a video."""
+        frames = (self._decode(number, data) for number, data in enumerate(self.pictures))
+        return VideoBytes(data=encode_frames(frames, self.fps, short_side), suffix=".mp4")
+
+    def _decode(self, number: int, data: bytes) -> Array:
+        try:
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+                return np.asarray(picture.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            message = f"{self.source}: picture {number}: expected a JPEG or PNG file, got {error}; leave it out."
+            raise DataError(message) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameArray:
+    """A video kept as pixels of an array; `read` gives uint8 `[f h w 3]` and is picklable."""
+
+    read: Callable[[], Array]
+    fps: float
+
+    def encode(self, short_side: int | None = None) -> VideoBytes:
+        """Encode the pixels as a video."""
+        return VideoBytes(data=encode_frames(iter(self.read()), self.fps, short_side), suffix=".mp4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +119,7 @@ class VideoBytes:
         return self.data
 
 
-Video = Path | VideoBytes | FrameFiles
+Video = Path | VideoBytes | StoredVideo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +127,11 @@ class Record:
     """One clip or episode of a source.
 
     key: unique in the source, the same in every run, without dots and slashes.
-    videos: camera name -> file, or frames that `with_video_files` turns into one.
+    videos: camera name -> file, or what `with_video_files` turns into one.
     states: `[t s]`; actions: `[t a]`; both None for video alone.
     control_hz: steps a second, None without steps.
     frame_stride: picture i belongs to step `i * frame_stride`.
-    facts: JSON values of the source kept with the clip.
+    facts: JSON values of the source kept with the clip; `dataset` names the dataset where it is a known one.
     problem: why the record cannot be used (a broken annotation), empty where it can.
     """
 
@@ -85,11 +146,44 @@ class Record:
     facts: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
 
+    def decode(self) -> VideoClip | Episode:
+        """Decode all pictures: an `Episode` where the record has steps, else a `VideoClip` of its first camera.
 
-def with_video_files(record: Record) -> Record:
-    """Encode what is kept as single frames; the rest stays as it is. A broken frame becomes the record's problem."""
+        Raises:
+            DataError: the record has a problem, or a video cannot be read.
+        """
+        record = with_video_files(self)
+        if record.problem or not record.videos:
+            raise DataError(f"{self.source}: {record.problem or 'the record names no video'}; leave it out.")
+        images, fps = {}, 0.0
+        for camera, video in record.videos.items():
+            with open_video(video.data if isinstance(video, VideoBytes) else _path(video)) as reader:
+                images[camera], fps = reader.get_batch(range(len(reader))), fps or reader.fps
+        if self.states is None or self.actions is None or self.control_hz is None:
+            return VideoClip(frames=next(iter(images.values())), fps=fps, caption=self.caption, source=self.source)
+        return Episode(
+            images=images,
+            states=self.states,
+            actions=self.actions,
+            instruction=self.caption,
+            control_hz=self.control_hz,
+            frame_stride=self.frame_stride,
+            source=self.source,
+        )
+
+
+def _path(video: Video) -> Path:
+    assert isinstance(video, Path)
+    return video
+
+
+def with_video_files(record: Record, short_side: int | None = None) -> Record:
+    """Encode what is no file yet; files stay as they are. A broken frame becomes the record's problem."""
     try:
-        videos = {c: video.encode() if isinstance(video, FrameFiles) else video for c, video in record.videos.items()}
+        videos = {
+            camera: video if isinstance(video, Path | VideoBytes) else video.encode(short_side)
+            for camera, video in record.videos.items()
+        }
     except DataError as error:
         return replace(record, videos={}, problem=str(error))
     return replace(record, videos=videos)

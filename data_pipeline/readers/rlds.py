@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from ...gr_model.contracts import Array, Episode
 from ...gr_model.errors import DataError, ShapeError
 from ..files import camera_name, read_json, sample_key
-from ..video import write_video
+from ..transcode import encode_frames
 from .record import Record, VideoBytes
 from .rlds_features import Feature, decode_feature, read_features
 from .tfrecord import parse_example, read_records
@@ -351,7 +350,4 @@ class RldsSource:
 
 
 def _video(frames: Array, fps: float) -> VideoBytes:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "video.mp4"
-        write_video(path, frames, fps)
-        return VideoBytes(data=path.read_bytes(), suffix=path.suffix)
+    return VideoBytes(data=encode_frames(frames, fps), suffix=".mp4")
