@@ -209,7 +209,7 @@ def demo(
 
 
 def _make_data(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
-    from ..data_pipeline.curation.curate import write_video_shards
+    from ..data_pipeline.curation.ingest import write_video_shards
     from ..gr_model.tokenizer_stages import tokens, train_text, train_tokenizer
     from .playtable.record import record
 
@@ -251,7 +251,7 @@ def _make_data(journal: _Journal, out: Path, preset: ChainPreset, videos: Path |
 
 def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
     """Pretrain, finetune on demonstrations, let that policy drive while the expert corrects, finetune on both."""
-    from ..data_pipeline.curation.curate import write_video_shards
+    from ..data_pipeline.curation.ingest import write_video_shards
     from ..gr_model.tokenizer_stages import tokens
     from ..gr_model.training_stages import finetune, pretrain
     from .playtable.record import record

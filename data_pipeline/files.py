@@ -27,9 +27,10 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+def write_json(path: Path, value: Any, compact: bool = False) -> None:
+    """Write `value` as JSON, indented, or without any white space where it is `compact`."""
+    layout: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 1}
+    write_bytes(path, (json.dumps(value, ensure_ascii=False, **layout) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from ..gr_model.errors import DataError
-from .files import read_json, write_json
-from .shards import remove_leftovers
+from .executors import Executor, run_tasks
+from .files import write_json
+from .locations import Location, file_name, joined
+from .shards import index_path, list_shards, read_document, read_index, remove_leftovers, shard_path
 
 FORMAT = "gr2-stage-1"
 NUM_EXAMPLES = 5
+
+VIDEO_STAGES = ("video_shards", "curated_shards", "captioned_shards")
+"""Stages whose result is video shards."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +50,14 @@ class Tally:
         examples = self.examples.setdefault(reason, [])
         if len(examples) < NUM_EXAMPLES:
             examples.append({"key": key, "source": source, "detail": detail})
+
+    def add(self, part: Tally) -> None:
+        """Add the counts of a part; the first examples stay."""
+        for name in ("records", "kept", "windows", "frames", "seconds", "captioned", "with_actions"):
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        for reason, count in part.dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+            self.examples[reason] = (self.examples.get(reason, []) + part.examples.get(reason, []))[:NUM_EXAMPLES]
 
     @property
     def num_dropped(self) -> int:
@@ -74,8 +89,8 @@ def begin_stage(out: Path, stage: str, parameters: Mapping[str, Any], overwrite:
     manifest = out / "manifest.json"
     if overwrite and manifest.is_file():
         _expect_stage(out, stage)
-        for path in [*out.glob("shard-*.index.json"), *out.glob("shard-*.tar"), manifest]:
-            path.unlink()
+        for path in [*out.glob("shard-*.index.json"), *out.glob("shard-*"), *out.glob("columns/*.npy"), manifest]:
+            path.unlink(missing_ok=True)
     if manifest.is_file():
         found = _expect_stage(out, stage)
         if found["parameters"] != dict(parameters):
@@ -108,24 +123,86 @@ def finish_stage(
     return manifest
 
 
-def read_manifest(out: Path, stage: str) -> Mapping[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardTask:
+    """One shard of a stage that makes shard i of shard i.
+
+    source: the shard to read; out: the folder to write to; number: of the shard in both.
+    """
+
+    source: Location
+    out: Path
+    number: int
+
+
+def map_shards(
+    write_shard: Callable[[ShardTask], None], shards: Location, out: Path, executor: Executor, description: str
+) -> tuple[Tally, list[str]]:
+    """Write shard i of a stage from shard i of the stage before; finished shards are left alone.
+
+    Args:
+        write_shard: picklable; writes `shard_path(out, number)` and notes its tally in the index as `tally`.
+        shards: folder, URL or pattern of the shards to read.
+        out: folder that `begin_stage` prepared.
+        executor: where the shards are worked on.
+        description: title of the progress bar.
+
+    Returns:
+        The counts of all shards, and their names.
+
+    Raises:
+        DataError: some shards failed; the others are finished, and a second run tries only the failed ones.
+    """
+    tasks = [ShardTask(source=source, out=out, number=i) for i, source in enumerate(list_shards(shards))]
+    waiting = [task for task in tasks if not index_path(shard_path(out, task.number)).is_file()]
+    with tqdm(total=len(tasks), initial=len(tasks) - len(waiting), desc=description, unit="shard") as progress:
+        failures = run_tasks(write_shard, waiting, executor, lambda _: progress.update())
+    if failures:
+        first = failures[0]
+        raise DataError(
+            f"{out}: {len(failures)} of {len(tasks)} shards failed after {executor.retries + 1} attempts at most; the "
+            f"first, {file_name(first.item.source)}: {first.error} Mend it and run the same command again: the other "
+            "shards are finished and stay."
+        )
+    tally = Tally()
+    for task in tasks:
+        tally.add(Tally(**read_index(shard_path(out, task.number))["note"]["tally"]))
+    return tally, [shard_path(out, task.number).name for task in tasks]
+
+
+def read_manifest(folder: Location, *stages: str) -> Mapping[str, Any]:
     """Read the manifest of a finished stage.
+
+    Args:
+        folder: where the stage wrote, or its URL.
+        stages: names of the stages that will do.
 
     Raises:
         DataError: where there is none, it is of another stage, or the stage is not finished.
     """
-    manifest = _expect_stage(out, stage)
+    manifest = _expect_stage(folder, *stages)
     if manifest["status"] != "complete":
-        raise DataError(f"{out}: the stage {stage!r} is not finished; run it again, it goes on where it stopped.")
+        stage = manifest["stage"]
+        raise DataError(f"{folder}: the stage {stage!r} is not finished; run it again, it goes on where it stopped.")
     return manifest
 
 
-def _expect_stage(out: Path, stage: str) -> Mapping[str, Any]:
-    manifest = read_json(out / "manifest.json")
-    got = (manifest.get("format"), manifest.get("stage")) if isinstance(manifest, dict) else None
-    if got != (FORMAT, stage):
-        raise DataError(f"{out}: expected the stage {stage!r} in format {FORMAT!r}, got {got}; check the folder.")
-    return manifest  # type: ignore[no-any-return]
+def expect_video_shards(shards: Location) -> Mapping[str, Any]:
+    """Read the manifest of finished video shards; a pattern of tars has none, and stands for itself.
+
+    Raises:
+        DataError: the folder holds something else, or a stage that is not finished.
+    """
+    return {} if "{" in str(shards) or str(shards).endswith(".tar") else read_manifest(shards, *VIDEO_STAGES)
+
+
+def _expect_stage(folder: Location, *stages: str) -> Mapping[str, Any]:
+    manifest = read_document(joined(folder, "manifest.json"))
+    if manifest.get("format") != FORMAT or manifest.get("stage") not in stages:
+        got = (manifest.get("format"), manifest.get("stage"))
+        wanted = " or ".join(repr(stage) for stage in stages)
+        raise DataError(f"{folder}: expected the stage {wanted} in format {FORMAT!r}, got {got}; check the folder.")
+    return manifest
 
 
 def _manifest(stage: str, status: str, parameters: Mapping[str, Any]) -> dict[str, Any]:

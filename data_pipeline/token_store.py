@@ -1,80 +1,145 @@
-"""Token shards in memory: flat arrays of all episodes, ready for vectorised gathers.
+"""Token shards, opened for reading at any place: columns mapped into memory, codes and steps read when asked for.
 
-A frame of 256 codes below 65,536 takes 512 bytes: a million frames are half a gigabyte.
+Opening costs the same for a thousand clips and for fifty million; memory holds what a batch needs. The operating system
+keeps what is read often, so a small corpus is read from memory after the first epoch.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..gr_model.contracts import Array
 from ..gr_model.errors import DataError
-from .files import load_array, read_json
-from .shards import list_shards, read_indexed
+from .columns import ABSENT, open_columns
+from .locations import Location, as_location, cached, joined
+from .shards import read_index
 from .stages import read_manifest
 
+_OPEN_FILES = 256
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenStore:
-    """All episodes of some token shards; `e` counts episodes, `S` sentences.
 
-    cameras: the cameras asked for, in that order.
-    codes: camera -> unsigned `[F n]`, the frames of all episodes one after another.
-    frame_offsets: camera -> int64 `[e]`, first row of an episode, -1 where it lacks the camera.
-    num_frames, frame_stride: int64 `[e]`; frame i belongs to step `i * frame_stride`.
-    states: float32 `[T s]`; actions: float32 `[T a]`; the steps of all episodes one after another.
-    step_offsets, num_steps: int64 `[e]`, no steps for video alone.
-    text_id: int64 `[e]`, row of `text_features` float32 `[S l d]`, `text_mask` bool `[S l]`, and `sentences`.
-    source_id: int64 `[e]`, which of the opened folders.
-    keys: name of each episode; videos: name of the video it was cut from.
-    tokenizer: facts of the tokenizers that made the codes, `codebook_size` and `grid` among them.
+class ShardFiles:
+    """Read byte ranges of shards; at most 256 files stay open. It can be pickled, and is then opened anew."""
+
+    def __init__(self, shards: Sequence[Location]) -> None:
+        self.shards = tuple(shards)
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """Read `size` bytes of a shard.
+
+        Raises:
+            DataError: the shard cannot be opened or ends before.
+        """
+        data = os.pread(self._descriptor(shard), size, offset)
+        if len(data) != size:
+            raise DataError(
+                f"{self.shards[shard]}: expected {size} bytes at {offset}, got {len(data)}; the shard is truncated, "
+                "copy or write it again."
+            )
+        return data
+
+    def _descriptor(self, shard: int) -> int:
+        found = self._open.get(shard)
+        if found is not None:
+            self._open.move_to_end(shard)
+            return found
+        try:
+            descriptor = os.open(cached(self.shards[shard]), os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"{self.shards[shard]}: cannot be opened ({error}); copy or write it again.") from error
+        self._open[shard] = descriptor
+        if len(self._open) > _OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        return descriptor
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"shards": self.shards, "_open": OrderedDict()}
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class TokenFolder:
+    """One folder of token shards.
+
+    columns: as `columns.token_columns` describes them.
     """
 
-    cameras: tuple[str, ...]
-    codes: Mapping[str, Array]
-    frame_offsets: Mapping[str, Array]
-    num_frames: Array
-    frame_stride: Array
-    states: Array
-    actions: Array
-    step_offsets: Array
-    num_steps: Array
-    text_id: Array
-    sentences: tuple[str, ...]
-    text_features: Array
-    text_mask: Array
-    source_id: Array
-    keys: tuple[str, ...]
-    videos: tuple[str, ...]
-    tokenizer: Mapping[str, Any]
+    def __init__(self, folder: Location) -> None:
+        self.folder = as_location(folder)
+        manifest = read_manifest(self.folder, "token_shards")
+        self.tokenizer: Mapping[str, Any] = manifest["tokenizer"]
+        self.names: list[str] = manifest["columns"]
+        self.columns = open_columns(self.folder, [n for n in self.names if not n.startswith("sentence_")])
+        self.files = ShardFiles([joined(self.folder, name) for name in manifest["shards"]])
+        self.num_texts: int = manifest["num_texts"]
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.columns["frames"])
 
-    @property
-    def has_sentence(self) -> Array:
-        """Tell which episodes have a sentence, bool `[e]`."""
-        return np.array([sentence != "" for sentence in self.sentences], bool)[self.text_id]
+    @cached_property
+    def sentence_ends(self) -> Array:
+        """Say where each sentence ends in `sentence_bytes`, int64 `[S]`."""
+        return open_columns(self.folder, ["sentence_ends"])["sentence_ends"]
 
-    @property
-    def labelled(self) -> Array:
-        """Tell which episodes have actions and a sentence, bool `[e]`."""
-        return (self.num_steps > 0) & self.has_sentence
+    @cached_property
+    def _sentence_bytes(self) -> Array:
+        return open_columns(self.folder, ["sentence_bytes"])["sentence_bytes"]
+
+    def sentence(self, text_id: int) -> str:
+        """Return a sentence."""
+        start = int(self.sentence_ends[text_id - 1]) if text_id else 0
+        return bytes(self._sentence_bytes[start : int(self.sentence_ends[text_id])]).decode()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # mapped columns travel by name: a worker maps them again instead of receiving copies
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]
+
+
+class TokenStore:
+    """The episodes of some folders of token shards, numbered through; `e` counts episodes, `S` sentences.
+
+    cameras: the cameras asked for, in that order; an episode may lack some of them.
+    tokenizer: facts of the tokenizers that made the codes, `codebook_size` and `grid` among them.
+    source_starts: number of the first episode of each folder.
+    state_dim, action_dim: numbers of a state and of an action, 0 for video alone.
+    """
+
+    def __init__(self, folders: Sequence[TokenFolder], cameras: Sequence[str], load_steps: bool) -> None:
+        self.folders = tuple(folders)
+        self.cameras = tuple(cameras)
+        self.tokenizer = self.folders[0].tokenizer
+        self.load_steps = load_steps
+        self._starts = np.cumsum([0, *(len(folder) for folder in folders)])
+        self.source_starts: list[int] = self._starts[:-1].tolist()
+        self._text_starts = np.cumsum([0, *(folder.num_texts for folder in folders)])
+        self._code_dtype = np.min_scalar_type(self.tokenizer["codebook_size"] - 1)
+        self.num_tokens = int(self.tokenizer["grid"][0] * self.tokenizer["grid"][1])
+        self.state_dim, self.action_dim = self._step_dims() if load_steps else (0, 0)
 
     @classmethod
-    def open(cls, paths: Sequence[Path], cameras: Sequence[str], load_steps: bool = True) -> TokenStore:
-        """Load token shards.
+    def open(cls, paths: Sequence[Location], cameras: Sequence[str], load_steps: bool = True) -> TokenStore:
+        """Open token shards.
 
         Args:
-            paths: folders that `write_token_shards` wrote.
-            cameras: cameras to load; an episode may lack some of them, not all.
-            load_steps: load states and actions; False for video alone, or sources of different dimensions.
+            paths: folders or URLs that `write_token_shards` wrote.
+            cameras: cameras to read; an episode may lack some of them.
+            load_steps: read states and actions; False for video alone, or sources of different dimensions.
 
         Raises:
             DataError: where a stage is not finished, the tokenizers differ, no episode has one of the
@@ -82,132 +147,154 @@ class TokenStore:
         """
         if not paths or not cameras:
             raise DataError(f"token store: expected folders and cameras, got {list(paths)}, {list(cameras)}.")
-        tokenizer = _common_tokenizer(paths)
-        sentences, features, mask = _read_texts(paths)
-        collected = _Collected(tuple(cameras), {sentence: i for i, sentence in enumerate(sentences)})
-        for number, path in enumerate(paths):
-            before = len(collected.keys)
-            for key, members in _read_folder(path):
-                collected.add(key, members, number, load_steps)
-            if len(collected.keys) == before:
+        folders = [TokenFolder(path) for path in paths]
+        for folder in folders:
+            _expect_same_tokenizer(folder, folders[0])
+            found = sorted(name[6:] for name in folder.names if name.startswith("codes_"))
+            if not set(found) & set(cameras):
                 raise DataError(
-                    f"{path}: expected episodes with one of the cameras {list(cameras)}, found only "
-                    f"{sorted(collected.cameras_seen)}; ask for one of those."
+                    f"{folder.folder}: expected episodes with one of the cameras {list(cameras)}, found only "
+                    f"{found}; ask for one of those."
                 )
-        arrays = collected.arrays(tokenizer)
-        return cls(
-            cameras=tuple(cameras),
-            sentences=tuple(sentences),
-            text_features=features,
-            text_mask=mask,
-            keys=tuple(collected.keys),
-            videos=tuple(collected.videos),
-            tokenizer=tokenizer,
-            **arrays,
-        )
+        return cls(folders, cameras, load_steps)
 
+    def __len__(self) -> int:
+        return int(self._starts[-1])
 
-class _Collected:
-    """Lists that grow while shards are read; `arrays` joins them."""
+    def column(self, name: str) -> Array:
+        """Return a column of all episodes `[e]`, mapped from the file where there is one folder."""
+        parts = [folder.columns[name] for folder in self.folders]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def __init__(self, cameras: tuple[str, ...], sentence_rows: Mapping[str, int]) -> None:
-        self.cameras = cameras
-        self.sentence_rows = sentence_rows
-        self.cameras_seen: set[str] = set()
-        self.keys: list[str] = []
-        self.videos: list[str] = []
-        self.codes: dict[str, list[Array]] = {camera: [] for camera in cameras}
-        self.rows: dict[str, int] = dict.fromkeys(cameras, 0)
-        self.frame_offsets: dict[str, list[int]] = {camera: [] for camera in cameras}
-        self.states: list[Array] = []
-        self.actions: list[Array] = []
-        self.columns: dict[str, list[int]] = {
-            name: [] for name in ("num_frames", "frame_stride", "num_steps", "text_id", "source_id")
-        }
+    def values(self, name: str, episodes: Array, absent: int = 0) -> Array:
+        """Return a column at some episodes, int64 `[b]`; `absent` where a folder has no such column."""
+        out = np.full(len(episodes), absent, np.int64)
+        source = self.source_of(episodes)
+        for number, folder in enumerate(self.folders):
+            if name in folder.columns:
+                here = source == number
+                out[here] = folder.columns[name][episodes[here] - self._starts[number]]
+        return out
 
-    def add(self, key: str, members: Mapping[str, bytes], source: int, load_steps: bool) -> None:
-        """Take one episode, unless it has none of the cameras."""
-        description = json.loads(members["json"])
-        self.cameras_seen.update(description["cameras"])
-        present = [camera for camera in self.cameras if camera in description["cameras"]]
-        if not present:
-            return
-        for camera in self.cameras:
-            self.frame_offsets[camera].append(self.rows[camera] if camera in present else -1)
-        for camera in present:
-            codes = load_array(members[f"codes.{camera}.npy"])
-            self.codes[camera].append(codes)
-            self.rows[camera] += len(codes)
-        num_steps = 0
-        if load_steps and "actions.npy" in members:
-            self.states.append(load_array(members["states.npy"]))
-            self.actions.append(load_array(members["actions.npy"]))
-            num_steps = len(self.actions[-1])
-        self.keys.append(key)
-        self.videos.append(description["video"])
-        values = (
-            description["num_frames"],
-            description["frame_stride"],
-            num_steps,
-            self.sentence_rows[description["caption"]],
-            source,
-        )
-        for column, value in zip(self.columns.values(), values, strict=True):
-            column.append(value)
+    def source_of(self, episodes: Array) -> Array:
+        """Tell which folder episodes come from, int64 `[b]`."""
+        return np.searchsorted(self._starts, episodes, side="right") - 1
 
-    def arrays(self, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
-        """Join the lists."""
-        for name, parts in (("states", self.states), ("actions", self.actions)):
-            widths = {part.shape[1] for part in parts}
-            if len(widths) > 1:
+    @property
+    def num_frames(self) -> Array:
+        """Frames of each episode, int32 `[e]`."""
+        return self.column("frames")
+
+    @property
+    def frame_stride(self) -> Array:
+        """Steps between two frames of each episode, int32 `[e]`."""
+        return self.column("stride")
+
+    @property
+    def num_steps(self) -> Array:
+        """Steps of each episode that are read, int32 `[e]`; 0 for video alone."""
+        steps = self.column("steps")
+        return steps if self.load_steps else np.zeros_like(steps)
+
+    @property
+    def labelled(self) -> Array:
+        """Tell which episodes have actions and a sentence, bool `[e]`."""
+        spoken = [np.diff(folder.sentence_ends, prepend=0)[folder.columns["text_id"]] > 0 for folder in self.folders]
+        return (self.num_steps > 0) & np.concatenate(spoken)
+
+    def text_ids(self, episodes: Array) -> Array:
+        """Return the row of `texts` and the number of `sentence` of episodes, int64 `[b]`."""
+        return self.values("text_id", episodes) + self._text_starts[self.source_of(episodes)]
+
+    def sentence(self, text_id: int) -> str:
+        """Return the sentence of a number that `text_ids` gave."""
+        number = int(np.searchsorted(self._text_starts, text_id, side="right")) - 1
+        return self.folders[number].sentence(int(text_id - self._text_starts[number]))
+
+    @cached_property
+    def texts(self) -> tuple[Array, Array]:
+        """Load the features of all sentences: float32 `[S l d]`, and their mask bool `[S l]`.
+
+        Raises:
+            DataError: they were not encoded, or the file is broken.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        parts = []
+        for folder in self.folders:
+            path = cached(joined(folder.folder, "texts.safetensors"))
+            try:
+                parts.append(load_file(path))
+            except (OSError, SafetensorError) as error:
+                raise DataError(f"{path}: cannot be read ({error}); encode the sentences again.") from error
+        return np.concatenate([p["features"] for p in parts]), np.concatenate([p["mask"] for p in parts])
+
+    def key(self, episode: int) -> str:
+        """Return the name of an episode, from the index of its shard."""
+        number = int(self.source_of(np.array([episode]))[0])
+        folder, local = self.folders[number], episode - int(self._starts[number])
+        shards = folder.columns["shard"]
+        first = int(np.searchsorted(shards, shards[local]))
+        key: str = read_index(folder.files.shards[int(shards[local])])["samples"][local - first]["key"]
+        return f"{folder.folder}: {key}"
+
+    def read_codes(self, camera: str, episodes: Array, frames: Array) -> tuple[Array, Array]:
+        """Read codes of frames.
+
+        Args:
+            camera: one of `cameras`.
+            episodes: `[b]`; frames: `[b h]`, each inside its episode.
+
+        Returns:
+            Unsigned `[b h n]`, 0 where the camera is absent, and bool `[b]`, True where it is present.
+        """
+        offsets = self.values(f"codes_{camera}", episodes, ABSENT)
+        out = np.zeros((*frames.shape, self.num_tokens), self._code_dtype)
+        self._read_rows(out, episodes, offsets, frames)
+        return out, offsets != ABSENT
+
+    def read_steps(self, name: str, episodes: Array, steps: Array) -> Array:
+        """Read `states` or `actions` of episodes `[b]` at steps `[b i]`: float32 `[b i d]`, 0 where there are none."""
+        dim = self.state_dim if name == "states" else self.action_dim
+        out = np.zeros((*steps.shape, dim), np.float32)
+        self._read_rows(out, episodes, self.values(name, episodes, ABSENT), steps)
+        return out
+
+    def _read_rows(self, out: Array, episodes: Array, offsets: Array, rows: Array) -> None:
+        """Fill `out` `[b r w]` with rows `[b r]` of arrays that begin at `offsets` `[b]`, one read for each episode."""
+        width, dtype = out.shape[-1], out.dtype
+        size = width * dtype.itemsize
+        first, last = rows.min(axis=1), rows.max(axis=1)
+        sources, shards = self.source_of(episodes).tolist(), self.values("shard", episodes).tolist()
+        starts, counts = (offsets + first * size).tolist(), (last - first + 1).tolist()
+        shifted = rows - first[:, None]
+        for i, present in enumerate((offsets != ABSENT).tolist()):
+            if present:
+                data = self.folders[sources[i]].files.read(shards[i], starts[i], counts[i] * size)
+                out[i] = np.frombuffer(data, dtype).reshape(counts[i], width)[shifted[i]]
+
+    def _step_dims(self) -> tuple[int, int]:
+        dims = {}
+        for name in ("state_dim", "action_dim"):
+            found: set[int] = set()
+            for folder in self.folders:
+                found.update(np.unique(folder.columns[name]).tolist())
+            found.discard(0)
+            if len(found) > 1:
                 raise DataError(
-                    f"token store: the sources have {name} of {sorted(widths)} numbers, expected one width; "
+                    f"token store: the sources have {name[:-4]}s of {sorted(found)} numbers, expected one width; "
                     "open them apart, or without steps."
                 )
-        columns = {name: np.asarray(column, np.int64) for name, column in self.columns.items()}
-        tokens = tokenizer["grid"][0] * tokenizer["grid"][1]
-        dtype = np.min_scalar_type(tokenizer["codebook_size"] - 1)
-        # one row at least, so that a gather for an absent camera or absent steps has something to read
-        return {
-            **columns,
-            "codes": {c: np.concatenate(p) if p else np.zeros((1, tokens), dtype) for c, p in self.codes.items()},
-            "frame_offsets": {c: np.asarray(o, np.int64) for c, o in self.frame_offsets.items()},
-            "states": np.concatenate(self.states) if self.states else np.zeros((1, 0), np.float32),
-            "actions": np.concatenate(self.actions) if self.actions else np.zeros((1, 0), np.float32),
-            "step_offsets": np.cumsum(columns["num_steps"]) - columns["num_steps"],
-        }
+            dims[name] = found.pop() if found else 0
+        return dims["state_dim"], dims["action_dim"]
 
 
-def _read_folder(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for shard in list_shards(path):
-        yield from read_indexed(shard)
-
-
-def _common_tokenizer(paths: Sequence[Path]) -> Mapping[str, Any]:
-    facts: list[Mapping[str, Any]] = [read_manifest(path, "token_shards")["tokenizer"] for path in paths]
-    for path, other in zip(paths, facts, strict=True):
-        if other != facts[0]:
-            names = {*facts[0], *other}
-            changed = sorted(name for name in names if facts[0].get(name) != other.get(name))
-            raise DataError(
-                f"{path}: expected the tokenizer of {paths[0]}, but {', '.join(changed)} differ; "
-                "encode both with the same tokenizers."
-            )
-    return facts[0]
-
-
-def _read_texts(paths: Sequence[Path]) -> tuple[list[str], Array, Array]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    rows: dict[str, tuple[Array, Array]] = {}
-    for path in paths:
-        sentences = read_json(path / "texts.json")["sentences"]
-        try:
-            texts = load_file(path / "texts.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}/texts.safetensors: cannot be read ({error}); encode again.") from error
-        for i, sentence in enumerate(sentences):
-            rows.setdefault(sentence, (texts["features"][i], texts["mask"][i]))
-    features, mask = zip(*rows.values(), strict=True)
-    return list(rows), np.stack(features), np.stack(mask)
+def _expect_same_tokenizer(folder: TokenFolder, first: TokenFolder) -> None:
+    if folder.tokenizer != first.tokenizer:
+        names = {*folder.tokenizer, *first.tokenizer}
+        changed = sorted(name for name in names if folder.tokenizer.get(name) != first.tokenizer.get(name))
+        raise DataError(
+            f"{folder.folder}: expected the tokenizer of {first.folder}, but {', '.join(changed)} differ; encode "
+            "both with the same tokenizers."
+        )

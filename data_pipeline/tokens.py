@@ -1,4 +1,4 @@
-"""The second stage: video shards -> token shards. Each picture is encoded once, each sentence once.
+"""The last stage: video shards -> token shards. Each picture is encoded once, each sentence once.
 
 Video shard i becomes token shard i, so a killed run goes on with the first shard that is missing.
 
@@ -7,7 +7,7 @@ Video shard i becomes token shard i, so a killed run goes on with the first shar
     {key}.actions.npy          float32 [t a]      }
     {key}.json                 caption, fps, frame_stride, control_hz, cameras, num_frames, video (its key)
     texts.safetensors          features float32 [sentences l d], mask bool [sentences l]
-    texts.json                 the sentences, in that order
+    columns/                   what a loader must know of every episode, and the sentences
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from tqdm import tqdm
 
 from ..gr_model.contracts import Array
 from ..gr_model.errors import ConfigError, DataError
-from .executors import ordered_map
-from .files import array_bytes, load_array, write_bytes, write_json
+from .columns import token_columns, write_columns
+from .executors import ONE_PROCESS, Executor, ExecutorKind, ordered_map
+from .files import array_bytes, load_array, write_bytes
 from .frames import resize_frames
-from .shards import ShardWriter, index_path, list_shards, read_index, read_indexed, shard_path
-from .stages import Tally, begin_stage, finish_stage, read_manifest
+from .locations import Location, as_location
+from .shards import ShardWriter, read_index, read_indexed
+from .stages import ShardTask, Tally, begin_stage, expect_video_shards, finish_stage, map_shards, read_manifest
 from .video import open_video
 
 STAGE = "token_shards"
@@ -57,28 +59,31 @@ class DecodedWindow:
 
 def write_token_shards(
     *,
-    shards: Path,
+    shards: Location,
     out: Path,
     encode_images: EncodeImages,
-    encode_texts: EncodeTexts,
+    encode_texts: EncodeTexts | None,
     tokenizer_facts: Mapping[str, Any],
     image_size: int,
     target_fps: float | None = None,
+    executor: ExecutorKind = "local",
     num_workers: int = 1,
     overwrite: bool = False,
 ) -> Mapping[str, Any]:
     """Encode every picture and sentence of video shards.
 
     Args:
-        shards: folder that `write_video_shards` wrote.
+        shards: folder, URL or pattern of video shards.
         out: folder of the token shards.
         encode_images: frozen image tokenizer; gets up to 256 frames of `image_size` at a time.
-        encode_texts: frozen text encoder; every different sentence is encoded once, the empty one too.
+        encode_texts: frozen text encoder; every different sentence is encoded once, the empty one too. None keeps the
+            sentences alone, for corpora whose features would not fit.
         tokenizer_facts: JSON values that identify the tokenizers; `codebook_size` and `grid` (rows, columns)
             are needed, `sha256` of the weights tells equal ones from different ones.
         image_size: height and width [px]; pictures are resized by area, not cropped.
         target_fps: keep every m-th frame, so that about this many frames a second remain; None keeps all.
-        num_workers: processes that decode.
+        executor: `local` encodes in this process, `ray` one shard in each worker.
+        num_workers: processes that decode for this process; workers of Ray.
         overwrite: replace an earlier result.
 
     Returns:
@@ -89,34 +94,57 @@ def write_token_shards(
         ConfigError: where the tokenizer contradicts its facts.
     """
     facts = _checked_facts(tokenizer_facts, image_size)
-    read_manifest(shards, "video_shards")
-    parameters = {"shards": str(shards), "tokenizer": facts, "target_fps": target_fps}
+    shards = as_location(shards)
+    expect_video_shards(shards)
+    parameters = {
+        "shards": str(shards), "tokenizer": facts, "target_fps": target_fps, "texts": encode_texts is not None
+    }  # fmt: skip
     if not begin_stage(out, STAGE, parameters, overwrite):
         manifest = read_manifest(out, STAGE)
         print(f"{out}: finished already, {manifest['counts']['windows']} windows; pass overwrite to encode again")
         return manifest
-    sources = list_shards(shards)
-    progress = tqdm(total=sum(len(read_index(s)["samples"]) for s in sources), desc="image tokens", unit="clip")
-    tally, sentences = Tally(), set[str]()
-    with progress:
-        for number, source in enumerate(sources):
-            if not index_path(shard_path(out, number)).is_file():
-                decode = partial(decode_sample, image_size=image_size, target_fps=target_fps)
-                decoded = ordered_map(decode, read_indexed(source), num_workers)
-                _write_shard(out, number, decoded, encode_images, facts, progress)
-            note = read_index(shard_path(out, number))["note"]
-            _add(tally, Tally(**note["tally"]))
-            sentences.update(note["sentences"])
-            progress.n = tally.records
+    decode = partial(decode_sample, image_size=image_size, target_fps=target_fps)
+    on_ray = executor == "ray"
+    decoders = ONE_PROCESS if on_ray else Executor(num_workers=num_workers)
+    write_shard = partial(_write_shard, decode=decode, encode_images=encode_images, facts=facts, decoders=decoders)
+    runner = Executor(kind="ray", num_workers=num_workers) if on_ray else ONE_PROCESS
+    tally, names = map_shards(write_shard, shards, out, runner, "token shards")
     if tally.windows == 0:
         raise DataError(
             f"{shards}: expected at least one decodable clip, {tally.num_dropped} failed: {tally.examples}."
         )
-    _write_texts(out, sorted(sentences), encode_texts)
-    result = {"shards": [shard_path(out, i).name for i in range(len(sources))], "tokenizer": facts}
+    return finish_token_shards(out, parameters, tally, names, facts, encode_texts)
+
+
+def finish_token_shards(
+    out: Path,
+    parameters: Mapping[str, Any],
+    tally: Tally,
+    names: Sequence[str],
+    facts: Mapping[str, Any],
+    encode_texts: EncodeTexts | None,
+) -> Mapping[str, Any]:
+    """Encode the sentences of finished shards, write the columns of all episodes, and the manifest."""
+    written = [out / name for name in names]
+    sentences = sorted({sentence for shard in written for sentence in read_index(shard)["note"]["sentences"]})
+    if encode_texts is not None:
+        _write_texts(out, sentences, encode_texts)
+    columns = token_columns(written, {sentence: i for i, sentence in enumerate(sentences)})
+    result = {
+        "shards": list(names),
+        "tokenizer": dict(facts),
+        "num_texts": len(sentences),
+        "columns": write_columns(out, columns | _sentence_columns(sentences)),
+    }
     manifest = finish_stage(out, STAGE, parameters, tally, result)
     print(f"{out}: {tally.sentence()}; {len(sentences)} sentences")
     return manifest
+
+
+def _sentence_columns(sentences: Sequence[str]) -> dict[str, Array]:
+    encoded = [sentence.encode() for sentence in sentences]
+    ends = np.cumsum([len(sentence) for sentence in encoded], dtype=np.int64)
+    return {"sentence_bytes": np.frombuffer(b"".join(encoded), np.uint8), "sentence_ends": ends}
 
 
 def decode_sample(
@@ -182,15 +210,18 @@ def _decode_window(
 
 
 def _write_shard(
-    out: Path,
-    number: int,
-    samples: Iterator[list[DecodedWindow]],
+    task: ShardTask,
+    *,
+    decode: Callable[[tuple[str, Mapping[str, bytes]]], list[DecodedWindow]],
     encode_images: EncodeImages,
     facts: Mapping[str, Any],
-    progress: Any,
+    decoders: Executor,
 ) -> None:
-    tally, sentences = Tally(), set[str]()
-    with ShardWriter(out, max_bytes=1 << 62, first_number=number) as writer:
+    tally, sentences = Tally(), dict[str, int]()
+    total = len(read_index(task.source)["samples"])
+    progress = tqdm(total=total, desc=f"shard {task.number}", unit="clip", leave=False)
+    with ShardWriter(task.out, max_bytes=1 << 62, first_number=task.number) as writer, progress:
+        samples = ordered_map(decode, read_indexed(task.source), decoders)
         for group in _groups(samples, NUM_BATCH_FRAMES):
             windows = [window for sample in group for window in sample if not window.problem]
             pictures = [frames for window in windows for frames in window.images.values()]
@@ -199,12 +230,31 @@ def _write_shard(
                 members = {f"codes.{camera}.npy": array_bytes(next(codes)) for camera in window.images}
                 members.update(window.members)
                 members["json"] = json.dumps(window.description, ensure_ascii=False).encode()
-                writer.write(window.key, members)
-                sentences.add(window.description["caption"])
+                text = sentences.setdefault(window.description["caption"], len(sentences))
+                writer.write(window.key, members, _row(window, text, facts))
             for sample in group:
                 _count(tally, sample)
+                if sample[0].problem:
+                    entry = {"key": sample[0].key, "reason": "undecodable", "detail": sample[0].problem}
+                    writer.drop(entry)
             progress.update(len(group))
-        writer.finish_shard({"tally": asdict(tally), "sentences": sorted(sentences)})
+        writer.finish_shard({"tally": asdict(tally), "sentences": list(sentences)})
+
+
+def _row(window: DecodedWindow, text: int, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `columns.token_columns` reads of a sample."""
+    shapes = {name: load_array(window.members[f"{name}.npy"]).shape for name in ("states", "actions") if window.members}
+    return {
+        "frames": window.description["num_frames"],
+        "stride": window.description["frame_stride"],
+        "steps": shapes["actions"][0] if shapes else 0,
+        "state_dim": shapes["states"][1] if shapes else 0,
+        "action_dim": shapes["actions"][1] if shapes else 0,
+        "cameras": list(window.images),
+        "code_bytes": facts["grid"][0] * facts["grid"][1] * np.min_scalar_type(facts["codebook_size"] - 1).itemsize,
+        "text": text,
+        "video": window.description["video"],
+    }
 
 
 def _groups(samples: Iterator[list[DecodedWindow]], num_frames: int) -> Iterator[list[list[DecodedWindow]]]:
@@ -250,7 +300,6 @@ def _write_texts(out: Path, sentences: list[str], encode_texts: EncodeTexts) -> 
             f"{features.shape} and {mask.shape}; check the text encoder."
         )
     write_bytes(out / "texts.safetensors", save({"features": features, "mask": mask}))
-    write_json(out / "texts.json", {"sentences": sentences})
 
 
 def _checked_facts(facts: Mapping[str, Any], image_size: int) -> dict[str, Any]:
@@ -274,11 +323,3 @@ def _count(tally: Tally, sample: Sequence[DecodedWindow]) -> None:
         tally.seconds += window.description["num_frames"] / window.description["fps"]
     tally.captioned += bool(sample[0].description["caption"])
     tally.with_actions += "actions.npy" in sample[0].members
-
-
-def _add(total: Tally, part: Tally) -> None:
-    for name in ("records", "kept", "windows", "frames", "seconds", "captioned", "with_actions"):
-        setattr(total, name, getattr(total, name) + getattr(part, name))
-    for reason, count in part.dropped.items():
-        total.dropped[reason] = total.dropped.get(reason, 0) + count
-        total.examples[reason] = (total.examples.get(reason, []) + part.examples[reason])[:5]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ _OPTIONS = {
     # x264's look-ahead gives other bytes from run to run on some processors; without it, equal frames give equal files.
     "x264-params": "mbtree=0:rc-lookahead=0",
 }
+
+_TIME_ROUNDING = 1e-3
+"""Error of a time stamp [s]; Matroska keeps milliseconds."""
 
 
 def encode_frames(
@@ -74,13 +77,13 @@ def encode_frames(
 
 
 def cut_video(file: Path, start: float, stop: float, short_side: int | None = None) -> bytes:
-    """Encode the frames that a video shows in `[start, stop)` [s], at the rate of the file.
+    """Encode the frames of a video whose times lie in `[start, stop)` [s], one at a time.
 
-    Times are those of the file: a stream that starts late keeps its first time stamp. Frames are decoded from the key
-    frame before `start` on, one at a time.
+    Times are those of the file: a stream that starts late keeps its first time stamp. The rate is that of the file;
+    where its frames come at another pace in that part (a variable frame rate), it is the pace of the part.
 
     Raises:
-        DataError: the file cannot be read, or shows no frame in that time.
+        DataError: the file cannot be read, or has no frame in that time.
     """
     import av
 
@@ -90,10 +93,15 @@ def cut_video(file: Path, start: float, stop: float, short_side: int | None = No
             if stream is None:
                 raise DataError(f"{file}: holds no video stream, expected one; leave it out.")
             stream.codec_context.thread_count = 1
-            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            begin, end = start - _TIME_ROUNDING, stop - _TIME_ROUNDING
+            seek = _seek_before(container, stream, begin)
+            times = _times_between(container, stream, begin, end)
+            stated = float(stream.average_rate or stream.guessed_rate or 0)
+            rate = _pace(times, stated)
             if not rate:
                 raise DataError(f"{file}: states no frame rate, expected frames a second; encode it again.")
-            shown = _frames_between(container, stream, start - 0.5 / rate, stop - 0.5 / rate)
+            container.seek(seek, stream=stream, backward=True)
+            shown = _frames_between(container, stream, begin, end)
             first = next(shown, None)
             if first is None:
                 raise DataError(f"{file}: shows no frame from {start:.3f} to {stop:.3f} s; correct the times.")
@@ -104,8 +112,56 @@ def cut_video(file: Path, start: float, stop: float, short_side: int | None = No
         ) from error
 
 
+def _seek_before(container: Any, stream: Any, start: float) -> int:
+    """Seek to a key frame at or before `start` [s], or to the first one; return the time stamp that leads there.
+
+    A container without an index (MPEG-TS) may come out behind the time asked for: then it is asked for an earlier one.
+    """
+    import av
+
+    first, back = float((stream.start_time or 0) * stream.time_base), 0.0
+    while True:
+        wanted = max(start - back, first)
+        stamp = int(wanted / stream.time_base)
+        container.seek(stamp, stream=stream, backward=True)
+        packets = (packet for packet in container.demux(stream) if packet.is_keyframe and packet.pts is not None)
+        key_frame = next(packets, None)
+        if wanted == first or (key_frame is not None and key_frame.pts * stream.time_base <= start):
+            break
+        back = max(2 * back, 1.0)
+    if wanted == first:
+        try:
+            before_first = int((first - 1.0) / stream.time_base)
+            container.seek(before_first, stream=stream, backward=True)
+            return before_first
+        except av.FFmpegError:  # AVI knows no time before the first, and needs none
+            pass
+    container.seek(stamp, stream=stream, backward=True)
+    return stamp
+
+
+def _times_between(container: Any, stream: Any, start: float, stop: float) -> list[float]:
+    """List the times of the frames in `[start, stop)` [s] in order, from where the container stands, undecoded."""
+    times = []
+    for packet in container.demux(stream):
+        if packet.dts is not None and packet.dts * stream.time_base >= stop:
+            break
+        if packet.pts is not None and start <= packet.pts * stream.time_base < stop:
+            times.append(float(packet.pts * stream.time_base))
+    return sorted(times)
+
+
+def _pace(times: Sequence[float], stated: float) -> float:
+    """Return the rate of frames at these times [1/s]: the stated one, unless it is off by more than a twentieth."""
+    if len(times) < 2 or times[-1] <= times[0]:
+        return stated
+    pace = (len(times) - 1) / (times[-1] - times[0])
+    # A few rounded time stamps say less than the file does.
+    off = abs(pace - stated) - _TIME_ROUNDING * pace / (times[-1] - times[0])
+    return pace if off > 0.05 * stated else stated
+
+
 def _frames_between(container: Any, stream: Any, start: float, stop: float) -> Iterator[Array]:
-    container.seek(int(max(start, 0) / stream.time_base), stream=stream, backward=True)
     for frame in container.decode(stream):
         if frame.time is None or frame.time < start:
             continue

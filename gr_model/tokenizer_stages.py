@@ -174,23 +174,28 @@ def codebook_fingerprint(vqgan: VQGAN) -> str:
 
 def tokens(
     *,
-    shards: Path,
+    shards: str,
     out: Path,
     tokenizer: str = "small",
     text: str = "small",
+    text_features: bool = True,
     target_fps: float | None = None,
+    executor: Literal["local", "ray"] = "local",
     num_workers: int = 1,
     overwrite: bool = False,
 ) -> Mapping[str, Any]:
     """Encode every picture and sentence of video shards with the frozen tokenizers.
 
     Args:
-        shards: folder that `gr2 data shards` wrote.
+        shards: folder of video shards, its URL, or tars by pattern (`https://host/shard-{000000..000127}.tar`).
         out: folder for the token shards.
         tokenizer: "small" (shipped), a folder of `gr2 tokenizer train`, or a published VQGAN checkpoint.
         text: "small" (shipped), a folder of `gr2 text train`, or an open_clip model (`ViT-B-32:openai`).
+        text_features: encode the sentences too; without, only the sentences are kept (a corpus in which every clip has
+            its own caption would need about 80 KB of features for each).
         target_fps: frames a second to keep; all by default.
-        num_workers: processes that decode.
+        executor: `local` encodes in this process, `ray` a shard in each worker of the cluster at RAY_ADDRESS.
+        num_workers: processes that decode for this process; workers of Ray.
         overwrite: replace an earlier result.
     """
     from ..tokenizers.text_weights import load_text_encoder
@@ -201,10 +206,11 @@ def tokens(
         shards=shards,
         out=out,
         encode_images=vqgan.encode_frames,
-        encode_texts=encoder.encode,
+        encode_texts=encoder.encode if text_features else None,
         tokenizer_facts=tokenizer_facts(vqgan, encoder),
         image_size=vqgan.config.resolution,
         target_fps=target_fps,
+        executor=executor,
         num_workers=num_workers,
         overwrite=overwrite,
     )

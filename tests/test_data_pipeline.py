@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gr2.data_pipeline.curation.curate import cut_windows, write_video_shards
+from gr2.data_pipeline.curation.ingest import cut_windows, write_video_shards
 from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.curation.inspect import inspect_source
 from gr2.data_pipeline.episodes import write_episode
-from gr2.data_pipeline.executors import ordered_map
+from gr2.data_pipeline.executors import Executor, ordered_map
 from gr2.data_pipeline.files import load_array
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.shards import (
@@ -137,11 +137,11 @@ def run_and_kill(function: str, after: int, arguments: dict) -> None:
     if child == 0:
         write, written = ShardWriter.write, []
 
-        def write_or_die(self: ShardWriter, key: str, members: dict) -> None:
+        def write_or_die(self: ShardWriter, key: str, members: dict, row: dict) -> None:
             written.append(key)
             if len(written) > after:
                 os.kill(os.getpid(), signal.SIGKILL)
-            write(self, key, members)
+            write(self, key, members, row)
 
         ShardWriter.write = write_or_die  # type: ignore[method-assign]
         globals()[function](**arguments)
@@ -151,7 +151,7 @@ def run_and_kill(function: str, after: int, arguments: dict) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Read every file of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize("after", [0, 4, 7])
@@ -351,4 +351,4 @@ def _vanish(number: int) -> int:
 
 def test_a_worker_that_dies_is_told_in_a_sentence() -> None:
     with pytest.raises(WorkerDied, match="run the same command again"):
-        list(ordered_map(_vanish, [3, 3, 3], 2))
+        list(ordered_map(_vanish, [3, 3, 3], Executor(num_workers=2)))

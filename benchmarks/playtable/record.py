@@ -14,7 +14,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from ...data_pipeline.curation.curate import write_video_shards
+from ...data_pipeline.curation.ingest import write_video_shards
 from ...data_pipeline.episodes import write_episode
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_json

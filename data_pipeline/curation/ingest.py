@@ -1,8 +1,8 @@
-"""The first stage: a dataset on disk -> filters -> video shards.
+"""The first stage: a dataset -> what can be decoded -> video shards.
 
-A sample keeps the original bytes of its videos; nothing is re-encoded (what is kept as single frames is encoded
-once). Long videos are not cut in the file either: the sample's JSON lists windows of frames, and the next stage makes
-one episode of each.
+A sample keeps the original bytes of its videos; nothing is re-encoded (what is no file of its own, single frames or a
+part of a longer video, is encoded once). Long clips are not cut in the file either: the sample's JSON lists windows of
+frames, and the stage that makes tokens makes one episode of each.
 
     {key}.{camera}.mp4    the original file (or .webm, .gif, ...)
     {key}.states.npy      float32 [t s]      } where the source has them
@@ -24,11 +24,13 @@ from typing import Any
 from tqdm import tqdm
 
 from ...gr_model.errors import ConfigError, DataError
-from ..executors import ordered_map
+from ..columns import video_columns, write_columns
+from ..executors import Executor, ExecutorKind, ordered_map
 from ..files import array_bytes, camera_name
+from ..locations import as_location, file_name
 from ..readers.record import Record, VideoBytes, with_video_files
 from ..readers.source import open_source
-from ..shards import ShardWriter, finished_shards, read_index
+from ..shards import ShardWriter, finished_shards, index_path, read_index, remove_leftovers
 from ..stages import Tally, begin_stage, finish_stage, read_manifest
 from .filters import FilterConfig, Verdict, examine
 
@@ -37,13 +39,17 @@ STAGE = "video_shards"
 
 def write_video_shards(
     *,
-    source: Path,
+    source: str,
     out: Path,
     camera: str = "static",
+    spec: Path | None = None,
     filters: FilterConfig = FilterConfig(),  # noqa: B008  (frozen)
+    short_side: int | None = None,
     window_seconds: float = 60.0,
     shard_megabytes: float = 256.0,
+    part: str = "0/1",
     max_dropped: float = 0.9,
+    executor: ExecutorKind = "local",
     num_workers: int = 1,
     overwrite: bool = False,
 ) -> Mapping[str, Any]:
@@ -52,14 +58,19 @@ def write_video_shards(
     A finished stage with the same parameters is skipped; a killed one goes on after its last whole shard.
 
     Args:
-        source: recorded episodes, CALVIN, the annotation layout, a folder of videos, or one video.
+        source: a dataset in any layout that `gr2 data inspect` recognises; webdataset tars also by URL or pattern.
         out: folder of the shards and their manifest.
         camera: name given to the camera of datasets that have one without a name.
+        spec: where cameras, states and actions lie in a robot dataset of your own (YAML).
         filters: thresholds of the filters.
-        window_seconds: longest window [s]; a longer video is divided into equal windows.
+        short_side: clips cut out of longer videos, or kept as pictures, are encoded with a shorter side of at most this
+            [px]; None keeps their size. Files that are one clip keep their bytes.
+        window_seconds: longest window [s]; a longer clip is divided into equal windows.
         shard_megabytes: a shard that has reached this size takes no further sample.
+        part: `i/n` takes every n-th record from the i-th on, for n jobs of a cluster with a folder each.
         max_dropped: greatest fraction of records that may be dropped before the stage fails.
-        num_workers: processes that probe the videos.
+        executor: `local`, or `ray` for the cluster at RAY_ADDRESS.
+        num_workers: processes that cut, encode and probe the videos.
         overwrite: replace an earlier result.
 
     Returns:
@@ -67,40 +78,58 @@ def write_video_shards(
 
     Raises:
         DataError: where the source cannot be opened, nothing is left, or too much was dropped.
-        ConfigError: for a window or a shard of no size.
+        ConfigError: for a window or a shard of no size, or a part that is none.
     """
     if min(window_seconds, shard_megabytes) <= 0:
         got = f"{window_seconds}, {shard_megabytes}"
         raise ConfigError(f"window_seconds and shard_megabytes: expected more than 0, got {got}; raise them.")
-    records = open_source(source, camera)
+    first, step = _parse_part(part)
+    records = open_source(as_location(source), camera, spec)
     parameters = {
         "source": str(source),
         "reader": records.kind,
         "camera": camera,
+        "spec": spec.read_text("utf-8") if spec is not None else None,
         "filters": asdict(filters),
+        "short_side": short_side,
         "window_seconds": window_seconds,
         "shard_megabytes": shard_megabytes,
+        "part": part,
     }
     if not begin_stage(out, STAGE, parameters, overwrite):
         manifest = read_manifest(out, STAGE)
         print(f"{out}: finished already, {manifest['counts']['kept']} clips; pass overwrite to write it again")
         return manifest
-    tally, remaining = _resume(out, iter(records))
-    progress = tqdm(initial=tally.records, desc=f"shards from {source.name}", unit="clip")
+    tally, remaining = _resume(out, itertools.islice(iter(records), first, None, step))
+    progress = tqdm(initial=tally.records, desc=f"shards from {file_name(source)}", unit="clip")
+    examined = partial(_examined, config=filters, short_side=short_side)
+    workers = Executor(kind=executor, num_workers=num_workers)
     with ShardWriter(out, int(shard_megabytes * 1e6), len(finished_shards(out))) as writer, progress:
-        for record, verdict in ordered_map(partial(_examined, config=filters), remaining, num_workers):
+        for record, verdict in ordered_map(examined, remaining, workers):
             _take(writer, tally, record, verdict, window_seconds)
             progress.update()
             if writer.is_full:
                 writer.finish_shard({"last_key": record.key, "tally": asdict(tally)})
     _check_loss(source, tally, max_dropped)
-    manifest = finish_stage(out, STAGE, parameters, tally, {"shards": [tar.name for tar in finished_shards(out)]})
+    written = finished_shards(out)
+    result = {"shards": [tar.name for tar in written], "columns": write_columns(out, video_columns(written))}
+    manifest = finish_stage(out, STAGE, parameters, tally, result)
     print(f"{out}: {tally.sentence()}")
     return manifest
 
 
-def _examined(record: Record, config: FilterConfig) -> tuple[Record, Verdict]:
-    record = with_video_files(record)
+def _parse_part(part: str) -> tuple[int, int]:
+    try:
+        first, step = (int(number) for number in part.split("/"))
+    except ValueError:
+        first, step = 0, 0
+    if not 0 <= first < step:
+        raise ConfigError(f"part: expected i/n with 0 <= i < n, as in 3/64, got {part!r}; correct it.")
+    return first, step
+
+
+def _examined(record: Record, config: FilterConfig, short_side: int | None) -> tuple[Record, Verdict]:
+    record = with_video_files(record, short_side)
     return record, examine(record, config)
 
 
@@ -110,8 +139,8 @@ def _resume(out: Path, records: Iterator[Record]) -> tuple[Tally, Iterator[Recor
         return Tally(), records
     note = read_index(shards[-1])["note"]
     if not note:  # the last shard of a run that was killed before its manifest
-        shards[-1].with_suffix(".index.json").unlink()
-        shards[-1].unlink()
+        index_path(shards[-1]).unlink()
+        remove_leftovers(out)
         return _resume(out, records)
     tally = Tally(**note["tally"])
     seen = list(itertools.islice((record.key for record in records), tally.records))
@@ -127,6 +156,8 @@ def _take(writer: ShardWriter, tally: Tally, record: Record, verdict: Verdict, w
     tally.records += 1
     if verdict.reason:
         tally.drop(verdict.reason, record.key, record.source, verdict.detail)
+        entry = {"key": record.key, "source": record.source, "reason": verdict.reason, "detail": verdict.detail}
+        writer.drop(entry)
         return
     first = next(iter(verdict.videos.values()))
     windows = cut_windows(first.frames, first.fps, window_seconds)
@@ -151,7 +182,7 @@ def _take(writer: ShardWriter, tally: Tally, record: Record, verdict: Verdict, w
         "facts": dict(record.facts),
     }
     members["json"] = json.dumps(description, ensure_ascii=False).encode()
-    writer.write(record.key, members)
+    writer.write(record.key, members, video_row(description))
     tally.kept += 1
     tally.windows += len(windows)
     tally.frames += first.frames
@@ -171,7 +202,15 @@ def cut_windows(num_frames: int, fps: float, window_seconds: float) -> list[tupl
     return list(itertools.pairwise(borders))
 
 
-def _check_loss(source: Path, tally: Tally, max_dropped: float) -> None:
+def video_row(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `columns.video_columns` reads of a sample."""
+    return {
+        "cameras": {camera: video["member"] for camera, video in description["videos"].items()},
+        "windows": [[window["start"], window["stop"]] for window in description["windows"]],
+    }
+
+
+def _check_loss(source: str, tally: Tally, max_dropped: float) -> None:
     if tally.records == 0:
         raise DataError(f"{source}: expected videos or episodes, found none; check the path and the suffixes.")
     if tally.kept == 0 or tally.num_dropped > max_dropped * tally.records:
