@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -138,5 +139,7 @@ class ClipWindows:
 
     def _decode(self, source: int, row: Mapping[str, int], camera: str, indices: Array) -> Array:
         data = self._files[source].read(row["shard"], row[f"video_{camera}"], row[f"video_{camera}_size"])
-        with open_video(data) as reader:
+        # resizing while decoding costs next to nothing; what a crop enlarges again is decoded that much larger
+        side = self.size if self.augment is None else math.ceil(self.size / self.augment.min_crop**0.5)
+        with open_video(data, width=side, height=side) as reader:
             return reader.get_batch(indices)

@@ -7,6 +7,7 @@ and collects a batch of them; the loader decides which, and where the stream sta
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,26 @@ Batch = dict[str, Any]
 
 DRAW_AHEAD = 32
 """Batches whose windows are drawn in one go: numpy's cost for each call is shared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How a loader goes through its sources.
+
+    weights: relative share of each source; None for all windows alike.
+    num_workers: processes that collect batches ahead; 0 collects in this process. The stream does not depend on it.
+    shuffle_block: windows of a block that are read near each other, for slow disks and remote shards; 0 mixes all.
+    """
+
+    weights: list[float] | None = None
+    num_workers: int = 0
+    shuffle_block: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0 or self.shuffle_block < 0:
+            raise ConfigError(
+                f"loader: expected num_workers and shuffle_block >= 0, got {self.num_workers} and {self.shuffle_block}."
+            )
 
 
 class WindowDataset(Protocol):
@@ -47,9 +68,7 @@ class BatchLoader:
         seed: chooses the order.
         rank: number of this process.
         world_size: number of processes; all of them make the same number of steps.
-        weights: relative share of each source; None for all windows alike.
-        shuffle_block: windows of a block that are read near each other, 0 for none (`order.WindowOrder`).
-        num_workers: processes that collect batches ahead; 0 collects in this process. The stream does not depend on it.
+        config: shares, workers, and how far windows are mixed.
 
     Raises:
         ConfigError: for numbers out of range.
@@ -64,20 +83,18 @@ class BatchLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        weights: Sequence[float] | None = None,
-        shuffle_block: int = 0,
-        num_workers: int = 0,
+        config: LoaderConfig = LoaderConfig(),
     ) -> None:
-        if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
+        if batch_size < 1 or not 0 <= rank < world_size:
             raise ConfigError(
-                "loader: expected batch_size >= 1, num_workers >= 0 and 0 <= rank < world_size, got "
-                f"{batch_size}, {num_workers} and rank {rank} of {world_size}."
+                f"loader: expected batch_size >= 1 and 0 <= rank < world_size, got {batch_size} and rank {rank} of "
+                f"{world_size}."
             )
         self.dataset = dataset
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.num_workers = num_workers
+        self.num_workers = config.num_workers
         self.order = WindowOrder(
-            dataset.counts, dataset.source_starts, seed=seed, weights=weights, shuffle_block=shuffle_block
+            dataset.counts, dataset.source_starts, seed=seed, weights=config.weights, shuffle_block=config.shuffle_block
         )
         if len(self) == 0:
             raise DataError(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from ..gr_model.errors import DataError, EnvironmentMissing
 
@@ -110,7 +111,7 @@ def _download(url: str, target: Path) -> None:
 
 
 @contextmanager
-def _open_url(url: str) -> Iterator[object]:
+def _open_url(url: str) -> Iterator[Any]:
     import fsspec
 
     try:

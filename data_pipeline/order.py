@@ -35,7 +35,7 @@ class WindowOrder:
         shuffle_block: windows of a block that are read near each other, 0 for none.
 
     Raises:
-        ConfigError: for weights or a block that cannot be used.
+        ConfigError: for weights that cannot be used.
     """
 
     def __init__(
@@ -47,8 +47,6 @@ class WindowOrder:
         weights: Sequence[float] | None = None,
         shuffle_block: int = 0,
     ) -> None:
-        if shuffle_block < 0:
-            raise ConfigError(f"loader: expected shuffle_block >= 0, got {shuffle_block}.")
         self.seed = seed
         self.shuffle_block = shuffle_block
         self.window_ends = np.cumsum(counts, dtype=np.int64)

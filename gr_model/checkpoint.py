@@ -1,8 +1,8 @@
 """The release format: `model.safetensors` beside `config.json`, checked on loading.
 
 `config.json` holds the format version, the model's configuration, the normalisation statistics (for people;
-the weights hold them, too), the fingerprints of the image tokenizer and of the text encoder, the weight
-file's SHA-256 and its provenance.
+the weights hold them, too), the statistics of the datasets it was trained on, the fingerprints of the image
+tokenizer and of the text encoder, the weight file's SHA-256 and its provenance.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..cvae_head.cvae import CVAEConfig
+from ..data_pipeline.dataset_statistics import DatasetStatistics, read_datasets
 from ..data_pipeline.files import write_json
 from .config import CameraSpec, ModelConfig
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, DataError
 from .world_model import WorldModel
 
 FORMAT_VERSION = 1
@@ -35,6 +36,7 @@ class Release:
 
     frame_step: distance of successive frames [control steps]; control_hz: rate of the chunk's poses [Hz].
     provenance: command, seed, steps and whatever the writer added.
+    datasets: fingerprint -> statistics of the states and actions it was trained on; empty where nobody kept them.
     """
 
     model: WorldModel
@@ -43,6 +45,7 @@ class Release:
     frame_step: int
     control_hz: float
     provenance: Mapping[str, Any]
+    datasets: Mapping[str, DatasetStatistics] = field(default_factory=dict)
 
 
 def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
@@ -52,7 +55,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
         CheckpointError: unknown, missing or unusable values.
     """
     try:
-        known = {field.name for field in fields(ModelConfig)}
+        known = {entry.name for entry in fields(ModelConfig)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise CheckpointError(
@@ -79,6 +82,7 @@ def save_release(
     frame_step: int,
     control_hz: float,
     provenance: Mapping[str, Any],
+    datasets: Mapping[str, DatasetStatistics] | None = None,
 ) -> Path:
     """Write a release; the record comes last, so that a folder with a record is whole.
 
@@ -87,6 +91,7 @@ def save_release(
         frame_step: distance of successive frames [control steps].
         control_hz: steps a second of the predicted chunk [Hz].
         provenance: seed, steps, data; the command line is added.
+        datasets: fingerprint -> statistics of the states and actions it was trained on.
 
     Returns:
         The folder.
@@ -102,6 +107,7 @@ def save_release(
         "format_version": FORMAT_VERSION,
         "model": asdict(model.config),
         "statistics": model.get_statistics().to_dict(),
+        "datasets": {key: dataset.to_dict() for key, dataset in (datasets or {}).items()},
         "tokenizer": tokenizer,
         "text": text,
         "frame_step": frame_step,
@@ -159,7 +165,15 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
         frame_step=record["frame_step"],
         control_hz=record["control_hz"],
         provenance=record["provenance"],
+        datasets=_read_datasets(folder, record),
     )
+
+
+def _read_datasets(folder: Path, record: Mapping[str, Any]) -> dict[str, DatasetStatistics]:
+    try:
+        return read_datasets(record.get("datasets", {}))
+    except DataError as error:
+        raise CheckpointError(f"{folder / RECORD}: {error}") from error
 
 
 def read_record(folder: Path) -> dict[str, Any]:

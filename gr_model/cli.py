@@ -42,11 +42,39 @@ def _data_inspect() -> Target:
     return inspect_source
 
 
+def _data_statistics() -> Target:
+    """Measure states and actions without touching video and say what looks wrong."""
+    from ..data_pipeline.statistics_table import statistics
+
+    return statistics
+
+
 def _data_shards() -> Target:
     """Filter videos and episodes and write them as webdataset shards."""
-    from ..data_pipeline.curation.curate import write_video_shards
+    from ..data_pipeline.curation.ingest import write_video_shards
 
     return write_video_shards
+
+
+def _data_curate() -> Target:
+    """Cut clips at scene cuts and drop what teaches nothing, with a reason for each."""
+    from ..data_pipeline.curation.curate import curate
+
+    return curate
+
+
+def _data_caption() -> Target:
+    """Describe every clip with a vision-language model and keep the caption it had."""
+    from ..data_pipeline.curation.caption import caption
+
+    return caption
+
+
+def _data_report() -> Target:
+    """Write one HTML page about what was kept and dropped, with pictures of both."""
+    from ..data_pipeline.curation.report import write_data_report
+
+    return write_data_report
 
 
 def _data_tokens() -> Target:
@@ -133,6 +161,13 @@ def _benchmark_calvin_speed() -> Target:
     return speed
 
 
+def _benchmark_data() -> Target:
+    """Time shards, decoding and curation beside webdataset and decord, and say who waits for whom."""
+    from ..benchmarks.data.run import benchmark
+
+    return benchmark
+
+
 def _benchmark_speed() -> Target:
     """Time the pieces of one control cycle on this machine."""
     from ..benchmarks.speed import speed
@@ -205,8 +240,12 @@ COMMANDS = (
     Command(words="doctor", target=_doctor, group="start"),
     Command(words="data record", target=_data_record, group="data", prints_options=True),
     Command(words="data inspect", target=_data_inspect, group="data", bare="source"),
+    Command(words="data statistics", target=_data_statistics, group="data", bare="source"),
     Command(words="data shards", target=_data_shards, group="data", prints_options=True),
+    Command(words="data curate", target=_data_curate, group="data", prints_options=True),
+    Command(words="data caption", target=_data_caption, group="data", prints_options=True),
     Command(words="data tokens", target=_data_tokens, group="data", prints_options=True),
+    Command(words="data report", target=_data_report, group="data", bare="folder"),
     Command(words="tokenizer train", target=_tokenizer_train, group="training", prints_options=True),
     Command(words="text train", target=_text_train, group="training", prints_options=True),
     Command(words="pretrain", target=_pretrain, group="training", prints_options=True),
@@ -218,6 +257,7 @@ COMMANDS = (
     Command(words="benchmark calvin verify", target=_benchmark_calvin_verify, group="results", bare="folder"),
     Command(words="benchmark calvin pictures", target=_benchmark_calvin_pictures, group="results"),
     Command(words="benchmark calvin speed", target=_benchmark_calvin_speed, group="results"),
+    Command(words="benchmark data", target=_benchmark_data, group="results"),
     Command(words="benchmark speed", target=_benchmark_speed, group="results"),
     Command(words="benchmark wbc", target=_benchmark_wbc, group="results", bare="files"),
     Command(words="benchmark wbc-pick", target=_benchmark_wbc_pick, group="results"),

@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..cvae_head.trajectory import JOINT_FEATURES
+from ..data_pipeline.statistics_check import state_contradiction
 from ..tokenizers.text import TextEncoder
 from ..tokenizers.text_weights import load_text_encoder
 from ..tokenizers.vqgan import VQGAN
 from ..tokenizers.weights import load_vqgan
 from .checkpoint import Release, load_release
 from .context import Context
-from .contracts import Array
-from .errors import CheckpointError
+from .contracts import Array, Observation
+from .errors import CheckpointError, ShapeError
 from .generation import SamplingConfig, imagine
-from .policy import GR2Policy
+from .policy import EncodeImages, EncodeText, GR2Policy
 from .tokenizer_stages import codebook_fingerprint
 
 
@@ -89,13 +91,44 @@ def load_policy(source: str | Path, *, executed_steps: int = 5) -> GR2Policy:
     return policy_of(assemble(source), executed_steps=executed_steps)
 
 
+class ReleasedPolicy(GR2Policy):
+    """A policy that refuses states unlike all that its model was trained on: in [mm], degrees, of another gripper."""
+
+    def __init__(
+        self, release: Release, *, encode_images: EncodeImages, encode_text: EncodeText, executed_steps: int = 5
+    ) -> None:
+        super().__init__(
+            release.model,
+            encode_images=encode_images,
+            encode_text=encode_text,
+            control_hz=release.control_hz,
+            executed_steps=executed_steps,
+        )
+        self.datasets = release.datasets
+
+    def remember(self, observation: Observation, codes: dict[str, Array]) -> Context:
+        """Append a frame to the history and return what the model sees.
+
+        Raises:
+            ShapeError: the state contradicts the statistics that the release keeps of its data.
+        """
+        state = observation.state_vector()
+        num_read = len(state) if self.model.config.state_joints else len(state) - JOINT_FEATURES
+        reason = state_contradiction(self.datasets, state, num_read)
+        if reason:
+            raise ShapeError(
+                f"observation: expected a state like those the policy was trained on, got {reason}; give [m], [rad] "
+                "and openings from 0 to 1 in the robot base frame, or finetune on episodes of this robot."
+            )
+        return super().remember(observation, codes)
+
+
 def policy_of(parts: Assembled, *, executed_steps: int) -> GR2Policy:
     """Make a policy with a history of its own over a loaded model."""
-    return GR2Policy(
-        parts.release.model,
+    return ReleasedPolicy(
+        parts.release,
         encode_images=parts.vqgan.encode_frames,
         encode_text=parts.text.encode,
-        control_hz=parts.release.control_hz,
         executed_steps=executed_steps,
     )
 

@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..data_pipeline.loader import LoaderConfig
 from .errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from ..data_pipeline.loader import WindowLoader
+    from ..data_pipeline.dataset_statistics import DatasetStatistics
+    from ..data_pipeline.loader import BatchLoader
+    from ..data_pipeline.locations import Location
     from ..data_pipeline.token_store import TokenStore
     from ..tokenizers.vqgan import VQGAN
+    from .checkpoint import Release
     from .config import ModelConfig
+    from .normalization import Statistics
     from .training import Device, TrainingConfig
     from .world_model import WorldModel
 
@@ -86,7 +91,7 @@ def _set_threads(threads: int) -> None:
 def _run(
     model: WorldModel,
     training: TrainingConfig,
-    loaders: tuple[WindowLoader, WindowLoader],
+    loaders: tuple[BatchLoader, BatchLoader],
     encoders: FrozenEncoders,
     *,
     out: Path,
@@ -95,6 +100,7 @@ def _run(
     store: TokenStore,
     device: Device,
     description: str,
+    datasets: Mapping[str, DatasetStatistics] | None = None,
 ) -> dict[str, float]:
     """Train, then write the release with the averaged weights."""
     import torch
@@ -103,7 +109,8 @@ def _run(
     from .training import TrainingModule, train
 
     model.embed.set_codebook(encoders.vqgan.codebook.detach())
-    model.set_texts(torch.from_numpy(store.text_features), torch.from_numpy(store.text_mask))
+    features, mask = store.texts
+    model.set_texts(torch.from_numpy(features), torch.from_numpy(mask))
     module = TrainingModule(model, training, steps=steps)
     loader, held_out = loaders
     validation = list(islice(iter(held_out), min(_VALIDATION_BATCHES, len(held_out))))
@@ -122,6 +129,7 @@ def _run(
         frame_step=frame_step,
         control_hz=30.0,
         provenance={"steps": steps, "seed": training.seed, "windows": loader.num_windows, **sources},
+        datasets=datasets,
     )
     return figures | {"windows": loader.num_windows, "steps": steps}
 
@@ -144,31 +152,35 @@ def _keep_encoders(encoders: FrozenEncoders, out: Path) -> dict[str, str]:
     return kept
 
 
-def _open(tokens: Sequence[Path], *, load_steps: bool) -> TokenStore:
+def _open(tokens: Sequence[Location], *, load_steps: bool) -> TokenStore:
     from ..data_pipeline.token_store import TokenStore
 
     if not tokens:
         raise ConfigError("--tokens: expected at least one folder, as in --tokens '[\"runs/a/tokens\"]'.")
-    return TokenStore.open([Path(p) for p in tokens], CAMERAS, load_steps=load_steps)
+    return TokenStore.open(tokens, CAMERAS, load_steps=load_steps)
 
 
 def _loaders(
-    store: TokenStore, *, batch_size: int, chunk_length: int, context: int, seed: int, labelled_only: bool
-) -> tuple[WindowLoader, WindowLoader]:
-    from ..data_pipeline.loader import WindowLoader
+    store: TokenStore, config: LoaderConfig, *, batch_size: int, chunk_length: int, context: int, seed: int,
+    labelled_only: bool,
+) -> tuple[BatchLoader, BatchLoader]:  # fmt: skip
+    from ..data_pipeline.loader import BatchLoader
+    from ..data_pipeline.token_windows import TokenWindows
 
-    def make(split: Literal["train", "validation"], size: int) -> WindowLoader:
-        return WindowLoader(
-            store, batch_size=size, num_frames=context + 1, frame_step=1, chunk_length=chunk_length, context=context,
-            seed=seed, labelled_only=labelled_only, split=split, validation_fraction=_VALIDATION_SHARE,
+    def make(split: Literal["train", "validation"], size: int, config: LoaderConfig) -> BatchLoader:
+        windows = TokenWindows(
+            store, num_frames=context + 1, frame_step=1, chunk_length=chunk_length, context=context,
+            labelled_only=labelled_only, split=split, validation_fraction=_VALIDATION_SHARE,
         )  # fmt: skip
+        return BatchLoader(windows, batch_size=size, seed=seed, config=config)
 
-    return make("train", batch_size), make("validation", min(batch_size, 16))
+    held_out = LoaderConfig(weights=config.weights)
+    return make("train", batch_size, config), make("validation", min(batch_size, 16), held_out)
 
 
 def pretrain(
     *,
-    tokens: list[Path],
+    tokens: list[str],
     out: Path,
     size: Size = "tiny",
     tokenizer: str = "small",
@@ -180,12 +192,13 @@ def pretrain(
     chunk_length: int = 10,
     threads: int = 2,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    loader: LoaderConfig = LoaderConfig(),  # noqa: B008  (frozen)
     seed: int = 0,
 ) -> dict[str, float]:
     """Train the GPT to predict the next frame of every video; no states, no actions.
 
     Args:
-        tokens: folders that `gr2 data tokens` wrote.
+        tokens: folders that `gr2 data tokens` wrote, or their URLs.
         out: folder for the log, the checkpoint and the released model; a stopped run goes on.
         size: tiny (CPU), S, B, L or XL.
         tokenizer: the image tokenizer that made the tokens: "small" or its folder or file.
@@ -197,6 +210,7 @@ def pretrain(
         chunk_length: poses of the chunk that finetuning will add.
         threads: CPU threads, 0 leaves torch's choice.
         device: where to train; auto takes a GPU where there is one.
+        loader: shares of the folders, workers, and how far windows are mixed.
         seed: seed of weights, order and masks.
     """
     import torch
@@ -211,6 +225,7 @@ def pretrain(
     model = WorldModel(model_config(size, encoders.facts, chunk_length=chunk_length, context=context))
     loaders = _loaders(
         store,
+        loader,
         batch_size=batch_size,
         chunk_length=chunk_length,
         context=context,
@@ -226,7 +241,7 @@ def pretrain(
 
 def finetune(
     *,
-    tokens: list[Path],
+    tokens: list[str],
     out: Path,
     init: Path | None = None,
     size: Size = "tiny",
@@ -239,8 +254,11 @@ def finetune(
     frame_fraction: float = 1.0,
     context: int = 1,
     chunk_length: int = 10,
+    statistics: Literal["check", "keep", "measure"] = "check",
+    normalization: Literal["moments", "quantiles"] = "moments",
     threads: int = 2,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    loader: LoaderConfig = LoaderConfig(),  # noqa: B008  (frozen)
     seed: int = 0,
 ) -> dict[str, float]:
     """Train frames and trajectories together on labelled robot episodes.
@@ -259,13 +277,17 @@ def finetune(
         frame_fraction: share of the steps that predict frames too.
         context: frames that the model sees.
         chunk_length: poses of a chunk, one for each control step.
+        statistics: check that the data fit those of `init` and normalise with their own statistics, keep the statistics
+            of `init`, or measure the data's unchecked; a run that goes on keeps its statistics.
+        normalization: mean 0 and deviation 1, or the 1 % and 99 % quantiles at -1 and 1.
         threads: CPU threads, 0 leaves torch's choice.
         device: where to train; auto takes a GPU where there is one.
+        loader: shares of the folders, workers, and how far windows are mixed.
         seed: seed of weights, order and masks.
     """
     import torch
 
-    from .checkpoint import load_release
+    from .normalization import choose_normalization
     from .training import TrainingConfig
     from .world_model import WorldModel
 
@@ -273,38 +295,52 @@ def finetune(
     store = _open(tokens, load_steps=True)
     encoders = _load_encoders(store, tokenizer, text)
     config = model_config(size, encoders.facts, chunk_length=chunk_length, context=context)
-    if init is not None:
-        facts = {"tokenizer": str(encoders.facts["sha256"]), "text": str(encoders.facts["text_fingerprint"])}
-        model = load_release(Path(init), **facts).model
-        if model.config.chunk_length != chunk_length or model.config.max_context != context:
-            raise ConfigError(
-                f"--init {init}: made for chunks of {model.config.chunk_length} and {model.config.max_context} context "
-                f"frames, asked for {chunk_length} and {context}; pretrain with the same numbers."
-            )
-        model.train()
+    start = None if init is None else _load_start(Path(init), encoders, chunk_length, context)
+    if start is not None:
+        model = start.model.train()
     else:
         torch.manual_seed(seed)
         model = WorldModel(config)
     loaders = _loaders(
-        store,
-        batch_size=batch_size,
-        chunk_length=chunk_length,
-        context=context,
-        seed=seed,
-        labelled_only=True,
+        store, loader, batch_size=batch_size, chunk_length=chunk_length, context=context, seed=seed, labelled_only=True
     )
-    model.set_statistics(_measure(loaders[0], batch_size, context))
+    chosen = choose_normalization(
+        statistics, tokens=tokens, out=out, init=init, start=start,
+        measure=lambda: _measure(loaders[0], batch_size, context, normalization),
+    )  # fmt: skip
+    model.set_statistics(chosen.statistics)
     training = TrainingConfig(
         with_actions=True, frame_weight=frame_weight, frame_fraction=frame_fraction, learning_rate=learning_rate,
         weight_average=0.998 if steps > 1000 else 0.99, seed=seed,
     )  # fmt: skip
     return _run(
         model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
-        device=device, description="finetune",
+        device=device, description="finetune", datasets=chosen.datasets,
     )  # fmt: skip
 
 
-def _measure(loader: WindowLoader, batch_size: int, context: int) -> Any:
+def _load_start(init: Path, encoders: FrozenEncoders, chunk_length: int, context: int) -> Release:
+    """Load the model to start from.
+
+    Raises:
+        ConfigError: it has another chunk or context.
+    """
+    from .checkpoint import load_release
+
+    facts = {"tokenizer": str(encoders.facts["sha256"]), "text": str(encoders.facts["text_fingerprint"])}
+    release = load_release(init, **facts)
+    config = release.model.config
+    if config.chunk_length != chunk_length or config.max_context != context:
+        raise ConfigError(
+            f"--init {init}: made for chunks of {config.chunk_length} and {config.max_context} context "
+            f"frames, asked for {chunk_length} and {context}; pretrain with the same numbers."
+        )
+    return release
+
+
+def _measure(
+    loader: BatchLoader, batch_size: int, context: int, mode: Literal["moments", "quantiles"] = "moments"
+) -> Statistics:
     """Measure normalisation statistics on up to 20,000 windows of the training split."""
     from .normalization import measure_statistics
 
@@ -317,4 +353,5 @@ def _measure(loader: WindowLoader, batch_size: int, context: int) -> Any:
     def gather(name: str) -> np.ndarray:
         return np.concatenate([batch[name].numpy() for batch in batches])
 
-    return measure_statistics(gather("states")[:, context - 1], gather("actions"), gather("action_mask"))
+    states = gather("states")[:, context - 1]
+    return measure_statistics(states, gather("actions"), gather("action_mask"), mode=mode)

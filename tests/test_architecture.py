@@ -62,7 +62,7 @@ TORCH_FAMILY = {
     "einops",
     "jaxtyping",
 }
-OPTIONAL: set[str] = set()
+OPTIONAL = {"mediapipe", "ray", "torchcodec", "transformers"}
 """Packages that a module uses only where they are installed."""
 CENTRAL_TYPES = (
     "VideoClip",

@@ -24,7 +24,7 @@ from gr2.data_pipeline.calvin_layout import (
     state_vectors,
 )
 from gr2.data_pipeline.curation.calvin import inspect_calvin
-from gr2.data_pipeline.curation.curate import write_video_shards
+from gr2.data_pipeline.curation.ingest import write_video_shards
 from gr2.data_pipeline.episodes import list_episodes
 from gr2.data_pipeline.pickled_arrays import load_pickled_array
 from gr2.data_pipeline.readers.source import open_source

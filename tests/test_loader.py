@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gr2.data_pipeline.files import array_bytes, load_array
-from gr2.data_pipeline.loader import BatchLoader
+from gr2.data_pipeline.loader import BatchLoader, LoaderConfig
 from gr2.data_pipeline.order import BLOCKS_MIXED, WindowOrder
 from gr2.data_pipeline.shards import ShardWriter, finished_shards, list_shards, read_indexed
 from gr2.data_pipeline.shuffle import permute
@@ -95,7 +95,8 @@ def make_loader(store: TokenStore, batch_size: int, seed: int = 3, **options) ->
     """Make a loader; options of windows and of the loader side by side."""
     chosen = {name: options.pop(name) for name in list(options) if name in (*WINDOWS, "split", "labelled_only")}
     windows = TokenWindows(store, validation_fraction=0.4, **(WINDOWS | chosen))
-    return BatchLoader(windows, batch_size=batch_size, seed=seed, **options)
+    config = {name: options.pop(name) for name in list(options) if name in ("weights", "num_workers", "shuffle_block")}
+    return BatchLoader(windows, batch_size=batch_size, seed=seed, config=LoaderConfig(**config), **options)
 
 
 def all_samples(store: TokenStore) -> list[dict]:

@@ -12,18 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gr2.data_pipeline.readers.rlds import (
-    BRIDGE,
-    DROID,
-    RLDS_SPECS,
-    RT1,
-    RldsSource,
-    RldsSpec,
-    open_rlds,
-    read_rlds,
-    read_rlds_file,
-)
+from gr2.data_pipeline.readers.record import PictureBytes, with_video_files
+from gr2.data_pipeline.readers.rlds import RldsSource, open_rlds, read_rlds, read_rlds_file
+from gr2.data_pipeline.readers.source import open_source
+from gr2.data_pipeline.readers.spec import BRIDGE, DROID, KNOWN_SPECS, RT1, EpisodeSpec
 from gr2.data_pipeline.readers.tfrecord import crc32c, masked_crc32c, parse_example, read_records
+from gr2.gr_model.contracts import Episode
 from gr2.gr_model.errors import DataError
 
 SAMPLE = Path(__file__).parent.parent / "../shared/real_samples/bridge_rlds"
@@ -209,7 +203,7 @@ def test_rt1_gripper_is_integrated(tmp_path: Path) -> None:
     write_dataset(tmp_path, name, leaves, [episode, still])
     dataset = open_rlds(tmp_path)
     first, second = read_rlds(dataset)
-    assert dataset.spec is RT1 is RLDS_SPECS[name] and first.control_hz == 3
+    assert dataset.spec is RT1 is KNOWN_SPECS[name] and first.control_hz == 3
     assert np.array_equal(first.actions[:, :6], np.concatenate(list(action.values()), axis=1))
     assert first.actions[:, 6].tolist() == [1, 0, 0, 0, 1] and second.actions[:, 6].tolist() == [1] * STEPS
     assert first.states.shape == (STEPS, 8) and first.instruction == "pick apple"
@@ -246,7 +240,7 @@ def test_gripper_signs_and_packed_tensors(tmp_path: Path, gripper, expected) -> 
         "steps/action": [zlib.compress(row.tobytes()) for row in action],
     }
     write_dataset(tmp_path, "x", leaves, [episode])
-    spec = RldsSpec(
+    spec = EpisodeSpec(
         cameras={"eye": "steps/view"},
         states=(),
         actions=("steps/action",),
@@ -299,15 +293,18 @@ def test_damaged_files_are_named_with_their_record(tmp_path: Path) -> None:
         ({"steps/observation/state": np.zeros(0, np.float32)}, "steps/observation/state: expected numbers .* nothing"),
         ({"steps/observation/image": numbers(2)}, "image: expected bytes .* got numbers"),
         ({"steps/observation/image": [b"GIF89a"] * STEPS}, "picture 0: expected a JPEG or PNG file"),
-        ({"steps/observation/image": [png(f) for f in pictures(size=(8, 8))]}, r"expected \(16, 24\) .*, got \(8, 8\)"),
+        (
+            {"steps/observation/image": [png(f) for f in (*pictures()[1:], pictures(size=(8, 8))[0])]},
+            r"picture 4: expected \(16, 24\) .*, got \(8, 8\)",
+        ),
     ],
 )
 def test_record_that_differs_from_its_features_is_left_out(tmp_path: Path, change, words) -> None:
     write_dataset(tmp_path, "my_robot", PLAIN, [plain_episode(0) | change, plain_episode(1)])
     with pytest.raises(DataError, match=words):
         next(read_rlds(open_rlds(tmp_path, control_hz=10)))
-    broken, good = RldsSource(tmp_path, control_hz=10)
-    assert "record 0" in broken.problem and not good.problem and good.caption == "push block 1"
+    broken, good = map(with_video_files, RldsSource(tmp_path, control_hz=10))
+    assert broken.problem and "record 0" in broken.source and not good.problem and good.caption == "push block 1"
     assert good.videos["static"].read_bytes() and good.key != broken.key
 
 
@@ -318,7 +315,7 @@ def test_missing_and_foreign_descriptions(tmp_path: Path) -> None:
         ("[", "cannot be read as JSON"),
         ('{"type": "FeaturesDict", "content": "{}"}', "tensorflow_datasets 4.5"),
         (json.dumps(tree({"image": leaf("image", "uint8")})), "expected episodes with `steps`"),
-        (json.dumps(tree({"steps/action": PLAIN["steps/action"]})), "say by an RldsSpec"),
+        (json.dumps(tree({"steps/action": PLAIN["steps/action"]})), "say in a spec where"),
     ]
     for content, words in foreign:
         features.write_text(content)
@@ -338,6 +335,32 @@ def test_missing_and_foreign_descriptions(tmp_path: Path) -> None:
     features.unlink()
     with pytest.raises(DataError, match=r"features\.json and \*\.tfrecord\* files, got none"):
         open_rlds(tmp_path / "d")
+
+
+def test_records_keep_the_files_of_their_pictures(tmp_path: Path) -> None:
+    write_plain(tmp_path)
+    for i, record in enumerate(RldsSource(tmp_path, control_hz=10)):
+        video = record.videos["static"]
+        assert isinstance(video, PictureBytes) and video.fps == 10
+        assert list(video.pictures) == plain_episode(i)["steps/observation/image"]
+
+
+@pytest.mark.parametrize(("last", "kept"), [(0, False), (8, False), (9, True)])
+def test_camera_of_one_colour_is_filler(tmp_path: Path, last: int, kept: bool) -> None:
+    filler = np.zeros((STEPS, 16, 24, 3), np.uint8)
+    filler[-1, 3, 3] = last
+    leaves = PLAIN | {"steps/observation/second": PLAIN["steps/observation/image"]}
+    episode = plain_episode(0) | {"steps/observation/second": [png(frame) for frame in filler]}
+    write_dataset(tmp_path, "x", leaves, [episode])
+    spec = EpisodeSpec(
+        cameras={"eye": "steps/observation/image", "second": "steps/observation/second"},
+        actions=("steps/action",),
+        control_hz=5,
+        optional_cameras=("second",),
+    )
+    (record,) = RldsSource(tmp_path, spec=spec)
+    (episode_read,) = read_rlds(open_rlds(tmp_path, spec=spec))
+    assert ("second" in record.videos) == ("second" in episode_read.images) == kept and "eye" in record.videos
 
 
 @needs_sample
@@ -360,8 +383,12 @@ def test_piece_of_bridge() -> None:
             (episode.actions[:, 6] >= 0) & (episode.actions[:, 6] <= 1)
         )
         assert np.abs(np.diff(episode.states[:, :3], axis=0)).max() < 0.1  # [m] between steps
-    records = list(RldsSource(SAMPLE))
+    records = list(open_source(SAMPLE))
     assert len({record.key for record in records}) == 13 and not any(record.problem for record in records)
     assert np.array_equal(records[4].actions, episodes[4].actions) and records[4].caption == carrot
+    episode = records[4].decode()
+    assert isinstance(episode, Episode) and episode.control_hz == 5
+    for camera, frames in episodes[4].images.items():
+        assert np.abs(episode.images[camera].astype(int) - frames).mean() < 3  # grey levels, lost by H.264
     named = replace(BRIDGE, cameras={"eye": "steps/observation/image_3"}, optional_cameras=())
     assert list(next(read_rlds(open_rlds(SAMPLE, spec=named))).images) == ["eye"]

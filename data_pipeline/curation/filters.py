@@ -10,8 +10,13 @@ import numpy as np
 
 from ...gr_model.contracts import Array
 from ...gr_model.errors import DataError
+from ..readers.corpus_files import VIDEO_MISSING
 from ..readers.record import Record, Video, VideoBytes
 from ..video import open_video
+
+
+MISSING = "missing"
+"""Reason of an annotated clip that was not downloaded: no fault, a corpus is rarely there in full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +95,8 @@ def mean_frame_difference(frames: Array) -> float:
 def examine(record: Record, config: FilterConfig) -> Verdict:
     """Apply all filters to one record; a broken video is a verdict, never an error."""
     if record.problem:
-        return Verdict(reason="unreadable", detail=record.problem, videos={})
+        reason = MISSING if record.problem == VIDEO_MISSING else "unreadable"
+        return Verdict(reason=reason, detail=record.problem, videos={})
     videos = {}
     for camera, video in record.videos.items():
         try:

@@ -32,7 +32,7 @@ from ..readers.record import Record, VideoBytes, with_video_files
 from ..readers.source import open_source
 from ..shards import ShardWriter, finished_shards, index_path, read_index, remove_leftovers
 from ..stages import Tally, begin_stage, finish_stage, read_manifest
-from .filters import FilterConfig, Verdict, examine
+from .filters import MISSING, FilterConfig, Verdict, examine
 
 STAGE = "video_shards"
 
@@ -68,7 +68,8 @@ def write_video_shards(
         window_seconds: longest window [s]; a longer clip is divided into equal windows.
         shard_megabytes: a shard that has reached this size takes no further sample.
         part: `i/n` takes every n-th record from the i-th on, for n jobs of a cluster with a folder each.
-        max_dropped: greatest fraction of records that may be dropped before the stage fails.
+        max_dropped: greatest fraction of records that may be dropped before the stage fails; videos that an annotation
+            names and that are not there do not count.
         executor: `local`, or `ray` for the cluster at RAY_ADDRESS.
         num_workers: processes that cut, encode and probe the videos.
         overwrite: replace an earlier result.
@@ -213,7 +214,8 @@ def video_row(description: Mapping[str, Any]) -> dict[str, Any]:
 def _check_loss(source: str, tally: Tally, max_dropped: float) -> None:
     if tally.records == 0:
         raise DataError(f"{source}: expected videos or episodes, found none; check the path and the suffixes.")
-    if tally.kept == 0 or tally.num_dropped > max_dropped * tally.records:
+    missing = tally.dropped.get(MISSING, 0)
+    if tally.kept == 0 or tally.num_dropped - missing > max_dropped * (tally.records - missing):
         reason, examples = next(iter(tally.examples.items()))
         raise DataError(
             f"{source}: {tally.num_dropped} of {tally.records} records were dropped ({tally.dropped}), "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,18 +85,34 @@ def decode_feature(name: str, feature: Feature, values: Values) -> Any:
     Raises:
         DataError: `values` are not what the feature says.
     """
-    wanted = "bytes" if feature.kind in ("image", "text") or feature.encoding != "none" else "numbers"
+    if feature.kind == "image":
+        return decode_pictures(name, feature, picture_bytes(name, feature, values))
+    wanted = "bytes" if feature.kind == "text" or feature.encoding != "none" else "numbers"
     unknown = feature.kind == "tensor" and -1 in feature.shape
     if feature.kind == "other" or feature.num_sequences > 1 or unknown:
         raise DataError(f"{name}: expected pictures, text or numbers of a fixed shape, got {feature}")
-    got = "nothing" if not len(values) else "bytes" if isinstance(values, list) else "numbers"
-    if got != wanted:
-        raise DataError(f"{name}: expected {wanted} ({feature.kind} {feature.dtype}), got {got}")
-    if feature.kind == "image":
-        return _pictures(name, feature, values)
+    if _stored_as(values) != wanted:
+        raise DataError(f"{name}: expected {wanted} ({feature.kind} {feature.dtype}), got {_stored_as(values)}")
     if feature.kind == "text":
         return [value.decode("utf-8", "replace") if isinstance(value, bytes) else "" for value in values]
     return _tensors(name, feature, values)
+
+
+def _stored_as(values: Values) -> str:
+    return "nothing" if not len(values) else "bytes" if isinstance(values, list) else "numbers"
+
+
+def picture_bytes(name: str, feature: Feature, values: Values) -> list[bytes]:
+    """Return the encoded pictures of all steps, not decoded.
+
+    Raises:
+        DataError: `values` are no pictures, or the feature says that their pixels are no uint8.
+    """
+    if feature.kind != "image" or feature.num_sequences > 1 or feature.dtype != "uint8":
+        raise DataError(f"{name}: expected one picture of uint8 for each step, got {feature}")
+    if not isinstance(values, list) or not values:
+        raise DataError(f"{name}: expected bytes (image uint8), got {_stored_as(values)}")
+    return values
 
 
 def _tensors(name: str, feature: Feature, values: Values) -> Array:
@@ -115,9 +131,12 @@ def _tensors(name: str, feature: Feature, values: Values) -> Array:
         raise DataError(f"{name}: expected {feature.dtype} of shape {shape}, got {error}") from error
 
 
-def _pictures(name: str, feature: Feature, values: Values) -> Array:
-    if feature.dtype != "uint8":
-        raise DataError(f"{name}: expected pictures of uint8, got {feature.dtype}")
+def decode_pictures(name: str, feature: Feature, values: Sequence[bytes]) -> Array:
+    """Decode pictures, uint8 `[t h w 3]`.
+
+    Raises:
+        DataError: one is no JPEG or PNG file, or of another size than the feature or the first one.
+    """
     frames: list[Array] = []
     for i, value in enumerate(values):
         try:

@@ -4,36 +4,75 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...gr_model.errors import DataError
+from ...gr_model.errors import ConfigError, DataError
 from ..calvin_layout import find_splits
 from ..episodes import list_episodes
+from ..locations import Location
 from ..video import is_video
 from .annotated import AnnotatedSource
+from .arrays import ArraysSource, find_arrays
 from .calvin import CalvinSource
+from .ego4d import Ego4dSource, find_ego4d
+from .epic import EpicSource, find_epic
 from .folder import FolderSource
+from .howto100m import HowTo100mSource, find_howto100m
+from .kinetics import KineticsSource, find_kinetics
+from .lerobot import LeRobotSource
+from .lerobot_layout import is_lerobot
 from .record import RecordSource
 from .recorded import RecordedSource
+from .rlds import RldsSource, find_rlds
+from .something import SomethingSource, find_something
+from .spec import EpisodeSpec, read_spec
+from .webdataset import WebdatasetSource, find_tars
 
 
-def open_source(path: Path, camera: str = "static") -> RecordSource:
-    """Open a dataset: recorded episodes, CALVIN, the annotation layout, or a folder of videos (or one video).
+def open_source(path: Location, camera: str = "static", spec: Path | None = None) -> RecordSource:
+    """Open a dataset in any layout that has a reader; a folder of videos (or one video) is the last guess.
 
     Args:
-        path: folder or file.
+        path: folder or file; webdataset tars also by URL or pattern.
         camera: name given to the camera of datasets that have one without a name.
+        spec: YAML file that says where the parts of a robot dataset lie.
 
     Raises:
         DataError: where nothing is there, or a file is no video.
+        ConfigError: a spec that cannot be read, or given for a layout that needs none.
     """
-    path = path.expanduser()
+    source = _recognise(path, camera, read_spec(spec) if spec is not None else None)
+    if spec is not None and not isinstance(source, RldsSource | LeRobotSource | ArraysSource):
+        raise ConfigError(f"{path}: expected RLDS, LeRobot or npz for a spec, got {source.kind!r}; leave the spec out.")
+    return source
+
+
+def _recognise(path: Location, camera: str, spec: EpisodeSpec | None) -> RecordSource:
+    if find_tars(path):
+        return WebdatasetSource(path, camera)
+    path = Path(path).expanduser()
     if not path.exists():
         raise DataError(f"{path}: no such file or folder, expected a dataset; check the path.")
-    if path.is_file() and not is_video(path):
-        raise DataError(f"{path}: expected a folder or a video file, got {path.suffix or 'no suffix'}.")
+    if path.is_file() and not is_video(path) and not find_arrays(path):
+        raise DataError(f"{path}: expected a folder, a video or an npz file, got {path.suffix or 'no suffix'}.")
     if path.is_dir() and list_episodes(path):
         return RecordedSource(path)
     if path.is_dir() and find_splits(path):
         return CalvinSource(path)
+    if find_rlds(path):
+        return RldsSource(path, spec=spec)
+    if is_lerobot(path):
+        return LeRobotSource(path, spec=spec, camera=camera)
     if (path / "annotation").is_dir() and (path / "videos").is_dir():
         return AnnotatedSource(path, camera)
+    if find_something(path):
+        return SomethingSource(path, camera)
+    if find_epic(path):
+        return EpicSource(path, camera)
+    if find_ego4d(path):
+        return Ego4dSource(path, camera)
+    if find_howto100m(path):
+        return HowTo100mSource(path, camera)
+    if find_kinetics(path):
+        return KineticsSource(path, camera)
+    if find_arrays(path):
+        return ArraysSource(path, spec=spec, camera=camera)
     return FolderSource(path, camera)

@@ -1,0 +1,153 @@
+"""`gr2 benchmark data`: how fast shards become batches, beside webdataset and decord, and who waits for whom."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from ...data_pipeline.curation.filters import FilterConfig
+from ...data_pipeline.curation.ingest import write_video_shards
+from ...data_pipeline.files import write_json
+from ...data_pipeline.video import is_video
+from ...gr_model.errors import DataError
+from .samples import NUM_FRAMES, write_clips, write_videos
+from .token_speed import TOKENS_A_CLIP, index_figures, memory_over_epochs, open_loader, token_rates
+from .video_speed import cost_table, stage_costs, video_rates
+
+Size = Literal["tiny", "S", "B", "L", "XL"]
+
+
+def benchmark(
+    *,
+    videos: Path | None = None,
+    clips: int = 20_000,
+    index: int = 1_000_000,
+    rounds: int = 5,
+    image_size: int = 256,
+    model: Size | None = "tiny",
+    batch_size: int = 64,
+    out: Path | None = None,
+) -> int:
+    """Measure loader and curation on this machine, one process and one thread for each figure.
+
+    Args:
+        videos: folder of videos of your own; without, videos of moving shapes are made.
+        clips: clips in the token shards that are made.
+        index: clips of the largest index that is opened.
+        rounds: times everything is measured, in turn.
+        image_size: pictures of video batches [px].
+        model: size whose training step is measured beside the loader; none leaves it out.
+        batch_size: clips a step of that model.
+        out: Also write the figures as JSON to this file.
+
+    Raises:
+        DataError: the folder holds no video that can be decoded.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"}
+    with TemporaryDirectory(prefix="gr2-benchmark-") as place:
+        folder = Path(place)
+        figures["tokens"] = _tokens(folder / "tokens", clips, rounds)
+        figures["index"] = _index(folder / "index", index)
+        figures["video"] = _video(folder, videos, rounds, image_size)
+    if model is not None:
+        figures["model"] = _model(model, batch_size, figures["tokens"]["clips_a_second"])
+    if out is not None:
+        write_json(out, figures)
+    return 0
+
+
+def _tokens(folder: Path, clips: int, rounds: int) -> dict[str, Any]:
+    size = write_clips(folder, clips)
+    print(f"token shards: {clips:,} clips of {NUM_FRAMES} frames x 256 codes, {size / clips:,.0f} bytes a clip")
+    rates = token_rates(folder, rounds)
+    for name, rate in rates.items():
+        print(f"  {name:<36}{rate.text('clips/s')}")
+    ours = next(iter(rates.values())).median
+    print(f"  one worker gives {ours * NUM_FRAMES:,.0f} frames/s, {ours * TOKENS_A_CLIP / 1e6:,.1f} M tokens/s")
+    early, late = memory_over_epochs(folder)
+    print(f"  resident memory after 2 epochs {early:.1f} MB, after 20 {late:.1f} MB ({late / early - 1:+.2%})")
+    state = len(json.dumps(open_loader(folder).state_dict()))
+    print(f"  a resume point takes {state} bytes")
+    return {
+        "clips": clips,
+        "bytes_a_clip": size / clips,
+        "rates": {name: asdict(rate) for name, rate in rates.items()},
+        "clips_a_second": ours,
+        "tokens_a_second": ours * TOKENS_A_CLIP,
+        "memory_megabytes": [early, late],
+    }
+
+
+def _index(folder: Path, count: int) -> dict[str, float]:
+    figures = index_figures(folder, count)
+    print(
+        f"index of {count:,} clips: {figures['index_megabytes']:,.0f} MB, opened and ready in "
+        f"{figures['start_up_s']:.2f} s, {figures['memory_megabytes']:,.0f} MB of memory, "
+        f"{figures['draws_a_second']:,.0f} draws/s"
+    )
+    factor = 50_000_000 / count
+    print(
+        f"  50,000,000 clips at that rate: {figures['index_megabytes'] * factor / 1e3:,.1f} GB, "
+        f"{figures['start_up_s'] * factor:.1f} s, {figures['memory_megabytes'] * factor / 1e3:,.2f} GB of memory"
+    )
+    return figures
+
+
+def _video(folder: Path, videos: Path | None, rounds: int, size: int) -> dict[str, Any]:
+    if videos is None:
+        videos = folder / "videos"
+        write_videos(videos, 24)
+    keep_all = FilterConfig(min_frames=2, min_seconds=0, min_motion=0)
+    manifest = write_video_shards(source=str(videos), out=folder / "shards", filters=keep_all)
+    dropped = {entry["source"] for reasons in manifest["examples"].values() for entry in reasons}
+    files = sorted(f for f in videos.rglob("*") if is_video(f) and f.relative_to(videos).as_posix() not in dropped)
+    files = [file for file in files if _decord_reads(file)]
+    if not files:
+        raise DataError(f"{videos}: expected videos that decord can read, found none; name another folder.")
+    print(f"video shards: {len(files)} clips, windows of 16 frames")
+    only = folder / "compared"
+    only.mkdir()
+    for number, file in enumerate(files):
+        (only / f"{number:05d}{file.suffix}").symlink_to(file.resolve())
+    write_video_shards(source=str(only), out=folder / "compared_shards", filters=keep_all)
+    rates = video_rates(folder / "compared_shards", files, size, rounds)
+    for name, rate in rates.items():
+        print(f"  {name:<36}{rate.text('frames/s')}")
+    costs = stage_costs(files)
+    print("\n".join(cost_table(costs)))
+    return {"clips": len(files), "rates": {n: asdict(r) for n, r in rates.items()}, "seconds_a_clip": costs}
+
+
+def _decord_reads(file: Path) -> bool:
+    from ...data_pipeline.decoders import load_decord
+
+    try:
+        load_decord().VideoReader(str(file), num_threads=1).get_batch([0])
+    except Exception:
+        # decord raises errors of its own kind for every file it cannot read: those cannot be compared
+        return False
+    return True
+
+
+def _model(size: Size, batch_size: int, loader_rate: float) -> dict[str, Any]:
+    """Time training steps on the device at hand, and say whether loader or model is the slower one."""
+    from .model_step import model_rate
+
+    rate, device = model_rate(size, batch_size)
+    waits = max(0.0, 1 - loader_rate / rate)
+    slower = "model" if waits == 0 else "loader"
+    print(
+        f"model {size} on {device}: {rate:,.1f} clips/s; one loader worker gives {loader_rate:,.0f}, "
+        f"{loader_rate / rate:,.1f} times that: the {slower} is the bottleneck, "
+        f"{max(1, math.ceil(rate / loader_rate))} worker(s) feed it"
+    )
+    return {"size": size, "device": device, "clips_a_second": rate}

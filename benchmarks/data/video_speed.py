@@ -1,0 +1,107 @@
+"""Video shards beside bare decord on the same clips, and what each stage of curation costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from ...data_pipeline.clip_windows import ClipWindows
+from ...data_pipeline.curation.cuts import find_cuts
+from ...data_pipeline.curation.filters import probe_video
+from ...data_pipeline.curation.hands import SkinMotionHands
+from ...data_pipeline.curation.near_duplicates import clip_hash, group_duplicates
+from ...data_pipeline.curation.quality import measure_quality
+from ...data_pipeline.decoders import load_decord
+from ...data_pipeline.loader import BatchLoader
+from ...data_pipeline.video import open_video
+from ...gr_model.contracts import Array
+from .rounds import Rate, compare_rates
+
+T = TypeVar("T")
+
+WINDOW_FRAMES, WINDOW_STRIDE = 16, 16
+CLIPS_OF_GR2 = 38_000_000
+"""Clips that GR-2 was pretrained on. Source: Cheang et al., GR-2, 2024, section 2.1."""
+
+PROBE_SIDE, PROBE_FRAMES = 160, 12
+
+
+def video_rates(shards: Path, videos: list[Path], size: int, rounds: int) -> dict[str, Rate]:
+    """Decode all windows of 16 frames with our loader and with decord, in turn; rates are frames a second."""
+    decord = load_decord()
+
+    def ours() -> int:
+        loader = BatchLoader(
+            ClipWindows([shards], ["static"], num_frames=WINDOW_FRAMES, stride=WINDOW_STRIDE, size=size),
+            batch_size=4,
+            seed=0,
+        )
+        return sum(int(batch["frame_mask"].sum()) for batch in islice(loader, len(loader)))
+
+    def bare(**sides: int) -> int:
+        frames = 0
+        for video in videos:
+            count = len(decord.VideoReader(str(video), num_threads=1))
+            for start in range(0, max(count - WINDOW_FRAMES, 0) + 1, WINDOW_STRIDE):
+                # as the loader does: windows come shuffled, so each opens its video
+                reader = decord.VideoReader(str(video), num_threads=1, **sides)
+                indices = np.minimum(np.arange(start, start + WINDOW_FRAMES), count - 1)
+                frames += len(reader.get_batch(indices.tolist()).asnumpy())
+        return frames
+
+    works = {
+        f"gr2, video shards at {size} px": ours,
+        f"decord, files at {size} px": lambda: bare(width=size, height=size),
+        "decord, files at full size": lambda: bare(),
+    }
+    return compare_rates(works, rounds, f"decord, files at {size} px")
+
+
+def stage_costs(videos: list[Path]) -> dict[str, float]:
+    """Measure the seconds that each stage of curation takes for a clip, on one core."""
+    costs: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], T]) -> T:
+        begin = time.perf_counter()
+        result = work()
+        costs[name] = costs.get(name, 0.0) + (time.perf_counter() - begin) / len(videos)
+        return result
+
+    hashes = []
+    detector = SkinMotionHands()
+    for video in videos:
+        timed("ingest: open, probe 12 frames", partial(probe_video, video, 12))
+        frames = timed("decode every frame at 160 px", partial(_decode_small, video))
+        probe = frames[np.unique(np.linspace(0, len(frames) - 1, PROBE_FRAMES).round().astype(int))]
+        timed("scene cuts", partial(find_cuts, frames))
+        timed("motion, sharpness, light, text", partial(measure_quality, probe))
+        timed("hands", partial(detector, probe))
+        hashes.append(timed("hash", partial(clip_hash, probe)))
+    many = np.random.default_rng(0).integers(0, 2**64, (50_000, len(hashes[0])), dtype=np.uint64)
+    begin = time.perf_counter()
+    group_duplicates(many)
+    costs["near-duplicates (50,000 clips)"] = (time.perf_counter() - begin) / len(many)
+    return costs
+
+
+def _decode_small(video: Path) -> Array:
+    with open_video(video) as reader:
+        height, width = reader.shape[1:]
+    scale = min(PROBE_SIDE / min(height, width), 1.0)
+    with open_video(video, height=round(height * scale), width=round(width * scale)) as reader:
+        return reader.get_batch(range(len(reader)))
+
+
+def cost_table(costs: Mapping[str, float]) -> list[str]:
+    """Lay out clips a second and the core-hours of GR-2's 38 million clips, a line for each stage."""
+    lines = [f"{'stage, one core':<36}{'ms a clip':>12}{'clips/s':>12}{'core-hours of 38 M':>20}"]
+    for name, seconds in [*costs.items(), ("all", sum(costs.values()))]:
+        hours = seconds * CLIPS_OF_GR2 / 3600
+        lines.append(f"{name:<36}{seconds * 1e3:>12.2f}{1 / seconds:>12,.0f}{hours:>20,.0f}")
+    return lines

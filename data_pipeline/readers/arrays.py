@@ -1,0 +1,237 @@
+"""Read episodes kept as npz files: one file an episode, one array for pictures, states and actions each.
+
+Pictures are integers 0 to 255 of any type or floats 0 to 1, `[t h w 3]` or `[t 3 h w]`; of `[t 3k h w]`, k pictures
+stacked by a replay buffer, the last one is that of the step. Actions are kept as stored: where a replay buffer wrote
+the file, action i is the one that led to picture i, and the first is zero. Source: thuml/iVideoGPT, its samples and
+`mbrl/metaworld_env.py`.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...gr_model.contracts import Array
+from ...gr_model.errors import DataError
+from ..files import camera_name, sample_key
+from ..video import is_video
+from .record import FrameArray, Record
+from .spec import EpisodeSpec, with_opening
+
+ASSUMED_HZ = 10.0
+"""Steps a second where no spec says them: npz files hold no rate. The facts of a record then say `rate: assumed`."""
+
+_BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What a file that is truncated, encrypted or no npz raises."""
+
+_PICTURES = ("image", "images", "observation", "observations", "rgb", "frames")
+_STATES = ("state", "states")
+_ACTIONS = ("action", "actions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayHeader:
+    """Shape and type of an array that was not read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def find_arrays(path: Path) -> list[Path]:
+    """List the npz files of a folder, or of the folders in it; none where videos lie among them.
+
+    A single npz file is listed alone.
+    """
+    if path.is_file():
+        return [path] if path.suffix == ".npz" else []
+    for pattern in ("*", "*/*"):
+        found = []
+        for file in path.glob(pattern):
+            if is_video(file):
+                return []
+            if file.suffix == ".npz" and not file.name.startswith("."):
+                found.append(file)
+        if found:
+            return sorted(found)
+    return []
+
+
+class ArraysSource:
+    """Episodes of npz files, in sorted order; pictures are read where they are encoded.
+
+    spec: names of arrays; without, what their names tell. camera: name given to the first camera.
+    """
+
+    kind = "arrays"
+
+    def __init__(self, path: Path, *, spec: EpisodeSpec | None = None, camera: str = "static") -> None:
+        self.path = path
+        self.spec = spec
+        self.camera = camera
+
+    def __iter__(self) -> Iterator[Record]:
+        root = self.path.parent if self.path.is_file() else self.path
+        for file in find_arrays(self.path):
+            source = file.relative_to(root).as_posix()
+            try:
+                yield self._record(file, sample_key(source), source)
+            except DataError as error:
+                yield Record(key=sample_key(source), videos={}, source=source, problem=str(error))
+
+    def _record(self, file: Path, key: str, source: str) -> Record:
+        headers = read_headers(file)
+        spec = self.spec or guess_spec(headers, self.camera)
+        missing = sorted(spec.keys() - set(headers))
+        if missing or not (spec.cameras or spec.actions):
+            wanted = missing or [f"pictures such as {', '.join(_PICTURES[:3])}"]
+            raise DataError(f"{file}: expected the arrays {wanted}, got {sorted(headers)}; name them in a spec.")
+        states, actions = (_matrix(file, headers, names) for names in (spec.states, spec.actions))
+        for name in spec.cameras.values():
+            _check_pictures(f"{file}: {name}", headers[name])
+        names = [*spec.cameras.values(), *spec.states, *spec.actions]
+        lengths = {name: headers[name].shape[0] for name in names}
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise DataError(f"{file}: expected one number of steps, above 0, got {lengths}; leave the file out.")
+        rate = spec.control_hz or ASSUMED_HZ
+        steps = bool(spec.actions)
+        num_steps = next(iter(lengths.values()))
+        return Record(
+            key=key,
+            videos={
+                camera: FrameArray(read=partial(read_pictures, file, name), fps=rate)
+                for camera, name in spec.cameras.items()
+            },
+            caption=_sentence(file, headers, spec),
+            states=(states if spec.states else np.zeros((num_steps, 0), np.float32)) if steps else None,
+            actions=with_opening(actions, spec.gripper) if steps else None,
+            control_hz=rate if steps else None,
+            source=source,
+            facts=spec.facts(self.path.resolve().name.removesuffix(".npz"))
+            | {"rate": "stated" if spec.control_hz else "assumed"},
+        )
+
+
+def guess_spec(headers: Mapping[str, ArrayHeader], camera: str = "static") -> EpisodeSpec:
+    """Tell pictures, states and actions by the names and shapes of arrays; the first camera is called `camera`."""
+    pictures = [name for name in _PICTURES if name in headers]
+    pictures += sorted(name for name in headers if name not in pictures and "image" in name)
+    pictures = [name for name in pictures if len(headers[name].shape) == 4 or name in _PICTURES[:2]]
+    names = [camera_name(camera), *(camera_name(name) for name in pictures[1:])]
+    return EpisodeSpec(
+        cameras=dict(zip(names, pictures, strict=False)),
+        states=tuple(name for name in _STATES if name in headers)[:1],
+        actions=tuple(name for name in _ACTIONS if name in headers)[:1],
+    )
+
+
+def read_headers(file: Path) -> dict[str, ArrayHeader]:
+    """Read shapes and types of all arrays of an npz file, none of their values.
+
+    Raises:
+        DataError: the file is truncated or no npz file, or an array is broken or holds pickled objects.
+    """
+    headers = {}
+    try:
+        with zipfile.ZipFile(file) as members:
+            for member in members.infolist():
+                with members.open(member) as data:
+                    version = np.lib.format.read_magic(data)
+                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_later_header
+                    shape, _, dtype = read(data)
+                size = dtype.itemsize * int(np.prod(shape, dtype=object))
+                if dtype.hasobject or size > member.file_size:
+                    raise ValueError(f"{member.filename} holds objects, or less than its shape says")
+                headers[member.filename.removesuffix(".npy")] = ArrayHeader(shape=shape, dtype=dtype)
+    except _BROKEN as error:
+        raise DataError(
+            f"{file}: expected an npz file of plain arrays, got another ({error}); copy it again."
+        ) from error
+    return headers
+
+
+def _read_later_header(data: Any) -> Any:
+    return np.lib.format.read_array_header_2_0(data)
+
+
+def read_pictures(file: Path, name: str) -> Array:
+    """Read the pictures of an episode as uint8 `[t h w 3]`.
+
+    Raises:
+        DataError: the array is missing or broken, of another shape, or its values are no colours.
+    """
+    where = f"{file}: {name}"
+    values = _read(file, name)
+    _check_pictures(where, ArrayHeader(shape=values.shape, dtype=values.dtype))
+    if values.shape[-1] != 3:
+        values = values[:, -3:].transpose(0, 2, 3, 1)
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    low, high = values.min(), values.max()
+    top = 1 if values.dtype.kind == "f" else 255
+    if not (low >= 0 and high <= top):  # NaN is neither
+        raise DataError(f"{where}: expected {values.dtype} from 0 to {top}, got {low} to {high}; convert the pictures.")
+    scaled = np.rint(values * 255) if values.dtype.kind == "f" else values
+    return np.ascontiguousarray(scaled.astype(np.uint8))
+
+
+def _check_pictures(where: str, header: ArrayHeader) -> None:
+    shape = header.shape
+    colour = len(shape) == 4 and (shape[-1] == 3 or (shape[1] > 0 and shape[1] % 3 == 0))
+    if header.dtype.kind not in "iuf" or not colour or 0 in shape:
+        raise DataError(
+            f"{where}: expected integers 0 to 255 or floats 0 to 1, (t, h, w, 3) or (t, 3, h, w), got "
+            f"{header.dtype} {shape}; name the pictures in a spec, or write one file an episode."
+        )
+
+
+def _matrix(file: Path, headers: Mapping[str, ArrayHeader], names: tuple[str, ...]) -> Array:
+    parts = []
+    for name in names:
+        header = headers[name]
+        if header.dtype.kind not in "iufb" or not header.shape:
+            got = f"{header.dtype} {header.shape}"
+            raise DataError(f"{file}: {name}: expected numbers (steps, numbers), got {got}; correct the spec.")
+        with np.errstate(over="ignore"):
+            values = _read(file, name).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise DataError(f"{file}: {name}: expected finite numbers, got NaN or infinity; leave the file out.")
+        parts.append(values.reshape(len(values), -1) if len(values) else values.reshape(0, 0))
+    if len({len(part) for part in parts}) > 1:
+        lengths = {name: len(part) for name, part in zip(names, parts, strict=True)}
+        raise DataError(f"{file}: expected one number of steps, got {lengths}; leave the file out.")
+    return np.concatenate(parts, axis=1) if parts else np.zeros((0, 0), np.float32)
+
+
+def _sentence(file: Path, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec) -> str:
+    for name in spec.instructions:
+        values = _read(file, name).reshape(-1) if headers[name].dtype.kind in "US" else np.zeros(0)
+        text = values[0] if len(values) else ""
+        sentence = (text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)).strip()
+        if sentence:
+            return sentence
+    return ""
+
+
+def _read(file: Path, name: str) -> Array:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            values: Array = arrays[name]
+    except _BROKEN as error:
+        raise DataError(f"{file}: {name}: cannot be read ({error}); copy the file again.") from error
+    return values

@@ -1,0 +1,199 @@
+"""Read LeRobot datasets v2.0, v2.1 and v3.0 with pyarrow alone: parquet files of steps beside videos or pictures.
+
+What the files hold counts, not what `meta/info.json` says of them: codec, folder and shapes are often wrong there. An
+episode whose steps are not at k / fps, or whose video has another number of frames, has a problem. A video of several
+episodes is cut where it is needed; one of a single episode stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ...gr_model.errors import ConfigError, DataError
+from ..files import camera_name
+from .lerobot_layout import EpisodeEntry, LeRobotLayout, read_layout, read_schema
+from .lerobot_rows import EpisodeRows, check_times, matrix_of, numbers_of, pictures_of
+from .lerobot_video import VideoHeader, find_video, read_header
+from .record import PictureBytes, Record, Video
+from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
+
+_IMAGES = "observation.images."
+_STATES = ("observation.state", "state", "states")
+_ACTIONS = ("action", "actions")
+_BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "task_index")
+
+
+class LeRobotSource:
+    """Episodes of a dataset, in the order of its metadata; what is broken or missing says why.
+
+    An episode without cameras is a record without videos, good for statistics; one without actions is video alone.
+    """
+
+    kind = "lerobot"
+
+    def __init__(self, path: Path, *, spec: EpisodeSpec | None = None, camera: str = "static") -> None:
+        """Open a dataset.
+
+        Args:
+            path: folder that holds `meta`.
+            spec: where the parts of an episode lie; without, a known dataset or what the names tell.
+            camera: name given to the camera where there is one.
+
+        Raises:
+            DataError: the metadata are missing or broken, or the dataset has not what the spec names.
+            ConfigError: the spec states another rate than the dataset.
+        """
+        self.path = path
+        self.layout = read_layout(path)
+        self._columns = self._first_columns()
+        available = {*self._columns, *_videos(self.layout)}
+        self._name = path.resolve().name
+        known = KNOWN_SPECS.get(self._name)
+        if spec is None:
+            spec = known if known and known.keys() <= available else guess_spec(self.layout, self._columns, camera)
+        missing = sorted(spec.keys() - available)
+        if missing:
+            raise DataError(f"{path}: expected {missing}, got {sorted(available)}; correct the names in the spec.")
+        if spec.control_hz not in (None, self.layout.fps):
+            got = f"{spec.control_hz:g} Hz in the spec"
+            raise ConfigError(f"{path}: expected the {self.layout.fps:g} Hz of meta/info.json, got {got}; correct it.")
+        self.spec = spec
+
+    def _first_columns(self) -> dict[str, str]:
+        """Return the columns of the first parquet file that is there, by name, with their types."""
+        for row in self.layout.rows:
+            try:
+                data = self.layout.entry(row).data
+                if data.is_file():
+                    return read_schema(data)
+            except DataError:  # a broken file is the problem of its own record
+                continue
+        return {name: "" for name, feature in self.layout.features.items() if feature.get("dtype") != "video"}
+
+    def __iter__(self) -> Iterator[Record]:
+        spec, opened = self.spec, _OpenFile([*sorted(self.spec.keys()), *_BOOKKEEPING])
+        cameras = [key for key in dict.fromkeys(spec.cameras.values()) if key not in self._columns]
+        header_of = lru_cache(maxsize=2 * len(cameras) + 1)(read_header)
+        widths: dict[str, int] = {}
+        for row in self.layout.rows:
+            key, source = f"episode_{row['episode_index']:06d}", f"episode {row['episode_index']}"
+            try:
+                entry = self.layout.entry(row, cameras)
+                source = f"{entry.data.relative_to(self.path).as_posix()}: {source}"
+                record = self._record(key, source, entry, opened.rows(entry.data), header_of)
+                _check_widths(record, widths)
+            except DataError as error:
+                record = Record(key=key, videos={}, source=source, problem=f"{source}: {error}.")
+            yield record
+
+    def _record(
+        self,
+        key: str,
+        source: str,
+        entry: EpisodeEntry,
+        file: EpisodeRows,
+        header_of: Callable[[Path], VideoHeader],
+    ) -> Record:
+        spec, fps = self.spec, self.layout.fps
+        rows = file.only_episode() if self.layout.version == 2 else file.episode(entry.index)
+        if rows.num_rows != entry.length or not entry.length:
+            raise DataError(f"expected the {entry.length} steps that meta promises, got {rows.num_rows}; copy it again")
+        check_times(rows, fps)
+        videos: dict[str, Video] = {}
+        for camera, name in spec.cameras.items():
+            if name in rows.column_names:
+                pictures = pictures_of(name, rows.column(name), self.path)
+                videos[camera] = PictureBytes(pictures=pictures, fps=fps, source=f"{source}: {name}")
+            elif name not in entry.videos and camera not in spec.optional_cameras:
+                raise DataError(f"expected the column {name}, got {sorted(rows.column_names)}; write the file again")
+            elif name in entry.videos and (entry.videos[name].file.is_file() or camera not in spec.optional_cameras):
+                videos[camera] = find_video(name, entry.videos[name], entry.length, fps, header_of)
+        sentences = self._sentences(rows, entry)
+        steps = bool(spec.actions)
+        facts = spec.facts(self._name) | {"episode_index": entry.index}
+        facts |= {"robot": self.layout.robot} if self.layout.robot else {}
+        return Record(
+            key=key,
+            videos=videos,
+            caption=sentences[0] if sentences else "",
+            states=matrix_of(rows, spec.states) if steps else None,
+            actions=with_opening(matrix_of(rows, spec.actions), spec.gripper) if steps else None,
+            control_hz=fps if steps else None,
+            source=source,
+            facts=facts | ({"sentences": sentences} if len(sentences) > 1 else {}),
+        )
+
+    def _sentences(self, rows: Any, entry: EpisodeEntry) -> list[str]:
+        """Return what the columns of the spec say, else the tasks of the steps, else those of the metadata."""
+        texts = [
+            str(rows.column(name)[0].as_py() or "") for name in self.spec.instructions if name in rows.column_names
+        ]
+        if not any(text.strip() for text in texts) and "task_index" in rows.column_names:
+            tasks = numbers_of("task_index", rows.column("task_index")).reshape(-1).tolist()
+            texts = [self.layout.tasks.get(task, "") for task in dict.fromkeys(tasks)]
+        if not any(text.strip() for text in texts):
+            texts = list(entry.tasks)
+        return list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+
+
+class _OpenFile:
+    """The one parquet file that is open: episodes that lie in one file follow each other."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = columns
+        self._file: EpisodeRows | None = None
+
+    def rows(self, path: Path) -> EpisodeRows:
+        if self._file is None or self._file.path != path:
+            self._file = None
+            self._file = EpisodeRows(path, self._columns)
+        return self._file
+
+
+def guess_spec(layout: LeRobotLayout, columns: Mapping[str, str], camera: str = "static") -> EpisodeSpec:
+    """Tell the parts of an episode by name: `observation.images.*`, `observation.state`, `action`, or the short names.
+
+    Several cameras are called by the last part of their name. The gripper is kept as stored.
+
+    Args:
+        layout: metadata.
+        columns: columns of the parquet files, with their types.
+        camera: name given to the camera where there is one.
+    """
+    in_rows = [name for name in columns if _holds_pictures(layout, columns, name)]
+    pictures = list(dict.fromkeys([*_videos(layout), *in_rows]))
+    pictures = [name for name in pictures if name.startswith(_IMAGES)] or pictures
+    names = [camera_name(name.rpartition(".")[2]) for name in pictures]
+    if len(set(names)) != len(names):
+        names = [camera_name(name.removeprefix(_IMAGES)) for name in pictures]
+    return EpisodeSpec(
+        cameras={camera_name(camera): pictures[0]} if len(pictures) == 1 else dict(zip(names, pictures, strict=True)),
+        states=tuple(name for name in _STATES if name in columns)[:1],
+        actions=tuple(name for name in _ACTIONS if name in columns)[:1],
+    )
+
+
+def _videos(layout: LeRobotLayout) -> list[str]:
+    """List the features kept as video files; pictures of depth are none."""
+    found = []
+    for name, feature in layout.features.items():
+        info = feature.get("info") or feature.get("video_info") or {}
+        depth = isinstance(info, dict) and (info.get("video.is_depth_map") or info.get("is_depth_map"))
+        if feature.get("dtype") == "video" and not depth:
+            found.append(name)
+    return found
+
+
+def _holds_pictures(layout: LeRobotLayout, columns: Mapping[str, str], name: str) -> bool:
+    return columns[name].startswith("struct<bytes: binary") or layout.features.get(name, {}).get("dtype") == "image"
+
+
+def _check_widths(record: Record, widths: dict[str, int]) -> None:
+    """Check that every episode has as many numbers a step as the first one."""
+    for name, values in (("states", record.states), ("actions", record.actions)):
+        if values is not None and widths.setdefault(name, values.shape[1]) != values.shape[1]:
+            got = f"{values.shape[1]} numbers a step"
+            raise DataError(f"{name}: expected {widths[name]} as in the first episode, got {got}; leave it out")

@@ -1,0 +1,272 @@
+"""Find the episodes of a LeRobot dataset: what `meta/` says about them, and the files that are there in truth.
+
+v2.0 and v2.1 keep one parquet file and one video a camera for each episode, listed in `meta/episodes.jsonl`; v3.0 keeps
+several episodes in each file, listed in `meta/episodes/*/*.parquet`. Files lie where the patterns of `meta/info.json`
+say, or where the format says, in `videos` or `video`: there are datasets whose patterns are wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ...gr_model.errors import DataError
+from ..files import read_json
+
+_DATA = {
+    2: "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+    3: "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+}
+_VIDEOS = {
+    2: "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    3: "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+}
+"""Patterns by major version. Source: huggingface/lerobot, `datasets/utils.py` of v0.1 (v2.1) and v0.4 (v3.0)."""
+
+_CHUNK_SIZE = 1000
+"""Episodes of a chunk folder (v2) where `info.json` does not say. Source: the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeVideo:
+    """Where the pictures of one camera lie; start, stop: as the metadata say [s], both None for the whole file."""
+
+    file: Path
+    start: float | None = None
+    stop: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeEntry:
+    """One episode as the metadata describe it; length: steps; videos: feature -> video."""
+
+    index: int
+    length: int
+    tasks: tuple[str, ...]
+    data: Path
+    videos: Mapping[str, EpisodeVideo]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeRobotLayout:
+    """The metadata of a dataset, nothing of its episodes read yet.
+
+    version: 2 or 3, by the files of `meta`; fps: pictures and steps a second; features: as `info.json` has them;
+    tasks: index -> sentence; info: the whole `info.json`; rows: one for each episode, for `entry`.
+    """
+
+    root: Path
+    version: int
+    fps: float
+    robot: str
+    features: Mapping[str, Mapping[str, Any]]
+    tasks: Mapping[int, str]
+    info: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+
+    def entry(self, row: Mapping[str, Any], cameras: Sequence[str] = ()) -> EpisodeEntry:
+        """Find the files of one of the `rows`; cameras: features kept as video files.
+
+        Raises:
+            DataError: the row does not say where its files are.
+        """
+        index = row["episode_index"]
+        values = dict(row) | {"episode_chunk": index // int(self.info.get("chunks_size") or _CHUNK_SIZE)}
+        tasks = row.get("tasks")
+        return EpisodeEntry(
+            index=index,
+            length=row["length"],
+            tasks=tuple(str(task) for task in tasks) if isinstance(tasks, list | tuple) else (),
+            data=self._file(_DATA, "data_path", values if self.version == 2 else _file_numbers(row, "data")),
+            videos={key: self._video(key, values, row) for key in cameras},
+        )
+
+    def _video(self, key: str, values: Mapping[str, Any], row: Mapping[str, Any]) -> EpisodeVideo:
+        if self.version == 2:
+            return EpisodeVideo(file=self._file(_VIDEOS, "video_path", {**values, "video_key": key}))
+        prefix = f"videos/{key}"
+        file = self._file(_VIDEOS, "video_path", {**_file_numbers(row, prefix), "video_key": key})
+        start, stop = (_seconds(row.get(f"{prefix}/{end}_timestamp")) for end in ("from", "to"))
+        if start is None or stop is None:
+            raise DataError(f"expected times in {prefix}/from_timestamp and to_timestamp, got none; copy meta again")
+        return EpisodeVideo(file=file, start=start, stop=stop)
+
+    def _file(self, patterns: Mapping[int, str], name: str, values: Mapping[str, Any]) -> Path:
+        """Return the first of the possible files that is there, else the one that should be."""
+        standard = patterns[self.version]
+        stated = self.info.get(name)
+        names = [fill_pattern(p, values) for p in (stated, standard) if isinstance(p, str) and p]
+        names += [re.sub(r"^videos/", "video/", n) for n in names]
+        return next((self.root / n for n in names if (self.root / n).is_file()), self.root / names[0])
+
+
+def is_lerobot(path: Path) -> bool:
+    """Tell whether a folder is a LeRobot dataset: `meta/info.json` is there."""
+    return (path / "meta" / "info.json").is_file()
+
+
+def read_layout(root: Path) -> LeRobotLayout:
+    """Read the metadata of a dataset.
+
+    Raises:
+        DataError: they are missing, broken, or of another version.
+    """
+    info = read_json(root / "meta" / "info.json")
+    where = f"{root}/meta/info.json"
+    fps = _seconds(info.get("fps")) if isinstance(info, dict) else None
+    features = info.get("features") if isinstance(info, dict) else None
+    if fps is None or fps <= 0 or not isinstance(features, dict) or not all(map(_is_dict, features.values())):
+        raise DataError(f"{where}: expected `fps` above 0 and `features`, got another layout; copy the file again.")
+    listing, folder = root / "meta/episodes.jsonl", root / "meta/episodes"
+    if listing.is_file():
+        version, rows, tasks = 2, _read_lines(listing), _tasks_of_lines(root / "meta/tasks.jsonl")
+    elif folder.is_dir():
+        version, rows, tasks = 3, _read_rows(folder), _tasks_of_table(root / "meta/tasks.parquet")
+    else:
+        raise DataError(
+            f"{where}: expected meta/episodes.jsonl (v2.0, v2.1) or meta/episodes/ (v3.0), got neither (the file says "
+            f"{info.get('codebase_version')!r}); copy the folder meta, or convert the dataset with lerobot."
+        )
+    indices = [row.get("episode_index") for row in rows]
+    if not all(_is_count(number) for row in rows for number in (row.get("episode_index"), row.get("length"))):
+        raise DataError(f"{root}/meta: expected `episode_index` and `length` for each episode; copy meta again.")
+    if len(set(indices)) != len(indices):
+        raise DataError(f"{root}/meta: expected each episode_index once, got some again; copy meta again.")
+    example = {"episode_chunk": 0, "episode_index": 0, "chunk_index": 0, "file_index": 0, "video_key": "camera"}
+    for name in ("data_path", "video_path"):
+        fill_pattern(str(info.get(name) or ""), example)
+    if not _is_count(info.get("chunks_size") or _CHUNK_SIZE):
+        raise DataError(f"{where}: expected a number as chunks_size, got {info['chunks_size']!r}; correct the file.")
+    return LeRobotLayout(
+        root=root,
+        version=version,
+        fps=fps,
+        robot=str(info.get("robot_type") or ""),
+        features=features,
+        tasks=tasks,
+        info=info,
+        rows=rows,
+    )
+
+
+def fill_pattern(pattern: str, values: Mapping[str, Any]) -> str:
+    """Fill a pattern such as `data/chunk-{chunk_index:03d}/{video_key}.mp4`; nothing but names and widths is known.
+
+    Raises:
+        DataError: a name has no value, or the path leaves the dataset.
+    """
+
+    def value_of(match: re.Match[str]) -> str:
+        value = values.get(match[1])
+        if value is None or (match[2] and not isinstance(value, int)):
+            raise DataError(
+                f"info.json: {pattern!r}: expected a value for {match[1]!r}, got none; correct the pattern."
+            )
+        return f"{value:0{int(match[2])}d}" if match[2] else str(value)
+
+    filled = re.sub(r"\{(\w+)(?::0?(\d{1,2})d)?\}", value_of, pattern)
+    path = PurePosixPath(filled)
+    if path.is_absolute() or ".." in path.parts or "{" in filled:
+        raise DataError(f"info.json: expected a pattern of files in the dataset, got {pattern!r}; correct it.")
+    return filled
+
+
+def read_schema(path: Path) -> dict[str, str]:
+    """Read the columns of a parquet file: name -> type, as Arrow writes it.
+
+    Raises:
+        DataError: it is missing, truncated or no parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+    return {field.name: str(field.type) for field in schema}
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=list(columns), partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = (str(error).strip().splitlines() or [repr(error)])[0]
+    return DataError(f"{path}: cannot be read as parquet ({reason}); copy the file again.")
+
+
+def _read_rows(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    files = sorted(folder.glob("**/*.parquet"))
+    if not files:
+        raise DataError(f"{folder}: expected parquet files that list the episodes, got none; copy the folder meta.")
+    for path in files:
+        # The statistics of each episode are most of the file.
+        rows += _read_table(path, [name for name in read_schema(path) if not name.startswith("stats/")]).to_pylist()
+    return rows
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            row = json.loads(line) if line.strip() else None
+            if row is not None and not isinstance(row, dict):
+                raise ValueError(f"line {number} is no object")
+            rows += [row] if row is not None else []
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected one JSON object a line ({error}); copy the file again.") from error
+    return rows
+
+
+def _tasks_of_lines(path: Path) -> dict[int, str]:
+    rows = _read_lines(path) if path.is_file() else []
+    return {row["task_index"]: str(row.get("task", "")) for row in rows if _is_count(row.get("task_index"))}
+
+
+def _tasks_of_table(path: Path) -> dict[int, str]:
+    """Read the sentences; they are the index column of a pandas table, under whatever name it was written."""
+    if not path.is_file():
+        return {}
+    columns = _read_table(path, list(read_schema(path))).to_pydict()
+    numbers = columns.get("task_index")
+    texts = [values for values in columns.values() if values and all(isinstance(value, str) for value in values)]
+    if numbers is None or (numbers and not texts):
+        raise DataError(
+            f"{path}: expected `task_index` and a column of sentences, got {sorted(columns)}; copy it again."
+        )
+    return dict(zip(numbers, texts[0], strict=True)) if numbers else {}
+
+
+def _file_numbers(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    numbers = {name: row.get(f"{prefix}/{name}") for name in ("chunk_index", "file_index")}
+    if not all(_is_count(number) for number in numbers.values()):
+        got = list(numbers.values())
+        raise DataError(f"expected {prefix}/chunk_index and {prefix}/file_index in meta, got {got}; copy meta again")
+    return numbers
+
+
+def _seconds(value: Any) -> float | None:
+    """Return a finite number, None for anything else."""
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    return number if math.isfinite(number) else None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)

@@ -1,0 +1,104 @@
+"""Find the frames of one episode in a video of a LeRobot dataset; nothing is decoded before a worker encodes them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...gr_model.errors import DataError
+from .lerobot_layout import EpisodeVideo
+from .record import Video, VideoBytes, VideoSpan
+
+_MARGIN = 0.25
+"""A span begins and ends this much early [frames]: time stamps are rounded, and sums of lengths drift."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoHeader:
+    """What the head of a video file says; num_frames, fps: 0 where it does not; start: time of the first frame [s]."""
+
+    num_frames: int
+    fps: float
+    start: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeSpan:
+    """The frames of one episode in a video of several; `encode` makes sure that they are `num_frames`."""
+
+    span: VideoSpan
+    num_frames: int
+
+    def encode(self, short_side: int | None = None) -> VideoBytes:
+        """Cut the frames out.
+
+        Raises:
+            DataError: the video is broken, or has another number of frames there.
+        """
+        video = self.span.encode(short_side)
+        found = read_header(video.data).num_frames
+        if found != self.num_frames:
+            where = f"{self.span.file}: {self.span.start:.3f} to {self.span.stop:.3f} s"
+            raise DataError(f"{where}: expected {self.num_frames} frames, one a step, got {found}; leave it out")
+        return video
+
+
+def read_header(video: Path | bytes) -> VideoHeader:
+    """Read the head of a video file, or of the bytes of one.
+
+    Raises:
+        DataError: it is no video, or broken.
+    """
+    import av
+
+    name = str(video) if isinstance(video, Path) else "video"
+    try:
+        with av.open(str(video) if isinstance(video, Path) else io.BytesIO(video)) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise DataError(f"{name}: holds no video stream, expected one; copy the file again")
+            start = float((stream.start_time or 0) * (stream.time_base or 0))
+            rate = getattr(stream, "average_rate", None)
+            return VideoHeader(num_frames=stream.frames, fps=float(rate or 0), start=start)
+    except (OSError, av.FFmpegError) as error:
+        raise DataError(f"{name}: the video is truncated or corrupt ({error}); copy it again") from error
+
+
+def find_video(
+    name: str, place: EpisodeVideo, length: int, fps: float, header_of: Callable[[Path], VideoHeader]
+) -> Video:
+    """Return the frames of an episode: the file, where it holds no others, else their span of it.
+
+    Args:
+        name: feature, for errors.
+        place: where the metadata say the frames are.
+        length: steps of the episode.
+        fps: steps a second.
+        header_of: reads the head of a file.
+
+    Raises:
+        DataError: the file is missing or broken, of another rate, or too short.
+    """
+    if not place.file.is_file():
+        raise DataError(f"{name}: {place.file}: no such file, expected a video; copy it, or leave {name} out of a spec")
+    header = header_of(place.file)
+    if header.fps and abs(header.fps - fps) > 0.01 * fps:
+        raise DataError(f"{name}: {place.file}: expected {fps:g} frames a second, got {header.fps:g}; encode it again")
+    start = header.start if place.start is None else place.start
+    stop = start + length / fps
+    # There are datasets whose to_timestamp is the time of the last frame, not its end.
+    if place.stop is not None and not -1.1 / fps <= place.stop - stop <= 0.1 / fps:
+        raise DataError(f"{name}: expected a span to {stop:.4f} s for {length} frames, got {place.stop:.4f} s in meta; "
+                        "copy meta again")  # fmt: skip
+    before = round((start - header.start) * fps)
+    after = header.num_frames - before - length
+    if header.num_frames and (before < 0 or after < 0 or (place.start is None and after)):
+        got = f"{header.num_frames - before} of {header.num_frames}"
+        raise DataError(f"{name}: {place.file}: expected {length} frames, one a step, from frame {before} on, "
+                        f"got {got}; encode the video again, or leave the episode out")  # fmt: skip
+    if place.start is None or (before == 0 and after == 0 and header.num_frames):
+        return place.file
+    span = VideoSpan(file=place.file, start=start - _MARGIN / fps, stop=stop - _MARGIN / fps)
+    return EpisodeSpan(span=span, num_frames=length)

@@ -1,0 +1,229 @@
+"""Say where the parts of an episode lie in a dataset of robot episodes: one small spec for each dataset.
+
+RLDS, LeRobot and npz readers share it. A spec of one's own is a YAML file with the fields of `EpisodeSpec`:
+
+    name: my_robot
+    cameras: {static: observation.images.front, gripper: observation.images.wrist}
+    states: [observation.state]
+    actions: [action]
+    gripper: closing
+    action_kind: joint
+    control_hz: 30
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import yaml
+
+from ...gr_model.contracts import Array
+from ...gr_model.errors import ConfigError
+from ..files import camera_name
+
+Gripper = Literal["opening", "closing", "signed_opening", "signed_closing", "relative_closing", "as_stored"]
+"""What the last number of an action says: 1 open 0 closed; 1 closed 0 open; +1 open -1 closed; +1 closed -1 open;
++1 closes, -1 opens, 0 keeps; or unknown, kept as it is. All but the last are read as 1 open, 0 closed."""
+
+ActionKind = Literal["absolute_pose", "delta_pose", "joint", "as_stored"]
+"""What the other numbers of an action are: the commanded tool pose in the robot base frame; its change from one step
+to the next; commanded joint positions; or unknown. They are kept as they are: the kind only names them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeSpec:
+    """Where the parts of an episode lie, as the dataset names them.
+
+    RLDS: names of `features.json` joined by slashes (`steps/observation/image`); LeRobot: names of features
+    (`observation.images.top`); npz: names of arrays.
+
+    name: of the dataset; empty takes the name that the dataset gives itself.
+    cameras: camera name -> pictures.
+    states, actions: numbers put side by side, in this order; the gripper is the last number of an action.
+    instructions: the first of them that is not empty is the sentence.
+    optional_cameras: left out of an episode that lacks them: no video file, or pictures of one colour.
+    control_hz: steps a second; None where the dataset says it.
+    gripper, action_kind: what the numbers of an action mean.
+    license: terms of the dataset, as its authors name them.
+
+    Raises:
+        ConfigError: a field has a value that it cannot have.
+    """
+
+    cameras: Mapping[str, str]
+    states: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    instructions: tuple[str, ...] = ()
+    control_hz: float | None = None
+    gripper: Gripper = "as_stored"
+    action_kind: ActionKind = "as_stored"
+    optional_cameras: tuple[str, ...] = ()
+    name: str = ""
+    license: str = ""
+
+    def __post_init__(self) -> None:
+        for field, kind in (("gripper", Gripper), ("action_kind", ActionKind)):
+            value = getattr(self, field)
+            if value not in get_args(kind):
+                allowed = ", ".join(get_args(kind))
+                raise ConfigError(f"{field}: expected one of {allowed}, got {value!r}; correct the spec.")
+        if self.control_hz is not None and not 0 < self.control_hz < math.inf:
+            raise ConfigError(f"control_hz: expected more than 0 Hz, got {self.control_hz}; correct the spec.")
+        unfit = [camera for camera in self.cameras if not camera or camera_name(camera) != camera]
+        if unfit:
+            raise ConfigError(f"cameras: expected letters, digits, - and _ in a name, got {unfit}; rename the cameras.")
+        unknown = sorted(set(self.optional_cameras) - set(self.cameras))
+        if unknown:
+            raise ConfigError(f"optional_cameras: expected some of {sorted(self.cameras)}, got {unknown}; correct it.")
+
+    def keys(self) -> set[str]:
+        """Return every name that the dataset must have."""
+        return {*self.cameras.values(), *self.states, *self.actions, *self.instructions}
+
+    def facts(self, dataset: str) -> dict[str, Any]:
+        """Return what a record of this dataset keeps: its name, what its actions mean, its terms."""
+        facts = {"dataset": self.name or dataset}
+        if self.actions:
+            facts |= {"action_kind": self.action_kind, "gripper": self.gripper}
+        return facts | ({"license": self.license} if self.license else {})
+
+
+def read_spec(path: Path) -> EpisodeSpec:
+    """Read a spec from a YAML file with the fields of `EpisodeSpec`; one name may stand for a list of one.
+
+    Raises:
+        ConfigError: the file cannot be read, or a field is unknown or of another type.
+    """
+    try:
+        content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error}); check the path and the file.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected fields such as `cameras:`, got {type(content).__name__}; write a spec.")
+    known = [field.name for field in dataclasses.fields(EpisodeSpec)]
+    for name in content:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}."
+            raise ConfigError(f"{path}: unknown field {name!r}; {hint}")
+    try:
+        fields: dict[str, Any] = {"cameras": {}, **content}
+        return EpisodeSpec(**{name: _field(name, value) for name, value in fields.items()})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _field(name: str, value: Any) -> Any:
+    """Check one field of a spec file and turn it into what `EpisodeSpec` holds."""
+    if name == "cameras":
+        if not isinstance(value, dict) or not all(isinstance(part, str) for pair in value.items() for part in pair):
+            raise ConfigError(f"cameras: expected {{camera: name in the dataset}}, got {value!r}; correct the spec.")
+        return value
+    if name in ("states", "actions", "instructions", "optional_cameras"):
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(part, str) for part in names):
+            raise ConfigError(f"{name}: expected a list of names, got {value!r}; correct the spec.")
+        return tuple(names)
+    if name == "control_hz":
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ConfigError(f"control_hz: expected steps a second, got {value!r}; correct the spec.")
+        return value
+    if not isinstance(value, str):
+        raise ConfigError(f"{name}: expected a word, got {value!r}; correct the spec.")
+    return value
+
+
+def with_opening(actions: Array, gripper: Gripper) -> Array:
+    """Turn the last number of each action into 1 open, 0 closed: `[t a]` -> float32 `[t a]`."""
+    if not actions.shape[1]:
+        return actions.astype(np.float32)
+    last = actions[:, -1]
+    if gripper == "closing":
+        last = 1 - last
+    elif gripper in ("signed_opening", "signed_closing"):
+        last = (1 + last) / 2 if gripper == "signed_opening" else (1 - last) / 2
+    elif gripper == "relative_closing":
+        last = _opening_of_moves(last)
+    return np.concatenate([actions[:, :-1], last[:, None]], axis=1, dtype=np.float32)
+
+
+def _opening_of_moves(closing: Array) -> Array:
+    """Integrate moves of the gripper; before the first one it is the other way, without any it is open.
+
+    Source: Octo, `rel2abs_gripper_actions` (moves below 0.1 are none).
+    """
+    moves = np.flatnonzero(np.abs(closing) > 0.1)
+    if not len(moves):
+        return np.ones(len(closing), np.float32)
+    opened = (closing[moves] < 0).astype(np.float32)
+    latest = np.searchsorted(moves, np.arange(len(closing)), side="right") - 1
+    return np.where(latest < 0, 1 - opened[0], opened[np.maximum(latest, 0)]).astype(np.float32)
+
+
+_OBSERVATION, _ACTION = "steps/observation", "steps/action"
+_BRIDGE_CAMERAS = {"static": "image_0", "image_1": "image_1", "image_2": "image_2", "image_3": "image_3"}
+
+RT1 = EpisodeSpec(
+    name="fractal20220817_data",
+    cameras={"static": f"{_OBSERVATION}/image"},
+    states=(f"{_OBSERVATION}/base_pose_tool_reached", f"{_OBSERVATION}/gripper_closed"),
+    actions=(f"{_ACTION}/world_vector", f"{_ACTION}/rotation_delta", f"{_ACTION}/gripper_closedness_action"),
+    instructions=(f"{_OBSERVATION}/natural_language_instruction",),
+    control_hz=3,
+    gripper="relative_closing",
+    action_kind="delta_pose",
+    license="CC-BY-4.0",
+)
+"""Changes of position and of roll, pitch, yaw; the gripper says which way it moves. States: position, quaternion xyzw,
+gripper 1 closed 0 open (states keep their own sign). Source: the Open X-Embodiment dataset of this name; Octo,
+`rt1_dataset_transform`, for the gripper."""
+
+BRIDGE = EpisodeSpec(
+    name="bridge_dataset",
+    cameras={camera: f"{_OBSERVATION}/{name}" for camera, name in _BRIDGE_CAMERAS.items()},
+    states=(f"{_OBSERVATION}/state",),
+    actions=(_ACTION,),
+    instructions=("steps/language_instruction",),
+    control_hz=5,
+    gripper="opening",
+    action_kind="delta_pose",
+    optional_cameras=("image_1", "image_2", "image_3"),
+    license="CC-BY-4.0",
+)
+"""Changes of position and of roll, pitch, yaw. The flags `episode_metadata/has_image_*` are not to be trusted: there
+are files with all of them false beside good pictures. Source: BridgeData V2, `bridge_dataset` 1.0.0;
+rail-berkeley/bridge_data_v2 issue 26 for the meaning of states and actions (the text in features.json is wrong)."""
+
+DROID = EpisodeSpec(
+    name="droid",
+    cameras={
+        "static": f"{_OBSERVATION}/exterior_image_1_left",
+        "exterior_image_2_left": f"{_OBSERVATION}/exterior_image_2_left",
+        "gripper": f"{_OBSERVATION}/wrist_image_left",
+    },
+    states=(f"{_OBSERVATION}/cartesian_position", f"{_OBSERVATION}/gripper_position"),
+    actions=("steps/action_dict/cartesian_position", "steps/action_dict/gripper_position"),
+    instructions=tuple(f"steps/language_instruction{suffix}" for suffix in ("", "_2", "_3")),
+    control_hz=15,
+    gripper="closing",
+    action_kind="absolute_pose",
+    license="CC-BY-4.0",
+)
+"""Commanded poses (position, Euler angles) in the robot base frame. Source: the DROID dataset, RLDS version 1.0; the
+robot driver of droid-dataset/droid, where the gripper position is 1 - width / greatest width: 1 closed, 0 open."""
+
+KNOWN_SPECS: Mapping[str, EpisodeSpec] = {
+    "fractal20220817_data": RT1,
+    "bridge_dataset": BRIDGE,
+    "bridge_orig": BRIDGE,
+    "droid": DROID,
+    "droid_100": DROID,
+}
+"""Specs by the name that a dataset gives itself."""
