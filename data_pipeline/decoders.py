@@ -1,39 +1,39 @@
-"""Two video decoders behind one interface: decord (fast) and PyAV (opens everything FFmpeg opens).
+"""One interface of all decoders, and the one that reads by default: PyAV, which opens everything FFmpeg opens.
 
-Both give identical pixels for 8-bit video (10-bit differs in how colour is upsampled). PyAV finds a frame by
-its time stamp: the time stamps of all packets are read once, without decoding; each request seeks to the key
-frame before it. Where decoded time stamps do not rise one by one, frames are counted from the start instead.
+Every decoder takes the frames and their times from one `VideoIndex` and gives identical pixels for 8-bit video, but for
+halved colour of odd sizes and interlaced pictures (less than one grey level on average). 10-bit video differs by a few.
 """
 
 from __future__ import annotations
 
-import io
-import os
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import ModuleType
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..gr_model.contracts import Array
-from ..gr_model.errors import DataError, EnvironmentMissing
+from ..gr_model.errors import DataError
+from .video_index import Source, VideoIndex, index_video, open_container, video_stream
 
-Source = Path | bytes
+MAX_PIXELS = 1 << 26
+"""Greatest frame that is decoded [px]; 8K has half of it. A broken header must not fill the memory."""
+
+SEEK_COST = 3
+"""Frames that are decoded rather than skipped by seeking [frames]; a decoder that starts anew must fill up first."""
 
 
 class Decoder(Protocol):
-    """What `video.VideoReader` needs: `num_frames`, `fps`, size, frames by index.
+    """What `video.VideoReader` needs: the index, the size, frames by index.
 
-    height, width: size of the frames given [px], after rotation and resizing.
+    size: height and width of the frames given [px], after rotation and resizing.
     """
 
     name: str
-    num_frames: int
-    fps: float
-    height: int
-    width: int
+    index: VideoIndex
+
+    @property
+    def size(self) -> tuple[int, int]: ...
 
     def frames(self, indices: Sequence[int]) -> Array:
         """Decode uint8 `[f h w 3]` in the order of `indices`."""
@@ -42,24 +42,6 @@ class Decoder(Protocol):
     def close(self) -> None:
         """Release the file."""
         ...
-
-
-def load_decord() -> ModuleType:
-    """Import decord with its C++ log silenced and its endless retries at a broken end bounded.
-
-    Raises:
-        EnvironmentMissing: where decord is not installed (no wheel on this platform).
-    """
-    os.environ.setdefault("DECORD_EOF_RETRY_MAX", "512")
-    try:
-        import decord
-    except (ImportError, OSError) as error:
-        raise EnvironmentMissing(
-            f"decord cannot be imported ({error}); install it with `pip install decord` (x86-64 only), "
-            "or use backend='pyav'."
-        ) from error
-    decord.logging.set_level(decord.logging.QUIET)
-    return decord
 
 
 def quarter_turns(frame: Any) -> int:
@@ -67,41 +49,18 @@ def quarter_turns(frame: Any) -> int:
     return round(frame.rotation / 90) % 4
 
 
-class DecordDecoder:
-    """Decode with decord, one thread, without its (thread-local) bridges."""
-
-    name = "decord"
-
-    def __init__(self, source: Source, width: int | None, height: int | None) -> None:
-        decord = load_decord()
-        opened = str(source) if isinstance(source, Path) else io.BytesIO(source)
-        self._reader: Any = decord.VideoReader(opened, num_threads=1, width=width or -1, height=height or -1)
-        self.num_frames = len(self._reader)
-        self.fps = float(self._reader.get_avg_fps())
-        if self.num_frames == 0:
-            raise DataError("the video stream holds no frames, expected at least one.")
-        self.height, self.width = (int(size) for size in self._reader[0].shape[:2])
-
-    def frames(self, indices: Sequence[int]) -> Array:
-        """Decode uint8 `[f h w 3]` in the order of `indices`."""
-        decoded: Array = self._reader.get_batch(list(indices)).asnumpy()
-        return decoded
-
-    def close(self) -> None:
-        """Release the file."""
-        self._reader = None
-
-
 class AvDecoder:
-    """Decode with PyAV: any codec of FFmpeg, exact seeking, rotation applied as decord applies it."""
+    """Decode with PyAV: any codec of FFmpeg, exact seeking, rotation applied.
+
+    Decoding goes on where the last request ended, so reading on costs no seek. Where decoded time stamps are not
+    those of the packets (B-frames packed in AVI), frames are counted from the start instead.
+    """
 
     name = "pyav"
 
     def __init__(self, source: Source, width: int | None, height: int | None) -> None:
-        import av
-
-        opened = str(source) if isinstance(source, Path) else io.BytesIO(source)
-        self._container: Any = av.open(opened)
+        self._source = source
+        self._container: Any = open_container(source)
         try:
             self._prepare(width, height)
         except BaseException:
@@ -109,85 +68,112 @@ class AvDecoder:
             raise
 
     def _prepare(self, width: int | None, height: int | None) -> None:
-        self._stream: Any = self._container.streams.best("video")
-        if self._stream is None:
-            raise DataError("the file holds no video stream, expected one.")
-        self._stream.thread_count = 1
-        self._index_packets()
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        if not rate:
-            raise DataError("the video stream states no frame rate, expected frames a second.")
-        self.fps = float(rate)
-        self._size: tuple[int, int] | None = None
-        self.height: int
-        self.width: int
-        first = self._convert(next(self._decode_from(0))[1])
-        if width is not None or height is not None:
-            self._size = (height or first.shape[0], width or first.shape[1])
-        self.height, self.width = self._size or first.shape[:2]
+        from av.video.reformatter import VideoReformatter
 
-    def _index_packets(self) -> None:
-        times, keys = [], []
-        for packet in self._container.demux(self._stream):
-            if packet.pts is None or packet.is_discard:
-                continue
-            times.append(packet.pts)
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-        stated = self._stream.frames
-        if not times or stated > len(times) + 1:
-            raise DataError(f"the video is truncated: expected {stated or 'some'} frames, found {len(times)}.")
-        self._times = sorted(times)
-        self._index_of = {time: i for i, time in enumerate(self._times)}
-        self._keys = sorted(self._index_of[time] for time in keys) or [0]
-        self._times_are_true = len(self._index_of) == len(times)
-        self.num_frames = len(times)
+        # One for all frames: it keeps FFmpeg's conversion tables, which cost as much as converting a small frame.
+        self._reformatter = VideoReformatter()
+        self._stream: Any = video_stream(self._container)
+        self.index = index_video(self._source, self._container, self._stream)
+        stamps = self.index.stamps
+        self._frame_of = None if stamps is None else {stamp: frame for frame, stamp in enumerate(stamps)}
+        self._gaps_are_true = False
+        self._seek_by_dts = False
+        self._decoded: Iterator[tuple[int, Any]] = iter(())
+        self._frame: Any = None
+        self._position = -1
+        first = self._decode(0)
+        sides = (first.height, first.width)
+        if sides[0] * sides[1] > MAX_PIXELS:
+            raise DataError(f"a frame has {sides[0]} x {sides[1]} pixels, expected at most {MAX_PIXELS} in all.")
+        stored = sides[::-1] if quarter_turns(first) % 2 else sides
+        self.size = (height or stored[0], width or stored[1])
 
     def frames(self, indices: Sequence[int]) -> Array:
         """Decode uint8 `[f h w 3]` in the order of `indices`."""
-        out = np.empty((len(indices), self.height, self.width, 3), np.uint8)
-        stream: Iterator[tuple[int, Any]] | None = None
-        position, pixels = -1, None
+        out = np.empty((len(indices), *self.size, 3), np.uint8)
+        written: dict[int, int] = {}
         for slot in np.argsort(indices, kind="stable"):
-            index = indices[slot]
-            if index != position or pixels is None:
-                if stream is None or self._key_before(index) > position:
-                    stream = self._decode_from(self._key_before(index))
-                frame = next((frame for position, frame in stream if position == index), None)
-                if frame is None:
-                    raise DataError(f"frame {index} of {self.num_frames} cannot be decoded.")
-                position, pixels = index, self._convert(frame)
-            out[slot] = pixels
+            frame = indices[slot]
+            if frame in written:
+                out[slot] = out[written[frame]]
+            else:
+                self._convert(self._decode(frame), out[slot])
+                written[frame] = slot
         return out
 
-    def _key_before(self, index: int) -> int:
-        return self._keys[max(bisect_right(self._keys, index) - 1, 0)] if self._times_are_true else 0
+    def _decode(self, wanted: int) -> Any:
+        """Decode one frame, from where decoding stands or from a key frame before it."""
+        if wanted == self._position:
+            return self._frame
+        key = -1 if self._frame_of is None else self.index.key_before(wanted)
+        reached = 0 if key < 0 else self.index.keys[key].frame
+        if self._position < 0 or not reached - SEEK_COST <= self._position < wanted:
+            self._start(key)
+        while True:
+            before = (self._frame_of, self._gaps_are_true)
+            found = next((pair for pair in self._decoded if pair[0] >= wanted), None)
+            if found is not None and found[0] == wanted:
+                self._position, self._frame = found
+                return self._frame
+            if before == (self._frame_of, self._gaps_are_true):
+                if key < 0:
+                    raise DataError(f"frame {wanted} of {self.index.num_frames} cannot be decoded.")
+                # FFmpeg went to a later key frame (MP4 without edit list seeks by decoding time), or gave no frame
+                # until the picture had recovered.
+                if self._seek_by_dts or self.index.keys[key].dts >= self.index.keys[key].pts:
+                    key -= 1
+                else:
+                    self._seek_by_dts = True
+            self._start(-1 if self._frame_of is None else key)
 
-    def _decode_from(self, index: int) -> Iterator[tuple[int, Any]]:
-        """Yield (index, frame) from a key frame on; restart by counting where the time stamps lie."""
-        self._container.seek(self._times[index], stream=self._stream, backward=True)
+    def _start(self, key: int) -> None:
+        """Decode from a key frame on, or from the start of the file for -1."""
+        self._position, self._frame = -1, None
+        if key < 0:
+            self._container.close()
+            self._container = open_container(self._source)
+            self._stream = video_stream(self._container)
+        else:
+            place = self.index.keys[key]
+            self._container.seek(place.dts if self._seek_by_dts else place.pts, stream=self._stream, backward=True)
+        self._decoded = self._numbered()
+
+    def _numbered(self) -> Iterator[tuple[int, Any]]:
+        """Yield frames with their numbers; end early where the numbers prove wrong, with other rules from then on."""
         previous = None
         for count, frame in enumerate(self._container.decode(self._stream)):
-            found = self._index_of.get(frame.pts) if self._times_are_true else count
-            if found is None or (previous is not None and found != previous + 1):
-                # AVI with packed B-frames: decoding order is right, its time stamps are not.
-                self._times_are_true = False
-                for found, frame in self._decode_from(0):
-                    if previous is None or found > previous:
-                        yield found, frame
+            found = count if self._frame_of is None else self._frame_of.get(frame.pts)
+            is_next = found is not None and (previous is None or found == previous + 1)
+            if not is_next and not self._gaps_are_true:
+                self._explain_gap()
                 return
-            yield found, frame
-            previous = found
+            if found is not None:
+                yield found, frame
+                previous = found
 
-    def _convert(self, frame: Any) -> Array:
-        turns = quarter_turns(frame)
-        if self._size is None:
-            pixels = frame.to_ndarray(format="rgb24")
+    def _explain_gap(self) -> None:
+        """Tell wrong time stamps, where all frames decode, from frames that do not decode."""
+        from av import FFmpegError
+
+        counted = 0
+        with open_container(self._source) as container, suppress(FFmpegError):
+            for _ in container.decode(video_stream(container)):
+                counted += 1
+        if counted == self.index.num_frames:
+            self._frame_of = None
         else:
-            height, width = self._size[::-1] if turns % 2 else self._size
-            pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-        return np.rot90(pixels, turns) if turns else pixels
+            self._gaps_are_true = True
+
+    def _convert(self, frame: Any, out: Array) -> None:
+        """Write a decoded frame as RGB, resized and turned, to `out`, uint8 `[h w 3]`."""
+        turns = quarter_turns(frame)
+        height, width = out.shape[1::-1] if turns % 2 else out.shape[:2]
+        rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24")
+        plane = rgb.planes[0]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
+        out[:] = np.rot90(rows[:, : 3 * width].reshape(height, width, 3), turns)
 
     def close(self) -> None:
         """Release the file."""
+        self._decoded, self._frame = iter(()), None
         self._container.close()

@@ -1,7 +1,7 @@
 """Read and write video files: one reader for every container, one writer that keeps small coloured things.
 
-Reading starts with decord; a file it cannot open or decode (AV1, GIF) goes to PyAV, file by file. AVI goes to
-PyAV at once: decord gives a wrong last frame, without an error, for some of them when it has to seek.
+PyAV reads by default: it proves each frame by its time stamp and survives broken bytes. decord and torchcodec are
+asked for by name; decord gives wrong frames of some files (refused where that is known) and can end the process.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from typing import Literal
 import numpy as np
 
 from ..gr_model.contracts import Array
-from ..gr_model.errors import DataError, EnvironmentMissing, Gr2Error
-from .decoders import AvDecoder, Decoder, DecordDecoder, Source
+from ..gr_model.errors import ConfigError, DataError, EnvironmentMissing
+from .decoders import AvDecoder, Decoder
+from .decord_decoder import DecordDecoder
 from .files import write_bytes
+from .torchcodec_decoder import TorchcodecDecoder
 from .transcode import encode_frames
+from .video_index import Source
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts"})
 
-Backend = Literal["auto", "decord", "pyav"]
+Backend = Literal["auto", "decord", "pyav", "torchcodec"]
 
 
 def is_video(path: Path | str) -> bool:
@@ -32,25 +35,33 @@ def is_video(path: Path | str) -> bool:
 class VideoReader:
     """Frames of one video by index; made by `open_video`, used in the process that opened it.
 
-    fps: frames a second.
-    shape: (frames, height, width) [px], rotation applied.
-    backend: the decoder in use.
+    fps: frames a second: what the file states, where the times of its frames agree within 1 %, else their mean rate.
+    backend: the decoder in use, `pyav`, `decord` or `torchcodec`.
     """
 
-    def __init__(self, decoder: Decoder, name: str, fallback: Callable[[], Decoder] | None) -> None:
+    def __init__(self, decoder: Decoder, name: str) -> None:
         self._decoder = decoder
         self._name = name
-        self._fallback = fallback
-        self.fps = decoder.fps
-        self.shape = (decoder.num_frames, decoder.height, decoder.width)
+        self.backend = decoder.name
+        self.fps = decoder.index.fps
 
     @property
-    def backend(self) -> str:
-        """Name the decoder in use: `decord` or `pyav`."""
-        return self._decoder.name
+    def shape(self) -> tuple[int, int, int]:
+        """Frames, height and width [px], rotation applied; pixels are given as stored, square or not."""
+        return (len(self), *self._decoder.size)
+
+    @property
+    def times(self) -> Array:
+        """Presentation time of every frame relative to the first, float64 `[f]` [s]; the same from every decoder."""
+        return self._decoder.index.times.copy()
+
+    @property
+    def is_constant_rate(self) -> bool:
+        """Tell whether the frames follow each other at one rate, but for the rounding of time stamps."""
+        return self._decoder.index.is_constant_rate
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return self._decoder.index.num_frames
 
     def get_batch(self, indices: Sequence[int] | Array) -> Array:
         """Decode frames, uint8 `[f h w 3]` RGB, in the order of `indices`.
@@ -67,28 +78,15 @@ class VideoReader:
                 f"expected an index in [0, {len(self)}); check the window against the length of the video."
             )
         try:
-            return self._decoder.frames(wanted)
+            frames = self._decoder.frames(wanted)
         except Exception as error:
-            if self._fallback is None:
-                raise _unreadable(self._name, [error]) from error
-            self._switch(error)
-            return self.get_batch(wanted)
-
-    def _switch(self, first: Exception) -> None:
-        assert self._fallback is not None
-        make, self._fallback = self._fallback, None
-        try:
-            decoder = make()
-        except Exception as error:
-            raise _unreadable(self._name, [first, error]) from error
-        self._decoder.close()
-        self._decoder = decoder
-        if (decoder.num_frames, decoder.height, decoder.width) != self.shape:
+            raise _unreadable(self._name, error) from error
+        if frames.shape != (len(wanted), *self.shape[1:], 3):
             raise DataError(
-                f"{self._name}: decord and PyAV disagree about the video, expected (frames, height, width) "
-                f"{self.shape}, got {(decoder.num_frames, decoder.height, decoder.width)}; re-encode "
-                "the file."
+                f"{self._name}: expected frames {(len(wanted), *self.shape[1:], 3)}, got {frames.shape}; "
+                "encode the video again."
             )
+        return frames
 
     def close(self) -> None:
         """Release the file."""
@@ -113,37 +111,35 @@ def open_video(
 
     Args:
         source: path, or the whole file as bytes (a tar member).
-        backend: `auto` tries decord, then PyAV.
+        backend: `auto` is PyAV; `torchcodec` and `decord` need their packages.
         width: resize to this width while decoding [px]; None keeps the width.
         height: resize to this height while decoding [px]; None keeps the height.
 
     Raises:
+        ConfigError: for a backend that does not exist.
         DataError: for a file that is missing, empty, truncated or corrupt, with the reason.
+        EnvironmentMissing: where the backend is not installed.
     """
     name = str(source) if isinstance(source, Path) else f"video of {len(source)} bytes"
     if isinstance(source, Path) and not source.is_file():
-        raise DataError(f"{name}: no such file, expected a video; check the path.")
+        kind = "is a folder" if source.is_dir() else "no such file"
+        raise DataError(f"{name}: {kind}, expected a video; check the path.")
     if (source.stat().st_size if isinstance(source, Path) else len(source)) == 0:
         raise DataError(f"{name}: the file is empty, expected a video; copy or download it again.")
-
-    def make_av() -> Decoder:
-        return AvDecoder(source, width, height)
-
-    def make_decord() -> Decoder:
-        return DecordDecoder(source, width, height)
-
-    automatic = [make_av] if _is_avi(source) else [make_decord, make_av]
-    makers = {"auto": automatic, "decord": [make_decord], "pyav": [make_av]}[backend]
-    failures: list[Exception] = []
-    for i, make in enumerate(makers):
-        try:
-            return VideoReader(make(), name, makers[i + 1] if i + 1 < len(makers) else None)
-        except Exception as error:
-            failures.append(error)
-    missing = next((e for e in failures if isinstance(e, EnvironmentMissing)), None)
-    if missing is not None and len(makers) == 1:
-        raise missing
-    raise _unreadable(name, failures) from failures[-1]
+    decoders: dict[str, Callable[[Source, int | None, int | None], Decoder]] = {
+        "auto": AvDecoder,
+        "pyav": AvDecoder,
+        "decord": DecordDecoder,
+        "torchcodec": TorchcodecDecoder,
+    }
+    if backend not in decoders:
+        raise ConfigError(f"video: expected a backend of {', '.join(decoders)}, got {backend!r}; name one of them.")
+    try:
+        return VideoReader(decoders[backend](source, width, height), name)
+    except EnvironmentMissing:
+        raise
+    except Exception as error:
+        raise _unreadable(name, error) from error
 
 
 def video_codec(path: Path) -> str:
@@ -158,23 +154,16 @@ def video_codec(path: Path) -> str:
         with av.open(str(path)) as container:
             stream = container.streams.best("video")
     except (OSError, av.FFmpegError) as error:
-        raise _unreadable(str(path), [error]) from error
+        raise _unreadable(str(path), error) from error
     if stream is None:
         raise DataError(f"{path}: holds no video stream, expected one; leave it out.")
     return str(stream.codec_context.name)
 
 
-def _is_avi(source: Source) -> bool:
-    if isinstance(source, bytes):
-        return source[:4] == b"RIFF"
-    with source.open("rb") as file:
-        return file.read(4) == b"RIFF"
-
-
-def _unreadable(name: str, failures: Sequence[Exception]) -> Gr2Error:
-    # decord wraps one line of reason in a C++ stack trace; the last failure is PyAV's, which reads better.
-    reason = str(failures[-1]).strip().splitlines()[0] if str(failures[-1]).strip() else repr(failures[-1])
-    kind = "is truncated or corrupt" if not isinstance(failures[-1], DataError) else "cannot be used"
+def _unreadable(name: str, failure: Exception) -> DataError:
+    # decord and torchcodec wrap one line of reason in a C++ stack trace.
+    reason = str(failure).strip().splitlines()[0] if str(failure).strip() else repr(failure)
+    kind = "is truncated or corrupt" if not isinstance(failure, DataError) else "cannot be used"
     return DataError(f"{name}: the video {kind} ({reason[:200]}); copy it again or leave it out.")
 
 

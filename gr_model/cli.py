@@ -36,7 +36,7 @@ def _data_record() -> Target:
 
 
 def _data_inspect() -> Target:
-    """Count clips, durations, codecs, captions and broken files of a source."""
+    """Say what a dataset holds, what is broken, and what to mend."""
     from ..data_pipeline.curation.inspect import inspect_source
 
     return inspect_source

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gr2.data_pipeline.curation.ingest import cut_windows, write_video_shards
 from gr2.data_pipeline.curation.filters import FilterConfig
-from gr2.data_pipeline.curation.inspect import inspect_source
+from gr2.data_pipeline.curation.ingest import cut_windows, write_video_shards
 from gr2.data_pipeline.episodes import write_episode
 from gr2.data_pipeline.executors import Executor, ordered_map
 from gr2.data_pipeline.files import load_array
@@ -334,15 +333,6 @@ def test_robot_annotations_give_sentences_states_and_actions(tmp_path: Path, nam
         assert not record.actions[-1, :-1].any()
     manifest = write_video_shards(source=SAMPLES / name, out=tmp_path / "out")
     assert manifest["counts"]["kept"] == manifest["counts"]["with_actions"] == 2
-
-
-@needs_samples
-def test_inspection_names_broken_files_and_writes_json(capsys: pytest.CaptureFixture[str]) -> None:
-    inspect_source(source=SAMPLES / "edge", json=True)
-    summary = json.loads(capsys.readouterr().out)
-    assert summary["records"] == 5 and summary["would_be_dropped"]["undecodable"] == 1
-    assert any("corrupted.mp4" in problem["source"] for problem in summary["problems"])
-    assert summary["codecs"]["libdav1d"] == 1
 
 
 def _vanish(number: int) -> int:

@@ -2,19 +2,190 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...gr_model.errors import DataError
-from ..calvin_layout import FRAME_KEYS, KNOWN_SCENES, CalvinSplit, find_splits
+from ..calvin_layout import (
+    CONTROL_HZ,
+    FRAME_KEYS,
+    KNOWN_SCENES,
+    CalvinSplit,
+    action_poses,
+    find_splits,
+    state_vectors,
+)
 from ..pickled_arrays import load_pickled_array
+from ..readers.calvin import CAMERAS
+from ..statistics_table import summarize
+from ..steps import RecordSteps, measure_steps
+from .caption_tally import CaptionTally
+from .source_tally import ProblemGroups
 
 _PROBED = 64
 """Frames opened in each split, spread evenly."""
+
+_MEASURED_WINDOWS, _MEASURED_FRAMES = 32, 64
+"""Windows whose states and actions are measured, spread evenly, and the most frames of each."""
+
+_SHORTEST_PLAY = 16
+
+
+def summarize_calvin(path: Path, max_clips: int) -> dict[str, Any]:
+    """Return what `inspect_source` returns of other datasets; frames are opened here and there, never all.
+
+    Args:
+        path: a dataset or one split of it.
+        max_clips: validation frames compared with those of training at most; 0 for all.
+    """
+    splits = [CalvinSplit(folder) for folder in find_splits(path)]
+    found = inspect_calvin(path)
+    problems, captions = ProblemGroups(), CaptionTally()
+    for problem in found.pop("problems"):
+        problems.add(problem["source"], f"{problem['reason']}: {problem['detail']}")
+    spans = {split.path.name: _spans(split) for split in splits}
+    for caption in (caption for rows in spans.values() for _, _, caption in rows):
+        captions.add(caption)
+    unreadable = sum(g["count"] for g in problems.summary() if g["reason"].startswith("unreadable"))
+    steps = measure_steps((row for split in splits for row in _some_steps(split, spans[split.path.name])), path.name)
+    records = sum(map(len, spans.values()))
+    return (
+        {
+            "source": str(path),
+            "reader": "calvin",
+            "version": "",
+            "datasets": {"CALVIN": records},
+            "licenses": {},
+            "license_file": "",
+            "records": records,
+            "episodes": records,
+            "clips": 0,
+            "broken": unreadable,
+            "broken_share": round(unreadable / (_PROBED * len(splits)), 4),
+            "missing_videos": 0,
+            "without_video": 0,
+            "splits": {name: len(rows) for name, rows in spans.items()},
+            "cameras": dict.fromkeys(CAMERAS, records),
+            "missing_cameras": {},
+            "captions": captions.summary(),
+            "steps": _step_facts([stop - start for rows in spans.values() for start, stop, _ in rows], records)
+            | {"statistics": summarize(path.name, steps) if steps.datasets else None},
+            "problems": problems.summary(),
+            "details": {name: value for name, value in found.items() if name not in ("source", "reader")},
+        }
+        | _video_facts(splits, spans)
+        | _shared_frames(splits, max_clips)
+    )
+
+
+def _spans(split: CalvinSplit) -> list[tuple[int, int, str]]:
+    """List (start, stop, sentence) of the windows, and of what lies outside of all of them."""
+    windows = [(a.start, a.stop, a.sentence) for a in split.annotations]
+    return sorted(windows + [(start, stop, "") for start, stop in split.unlabelled(_SHORTEST_PLAY)])
+
+
+def _some_steps(split: CalvinSplit, spans: Sequence[tuple[int, int, str]]) -> Iterator[RecordSteps]:
+    count = min(_MEASURED_WINDOWS, len(spans))
+    for number in np.linspace(0, len(spans) - 1, count).astype(int).tolist():
+        start, stop = spans[number][0], min(spans[number][1], spans[number][0] + _MEASURED_FRAMES)
+        where = f"{split.path.name} {start}..{stop - 1}"
+        try:
+            robot_obs, actions = split.column("robot_obs", start, stop), split.column("actions", start, stop)
+        except DataError as error:
+            yield RecordSteps(record=where, problem=str(error))
+            continue
+        yield RecordSteps(record=where, states=state_vectors(robot_obs), actions=action_poses(actions))
+
+
+def _step_facts(lengths: Sequence[int], records: int) -> dict[str, Any]:
+    lengths = lengths or [0]
+    return {
+        "control_hz": {f"{CONTROL_HZ:g}": records},
+        "state_widths": {"16": records},
+        "action_widths": {"8": records},
+        "lengths": {
+            "total": sum(lengths),
+            "shortest": min(lengths),
+            "median": int(np.median(lengths)),
+            "longest": max(lengths),
+        },
+    }
+
+
+def _video_facts(splits: Sequence[CalvinSplit], spans: Mapping[str, Sequence[tuple[int, int, str]]]) -> dict[str, Any]:
+    """Return the facts of videos: single frames of both cameras at CALVIN's rate."""
+    seconds = [(stop - start) / CONTROL_HZ for rows in spans.values() for start, stop, _ in rows] or [0.0]
+    frames = sum(split.num_frames for split in splits)
+    records = sum(map(len, spans.values()))
+    sizes: Counter[str] = Counter()
+    for split in splits:
+        try:
+            first = split.frame(int(split.ranges[0, 0]), tuple(CAMERAS.values()))
+        except DataError:  # the probes name it
+            continue
+        sizes.update(f"{array.shape[1]}x{array.shape[0]}" for array in first.values())
+    return {
+        "probed": {"records": records, "of": records, "videos": len(CAMERAS) * records},
+        "frames": frames,
+        "seconds": {
+            "total": round(frames / CONTROL_HZ, 2),
+            "is_estimate": False,
+            "shortest": round(min(seconds), 2),
+            "median": round(float(np.median(seconds)), 2),
+            "longest": round(max(seconds), 2),
+        },
+        "fps": {f"{CONTROL_HZ:g}": len(CAMERAS) * records},
+        "sizes": dict(sizes.most_common()),
+        "codecs": {"npz": frames},
+        "pixel_formats": {},
+        "containers": {},
+        "decoders": {"numpy": frames},
+        "counted": 0,
+        "variable_rate": 0,
+        "decoding_cost": {},
+        "would_be_dropped": {},
+        "dropped_examples": [],
+    }
+
+
+def _shared_frames(splits: Sequence[CalvinSplit], max_frames: int) -> dict[str, Any]:
+    """Compare frames of the validation split with those of training: their sizes, then their bytes."""
+    repeated: dict[str, Any] = {
+        "compared": 0,
+        "not_compared": 0,
+        "told_by_size_and_ends": 0,
+        "records": 0,
+        "examples": [],
+    }
+    shared: dict[str, Any] = {"records": 0, "examples": []}
+    if len(splits) > 1:
+        by_size: dict[int, list[str]] = {}
+        for entry in os.scandir(splits[0].path):
+            if entry.name.endswith(".npz"):
+                by_size.setdefault(entry.stat().st_size, []).append(entry.path)
+        numbers = np.concatenate([np.arange(first, last + 1) for first, last in splits[1].ranges.tolist()])
+        count = min(max_frames or len(numbers), len(numbers))
+        chosen = numbers[np.linspace(0, len(numbers) - 1, count).round().astype(int)]
+        for path in map(splits[1].frame_path, chosen.tolist()):
+            alike = by_size.get(path.stat().st_size, []) if path.is_file() else []
+            digest = _digest(path) if alike else b""
+            twin = next((name for name in alike if _digest(Path(name)) == digest), None)
+            repeated["compared"] += 1
+            if twin is not None:
+                shared["records"] += 1
+                shared["examples"].append([f"train: {Path(twin).name}", f"validation: {path.name}"])
+        shared["examples"] = shared["examples"][:3]
+    return {"repeated": repeated, "shared_between_splits": shared}
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def inspect_calvin(path: Path) -> dict[str, Any]:

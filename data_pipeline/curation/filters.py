@@ -10,7 +10,6 @@ import numpy as np
 
 from ...gr_model.contracts import Array
 from ...gr_model.errors import DataError
-from ..readers.corpus_files import VIDEO_MISSING
 from ..readers.record import Record, Video, VideoBytes
 from ..video import open_video
 
@@ -95,7 +94,7 @@ def mean_frame_difference(frames: Array) -> float:
 def examine(record: Record, config: FilterConfig) -> Verdict:
     """Apply all filters to one record; a broken video is a verdict, never an error."""
     if record.problem:
-        reason = MISSING if record.problem == VIDEO_MISSING else "unreadable"
+        reason = MISSING if record.missing else "unreadable"
         return Verdict(reason=reason, detail=record.problem, videos={})
     videos = {}
     for camera, video in record.videos.items():

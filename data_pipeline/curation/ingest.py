@@ -216,9 +216,12 @@ def _check_loss(source: str, tally: Tally, max_dropped: float) -> None:
         raise DataError(f"{source}: expected videos or episodes, found none; check the path and the suffixes.")
     missing = tally.dropped.get(MISSING, 0)
     if tally.kept == 0 or tally.num_dropped - missing > max_dropped * (tally.records - missing):
-        reason, examples = next(iter(tally.examples.items()))
+        reason, examples = next(
+            (e for e in tally.examples.items() if e[0] != MISSING), next(iter(tally.examples.items()))
+        )
+        detail = examples[0]["detail"].removeprefix(f"{examples[0]['source']}: ").rstrip(".")
         raise DataError(
             f"{source}: {tally.num_dropped} of {tally.records} records were dropped ({tally.dropped}), "
             f"expected at most {max_dropped:.0%} and one left; the first, {reason}: {examples[0]['source']}: "
-            f"{examples[0]['detail']}. Loosen the filters or mend the files."
+            f"{detail}. Loosen the filters or mend the files."
         )

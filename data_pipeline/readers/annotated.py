@@ -17,7 +17,7 @@ from ...gr_model.contracts import Array
 from ...gr_model.errors import DataError
 from ..files import load_array, read_json, sample_key
 from ..video import open_video
-from .record import Record
+from .record import FileMissing, Record
 
 
 class AnnotatedSource:
@@ -39,7 +39,8 @@ class AnnotatedSource:
             try:
                 yield self._record(annotation, key)
             except DataError as error:
-                yield Record(key=key, videos={}, source=str(annotation), problem=str(error))
+                missing = isinstance(error, FileMissing)
+                yield Record(key=key, videos={}, source=str(annotation), problem=str(error), missing=missing)
 
     def _record(self, annotation: Path, key: str) -> Record:
         content = read_json(annotation)
@@ -69,7 +70,7 @@ def _video_of(root: Path, annotation: Path, content: Mapping[str, Any]) -> Path:
             return root / str(entry["video_path"])
     video = root / "videos" / annotation.parent.name / annotation.stem / "rgb.mp4"
     if not video.is_file():
-        raise DataError(f"{annotation}: its video {video} is missing; copy it, or remove the annotation.")
+        raise FileMissing(f"{annotation}: its video {video} is missing; copy it, or remove the annotation.")
     return video
 
 

@@ -25,7 +25,8 @@ _PIECE, _LONGEST_ENTRY = 1 << 20, 1 << 26
 
 def unusable(name: str, source: str, facts: Mapping[str, Any], problem: str) -> Record:
     """Make the record of an entry that cannot be used."""
-    return Record(key=sample_key(name), videos={}, source=source, facts=facts, problem=problem)
+    missing = problem == VIDEO_MISSING
+    return Record(key=sample_key(name), videos={}, source=source, facts=facts, problem=problem, missing=missing)
 
 
 def index_videos(root: Path, first_in: Sequence[str] = ()) -> dict[str, Path]:

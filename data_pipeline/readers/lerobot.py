@@ -17,7 +17,7 @@ from ..files import camera_name
 from .lerobot_layout import EpisodeEntry, LeRobotLayout, read_layout, read_schema
 from .lerobot_rows import EpisodeRows, check_times, matrix_of, numbers_of, pictures_of
 from .lerobot_video import VideoHeader, find_video, read_header
-from .record import PictureBytes, Record, Video
+from .record import FileMissing, PictureBytes, Record, Video
 from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
 
 _IMAGES = "observation.images."
@@ -86,7 +86,8 @@ class LeRobotSource:
                 record = self._record(key, source, entry, opened.rows(entry.data), header_of)
                 _check_widths(record, widths)
             except DataError as error:
-                record = Record(key=key, videos={}, source=source, problem=f"{source}: {error}.")
+                missing = isinstance(error, FileMissing)
+                record = Record(key=key, videos={}, source=source, problem=f"{source}: {error}.", missing=missing)
             yield record
 
     def _record(

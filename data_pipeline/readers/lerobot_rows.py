@@ -10,6 +10,7 @@ import numpy as np
 
 from ...gr_model.contracts import Array
 from ...gr_model.errors import DataError
+from .record import FileMissing
 
 _TIME_TOLERANCE = 0.1
 """How far a time stamp may lie from its step [steps]. float32 seconds are this far off after half a day at 30 Hz."""
@@ -32,7 +33,9 @@ class EpisodeRows:
 
         self.path = path
         if not path.is_file():
-            raise DataError("no such file, expected the steps of the episode; copy it, or take the episode out of meta")
+            raise FileMissing(
+                "no such file, expected the steps of the episode; copy it, or take the episode out of meta"
+            )
         try:
             self._file = pq.ParquetFile(path)
             self.names = tuple(self._file.schema_arrow.names)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...gr_model.errors import DataError
 from .lerobot_layout import EpisodeVideo
-from .record import Video, VideoBytes, VideoSpan
+from .record import FileMissing, Video, VideoBytes, VideoSpan
 
 _MARGIN = 0.25
 """A span begins and ends this much early [frames]: time stamps are rounded, and sums of lengths drift."""
@@ -82,7 +82,9 @@ def find_video(
         DataError: the file is missing or broken, of another rate, or too short.
     """
     if not place.file.is_file():
-        raise DataError(f"{name}: {place.file}: no such file, expected a video; copy it, or leave {name} out of a spec")
+        raise FileMissing(
+            f"{name}: {place.file}: no such file, expected a video; copy it, or leave {name} out of a spec"
+        )
     header = header_of(place.file)
     if header.fps and abs(header.fps - fps) > 0.01 * fps:
         raise DataError(f"{name}: {place.file}: expected {fps:g} frames a second, got {header.fps:g}; encode it again")

@@ -18,6 +18,10 @@ from ..transcode import cut_video, encode_frames
 from ..video import open_video
 
 
+class FileMissing(DataError):
+    """A file that a dataset's annotations name is not there: often no fault, a corpus is rarely downloaded whole."""
+
+
 class StoredVideo(Protocol):
     """A video that is no file of its own; `encode` makes one, in the worker that needs it."""
 
@@ -133,6 +137,7 @@ class Record:
     frame_stride: picture i belongs to step `i * frame_stride`.
     facts: JSON values of the source kept with the clip; `dataset` names the dataset where it is a known one.
     problem: why the record cannot be used (a broken annotation), empty where it can.
+    missing: the problem is that a file is not there.
     """
 
     key: str
@@ -145,6 +150,7 @@ class Record:
     source: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    missing: bool = False
 
     def decode(self) -> VideoClip | Episode:
         """Decode all pictures: an `Episode` where the record has steps, else a `VideoClip` of its first camera.
