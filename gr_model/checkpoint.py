@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..cvae_head.cvae import CVAEConfig
-from ..data_pipeline.dataset_statistics import DatasetStatistics, read_datasets
 from ..data_pipeline.files import write_json
+from ..data_pipeline.statistics.datasets import DatasetStatistics, read_datasets
 from .config import CameraSpec, ModelConfig
 from .errors import CheckpointError, ConfigError, DataError
 from .world_model import WorldModel

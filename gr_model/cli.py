@@ -37,14 +37,14 @@ def _data_record() -> Target:
 
 def _data_inspect() -> Target:
     """Say what a dataset holds, what is broken, and what to mend."""
-    from ..data_pipeline.curation.inspect import inspect_source
+    from ..data_pipeline.inspection.inspect import inspect_source
 
     return inspect_source
 
 
 def _data_statistics() -> Target:
     """Measure states and actions without touching video and say what looks wrong."""
-    from ..data_pipeline.statistics_table import statistics
+    from ..data_pipeline.statistics.table import statistics
 
     return statistics
 

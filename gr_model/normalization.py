@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..cvae_head.trajectory import POSE_DIM, chunk_targets, state_features
-from ..data_pipeline.dataset_statistics import DatasetStatistics, read_datasets
 from ..data_pipeline.files import read_json, write_json
 from ..data_pipeline.locations import Location
-from ..data_pipeline.normalize import Mode, Normalizer, measure_rows
-from ..data_pipeline.statistics_check import contradictions
+from ..data_pipeline.statistics.check import contradictions
+from ..data_pipeline.statistics.datasets import DatasetStatistics, read_datasets
+from ..data_pipeline.statistics.normalize import Mode, Normalizer, measure_rows
 from .contracts import Array
 from .errors import CheckpointError, ConfigError, DataError
 
@@ -248,7 +248,7 @@ def choose_normalization(
         ConfigError: there is nothing to keep.
     """
     # the readers of all datasets come with it: not for everyone who loads a model
-    from ..data_pipeline.steps import measure_steps, read_shard_steps
+    from ..data_pipeline.statistics.steps import measure_steps, read_shard_steps
 
     datasets: dict[str, DatasetStatistics] = {}
     for folder in tokens:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..cvae_head.trajectory import JOINT_FEATURES
-from ..data_pipeline.statistics_check import state_contradiction
+from ..data_pipeline.statistics.check import state_contradiction
 from ..tokenizers.text import TextEncoder
 from ..tokenizers.text_weights import load_text_encoder
 from ..tokenizers.vqgan import VQGAN

@@ -15,9 +15,9 @@ from ..data_pipeline.loader import LoaderConfig
 from .errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from ..data_pipeline.dataset_statistics import DatasetStatistics
     from ..data_pipeline.loader import BatchLoader
     from ..data_pipeline.locations import Location
+    from ..data_pipeline.statistics.datasets import DatasetStatistics
     from ..data_pipeline.token_store import TokenStore
     from ..tokenizers.vqgan import VQGAN
     from .checkpoint import Release

@@ -48,6 +48,8 @@ WITHOUT_TORCH = (
     "data_pipeline.tokens",
     "data_pipeline.readers",
     "data_pipeline.curation",
+    "data_pipeline.inspection",
+    "data_pipeline.statistics",
     "benchmarks.playtable",
     "benchmarks.doctor",
     "benchmarks.report",

@@ -23,9 +23,9 @@ from gr2.data_pipeline.calvin_layout import (
     relative_actions,
     state_vectors,
 )
-from gr2.data_pipeline.curation.calvin import inspect_calvin
 from gr2.data_pipeline.curation.ingest import write_video_shards
 from gr2.data_pipeline.episodes import list_episodes
+from gr2.data_pipeline.inspection.calvin import inspect_calvin
 from gr2.data_pipeline.pickled_arrays import load_pickled_array
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.shards import finished_shards

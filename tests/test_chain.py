@@ -14,8 +14,8 @@ from gr2.benchmarks.demo import ChainPreset, demo
 from gr2.benchmarks.imagine import imagine
 from gr2.benchmarks.playtable.record import record
 from gr2.benchmarks.report.page import write_report
-from gr2.data_pipeline.curation.ingest import write_video_shards
 from gr2.data_pipeline.curation.filters import FilterConfig
+from gr2.data_pipeline.curation.ingest import write_video_shards
 from gr2.data_pipeline.episodes import list_episodes, read_episode, read_facts
 from gr2.data_pipeline.shards import read_samples
 from gr2.gr_model.errors import CheckpointError, ConfigError, DataError

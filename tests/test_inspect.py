@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from gr2.data_pipeline.curation import inspect as inspection
-from gr2.data_pipeline.curation.caption_tally import CaptionTally, language_of
 from gr2.data_pipeline.curation.ingest import write_video_shards
-from gr2.data_pipeline.curation.inspect import inspect_source
-from gr2.data_pipeline.curation.probe import cost_of_decoding, probe
-from gr2.data_pipeline.curation.source_tally import SourceTally, reason_of
 from gr2.data_pipeline.episodes import write_episode
+from gr2.data_pipeline.inspection.caption_tally import CaptionTally, language_of
+from gr2.data_pipeline.inspection.inspect import inspect_source
+from gr2.data_pipeline.inspection.probe import cost_of_decoding, probe
+from gr2.data_pipeline.inspection.source_tally import SourceTally, reason_of
 from gr2.data_pipeline.readers.record import Record, VideoBytes, VideoSpan
 from gr2.data_pipeline.shards import list_shards, read_index
 from gr2.data_pipeline.tokens import write_token_shards
@@ -460,7 +460,10 @@ def test_video_in_memory_costs_as_much_as_the_same_on_disk(tmp_path: Path) -> No
         ("bridge", {"reader": "annotated", "episodes": 2, "fps": {"3": 2}, "frames": 61, "sizes": {"640x480": 2}}),
         ("rt1", {"reader": "annotated", "episodes": 2, "fps": {"3": 2}, "frames": 83, "sizes": {"320x256": 2}}),
         ("bridge_rlds", {"reader": "rlds", "version": "1.0.0", "episodes": 13, "splits": {"train": 13}, "frames": 130}),
-        ("lerobot_v21_g1", {"reader": "lerobot", "version": "v2.1", "records": 100, "episodes": 1, "missing_videos": 99}),
+        (
+            "lerobot_v21_g1",
+            {"reader": "lerobot", "version": "v2.1", "episodes": 1, "missing_videos": 99},
+        ),
         ("edge", {"records": 5, "broken": 1, "codecs": {"h264": 3, "av1": 1}, "would_be_dropped": {"too_short": 2}}),
         ("hands", {"records": 2, "codecs": {"gif": 2}, "fps": {"10": 2}, "frames": 90}),
         ("npz", {"reader": "arrays", "records": 1, "codecs": {"array": 2}, "frames": 30}),

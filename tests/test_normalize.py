@@ -12,13 +12,13 @@ import pytest
 import torch
 from model_cases import make_model, small_config
 
-from gr2.data_pipeline.dataset_statistics import DatasetAccumulator, DatasetStatistics, state_layout
 from gr2.data_pipeline.files import array_bytes, write_json
-from gr2.data_pipeline.normalize import Normalizer, RowAccumulator, RowStatistics, measure_rows
 from gr2.data_pipeline.shards import ShardWriter
-from gr2.data_pipeline.statistics_check import contradictions, state_contradiction
-from gr2.data_pipeline.statistics_table import statistics
-from gr2.data_pipeline.steps import measure_steps, read_shard_steps
+from gr2.data_pipeline.statistics.check import contradictions, state_contradiction
+from gr2.data_pipeline.statistics.datasets import DatasetAccumulator, DatasetStatistics, state_layout
+from gr2.data_pipeline.statistics.normalize import Normalizer, RowAccumulator, RowStatistics, measure_rows
+from gr2.data_pipeline.statistics.steps import measure_steps, read_shard_steps
+from gr2.data_pipeline.statistics.table import statistics
 from gr2.gr_model.checkpoint import RECORD, load_release, save_release
 from gr2.gr_model.cli import main
 from gr2.gr_model.contracts import Observation

@@ -67,7 +67,7 @@ def curate(
     shards: str,
     out: Path,
     measure: MeasureConfig = MeasureConfig(),  # noqa: B008  (frozen)
-    thresholds: CurationThresholds = CurationThresholds(),  # noqa: B008  (frozen)
+    thresholds: CurationThresholds = CurationThresholds(),
     executor: ExecutorKind = "local",
     num_workers: int = 1,
     overwrite: bool = False,

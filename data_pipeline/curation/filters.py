@@ -13,7 +13,6 @@ from ...gr_model.errors import DataError
 from ..readers.record import Record, Video, VideoBytes
 from ..video import open_video
 
-
 MISSING = "missing"
 """Reason of an annotated clip that was not downloaded: no fault, a corpus is rarely there in full."""
 

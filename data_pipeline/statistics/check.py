@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..gr_model.contracts import Array
-from .dataset_statistics import LARGEST_NUMBER, DatasetStatistics, action_layout, state_layout
+from ...gr_model.contracts import Array
+from .datasets import LARGEST_NUMBER, DatasetStatistics, action_layout, state_layout
 from .normalize import RowStatistics
 
 GRIPPER_MARGIN = 0.25

@@ -13,10 +13,10 @@ from typing import Any
 from ...gr_model.contracts import Array
 from ...gr_model.errors import DataError
 from ..columns import open_columns
+from ..curation.filters import VideoFacts
 from ..files import load_array, read_json
 from ..readers.record import Record, Video, VideoBytes
 from ..shards import FORMAT, index_path, read_index
-from .filters import VideoFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

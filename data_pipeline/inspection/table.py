@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..statistics_table import as_text as statistics_text
+from ..statistics.table import as_text as statistics_text
 
 _LABEL = 26
 _LONGEST_CAPTION = 90

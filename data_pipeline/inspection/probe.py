@@ -15,13 +15,13 @@ from PIL import Image
 
 from ...gr_model.contracts import Array
 from ...gr_model.errors import DataError
+from ..curation.filters import FilterConfig, VideoFacts, mean_frame_difference, mismatched, static, too_short
 from ..readers.lerobot_video import EpisodeSpan
 from ..readers.record import FrameArray, PictureBytes, Record, Video, VideoBytes, VideoSpan
 from ..transcode import encode_frames
 from ..video import open_video
 from ..video_index import Source, index_video, open_container, video_stream
-from .filters import FilterConfig, VideoFacts, mean_frame_difference, mismatched, static, too_short
-from .inspect_shards import StoredCodes
+from .own_shards import StoredCodes
 
 _PROBED_FRAMES = 3
 """Frames decoded of each clip: the first, the middle, the last."""

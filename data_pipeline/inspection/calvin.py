@@ -23,8 +23,8 @@ from ..calvin_layout import (
 )
 from ..pickled_arrays import load_pickled_array
 from ..readers.calvin import CAMERAS
-from ..statistics_table import summarize
-from ..steps import RecordSteps, measure_steps
+from ..statistics.steps import RecordSteps, measure_steps
+from ..statistics.table import summarize
 from .caption_tally import CaptionTally
 from .source_tally import ProblemGroups
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..gr_model.errors import DataError
-from .dataset_statistics import LARGEST_NUMBER, DatasetAccumulator, RowFaults, RowLayout
-from .files import write_json
+from ...gr_model.errors import DataError
+from ..files import write_json
+from .check import GRIPPER_MARGIN
+from .datasets import LARGEST_NUMBER, DatasetAccumulator, RowFaults, RowLayout
 from .normalize import RowStatistics
-from .statistics_check import GRIPPER_MARGIN
 from .steps import MeasuredSource, measure_steps, read_steps
 
 OUTLIER_RANGES = 3.0

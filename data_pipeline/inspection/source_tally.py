@@ -14,7 +14,7 @@ import numpy as np
 from ...gr_model.contracts import Array
 from ..readers.corpus_files import VIDEO_MISSING
 from ..readers.record import Record
-from ..steps import RecordSteps
+from ..statistics.steps import RecordSteps
 from .caption_tally import CaptionTally
 from .repeats import ContentIndex, split_of
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ...gr_model.errors import ConfigError, DataError
 from ..calvin_layout import find_splits
+from ..curation.filters import FilterConfig
 from ..episodes import FORMAT as EPISODE_FORMAT
 from ..executors import Executor, ordered_map
 from ..files import write_json
@@ -25,16 +26,15 @@ from ..readers.record import Record, RecordSource, Video, VideoBytes
 from ..readers.recorded import RecordedSource
 from ..readers.rlds import RldsSource
 from ..readers.source import open_source
-from ..statistics_table import summarize
-from ..steps import MeasuredSource, measure_steps
+from ..statistics.steps import MeasuredSource, measure_steps
+from ..statistics.table import summarize
 from .advice import advise
 from .calvin import summarize_calvin
-from .filters import FilterConfig
-from .inspect_shards import CheckedShards, count_windows, find_own_shards
-from .inspect_table import as_text
+from .own_shards import CheckedShards, count_windows, find_own_shards
 from .probe import ProbedRecord, cost_of_decoding, probe_record
 from .repeats import ContentIndex, NamedContent
 from .source_tally import SourceTally
+from .table import as_text
 
 MAX_CLIPS = 500
 _NUM_TIMED_CODECS = 3
