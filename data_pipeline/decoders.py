@@ -33,7 +33,9 @@ class Decoder(Protocol):
     index: VideoIndex
 
     @property
-    def size(self) -> tuple[int, int]: ...
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames given [px]."""
+        ...
 
     def frames(self, indices: Sequence[int]) -> Array:
         """Decode uint8 `[f h w 3]` in the order of `indices`."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gr2.data_pipeline.curation import inspect as inspection
 from gr2.data_pipeline.curation.ingest import write_video_shards
 from gr2.data_pipeline.episodes import write_episode
+from gr2.data_pipeline.inspection import inspect as inspection
 from gr2.data_pipeline.inspection.caption_tally import CaptionTally, language_of
 from gr2.data_pipeline.inspection.inspect import inspect_source
 from gr2.data_pipeline.inspection.probe import cost_of_decoding, probe
