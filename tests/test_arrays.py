@@ -160,7 +160,7 @@ def test_spec_file_says_what_a_spec_says(tmp_path: Path) -> None:
         + "".join(f"  {camera}: {name}\n" for camera, name in BRIDGE.cameras.items())
         + "states: [steps/observation/state]\nactions: steps/action\ninstructions: [steps/language_instruction]\n"
         "control_hz: 5\ngripper: opening\naction_kind: delta_pose\noptional_cameras: [image_1, image_2, image_3]\n"
-        "license: CC-BY-4.0\n"
+        "license: CC-BY-4.0\nstate_gripper: true\n"
     )
     assert read_spec(path) == BRIDGE
 
@@ -183,6 +183,7 @@ def test_spec_file_says_what_a_spec_says(tmp_path: Path) -> None:
         ("control_hz: .nan", "control_hz: expected more than 0 Hz, got nan"),
         ("gripper: open", "gripper: expected one of opening, closing, .* got 'open'"),
         ("gripper: [opening]", "gripper: expected a word"),
+        ("state_gripper: last", "state_gripper: expected true or false, got 'last'"),
         ("action_kind: delta", "action_kind: expected one of absolute_pose, delta_pose, joint, as_stored, got 'delta'"),
         ("optional_cameras: [top]", r"optional_cameras: expected some of \[\], got \['top'\]"),
         ("name: 3", "name: expected a word, got 3"),

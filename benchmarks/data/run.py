@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import platform
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +16,11 @@ from typing import Any, Literal
 from ...data_pipeline.curation.filters import FilterConfig
 from ...data_pipeline.curation.ingest import write_video_shards
 from ...data_pipeline.files import write_json
-from ...data_pipeline.video import is_video
+from ...data_pipeline.video import Backend, is_video, open_video
 from ...gr_model.errors import DataError
 from .samples import NUM_FRAMES, write_clips, write_videos
 from .token_speed import TOKENS_A_CLIP, index_figures, memory_over_epochs, open_loader, token_rates
-from .video_speed import cost_table, stage_costs, video_rates
+from .video_speed import cost_table, decoder_rates, loader_rates, mean_seconds, stage_costs
 
 Size = Literal["tiny", "S", "B", "L", "XL"]
 
@@ -66,7 +68,8 @@ def benchmark(
 
 
 def _tokens(folder: Path, clips: int, rounds: int) -> dict[str, Any]:
-    size = write_clips(folder, clips)
+    with redirect_stdout(io.StringIO()):
+        size = write_clips(folder, clips)
     print(f"token shards: {clips:,} clips of {NUM_FRAMES} frames x 256 codes, {size / clips:,.0f} bytes a clip")
     rates = token_rates(folder, rounds)
     for name, rate in rates.items():
@@ -106,34 +109,38 @@ def _video(folder: Path, videos: Path | None, rounds: int, size: int) -> dict[st
     if videos is None:
         videos = folder / "videos"
         write_videos(videos, 24)
-    keep_all = FilterConfig(min_frames=2, min_seconds=0, min_motion=0)
-    manifest = write_video_shards(source=str(videos), out=folder / "shards", filters=keep_all)
-    dropped = {entry["source"] for reasons in manifest["examples"].values() for entry in reasons}
-    files = sorted(f for f in videos.rglob("*") if is_video(f) and f.relative_to(videos).as_posix() not in dropped)
-    files = [file for file in files if _decord_reads(file)]
-    if not files:
-        raise DataError(f"{videos}: expected videos that decord can read, found none; name another folder.")
-    print(f"video shards: {len(files)} clips, windows of 16 frames")
-    only = folder / "compared"
-    only.mkdir()
-    for number, file in enumerate(files):
-        (only / f"{number:05d}{file.suffix}").symlink_to(file.resolve())
-    write_video_shards(source=str(only), out=folder / "compared_shards", filters=keep_all)
-    rates = video_rates(folder / "compared_shards", files, size, rounds)
+    files = sorted(file for file in videos.rglob("*") if is_video(file))
+    decodable = [file for file in files if _decodes(file, "auto")]
+    compared = folder / "compared"
+    compared.mkdir()
+    for number, file in enumerate(file for file in decodable if _decodes(file, "decord")):
+        (compared / f"{number:05d}{file.suffix}").symlink_to(file.resolve())
+    both = sorted(compared.iterdir())
+    if not both:
+        raise DataError(f"{videos}: expected videos that decord can read, too, found none; name another folder.")
+    keep_all = FilterConfig(min_frames=1, min_seconds=0, min_motion=0)
+    with redirect_stdout(io.StringIO()):
+        write_video_shards(source=str(compared), out=folder / "shards", filters=keep_all)
+    print(f"videos: {len(files)}, {len(decodable)} decode, {len(both)} by decord, too; windows of 16 frames of those")
+    rates = loader_rates(folder / "shards", both, size, rounds) | decoder_rates(both, rounds)
     for name, rate in rates.items():
         print(f"  {name:<36}{rate.text('frames/s')}")
-    costs = stage_costs(files)
+    costs, seconds = stage_costs(decodable), mean_seconds(decodable)
+    print(f"curation of all that decode, {seconds:.1f} s a clip on average")
     print("\n".join(cost_table(costs)))
-    return {"clips": len(files), "rates": {n: asdict(r) for n, r in rates.items()}, "seconds_a_clip": costs}
+    return {
+        "clips": len(decodable),
+        "mean_clip_seconds": seconds,
+        "rates": {name: asdict(rate) for name, rate in rates.items()},
+        "seconds_a_clip": costs,
+    }
 
 
-def _decord_reads(file: Path) -> bool:
-    from ...data_pipeline.decoders import load_decord
-
+def _decodes(file: Path, backend: Backend) -> bool:
     try:
-        load_decord().VideoReader(str(file), num_threads=1).get_batch([0])
-    except Exception:
-        # decord raises errors of its own kind for every file it cannot read: those cannot be compared
+        with open_video(file, backend=backend) as reader:
+            reader.get_batch([0, len(reader) - 1])
+    except DataError:
         return False
     return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from ...data_pipeline.curation.filters import probe_video
 from ...data_pipeline.curation.hands import SkinMotionHands
 from ...data_pipeline.curation.near_duplicates import clip_hash, group_duplicates
 from ...data_pipeline.curation.quality import measure_quality
-from ...data_pipeline.decoders import load_decord
+from ...data_pipeline.decord_decoder import load_decord
 from ...data_pipeline.loader import BatchLoader
 from ...data_pipeline.video import open_video
 from ...gr_model.contracts import Array
@@ -32,35 +32,53 @@ CLIPS_OF_GR2 = 38_000_000
 PROBE_SIDE, PROBE_FRAMES = 160, 12
 
 
-def video_rates(shards: Path, videos: list[Path], size: int, rounds: int) -> dict[str, Rate]:
-    """Decode all windows of 16 frames with our loader and with decord, in turn; rates are frames a second."""
-    decord = load_decord()
+def loader_rates(shards: Path, videos: list[Path], size: int, rounds: int) -> dict[str, Rate]:
+    """Collect all windows of 16 frames from shards, resized, beside decord; rates are frames a second."""
+    windows = ClipWindows([shards], ["static"], num_frames=WINDOW_FRAMES, stride=WINDOW_STRIDE, size=size)
+    loader = BatchLoader(windows, batch_size=1, seed=0)
 
     def ours() -> int:
-        loader = BatchLoader(
-            ClipWindows([shards], ["static"], num_frames=WINDOW_FRAMES, stride=WINDOW_STRIDE, size=size),
-            batch_size=4,
-            seed=0,
-        )
-        return sum(int(batch["frame_mask"].sum()) for batch in islice(loader, len(loader)))
+        return sum(batch["frames"]["static"].shape[1] for batch in islice(loader, len(loader)))
 
-    def bare(**sides: int) -> int:
-        frames = 0
-        for video in videos:
-            count = len(decord.VideoReader(str(video), num_threads=1))
-            for start in range(0, max(count - WINDOW_FRAMES, 0) + 1, WINDOW_STRIDE):
-                # as the loader does: windows come shuffled, so each opens its video
-                reader = decord.VideoReader(str(video), num_threads=1, **sides)
-                indices = np.minimum(np.arange(start, start + WINDOW_FRAMES), count - 1)
-                frames += len(reader.get_batch(indices.tolist()).asnumpy())
-        return frames
+    reference = f"decord, files at {size} px"
+    return compare_rates(
+        {f"gr2, batches from shards at {size} px": ours, reference: partial(_bare, videos, size)}, rounds, reference
+    )
 
-    works = {
-        f"gr2, video shards at {size} px": ours,
-        f"decord, files at {size} px": lambda: bare(width=size, height=size),
-        "decord, files at full size": lambda: bare(),
-    }
-    return compare_rates(works, rounds, f"decord, files at {size} px")
+
+def decoder_rates(videos: list[Path], rounds: int) -> dict[str, Rate]:
+    """Decode the same windows at full size by `open_video`, beside decord; rates are frames a second."""
+
+    def ours() -> int:
+        return sum(len(_read(video, indices)) for video, indices in _windows(videos))
+
+    return compare_rates(
+        {"gr2, open_video at full size": ours, "decord, files at full size": partial(_bare, videos, -1)},
+        rounds,
+        "decord, files at full size",
+    )
+
+
+def _read(video: Path, indices: list[int]) -> Array:
+    with open_video(video) as reader:
+        return reader.get_batch(indices)
+
+
+def _windows(videos: list[Path]) -> Iterator[tuple[Path, list[int]]]:
+    """List the windows that `ClipWindows` makes of the videos; each is read from a reader of its own."""
+    for video in videos:
+        with open_video(video) as reader:
+            count = len(reader)
+        for start in range(0, max(count - WINDOW_FRAMES, 0) + 1, WINDOW_STRIDE):
+            yield video, np.minimum(np.arange(start, start + WINDOW_FRAMES), count - 1).tolist()
+
+
+def _bare(videos: list[Path], size: int) -> int:
+    decord, frames = load_decord(), 0
+    for video, indices in _windows(videos):
+        reader = decord.VideoReader(str(video), num_threads=1, width=size, height=size)
+        frames += len(reader.get_batch(indices).asnumpy())
+    return frames
 
 
 def stage_costs(videos: list[Path]) -> dict[str, float]:
@@ -96,6 +114,15 @@ def _decode_small(video: Path) -> Array:
     scale = min(PROBE_SIDE / min(height, width), 1.0)
     with open_video(video, height=round(height * scale), width=round(width * scale)) as reader:
         return reader.get_batch(range(len(reader)))
+
+
+def mean_seconds(videos: list[Path]) -> float:
+    """Return the mean duration of videos [s]."""
+    durations = []
+    for video in videos:
+        with open_video(video) as reader:
+            durations.append(len(reader) / reader.fps)
+    return float(np.mean(durations))
 
 
 def cost_table(costs: Mapping[str, float]) -> list[str]:

@@ -51,6 +51,7 @@ class EpisodeSpec:
     optional_cameras: left out of an episode that lacks them: no video file, or pictures of one colour.
     control_hz: steps a second; None where the dataset says it.
     gripper, action_kind: what the numbers of an action mean.
+    state_gripper: whether the last number of a state is a gripper's opening or closing; None where that is not known.
     license: terms of the dataset, as its authors name them.
 
     Raises:
@@ -64,6 +65,7 @@ class EpisodeSpec:
     control_hz: float | None = None
     gripper: Gripper = "as_stored"
     action_kind: ActionKind = "as_stored"
+    state_gripper: bool | None = None
     optional_cameras: tuple[str, ...] = ()
     name: str = ""
     license: str = ""
@@ -89,9 +91,11 @@ class EpisodeSpec:
 
     def facts(self, dataset: str) -> dict[str, Any]:
         """Return what a record of this dataset keeps: its name, what its actions mean, its terms."""
-        facts = {"dataset": self.name or dataset}
+        facts: dict[str, Any] = {"dataset": self.name or dataset}
         if self.actions:
             facts |= {"action_kind": self.action_kind, "gripper": self.gripper}
+        if self.states and self.state_gripper is not None:
+            facts["state_gripper"] = self.state_gripper
         return facts | ({"license": self.license} if self.license else {})
 
 
@@ -134,6 +138,10 @@ def _field(name: str, value: Any) -> Any:
     if name == "control_hz":
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ConfigError(f"control_hz: expected steps a second, got {value!r}; correct the spec.")
+        return value
+    if name == "state_gripper":
+        if not isinstance(value, bool):
+            raise ConfigError(f"state_gripper: expected true or false, got {value!r}; correct the spec.")
         return value
     if not isinstance(value, str):
         raise ConfigError(f"{name}: expected a word, got {value!r}; correct the spec.")
@@ -179,6 +187,7 @@ RT1 = EpisodeSpec(
     control_hz=3,
     gripper="relative_closing",
     action_kind="delta_pose",
+    state_gripper=True,
     license="CC-BY-4.0",
 )
 """Changes of position and of roll, pitch, yaw; the gripper says which way it moves. States: position, quaternion xyzw,
@@ -194,6 +203,7 @@ BRIDGE = EpisodeSpec(
     control_hz=5,
     gripper="opening",
     action_kind="delta_pose",
+    state_gripper=True,
     optional_cameras=("image_1", "image_2", "image_3"),
     license="CC-BY-4.0",
 )
@@ -214,6 +224,7 @@ DROID = EpisodeSpec(
     control_hz=15,
     gripper="closing",
     action_kind="absolute_pose",
+    state_gripper=True,
     license="CC-BY-4.0",
 )
 """Commanded poses (position, Euler angles) in the robot base frame. Source: the DROID dataset, RLDS version 1.0; the

@@ -29,8 +29,8 @@ class RecordSteps:
     """The arrays of one record.
 
     states: `[t s]`; actions: `[t a]`; None where there are none.
-    facts: of the record; `dataset` names the dataset, `gripper` says whether the last number of an action is known to
-        be an opening.
+    facts: of the record; `dataset` names the dataset, `gripper` and `state_gripper` say whether the last number of an
+        action and of a state is known to be the gripper's.
     problem: why the record cannot be used, empty where it can.
     """
 
@@ -167,10 +167,10 @@ def measure_steps(
         dataset = str(record.facts.get("dataset") or "")
         fresh = dataset not in datasets
         if fresh:
-            told = _told_gripper(record) if action_gripper is None else action_gripper
-            datasets[dataset] = DatasetAccumulator(
-                f"{name}: {dataset}" if dataset not in ("", name) else name, state_gripper, told
-            )
+            in_states = _told_state_gripper(record) if state_gripper is None else state_gripper
+            in_actions = _told_gripper(record) if action_gripper is None else action_gripper
+            called = f"{name}: {dataset}" if dataset not in ("", name) else name
+            datasets[dataset] = DatasetAccumulator(called, in_states, in_actions)
         try:
             datasets[dataset].add(record.states, record.actions, record.record)
         except DataError as error:
@@ -187,3 +187,11 @@ def _told_gripper(record: RecordSteps) -> list[int] | None:
     if record.actions is None or not isinstance(convention, str):
         return None
     return [] if convention == "as_stored" else [record.actions.shape[-1] - 1]
+
+
+def _told_state_gripper(record: RecordSteps) -> list[int] | None:
+    """Return the dimension of the gripper in states where the record's reader knows it, else None."""
+    has_one = record.facts.get("state_gripper")
+    if record.states is None or not isinstance(has_one, bool):
+        return None
+    return [record.states.shape[-1] - 1] if has_one else []
