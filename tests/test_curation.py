@@ -15,12 +15,14 @@ from gr2.data_pipeline.clip_windows import ClipWindows
 from gr2.data_pipeline.curation.curate import CurationThresholds, curate, judge
 from gr2.data_pipeline.curation.ingest import write_video_shards
 from gr2.data_pipeline.curation.measure import MeasureConfig
+from gr2.data_pipeline.episodes import write_episode
 from gr2.data_pipeline.executors import Executor, run_tasks
 from gr2.data_pipeline.shards import list_shards, read_dropped, read_samples
 from gr2.data_pipeline.stages import read_manifest
 from gr2.data_pipeline.tokens import write_token_shards
 from gr2.data_pipeline.transcode import encode_frames
 from gr2.data_pipeline.video import open_video
+from gr2.gr_model.contracts import Episode
 from gr2.gr_model.errors import ConfigError, DataError
 
 FPS = 12.0
@@ -129,6 +131,22 @@ def test_a_duplicate_of_a_dropped_window_is_kept(tmp_path: Path) -> None:
     strict = CurationThresholds(min_seconds=1.0, duplicate_bits=31)
     curate(shards=str(tmp_path / "shards"), out=tmp_path / "out", measure=MEASURE, thresholds=strict)
     assert windows(tmp_path / "out") == {"b": [(0, 36)]} and dropped(tmp_path / "out") == [("a", "too_short")]
+
+
+def test_demonstrations_that_look_alike_all_stay_whole(tmp_path: Path) -> None:
+    for index in range(2):
+        frames = np.concatenate([scene(30, 1), scene(30, 2)])
+        steps = np.zeros((60, 8), np.float32)
+        write_episode(
+            tmp_path / "in",
+            index,
+            Episode(images={"static": frames}, states=steps, actions=steps, instruction="lift it", control_hz=FPS),
+            {},
+        )
+    write_video_shards(source=str(tmp_path / "in"), out=tmp_path / "shards")
+    curate(shards=str(tmp_path / "shards"), out=tmp_path / "out", measure=MeasureConfig(window_seconds=1.0))
+    spans = [json.loads(sample["json"])["windows"] for sample in read_samples(tmp_path / "out")]
+    assert [[(w["start"], w["stop"]) for w in windows] for windows in spans] == [[(0, 60)], [(0, 60)]]
 
 
 def test_nothing_left_is_an_error_and_tokens_need_a_finished_stage(shards: Path, tmp_path: Path) -> None:

@@ -319,6 +319,7 @@ def test_the_command_line_prints_the_page(chain: Path, tmp_path: Path, capsys: p
         ("She carries dishes", "carry", ["dish"]),
         ("pulling two ends of a rope", "pull", ["end", "rope"]),
         ("open drawer", "open", ["drawer"]),
+        ("two men wrestle at a table", "wrestle", ["table"]),
         ("", "", []),
         ("the", "", []),
         ("123 ...", "123", []),

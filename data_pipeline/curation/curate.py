@@ -47,7 +47,8 @@ class CurationThresholds:
     min_contrast: between those two brightnesses [grey levels]; less is `flat`.
     max_text: share of the picture under laid-over text; more is `text_overlay`.
     min_hands: score of the hand detector; less is `no_hands`. Off by default: robots have none.
-    duplicate_bits: bits of the 512 of both clips' hashes that may differ in a `duplicate`, at most 31.
+    duplicate_bits: bits of the 512 of both clips' hashes that may differ in a `duplicate`, at most 31. Episodes of a
+        robot are never duplicates.
     """
 
     min_seconds: float = 0.5
@@ -129,18 +130,20 @@ def _find_duplicates(folder: Path, measures: Sequence[Path], thresholds: Curatio
 
     Only windows that no threshold drops take part: one that is dropped must not take its copies with it.
     """
-    hashes, kept, starts = [], [], [0]
+    hashes, chosen, starts = [], [], [0]
     for shard in measures:
+        count = starts[-1]
         for _, _, windows in measured_windows(shard):
-            hashes += [window["measures"]["hash"] for window in windows]
-            kept += [not judge(window["measures"], thresholds, -1)[0] for window in windows]
-        starts.append(len(hashes))
-    repeated = np.full(len(hashes), -1, np.int64)
-    chosen = np.flatnonzero(kept)
-    if thresholds.duplicate_bits is not None and len(chosen):
-        table = np.array(hashes, np.uint64)[chosen]
-        found = group_duplicates(table, thresholds.duplicate_bits)
-        repeated[chosen] = np.where(found < 0, -1, chosen[found])
+            for number, window in enumerate(windows, start=count):
+                if "hash" in window["measures"] and not judge(window["measures"], thresholds, -1)[0]:
+                    hashes.append(window["measures"]["hash"])
+                    chosen.append(number)
+            count += len(windows)
+        starts.append(count)
+    repeated = np.full(starts[-1], -1, np.int64)
+    if thresholds.duplicate_bits is not None and chosen:
+        found = group_duplicates(np.array(hashes, np.uint64), thresholds.duplicate_bits)
+        repeated[chosen] = np.where(found < 0, -1, np.array(chosen)[found])
     path = folder / "duplicate_of.npy"
     write_bytes(path, array_bytes(repeated))
     return path, np.array(starts)

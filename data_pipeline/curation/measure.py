@@ -97,9 +97,13 @@ def measure_clip(
 ) -> list[dict[str, Any]]:
     """Cut the windows of a video sample at its scene cuts and measure each part, in the first camera.
 
+    Episodes of a robot (samples with actions) are not cut, and get no hash: demonstrations of one task look alike, and
+    each of them counts.
+
     Raises:
         DataError: the video cannot be decoded.
     """
+    is_episode = "actions.npy" in members
     video = next(iter(description["videos"].values()))
     scale = _SHORT_SIDE / min(video["height"], video["width"])
     size = {} if scale >= 1 else {side: max(2, round(video[side] * scale)) for side in ("height", "width")}
@@ -107,13 +111,15 @@ def measure_clip(
     with open_video(members[video["member"]], **size) as reader:
         for window in description["windows"]:
             start, stop = window["start"], window["stop"]
-            frames = _decode(reader, range(start, stop)) if config.cut_scenes else None
-            for first, last in _parts(frames, stop - start, reader.fps, config):
+            frames = _decode(reader, range(start, stop)) if config.cut_scenes and not is_episode else None
+            parts = [(0, stop - start)] if is_episode else _parts(frames, stop - start, reader.fps, config)
+            for first, last in parts:
                 spread = np.unique(np.linspace(first, last - 1, config.probe_frames).round().astype(int))
                 probe = frames[spread] if frames is not None else reader.get_batch(start + spread)
-                part = {"start": start + first, "stop": start + last, "measures": _measures(probe, detector)}
-                part["measures"]["seconds"] = round((last - first) / reader.fps, 4)
-                windows.append({**window, **part})
+                measures = _measures(probe, detector) | {"seconds": round((last - first) / reader.fps, 4)}
+                if not is_episode:
+                    measures["hash"] = clip_hash(probe).tolist()
+                windows.append({**window, "start": start + first, "stop": start + last, "measures": measures})
     return windows
 
 
@@ -137,7 +143,7 @@ def _decode(reader: VideoReader, indices: range) -> Array:
 def _measures(probe: Array, detector: HandDetector | None) -> dict[str, Any]:
     numbers = {name: round(value, 5) for name, value in asdict(measure_quality(probe)).items()}
     hands = {} if detector is None else {"hands": round(float(detector(probe)), 5)}
-    return numbers | hands | {"hash": clip_hash(probe).tolist()}
+    return numbers | hands
 
 
 def _hand_detector(name: str) -> HandDetector | None:
