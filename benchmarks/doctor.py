@@ -30,7 +30,7 @@ WANTED_MEMORY_GIB = 4.0
 REMEDIES: Mapping[str, tuple[str, str]] = {
     "h264 encoding": (MISSING, "reinstall PyAV from its wheel: pip install --force-reinstall av"),
     "h264 decoding, PyAV": (MISSING, "reinstall PyAV from its wheel: pip install --force-reinstall av"),
-    "h264 decoding, decord": (WARNING, "only needed to compare decoders, PyAV reads everything; on x86-64: pip install decord"),
+    "h264 decoding, decord": (WARNING, "only needed to compare decoders; on x86-64: pip install decord"),
     "PyBullet software renderer": (MISSING, "pip install --force-reinstall pybullet"),
     "PyBullet EGL renderer": (WARNING, "the software renderer is used; for EGL install the driver's libEGL"),
     "import torch": (MISSING, "pip install torch"),
