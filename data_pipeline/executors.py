@@ -76,11 +76,13 @@ class Executor:
         that is started on this machine).
     num_workers: workers at a time; 1 with `local` runs in this process.
     retries: how often `run_tasks` tries a failed task again.
+    num_gpus: GPUs that each worker of Ray gets.
     """
 
     kind: ExecutorKind = "local"
     num_workers: int = 1
     retries: int = 2
+    num_gpus: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +192,7 @@ def _attempt(
 @contextmanager
 def _started(executor: Executor) -> Iterator[Callable[[Callable[[Item], Result], Item], Future[Result]]]:
     if executor.kind == "ray":
-        with ray_cluster(executor.num_workers) as submit:
+        with ray_cluster(executor.num_workers, executor.num_gpus) as submit:
             yield submit
     else:
         with worker_pool(executor.num_workers) as pool:
@@ -198,7 +200,9 @@ def _started(executor: Executor) -> Iterator[Callable[[Callable[[Item], Result],
 
 
 @contextmanager
-def ray_cluster(num_workers: int) -> Iterator[Callable[[Callable[[Item], Result], Item], Future[Result]]]:
+def ray_cluster(
+    num_workers: int, num_gpus: int = 0
+) -> Iterator[Callable[[Callable[[Item], Result], Item], Future[Result]]]:
     """Give a function that submits work to Ray: the cluster at `RAY_ADDRESS`, else one started here.
 
     Raises:
@@ -216,7 +220,7 @@ def ray_cluster(num_workers: int) -> Iterator[Callable[[Callable[[Item], Result]
             options |= {"num_cpus": num_workers, "include_dashboard": False}
         ray.init(**options)
     # retries are run_tasks's: it counts them and says which shards failed
-    remote: Any = ray.remote(max_retries=0)(_call)
+    remote: Any = ray.remote(max_retries=0, num_gpus=num_gpus)(_call)
     stored: dict[int, Any] = {}
 
     def submit(function: Callable[[Item], Result], item: Item) -> Future[Result]:

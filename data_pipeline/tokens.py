@@ -68,6 +68,7 @@ def write_token_shards(
     target_fps: float | None = None,
     executor: ExecutorKind = "local",
     num_workers: int = 1,
+    num_gpus: int = 0,
     overwrite: bool = False,
 ) -> Mapping[str, Any]:
     """Encode every picture and sentence of video shards.
@@ -84,6 +85,7 @@ def write_token_shards(
         target_fps: keep every m-th frame, so that about this many frames a second remain; None keeps all.
         executor: `local` encodes in this process, `ray` one shard in each worker.
         num_workers: processes that decode for this process; workers of Ray.
+        num_gpus: GPUs that each worker of Ray gets.
         overwrite: replace an earlier result.
 
     Returns:
@@ -107,7 +109,7 @@ def write_token_shards(
     on_ray = executor == "ray"
     decoders = ONE_PROCESS if on_ray else Executor(num_workers=num_workers)
     write_shard = partial(_write_shard, decode=decode, encode_images=encode_images, facts=facts, decoders=decoders)
-    runner = Executor(kind="ray", num_workers=num_workers) if on_ray else ONE_PROCESS
+    runner = Executor(kind="ray", num_workers=num_workers, num_gpus=num_gpus) if on_ray else ONE_PROCESS
     tally, names = map_shards(write_shard, shards, out, runner, "token shards")
     if tally.windows == 0:
         raise DataError(

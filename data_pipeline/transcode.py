@@ -112,6 +112,33 @@ def cut_video(file: Path, start: float, stop: float, short_side: int | None = No
         ) from error
 
 
+def video_extent(file: Path) -> tuple[float, float]:
+    """Return when the video of a file begins and ends [s], in times of the file, from its header alone.
+
+    Raises:
+        DataError: the file cannot be opened, holds no video, or does not state how long it is.
+    """
+    import av
+
+    try:
+        with av.open(str(file)) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise DataError(f"{file}: holds no video stream, expected one; leave it out.")
+            if stream.duration is not None and stream.time_base is not None:
+                unit = float(stream.time_base)
+                start, length = (stream.start_time or 0) * unit, stream.duration * unit
+            else:
+                start, length = (container.start_time or 0) / av.time_base, (container.duration or 0) / av.time_base
+    except (OSError, av.FFmpegError) as error:
+        raise DataError(
+            f"{file}: the video is truncated or corrupt ({error}); copy it again or leave it out."
+        ) from error
+    if length <= 0:
+        raise DataError(f"{file}: states no duration, expected seconds; encode it again.")
+    return start, start + length
+
+
 def _seek_before(container: Any, stream: Any, start: float) -> int:
     """Seek to a key frame at or before `start` [s], or to the first one; return the time stamp that leads there.
 

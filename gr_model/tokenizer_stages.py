@@ -172,6 +172,20 @@ def codebook_fingerprint(vqgan: VQGAN) -> str:
     return digest.hexdigest()
 
 
+class ImageEncoder:
+    """Encodes frames where it is called: a worker that was sent one moves the network to its own device."""
+
+    def __init__(self, vqgan: VQGAN, device: Literal["auto", "cpu", "cuda"]) -> None:
+        self.vqgan, self.device = vqgan, device
+
+    def __call__(self, frames: Array) -> Array:
+        """Return the codes, integers `[f n]`, of uint8 frames `[f h w 3]`."""
+        import torch
+
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return self.vqgan.to(device).encode_frames(frames)
+
+
 def tokens(
     *,
     shards: str,
@@ -182,6 +196,7 @@ def tokens(
     target_fps: float | None = None,
     executor: Literal["local", "ray"] = "local",
     num_workers: int = 1,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: bool = False,
 ) -> Mapping[str, Any]:
     """Encode every picture and sentence of video shards with the frozen tokenizers.
@@ -196,21 +211,27 @@ def tokens(
         target_fps: frames a second to keep; all by default.
         executor: `local` encodes in this process, `ray` a shard in each worker of the cluster at RAY_ADDRESS.
         num_workers: processes that decode for this process; workers of Ray.
+        device: where pictures are encoded; auto takes a GPU where there is one. With Ray, `cuda` gives each worker one.
         overwrite: replace an earlier result.
     """
     from ..tokenizers.text_weights import load_text_encoder
     from ..tokenizers.weights import load_vqgan
 
+    if device == "cuda" and executor == "local":
+        from .training import choose_accelerator
+
+        choose_accelerator(device)  # says what is missing before any work
     vqgan, encoder = load_vqgan(tokenizer), load_text_encoder(text)
     return write_token_shards(
         shards=shards,
         out=out,
-        encode_images=vqgan.encode_frames,
+        encode_images=ImageEncoder(vqgan, device),
         encode_texts=encoder.encode if text_features else None,
         tokenizer_facts=tokenizer_facts(vqgan, encoder),
         image_size=vqgan.config.resolution,
         target_fps=target_fps,
         executor=executor,
         num_workers=num_workers,
+        num_gpus=int(device == "cuda"),
         overwrite=overwrite,
     )

@@ -243,6 +243,31 @@ def test_long_episodes_become_windows_with_their_own_steps(tmp_path: Path) -> No
         assert description["video"] == "episode_000000"
 
 
+def test_a_video_greater_than_a_shard_becomes_clips_of_every_frame(tmp_path: Path) -> None:
+    write_video(tmp_path / "in/long.mp4", noise(95), fps=10)
+    (tmp_path / "in/long.txt").write_text("a long afternoon")
+    write_video(tmp_path / "in/short.mp4", noise(12, seed=5), fps=10)
+    size = (tmp_path / "in/long.mp4").stat().st_size
+    manifest = write_video_shards(
+        source=str(tmp_path / "in"), out=tmp_path / "out", window_seconds=2.0, shard_megabytes=0.5 * size / 1e6
+    )
+    assert manifest["counts"]["kept"] == 6 and manifest["counts"]["frames"] == 107
+    *parts, short = read_samples(tmp_path / "out")
+    assert all(shard.stat().st_size < size for shard in list_shards(tmp_path / "out"))
+    frames = []
+    for part in parts:
+        assert json.loads(part["json"])["caption"] == "a long afternoon"
+        with open_video(part["static.mp4"]) as reader:
+            frames.append(reader.get_batch(range(len(reader))))
+    with open_video(tmp_path / "in/long.mp4") as reader:
+        whole = reader.get_batch(range(95))
+    assert np.abs(np.concatenate(frames).astype(int) - whole).mean() < 2
+    assert short["static.mp4"] == (tmp_path / "in/short.mp4").read_bytes()
+    (tmp_path / "in/long.mp4").write_bytes((tmp_path / "in/long.mp4").read_bytes()[: size // 2])
+    broken = write_video_shards(source=str(tmp_path / "in"), out=tmp_path / "again", shard_megabytes=0.2 * size / 1e6)
+    assert broken["counts"]["dropped"] == {"unreadable": 1}
+
+
 def test_thinner_frames_keep_their_steps(tmp_path: Path) -> None:
     write_episode(tmp_path / "in", 0, recorded_episode(100, 2, 0, "lift it"), {})
     write_video_shards(source=tmp_path / "in", out=tmp_path / "video")

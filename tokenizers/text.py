@@ -150,7 +150,7 @@ class TextEncoder:
             part = missing[start : start + 64]
             tokens = tokenize(part, self.context_length)
             mask = token_mask(tokens)
-            features = self.features(tokens).masked_fill(~mask[..., None], 0.0).cpu().numpy()
+            features = self.features(tokens).cpu().masked_fill(~mask[..., None], 0.0).numpy()
             found.update({s: (features[i], mask[i].numpy()) for i, s in enumerate(part)})
         for sentence, entry in found.items():
             self._cache[sentence] = entry

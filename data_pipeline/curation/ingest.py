@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from ..columns import video_columns, write_columns
 from ..executors import Executor, ExecutorKind, ordered_map
 from ..files import array_bytes, camera_name
 from ..locations import as_location, file_name
-from ..readers.record import Record, VideoBytes, with_video_files
+from ..readers.record import Record, VideoBytes, VideoSpan, with_video_files
 from ..readers.source import open_source
 from ..shards import ShardWriter, finished_shards, index_path, read_index, remove_leftovers
 from ..stages import Tally, begin_stage, finish_stage, read_manifest
+from ..transcode import video_extent
 from .filters import MISSING, FilterConfig, Verdict, examine
 
 STAGE = "video_shards"
@@ -65,7 +67,8 @@ def write_video_shards(
         filters: thresholds of the filters.
         short_side: clips cut out of longer videos, or kept as pictures, are encoded with a shorter side of at most this
             [px]; None keeps their size. Files that are one clip keep their bytes.
-        window_seconds: longest window [s]; a longer clip is divided into equal windows.
+        window_seconds: longest window [s]; a longer clip is divided into equal windows, a video file greater than a
+            shard into clips of their own.
         shard_megabytes: a shard that has reached this size takes no further sample.
         part: `i/n` takes every n-th record from the i-th on, for n jobs of a cluster with a folder each.
         max_dropped: greatest fraction of records that may be dropped before the stage fails; videos that an annotation
@@ -101,7 +104,8 @@ def write_video_shards(
         manifest = read_manifest(out, STAGE)
         print(f"{out}: finished already, {manifest['counts']['kept']} clips; pass overwrite to write it again")
         return manifest
-    tally, remaining = _resume(out, itertools.islice(iter(records), first, None, step))
+    pieces = split_long_videos(iter(records), shard_megabytes * 1e6, window_seconds)
+    tally, remaining = _resume(out, itertools.islice(pieces, first, None, step))
     progress = tqdm(initial=tally.records, desc=f"shards from {file_name(source)}", unit="clip")
     examined = partial(_examined, config=filters, short_side=short_side)
     workers = Executor(kind=executor, num_workers=num_workers)
@@ -117,6 +121,30 @@ def write_video_shards(
     manifest = finish_stage(out, STAGE, parameters, tally, result)
     print(f"{out}: {tally.sentence()}")
     return manifest
+
+
+def split_long_videos(records: Iterator[Record], max_bytes: float, window_seconds: float) -> Iterator[Record]:
+    """Turn a video file that would not fit into a shard into parts of at most `window_seconds`, cut out and encoded.
+
+    Only videos without steps are divided, by the duration that their container states.
+    """
+    for record in records:
+        camera, file = next(iter(record.videos.items()), ("", None))
+        alone = len(record.videos) == 1 and record.states is None
+        if not alone or not isinstance(file, Path) or not file.is_file() or file.stat().st_size <= max_bytes:
+            yield record
+            continue
+        try:
+            begin, end = video_extent(file)
+        except DataError as error:
+            yield replace(record, videos={}, problem=str(error))
+            continue
+        count = max(math.ceil((end - begin) / window_seconds), 1)
+        borders = [begin + (end - begin) * i / count for i in range(count + 1)]
+        for number, (start, stop) in enumerate(itertools.pairwise(borders)):
+            span = VideoSpan(file=file, start=start, stop=stop)
+            where = f"{record.source} {start:.1f} to {stop:.1f} s"
+            yield replace(record, key=f"{record.key}-p{number:05d}", videos={camera: span}, source=where)
 
 
 def _parse_part(part: str) -> tuple[int, int]:
