@@ -155,7 +155,8 @@ def map_shards(
     """
     tasks = [ShardTask(source=source, out=out, number=i) for i, source in enumerate(list_shards(shards))]
     waiting = [task for task in tasks if not index_path(shard_path(out, task.number)).is_file()]
-    with tqdm(total=len(tasks), initial=len(tasks) - len(waiting), desc=description, unit="shard") as progress:
+    done, alone = len(tasks) - len(waiting), len(tasks) == 1
+    with tqdm(total=len(tasks), initial=done, desc=description, unit="shard", disable=alone) as progress:
         failures = run_tasks(write_shard, waiting, executor, lambda _: progress.update())
     if failures:
         first = failures[0]

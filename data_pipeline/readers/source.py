@@ -7,7 +7,7 @@ from pathlib import Path
 from ...gr_model.errors import ConfigError, DataError
 from ..calvin_layout import find_splits
 from ..episodes import list_episodes
-from ..locations import Location
+from ..locations import Location, is_url
 from ..video import is_video
 from .annotated import AnnotatedSource
 from .arrays import ArraysSource, find_arrays
@@ -46,7 +46,7 @@ def open_source(path: Location, camera: str = "static", spec: Path | None = None
 
 
 def _recognise(path: Location, camera: str, spec: EpisodeSpec | None) -> RecordSource:
-    if find_tars(path):
+    if is_url(path) or (not Path(path).is_dir() and find_tars(path)):
         return WebdatasetSource(path, camera)
     path = Path(path).expanduser()
     if not path.exists():
@@ -75,4 +75,7 @@ def _recognise(path: Location, camera: str, spec: EpisodeSpec | None) -> RecordS
         return KineticsSource(path, camera)
     if find_arrays(path):
         return ArraysSource(path, spec=spec, camera=camera)
+    # last: a corpus may keep the archives that it came in beside what they held
+    if find_tars(path):
+        return WebdatasetSource(path, camera)
     return FolderSource(path, camera)

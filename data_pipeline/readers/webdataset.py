@@ -33,6 +33,9 @@ class WebdatasetSource:
     """Samples of webdataset tars, in order; a broken tar ends with a record that says why.
 
     camera: name given to the camera of samples with one video without a name.
+
+    Raises:
+        DataError: a tar is not there.
     """
 
     kind = "webdataset"
@@ -41,6 +44,9 @@ class WebdatasetSource:
         self.path = Path(str(path))
         self.camera = camera
         self._tars = find_tars(path)
+        gone = next((tar for tar in self._tars if not is_url(tar) and not Path(tar).is_file()), None)
+        if gone is not None or not self._tars:
+            raise DataError(f"{gone or path}: no such file, expected webdataset tars; check the path or the pattern.")
 
     def __iter__(self) -> Iterator[Record]:
         import webdataset
