@@ -22,14 +22,19 @@ from .shards import read_index
 from .stages import read_manifest
 
 _OPEN_FILES = 256
+"""Shards that a process keeps open, over all folders: many systems allow 1024 files."""
+
+_open: OrderedDict[str, int] = OrderedDict()
 
 
 class ShardFiles:
-    """Read byte ranges of shards; at most 256 files stay open. It can be pickled, and is then opened anew."""
+    """Read byte ranges of shards, from one thread of each process."""
 
     def __init__(self, shards: Sequence[Location]) -> None:
         self.shards = tuple(shards)
-        self._open: OrderedDict[int, int] = OrderedDict()
+        for shard in self.shards:  # it may have been written again since this process opened it
+            if (descriptor := _open.pop(str(shard), None)) is not None:
+                os.close(descriptor)
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """Read `size` bytes of a shard.
@@ -37,7 +42,7 @@ class ShardFiles:
         Raises:
             DataError: the shard cannot be opened or ends before.
         """
-        data = os.pread(self._descriptor(shard), size, offset)
+        data = os.pread(_descriptor(self.shards[shard]), size, offset)
         if len(data) != size:
             raise DataError(
                 f"{self.shards[shard]}: expected {size} bytes at {offset}, got {len(data)}; the shard is truncated, "
@@ -45,30 +50,21 @@ class ShardFiles:
             )
         return data
 
-    def _descriptor(self, shard: int) -> int:
-        found = self._open.get(shard)
-        if found is not None:
-            self._open.move_to_end(shard)
-            return found
-        try:
-            descriptor = os.open(cached(self.shards[shard]), os.O_RDONLY)
-        except OSError as error:
-            raise DataError(f"{self.shards[shard]}: cannot be opened ({error}); copy or write it again.") from error
-        self._open[shard] = descriptor
-        if len(self._open) > _OPEN_FILES:
-            os.close(self._open.popitem(last=False)[1])
-        return descriptor
 
-    def close(self) -> None:
-        """Close all files."""
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"shards": self.shards, "_open": OrderedDict()}
-
-    def __del__(self) -> None:
-        self.close()
+def _descriptor(shard: Location) -> int:
+    name = str(shard)
+    found = _open.get(name)
+    if found is not None:
+        _open.move_to_end(name)
+        return found
+    try:
+        descriptor = os.open(cached(shard), os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{shard}: cannot be opened ({error}); copy or write it again.") from error
+    _open[name] = descriptor
+    if len(_open) > _OPEN_FILES:
+        os.close(_open.popitem(last=False)[1])
+    return descriptor
 
 
 class TokenFolder:

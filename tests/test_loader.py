@@ -3,6 +3,7 @@
 import http.server
 import itertools
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -292,6 +293,25 @@ def test_truncated_shard_and_broken_column_are_named(tmp_path: Path) -> None:
     (folder / "columns/frames.npy").write_bytes(b"no array")
     with pytest.raises(DataError, match=r"frames\.npy: cannot be read as a column"):
         TokenStore.open([folder], ["static"])
+
+
+def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gr2.data_pipeline.token_store._OPEN_FILES", 3)
+    folders = [write_tokens(tmp_path / name, robot_episodes(6)) for name in "abcd"]
+    assert sum(len(finished_shards(folder)) for folder in folders) > 8
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    store = TokenStore.open(folders, ["static"])
+    for _ in itertools.islice(make_loader(store, 4), 20):
+        pass
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 3
+
+
+def test_a_shard_written_again_is_read_anew(tmp_path: Path) -> None:
+    for count in (2, 3):  # the codes differ, too
+        shutil.rmtree(tmp_path / "web", ignore_errors=True)
+        store = TokenStore.open([write_tokens(tmp_path / "web", web_clips(count))], ["static"])
+        codes, _ = store.read_codes("static", np.array([0]), np.arange(9)[None])
+        assert np.array_equal(codes[0], all_samples(store)[0]["codes.static.npy"])
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
