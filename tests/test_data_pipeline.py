@@ -181,6 +181,28 @@ def test_killed_stages_go_on_to_the_same_bytes(tmp_path: Path, after: int) -> No
     assert contents(tmp_path / "tokens_killed") == contents(tmp_path / "tokens")
 
 
+def test_a_kill_between_the_last_shard_and_the_manifest_loses_nothing(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 3)
+    clip = (tmp_path / "in/clip_00.mp4").stat().st_size
+    options = {"source": str(tmp_path / "in"), "out": tmp_path / "out", "shard_megabytes": 1.5 * clip / 1e6}
+    whole = write_video_shards(**options)
+    before = contents(tmp_path / "out")
+    running = json.loads(before["manifest.json"]) | {"status": "running"}
+    (tmp_path / "out/manifest.json").write_text(json.dumps(running))
+    assert write_video_shards(**options) == whole and contents(tmp_path / "out") == before
+
+
+def test_a_damaged_sample_is_named_before_it_is_used(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 3)
+    write_video_shards(source=str(tmp_path / "in"), out=tmp_path / "out")
+    (shard,) = list_shards(tmp_path / "out")
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"push, block 1")] ^= 1
+    shard.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"clip_01_mp4-\w+\.json: expected the checksum 0x\w+, got 0x\w+; the shard is"):
+        list(read_indexed(shard))
+
+
 def test_finished_stage_is_skipped_and_other_parameters_are_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", 2)
     first = write_video_shards(source=tmp_path / "in", out=tmp_path / "out")
