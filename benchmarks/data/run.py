@@ -20,7 +20,7 @@ from ...data_pipeline.video import Backend, is_video, open_video
 from ...gr_model.errors import DataError
 from .samples import NUM_FRAMES, write_clips, write_videos
 from .token_speed import TOKENS_A_CLIP, index_figures, memory_over_epochs, open_loader, token_rates
-from .video_speed import cost_table, decoder_rates, loader_rates, mean_seconds, stage_costs
+from .video_speed import cost_table, decoder_rates, loader_rates, mean_seconds, open_clips, stage_costs
 
 Size = Literal["tiny", "S", "B", "L", "XL"]
 
@@ -76,7 +76,7 @@ def _tokens(folder: Path, clips: int, rounds: int) -> dict[str, Any]:
         print(f"  {name:<36}{rate.text('clips/s')}")
     ours = next(iter(rates.values())).median
     print(f"  one worker gives {ours * NUM_FRAMES:,.0f} frames/s, {ours * TOKENS_A_CLIP / 1e6:,.1f} M tokens/s")
-    early, late = memory_over_epochs(folder)
+    early, late = memory_over_epochs(open_loader(folder))
     print(f"  resident memory after 2 epochs {early:.1f} MB, after 20 {late:.1f} MB ({late / early - 1:+.2%})")
     state = len(json.dumps(open_loader(folder).state_dict()))
     print(f"  a resume point takes {state} bytes")
@@ -125,6 +125,8 @@ def _video(folder: Path, videos: Path | None, rounds: int, size: int) -> dict[st
     rates = loader_rates(folder / "shards", both, size, rounds) | decoder_rates(both, rounds)
     for name, rate in rates.items():
         print(f"  {name:<36}{rate.text('frames/s')}")
+    early, late = memory_over_epochs(open_clips(folder / "shards", size))
+    print(f"  resident memory after 2 epochs {early:.1f} MB, after 20 {late:.1f} MB ({late / early - 1:+.2%})")
     costs, seconds = stage_costs(decodable), mean_seconds(decodable)
     print(f"curation of all that decode, {seconds:.1f} s a clip on average")
     print("\n".join(cost_table(costs)))
@@ -132,6 +134,7 @@ def _video(folder: Path, videos: Path | None, rounds: int, size: int) -> dict[st
         "clips": len(decodable),
         "mean_clip_seconds": seconds,
         "rates": {name: asdict(rate) for name, rate in rates.items()},
+        "memory_megabytes": [early, late],
         "seconds_a_clip": costs,
     }
 

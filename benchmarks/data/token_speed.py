@@ -51,9 +51,8 @@ def token_rates(folder: Path, rounds: int) -> dict[str, Rate]:
     return compare_rates(works, rounds, "webdataset, bytes")
 
 
-def memory_over_epochs(folder: Path, epochs: tuple[int, int] = (2, 20)) -> tuple[float, float]:
+def memory_over_epochs(loader: BatchLoader, epochs: tuple[int, int] = (2, 20)) -> tuple[float, float]:
     """Return resident memory [MB] after each number of epochs of one loader."""
-    loader = open_loader(folder)
     batches = iter(loader)
     found = []
     done = 0

@@ -32,10 +32,15 @@ CLIPS_OF_GR2 = 38_000_000
 PROBE_SIDE, PROBE_FRAMES = 160, 12
 
 
+def open_clips(shards: Path, size: int) -> BatchLoader:
+    """Open a loader that gives every window of 16 frames once an epoch, one a batch."""
+    windows = ClipWindows([shards], ["static"], num_frames=WINDOW_FRAMES, stride=WINDOW_STRIDE, size=size)
+    return BatchLoader(windows, batch_size=1, seed=0)
+
+
 def loader_rates(shards: Path, videos: list[Path], size: int, rounds: int) -> dict[str, Rate]:
     """Collect all windows of 16 frames from shards, resized, beside decord; rates are frames a second."""
-    windows = ClipWindows([shards], ["static"], num_frames=WINDOW_FRAMES, stride=WINDOW_STRIDE, size=size)
-    loader = BatchLoader(windows, batch_size=1, seed=0)
+    loader = open_clips(shards, size)
 
     def ours() -> int:
         return sum(batch["frames"]["static"].shape[1] for batch in islice(loader, len(loader)))
