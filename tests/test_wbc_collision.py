@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from wbc_cases import configurations
 
 from gr2.wbc.collision import Box, CollisionConfig, CollisionModel, Plane, Sphere
 from gr2.wbc.geometry import box_signed_distance, closest_on_segments, point_separation, segments_to_box
 from gr2.wbc.kinematics import Kinematics
-from gr2.wbc.robots import RobotModel, kinova_gen3, panda
+from gr2.wbc.robots import RobotModel
 
-ROBOTS = {"kinova_gen3": kinova_gen3(), "panda": panda(tool_z=0.14)}
 SCENE = CollisionConfig(
     plane=Plane(offset=-0.1),
     spheres=(Sphere(center=(0.45, 0.1, 0.4), radius=0.06),),
@@ -24,16 +24,6 @@ SCENE = CollisionConfig(
         ),
     ),
 )
-
-
-@pytest.fixture(params=sorted(ROBOTS))
-def robot(request: pytest.FixtureRequest) -> RobotModel:
-    return ROBOTS[request.param]
-
-
-def _configurations(robot: RobotModel, count: int) -> np.ndarray:
-    lower, upper = np.maximum(robot.lower, -np.pi), np.minimum(robot.upper, np.pi)
-    return np.random.default_rng(4).uniform(lower, upper, (count, robot.num_joints))
 
 
 def _segments(kind: str, count: int) -> np.ndarray:
@@ -99,7 +89,7 @@ def test_capsule_distances_agree_with_pybullet(robot: RobotModel, client: int) -
         )
         bodies.append(pybullet.createMultiBody(baseCollisionShapeIndex=shape, physicsClientId=client))
     model, kinematics = CollisionModel(robot, CollisionConfig()), Kinematics(robot)
-    for q in _configurations(robot, 15):
+    for q in configurations(robot, 15, seed=4):
         pose = kinematics.forward(q)
         for capsule, body in zip(capsules, bodies, strict=True):
             frame = pose.frames[capsule.link]
@@ -119,7 +109,7 @@ def test_capsule_distances_agree_with_pybullet(robot: RobotModel, client: int) -
 def test_gradients_equal_finite_differences(robot: RobotModel) -> None:
     model, kinematics, step = CollisionModel(robot, SCENE), Kinematics(robot), 1e-6
     compared = 0
-    for q in _configurations(robot, 8):
+    for q in configurations(robot, 8, seed=4):
         found = model.clearances(kinematics.forward(q))
         assert len(found.distances) == model.num_pairs
         for joint, unit in enumerate(np.eye(robot.num_joints)):
@@ -134,7 +124,7 @@ def test_gradients_equal_finite_differences(robot: RobotModel) -> None:
 
 def test_near_pairs_are_those_below_the_threshold(robot: RobotModel) -> None:
     model, kinematics = CollisionModel(robot, SCENE), Kinematics(robot)
-    for q in _configurations(robot, 30):
+    for q in configurations(robot, 30, seed=4):
         pose = kinematics.forward(q)
         everything, near = model.clearances(pose), model.clearances(pose, 0.1)
         wanted = everything.distances < 0.1
@@ -146,7 +136,7 @@ def test_near_pairs_are_those_below_the_threshold(robot: RobotModel) -> None:
 def test_reach_bounds_every_change_of_distance(robot: RobotModel) -> None:
     model, kinematics = CollisionModel(robot, SCENE), Kinematics(robot)
     rng = np.random.default_rng(7)
-    for q in _configurations(robot, 30):
+    for q in configurations(robot, 30, seed=4):
         move = rng.normal(size=robot.num_joints) * 0.1
         before = model.clearances(kinematics.forward(q)).distances
         after = model.clearances(kinematics.forward(q + move)).distances

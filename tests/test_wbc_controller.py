@@ -19,14 +19,8 @@ from gr2.wbc.smoothing import SmoothingConfig
 from gr2.wbc.tracking import TickSolver, TrackingConfig
 from gr2.wbc.transforms import quaternion_from_matrix
 
-ROBOTS = {"kinova_gen3": kinova_gen3(), "panda": panda(tool_z=0.14)}
 NO_OBSTACLES = ControllerConfig(collision=CollisionConfig(self_collision=False))
 FAST = SmoothingConfig(linear_speed=1.0, angular_speed=2.5, linear_acceleration=8.0)
-
-
-@pytest.fixture(params=sorted(ROBOTS))
-def robot(request: pytest.FixtureRequest) -> RobotModel:
-    return ROBOTS[request.param]
 
 
 def _chunk(

@@ -8,14 +8,14 @@ import threading
 
 import numpy as np
 import pytest
+from wbc_cases import configurations
 
 from gr2.gr_model.errors import ConfigError, EnvironmentMissing
 from gr2.wbc.collision import Box, Clearances, CollisionConfig, CollisionModel, Plane, Rod, Sphere
 from gr2.wbc.fast import make_collisions, make_kinematics
 from gr2.wbc.kinematics import Kinematics
-from gr2.wbc.robots import Capsule, RobotModel, kinova_gen3, panda
+from gr2.wbc.robots import Capsule, RobotModel
 
-ROBOTS = {"kinova_gen3": kinova_gen3(), "panda": panda(tool_z=0.14)}
 TURNED = (0.0, 0.0, 0.38268343, 0.92387953)
 SCENES = {
     "self": CollisionConfig(),
@@ -35,27 +35,17 @@ SCENES = {
 }
 
 
-@pytest.fixture(params=sorted(ROBOTS))
-def robot(request: pytest.FixtureRequest) -> RobotModel:
-    return ROBOTS[request.param]
-
-
 @pytest.fixture
 def _pinocchio() -> None:
     for name in ("pinocchio", "coal"):
         pytest.importorskip(name, reason=f"{name} comes with the extra 'fast'")
 
 
-def _configurations(robot: RobotModel, count: int) -> np.ndarray:
-    lower, upper = np.maximum(robot.lower, -9.0), np.minimum(robot.upper, 9.0)
-    return np.random.default_rng(2).uniform(lower, upper, (count, robot.num_joints))
-
-
 @pytest.mark.usefixtures("_pinocchio")
 def test_pinocchio_places_the_arm_where_numpy_does(robot: RobotModel) -> None:
     slow, fast = Kinematics(robot), make_kinematics(robot, "pinocchio")
     kept = []
-    for q in _configurations(robot, 100):
+    for q in configurations(robot, 100, seed=2, widest=9.0):
         ours, theirs = slow.forward(q), fast.forward(q)
         kept.append((ours, theirs))
         measure, gradient = slow.manipulability_gradient(ours.jacobian)
@@ -83,7 +73,7 @@ def test_coal_measures_what_numpy_does(robot: RobotModel, scene: str) -> None:
     kinematics = make_kinematics(robot, "pinocchio")
     assert (fast.num_pairs, fast.fastest_obstacle) == (slow.num_pairs, slow.fastest_obstacle)
     deep = 0
-    for index, q in enumerate(_configurations(robot, 100)):
+    for index, q in enumerate(configurations(robot, 100, seed=2, widest=9.0)):
         pose, elapsed = kinematics.forward(q), 0.01 * index
         ours, theirs = slow.clearances(pose, elapsed=elapsed), fast.clearances(pose, elapsed=elapsed)
         _assert_same(ours, theirs)
@@ -99,7 +89,7 @@ def test_coal_measures_what_numpy_does(robot: RobotModel, scene: str) -> None:
 def test_other_poses_are_measured_too(robot: RobotModel) -> None:
     config = SCENES["all"]
     slow, fast = CollisionModel(robot, config), make_collisions(robot, config, "pinocchio")
-    q = _configurations(robot, 5)
+    q = configurations(robot, 5, seed=2, widest=9.0)
     many = Kinematics(robot).forward_many(q)
     _assert_same(slow.clearances(many, 0.2), fast.clearances(make_kinematics(robot, "pinocchio").forward_many(q), 0.2))
     one = Kinematics(robot).forward(q[0])
@@ -110,7 +100,7 @@ def test_other_poses_are_measured_too(robot: RobotModel) -> None:
 def test_threads_and_copies_do_not_disturb_each_other(robot: RobotModel) -> None:
     config = SCENES["all"]
     kinematics, model = make_kinematics(robot, "pinocchio"), make_collisions(robot, config, "pinocchio")
-    slow, postures = CollisionModel(robot, config), _configurations(robot, 200)
+    slow, postures = CollisionModel(robot, config), configurations(robot, 200, seed=2, widest=9.0)
     failures = []
 
     def work(part: np.ndarray) -> None:

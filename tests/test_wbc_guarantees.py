@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from wbc_cases import ROBOTS
 
 from gr2.gr_model.contracts import ActionTrajectory, JointCommand
 from gr2.gr_model.errors import ControlError
@@ -28,7 +29,6 @@ from gr2.wbc.supervision import SupervisionConfig
 from gr2.wbc.transforms import quaternion_from_matrix, rotation_exp, rotation_logs
 
 GEN3, PANDA = kinova_gen3(), panda(tool_z=0.14)
-ROBOTS = {"kinova_gen3": GEN3, "panda": PANDA}
 DT = 0.005
 FREE = ControllerConfig(collision=CollisionConfig(self_collision=False))
 SCENE = CollisionConfig(
@@ -37,11 +37,6 @@ SCENE = CollisionConfig(
     boxes=(Box(center=(0.5, -0.3, 0.1), half_extents=(0.1, 0.1, 0.2)),),
 )
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "wbc" / "trajectories.npz"
-
-
-@pytest.fixture(params=sorted(ROBOTS))
-def robot(request: pytest.FixtureRequest) -> RobotModel:
-    return ROBOTS[request.param]
 
 
 def started(robot: RobotModel, config: ControllerConfig = FREE, q: Any = None) -> WholeBodyController:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from wbc_cases import configurations
 
 from gr2.wbc.kinematics import Kinematics, cross, manipulability
 from gr2.wbc.robots import RobotModel, kinova_gen3, panda
@@ -15,25 +15,6 @@ from gr2.wbc.urdf import robot_urdf
 
 pybullet = pytest.importorskip("pybullet", reason="pybullet is the independent forward kinematics")
 
-ROBOTS = {"kinova_gen3": kinova_gen3(), "panda": panda(tool_z=0.14)}
-
-
-@pytest.fixture(params=sorted(ROBOTS))
-def robot(request: pytest.FixtureRequest) -> RobotModel:
-    return ROBOTS[request.param]
-
-
-@pytest.fixture
-def client() -> Iterator[int]:
-    number = pybullet.connect(pybullet.DIRECT)
-    yield number
-    pybullet.disconnect(number)
-
-
-def _configurations(robot: RobotModel, count: int) -> np.ndarray:
-    lower, upper = np.maximum(robot.lower, -np.pi), np.minimum(robot.upper, np.pi)
-    return np.random.default_rng(0).uniform(lower, upper, (count, robot.num_joints))
-
 
 def test_links_and_tool_agree_with_pybullet(robot: RobotModel, client: int, tmp_path: Path) -> None:
     path = tmp_path / "robot.urdf"
@@ -41,7 +22,7 @@ def test_links_and_tool_agree_with_pybullet(robot: RobotModel, client: int, tmp_
     body = pybullet.loadURDF(str(path), useFixedBase=True, physicsClientId=client)
     kinematics = Kinematics(robot)
     assert pybullet.getNumJoints(body, physicsClientId=client) == robot.num_joints + 1
-    for q in _configurations(robot, 50):
+    for q in configurations(robot, 50):
         for joint, value in enumerate(q):
             pybullet.resetJointState(body, joint, value, physicsClientId=client)
         pose = kinematics.forward(q)
@@ -72,7 +53,7 @@ def test_kinova_flange_stands_where_the_maker_says() -> None:
 
 def test_jacobian_and_its_derivatives_equal_finite_differences(robot: RobotModel) -> None:
     kinematics, step = Kinematics(robot), 1e-6
-    for q in _configurations(robot, 20):
+    for q in configurations(robot, 20):
         pose = kinematics.forward(q)
         slopes = kinematics.jacobian_derivatives(pose.jacobian)
         for joint, unit in enumerate(np.eye(robot.num_joints)):
@@ -85,7 +66,7 @@ def test_jacobian_and_its_derivatives_equal_finite_differences(robot: RobotModel
 
 def test_manipulability_gradient_equals_finite_differences(robot: RobotModel) -> None:
     kinematics, step = Kinematics(robot), 1e-6
-    for q in _configurations(robot, 20):
+    for q in configurations(robot, 20):
         measure, gradient = kinematics.manipulability_gradient(kinematics.forward(q).jacobian)
         finite = [
             (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from wbc_cases import ROBOTS, configurations
 
 from gr2.gr_model.errors import ConfigError, ShapeError
 from gr2.wbc.capsule_fit import capsule_around_box, capsule_around_cylinder, fit_capsule, read_vertices
@@ -20,25 +21,6 @@ from gr2.wbc.urdf import robot_urdf
 from gr2.wbc.urdf_reader import robot_from_urdf
 
 pybullet = pytest.importorskip("pybullet", reason="pybullet is the independent reader of URDF")
-
-ROBOTS = {"kinova_gen3": kinova_gen3(), "panda": panda(tool_z=0.14)}
-
-
-@pytest.fixture(params=sorted(ROBOTS))
-def robot(request: pytest.FixtureRequest) -> RobotModel:
-    return ROBOTS[request.param]
-
-
-@pytest.fixture
-def client() -> Iterator[int]:
-    number = pybullet.connect(pybullet.DIRECT)
-    yield number
-    pybullet.disconnect(number)
-
-
-def _configurations(robot: RobotModel, count: int) -> np.ndarray:
-    lower, upper = np.maximum(robot.lower, -np.pi), np.minimum(robot.upper, np.pi)
-    return np.random.default_rng(0).uniform(lower, upper, (count, robot.num_joints))
 
 
 def _load(path: Path, client: int) -> int:
@@ -67,7 +49,7 @@ def test_written_masses_give_pybullet_the_same_dynamics(robot: RobotModel, clien
     body = _load(path, client)
     pybullet.setGravity(0, 0, -9.81, physicsClientId=client)
     still = [0.0] * robot.num_joints
-    for q in _configurations(robot, 10):
+    for q in configurations(robot, 10):
         matrix, torque = _mass_matrix_and_gravity(robot, q)
         theirs = np.array(pybullet.calculateMassMatrix(body, q.tolist(), physicsClientId=client))
         np.testing.assert_allclose(matrix, theirs, atol=2e-5)
@@ -126,7 +108,7 @@ def test_own_robots_come_back_from_their_urdf(robot: RobotModel, tmp_path: Path)
     np.testing.assert_allclose(back.inertias, robot.inertias, atol=1e-14)
     assert len(back.capsules) == len(robot.capsules)
     config = CollisionConfig(spheres=(Sphere(center=(0.4, 0.1, 0.3), radius=0.1),))
-    for q in _configurations(robot, 20):
+    for q in configurations(robot, 20):
         ours, theirs = Kinematics(robot).forward(q), Kinematics(back).forward(q)
         np.testing.assert_allclose(theirs.frames, ours.frames, atol=1e-14)
         np.testing.assert_allclose(theirs.tool, ours.tool, atol=1e-14)
@@ -201,7 +183,7 @@ def test_arms_of_others_stand_where_pybullet_puts_them(
     links = {info[12].decode(): k for k, info in enumerate(infos)}
     free = [k for k, info in enumerate(infos) if info[2] == pybullet.JOINT_REVOLUTE][:joints]
     assert model.num_joints == joints
-    for q in _configurations(model, 50):
+    for q in configurations(model, 50):
         for joint, value in zip(free, q, strict=True):
             pybullet.resetJointState(body, joint, value, physicsClientId=client)
         pose = Kinematics(model).forward(q)
@@ -223,7 +205,7 @@ def test_masses_of_others_give_pybullet_the_same_dynamics(name: str, client: int
     path = tmp_path / "again.urdf"
     path.write_text(robot_urdf(model))
     body = _load(path, client)
-    for q in _configurations(model, 5):
+    for q in configurations(model, 5):
         matrix, _ = _mass_matrix_and_gravity(model, q)
         theirs = np.array(pybullet.calculateMassMatrix(body, q.tolist(), physicsClientId=client))
         np.testing.assert_allclose(matrix, theirs, atol=1e-4)
@@ -507,7 +489,7 @@ def test_distances_to_obstacles_agree_with_pybullet(robot: RobotModel, client: i
     model, kinematics = CollisionModel(robot, config), Kinematics(robot)
     exposed = [k for k, capsule in enumerate(robot.capsules) if capsule.link >= config.first_link]
     compared = 0
-    for q in _configurations(robot, 12):
+    for q in configurations(robot, 12):
         pose = kinematics.forward(q)
         for capsule, body in zip(robot.capsules, arm, strict=True):
             frame = pose.frames[capsule.link]
