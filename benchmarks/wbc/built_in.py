@@ -105,6 +105,7 @@ def _joint_splines(robot: RobotModel, count: int) -> list[TrackingCase]:
     kinematics = Kinematics(robot)
 
     def candidate(rng: np.random.Generator) -> TrackingCase | None:
+        """Draw a motion; None where it does not fit."""
         knots = robot.home + rng.uniform(-0.35, 0.35, (4, robot.num_joints)).cumsum(axis=0)
         q = _through(knots, 2.0)
         if not followable(robot, q):
@@ -118,6 +119,7 @@ def _tool_quintics(robot: RobotModel, count: int) -> list[TrackingCase]:
     kinematics = Kinematics(robot)
 
     def candidate(rng: np.random.Generator) -> TrackingCase | None:
+        """Draw a motion; None where it does not fit."""
         q0 = robot.home + rng.uniform(-0.3, 0.3, robot.num_joints)
         start = kinematics.forward(q0).tool
         turns = rng.normal(size=3)

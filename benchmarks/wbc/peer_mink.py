@@ -47,6 +47,7 @@ class Mink:
             )
 
         def step(tick: int, target: Array) -> Array:
+            """Move to the next configuration `[j]` [rad]."""
             for number, sphere in enumerate(case.spheres):
                 configuration.data.mocap_pos[number] = np.add(sphere.center, tick * TICK * np.asarray(sphere.velocity))
             if case.spheres:

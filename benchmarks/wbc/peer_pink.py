@@ -52,6 +52,7 @@ class Pink:
         barriers = [self._make_barrier(len(scene["collision_model"].collisionPairs))] if self.barrier else []
 
         def step(tick: int, target: Array) -> Array:
+            """Move to the next configuration `[j]` [rad]."""
             for sphere, moving in zip(spheres, case.spheres, strict=self.barrier):
                 center = np.asarray(moving.center) + tick * TICK * np.asarray(moving.velocity)
                 scene["collision_model"].geometryObjects[sphere].placement = pin.SE3(np.eye(3), center)

@@ -58,6 +58,7 @@ class BulletIk:
         q = np.asarray(case.q0, dtype=np.float64)
 
         def step(tick: int, target: Array) -> Array:
+            """Move to the next configuration `[j]` [rad]."""
             nonlocal q
             for joint, angle in enumerate(q.tolist()):
                 pybullet.resetJointState(body, joint, angle, physicsClientId=client)
