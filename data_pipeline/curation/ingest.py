@@ -65,12 +65,12 @@ def write_video_shards(
         camera: name given to the camera of datasets that have one without a name.
         spec: where cameras, states and actions lie in a robot dataset of your own (YAML).
         filters: thresholds of the filters.
-        short_side: greatest shorter side [px] of what is encoded (parts of longer videos, pictures); None keeps the size.
+        short_side: greatest shorter side [px] of what is encoded (parts of long videos, pictures); None keeps the size.
         window_seconds: longest window [s]; a longer clip is divided into equal windows, a video file greater than a
             shard into clips of their own.
         shard_megabytes: a shard that has reached this size takes no further sample.
         part: `i/n` takes every n-th record from the i-th on, for n jobs of a cluster with a folder each.
-        max_dropped: greatest fraction of records that may be dropped before the stage fails; missing files do not count.
+        max_dropped: greatest fraction of records that may be dropped (missing files aside) before the stage fails.
         executor: `local`, or `ray` for the cluster at RAY_ADDRESS.
         num_workers: processes that cut, encode and probe the videos.
         overwrite: replace an earlier result.
