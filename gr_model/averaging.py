@@ -23,6 +23,11 @@ class WeightAverage:
     def _parameters(self) -> list[Tensor]:
         return [p for p in self.module.parameters() if p.requires_grad]
 
+    def named_values(self) -> list[tuple[str, Tensor]]:
+        """Return the average of each parameter by the parameter's name."""
+        names = [name for name, p in self.module.named_parameters() if p.requires_grad]
+        return list(zip(names, self.values, strict=True))
+
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the current weights."""
@@ -62,4 +67,5 @@ class WeightAverage:
         """Continue from `state_dict`."""
         self.updates = int(state["updates"])  # type: ignore[call-overload]
         for value, saved in zip(self.values, state["values"], strict=True):  # type: ignore[call-overload]
-            value.copy_(saved)
+            if saved is not value:
+                value.copy_(saved)

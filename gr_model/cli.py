@@ -113,7 +113,7 @@ def _finetune() -> Target:
 
 
 def _imagine() -> Target:
-    """Predict the future frames of recorded episodes."""
+    """Predict future frames of recorded episodes, a picture or a video."""
     from ..benchmarks.imagine import imagine
 
     return imagine
@@ -169,10 +169,17 @@ def _benchmark_data() -> Target:
 
 
 def _benchmark_speed() -> Target:
-    """Time the pieces of one control cycle on this machine."""
-    from ..benchmarks.speed import speed
+    """Time training, generation, the tokenizer and a control cycle beside HuggingFace, PyTorch and taming."""
+    from ..benchmarks.speed.run import speed
 
     return speed
+
+
+def _benchmark_video() -> Target:
+    """Measure predicted video of held-out clips with intervals, beside copying the last frame and the mean frame."""
+    from ..benchmarks.video.run import benchmark
+
+    return benchmark
 
 
 def _benchmark_wbc() -> Target:
@@ -259,6 +266,7 @@ COMMANDS = (
     Command(words="benchmark calvin speed", target=_benchmark_calvin_speed, group="results"),
     Command(words="benchmark data", target=_benchmark_data, group="results"),
     Command(words="benchmark speed", target=_benchmark_speed, group="results"),
+    Command(words="benchmark video", target=_benchmark_video, group="results", prints_options=True),
     Command(words="benchmark wbc", target=_benchmark_wbc, group="results", bare="files"),
     Command(words="benchmark wbc-pick", target=_benchmark_wbc_pick, group="results"),
     Command(words="wbc track", target=_wbc_track, group="results", bare="file"),

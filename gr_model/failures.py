@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from .errors import ConfigError, Gr2Error
+from .preemption import EXIT_STATUS, Preempted
 
 _CUDA_MISSING = (
     "Torch not compiled with CUDA enabled",
@@ -66,6 +67,8 @@ def describe_failure(error: BaseException) -> tuple[str, int] | None:
     """Return (sentence, exit status) for a failure that a user can mend, None for a fault of the program."""
     if isinstance(error, UsageError):
         return str(error), 2
+    if isinstance(error, Preempted):
+        return str(error), EXIT_STATUS
     if isinstance(error, Gr2Error):
         return " ".join(str(error).split()), 1
     if isinstance(error, KeyboardInterrupt):

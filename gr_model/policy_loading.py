@@ -19,8 +19,9 @@ from .checkpoint import Release, load_release
 from .context import Context
 from .contracts import Array, Observation
 from .errors import CheckpointError, ShapeError
-from .generation import SamplingConfig, imagine
+from .generation import imagine_frames
 from .policy import EncodeImages, EncodeText, GR2Policy
+from .sampling import SamplingConfig
 from .tokenizer_stages import codebook_fingerprint
 
 
@@ -171,7 +172,7 @@ class Imagination:
             states=None if states is None else torch.as_tensor(states).float()[:, None],
         )
         step = 0 if states is None else self.parts.release.frame_step
-        predicted = imagine(model, context, num_frames=num_frames, sampling=self.sampling, frame_step=step)
+        predicted = imagine_frames(model, context, num_frames=num_frames, sampling=self.sampling, frame_step=step)
         codes = {name: values.cpu().numpy() for name, values in predicted.items()}
         images = {}
         for name, values in codes.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from .objectives import Batch
+from .throughput import StepCost, rate_figures
 
 
 class StatefulLoader(Protocol):
@@ -60,15 +62,23 @@ class StepStream:
 
 
 class Progress(Callback):
-    """Show sequences a second, the time left and the newest figures."""
+    """Show sequences and tokens a second, the share of the device's peak, the time left and the newest loss.
 
-    def __init__(self, description: str, batch_size: int) -> None:
+    Args:
+        description: what the line begins with.
+        batch_size: sequences a batch on each process.
+        cost: of a sequence.
+        peak: of a device [FLOP/s], None where it is not known.
+    """
+
+    def __init__(self, description: str, batch_size: int, cost: StepCost, peak: float | None = None) -> None:
         self.description, self.batch_size = description, batch_size
+        self.cost, self.peak = cost, peak
         self.bar: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar at the resumed step."""
-        size = self.batch_size * trainer.world_size
+        size = self._step_size(trainer)
         self.bar = tqdm(
             total=trainer.max_steps * size,
             initial=trainer.global_step * size,
@@ -79,15 +89,27 @@ class Progress(Callback):
             disable=not trainer.is_global_zero,
         )
         self._shown = time.monotonic()
+        self._count = trainer.global_step * size
+
+    def _step_size(self, trainer: L.Trainer) -> int:
+        return self.batch_size * trainer.accumulate_grad_batches * trainer.world_size
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Advance; show the loss now and then."""
-        self.bar.update(trainer.global_step * self.batch_size * trainer.world_size - self.bar.n)
-        if time.monotonic() - self._shown > 2.0:
-            self._shown = time.monotonic()
-            self.bar.set_postfix(step=trainer.global_step, loss=f"{float(outputs['loss']):.4g}", refresh=False)
+        """Advance; show figures now and then."""
+        count = trainer.global_step * self._step_size(trainer)
+        self.bar.update(count - self.bar.n)
+        seconds = time.monotonic() - self._shown
+        if seconds > 2.0:
+            figures = rate_figures((count - self._count) / seconds / trainer.world_size, self.cost, self.peak)
+            told = {"tok/s": f"{figures['tokens_per_s'] * trainer.world_size:,.0f}"}
+            if "mfu" in figures:
+                told["MFU"] = f"{figures['mfu']:.1%}"
+            self._shown, self._count = time.monotonic(), count
+            self.bar.set_postfix(
+                {"step": trainer.global_step, "loss": f"{float(outputs['loss']):.4g}"} | told, refresh=False
+            )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""
@@ -99,18 +121,51 @@ class Progress(Callback):
             self.bar.close()
 
 
-class SaveLast(Callback):
-    """Write `path` every `every` steps and at the last one, replacing the file in one move."""
+class SaveLast:
+    """Write `path` every `every` steps, at the last one and when asked to stop, replacing it in one move.
+
+    A checkpoint is a file, or a folder where the weights are sharded. A folder cannot replace another in one move:
+    the old one waits as `.NAME.old` until the new one is in place, and `restore_interrupted` puts it back.
+    """
 
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save where it is time."""
-        if trainer.global_step % self.every == 0 or trainer.global_step >= trainer.max_steps:
+    def after_step(self, trainer: L.Trainer, *, stop: bool) -> None:
+        """Save where it is time; with `stop`, end the run."""
+        if stop:
+            trainer.should_stop = True
+        if stop or trainer.global_step % self.every == 0 or trainer.global_step >= trainer.max_steps:
             temporary = self.path.with_name(f".{self.path.name}.new")
+            if trainer.is_global_zero and temporary.is_dir():
+                shutil.rmtree(temporary)
             trainer.save_checkpoint(temporary)
             if trainer.is_global_zero:
-                os.replace(temporary, self.path)
+                _replace(temporary, self.path)
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Put a file or folder in the place of `path`."""
+    if not new.is_dir() and not path.is_dir():
+        os.replace(new, path)
+        return
+    old = path.with_name(f".{path.name}.old")
+    _remove(old)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(new, path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def restore_interrupted(path: Path) -> None:
+    """Put back the checkpoint that a kill between the two moves of a folder left aside."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        os.replace(old, path)

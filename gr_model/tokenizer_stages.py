@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..data_pipeline.shards import list_shards, read_index, read_indexed
 from ..data_pipeline.tokens import DecodedWindow, decode_sample, write_token_shards
+from ..tokenizers.training_options import VQGANTrainingConfig
 from .contracts import Array
 from .errors import DataError
 
@@ -70,34 +71,59 @@ def train_tokenizer(
     steps: int = 4000,
     batch_size: int = 32,
     max_frames: int = 100_000,
+    stream: bool = False,
+    num_workers: int = 0,
+    training: VQGANTrainingConfig = VQGANTrainingConfig(),  # noqa: B008  (frozen)
+    validate_every: int | None = None,
+    checkpoint_every: int = 500,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
 ) -> None:
     """Train the VQGAN image tokenizer on the pictures of video shards.
 
     Args:
         shards: folder that `gr2 data shards` wrote.
-        out: folder for the weights, the log and a picture of reconstructions; a stopped run goes on.
+        out: folder for the weights, the log and pictures of reconstructions; a stopped run goes on.
         preset: shape of the network.
         steps: optimisation steps.
         batch_size: pictures a step.
-        max_frames: pictures held in memory.
+        max_frames: pictures held in memory; without streaming, the training sees no more than these.
+        stream: decode pictures as they are needed, so that the corpus may be larger than memory.
+        num_workers: processes that decode ahead when streaming; 0 decodes in this process.
+        training: optimisation and losses; where nothing is chosen, f16 presets take the published learning rate.
+        validate_every: steps between figures and pictures of held-out videos; a tenth of the run by default.
+        checkpoint_every: steps between checkpoints.
+        device: where to train; auto takes a GPU where there is one.
         seed: seed of weights and batches.
     """
     import torch
 
     from ..tokenizers import vqgan
     from ..tokenizers.training import train_vqgan
+    from ..tokenizers.training_options import f16_recipe
+    from .picture_batches import open_picture_stream
+    from .training import choose_accelerator
 
+    accelerator = choose_accelerator(device)
     torch.set_num_threads(2 if torch.get_num_threads() > 2 else torch.get_num_threads())
     config = {"small": vqgan.small, "f16_1024": vqgan.f16_1024, "f16_16384": vqgan.f16_16384}[preset]()
-    train, validation = read_frames(shards, image_size=config.resolution, max_frames=max_frames, seed=seed)
+    if preset != "small" and training == VQGANTrainingConfig():
+        training = f16_recipe(batch_size)
+    sample_batch: Any
+    if stream:
+        sample_batch, validation = open_picture_stream(
+            shards, image_size=config.resolution, steps=steps, batch_size=batch_size, num_workers=num_workers, seed=seed
+        )
+    else:
+        train, validation = read_frames(shards, image_size=config.resolution, max_frames=max_frames, seed=seed)
 
-    def sample_batch(size: int, generator: np.random.Generator) -> Array:
-        return train[generator.integers(len(train), size=size)]
+        def sample_batch(size: int, generator: np.random.Generator) -> Array:
+            return train[generator.integers(len(train), size=size)]
 
     train_vqgan(
-        sample_batch=sample_batch, validation=validation, out=out, config=config, steps=steps,
-        batch_size=batch_size, seed=seed,
+        sample_batch=sample_batch, validation=validation, out=out, config=config, training=training, steps=steps,
+        batch_size=batch_size, seed=seed, checkpoint_every=checkpoint_every, validate_every=validate_every,
+        accelerator=accelerator,
     )  # fmt: skip
 
 

@@ -1,92 +1,40 @@
-"""One training module for pretraining (frames alone) and finetuning (frames and actions).
-
-Every random draw of step i follows from (seed, rank, i), so that a resumed run repeats the unbroken one
-exactly without storing generators.
-"""
+"""A training run: from the first step, or from the last checkpoint, to the last step; on one device or on many."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from .averaging import WeightAverage
-from .errors import CheckpointError, ConfigError, DataError, EnvironmentMissing
+from .bad_samples import NameEpisode
+from .distributed import Distribution, choose_accelerator, cluster_environment
+from .errors import CheckpointError, ConfigError, EnvironmentMissing
 from .layers import fast_bfloat16
-from .metrics_log import MetricsLog
-from .objectives import Batch, evaluation_figures, training_losses
-from .optimizer import MuonAdamW
-from .run import Progress, SaveLast, StatefulLoader, StepStream
-from .world_model import WorldModel
+from .memory_estimate import device_memory, estimate_memory
+from .metrics_log import LogName, MetricsLog, open_sinks
+from .objectives import Batch
+from .preemption import Preempted
+from .run import Progress, SaveLast, StatefulLoader, StepStream, restore_interrupted
+from .throughput import device_peak
+from .training_module import Precision, TrainingConfig, TrainingModule, evaluate, learning_rate_factor
 
-Precision = Literal["auto", "32", "bf16"]
-Device = Literal["auto", "cpu", "cuda"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Optimisation.
-
-    with_actions: train the trajectory head (finetuning) or frames alone (pretraining).
-    frame_weight, action_weight: factors of the losses.
-    frame_fraction: share of the steps that predict frames when actions are trained, too; frames double the
-        sequence.
-    learning_rate, muon_learning_rate: peaks of AdamW and, for the trunk's matrices, of Muon; they rise
-        over `warmup` steps and fall along a cosine to `final_rate` times the peak.
-    weight_average: decay of the moving average of the weights; 0 evaluates the last weights.
-    """
-
-    with_actions: bool = True
-    frame_weight: float = 0.3
-    action_weight: float = 1.0
-    frame_fraction: float = 1.0
-    learning_rate: float = 1e-3
-    muon_learning_rate: float = 4e-3
-    warmup: int = 50
-    final_rate: float = 0.01
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip_norm: float = 1.0
-    weight_average: float = 0.0
-    precision: Precision = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.frame_fraction <= 1 or not 0 <= self.weight_average < 1:
-            raise ConfigError(
-                "TrainingConfig: expected frame_fraction in [0, 1] and weight_average in [0, 1), got "
-                f"{self.frame_fraction} and {self.weight_average}; change the values."
-            )
-
-
-def choose_accelerator(device: Device) -> str:
-    """Return Lightning's name of a device.
-
-    Raises:
-        EnvironmentMissing: CUDA is asked for and absent.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentMissing(
-            "--device cuda: expected a CUDA device, found none; `gr2 doctor` says what is missing, "
-            "--device cpu runs here."
-        )
-    return {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[device]
-
-
-def learning_rate_factor(step: int, *, steps: int, warmup: int, final: float) -> float:
-    """Return the factor of the peak rate: linear rise, then a cosine down to `final`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+__all__ = [
+    "TrainingConfig",
+    "TrainingModule",
+    "choose_accelerator",
+    "evaluate",
+    "learning_rate_factor",
+    "lightning_precision",
+    "read_step",
+    "train",
+]
 
 
 def lightning_precision(precision: Precision) -> str:
@@ -94,166 +42,6 @@ def lightning_precision(precision: Precision) -> str:
     if precision == "auto":
         precision = "bf16" if fast_bfloat16() else "32"
     return "bf16-mixed" if precision == "bf16" else "32-true"
-
-
-class TrainingModule(L.LightningModule):
-    """Optimisation, averaging, figures and checkpoints of a `WorldModel`."""
-
-    def __init__(self, model: WorldModel, config: TrainingConfig, *, steps: int) -> None:
-        super().__init__()
-        self.model, self.config, self.steps = model, config, steps
-        self.average = WeightAverage(model, config.weight_average) if config.weight_average else None
-        self.validation: Sequence[Batch] = ()
-        self.metrics: MetricsLog | None = None
-        self.log_every = self.validate_every = 0
-        self.last_figures: dict[str, float] = {}
-        self._sums: dict[str, tuple[Tensor, int]] = {}
-        self._interval = (0, 0.0)
-
-    def configure_optimizers(self) -> Any:
-        """Return Muon for the trunk's matrices and AdamW for the rest, with the rates changed every step."""
-        c = self.config
-        optimizer = MuonAdamW(
-            self.model,
-            [p for p in self.model.gpt.parameters() if p.ndim == 2],
-            learning_rate=c.learning_rate,
-            muon_learning_rate=c.muon_learning_rate,
-            weight_decay=c.weight_decay,
-            betas=c.betas,
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: learning_rate_factor(step, steps=self.steps, warmup=c.warmup, final=c.final_rate),
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def predicts_frames(self, step: int) -> bool:
-        """Say whether `step` computes the frame loss; the share over any stretch is `frame_fraction`."""
-        if not self.config.with_actions:
-            return True
-        fraction = self.config.frame_fraction
-        return math.floor((step + 1) * fraction) > math.floor(step * fraction)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the weighted loss.
-
-        Raises:
-            DataError: the loss is not finite.
-        """
-        c, step = self.config, self.global_step
-        torch.manual_seed((c.seed * 1_000_003 + step) * 4099 + self.global_rank)
-        losses = training_losses(self.model, batch, with_actions=c.with_actions, with_frames=self.predicts_frames(step))
-        loss = next(iter(losses.values())).new_zeros(())
-        if "frame_loss" in losses:
-            loss = loss + (c.frame_weight if c.with_actions else 1.0) * losses["frame_loss"]
-        if "action_loss" in losses:
-            loss = loss + c.action_weight * losses["action_loss"]
-        if not torch.isfinite(loss):
-            raise DataError(
-                f"training: expected a finite loss, got {loss.item()} at step {step}; check the batches for "
-                f"NaN, or lower "
-                f"the learning rate ({c.learning_rate}). The last checkpoint holds finite weights."
-            )
-        for name, value in {"loss": loss, **losses}.items():
-            self._add(name, value.detach())
-        return loss
-
-    def _add(self, name: str, value: Tensor) -> None:
-        total, count = self._sums.get(name, (torch.zeros_like(value), 0))
-        self._sums[name] = (total + value, count + 1)
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Clip the gradient's norm; Lightning's own clipping refuses fused optimisers in mixed precision."""
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self._add("gradient_norm", norm)
-
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Step, then move the weight average."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self.average is not None:
-            self.average.update()
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Write the log and validate where it is time."""
-        step = self.global_step
-        if self.log_every and (step % self.log_every == 0 or step == self.steps):
-            self._log_interval(step, batch)
-        if self.validate_every and self.validation and (step % self.validate_every == 0 or step == self.steps):
-            self.last_figures = self.evaluate()
-            self._write(step, {f"val/{name}": value for name, value in self.last_figures.items()})
-
-    def _log_interval(self, step: int, batch: Batch) -> None:
-        now = time.perf_counter()
-        figures = {f"train/{name}": float(total) / count for name, (total, count) in self._sums.items()}
-        begin, since = self._interval
-        if since:
-            rate = (step - begin) * len(batch["text_id"]) * self.trainer.world_size / (now - since)
-            figures["train/sequences_per_s"] = rate
-        figures["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self._interval, self._sums = (step, now), {}
-        self._write(step, figures)
-
-    def _write(self, step: int, figures: Mapping[str, float]) -> None:
-        if self.metrics is not None and self.trainer.is_global_zero:
-            self.metrics.add(step, figures)
-
-    def evaluate(self) -> dict[str, float]:
-        """Measure the averaged (or last) weights on the validation batches; see `evaluation_figures`."""
-        if self.average is None:
-            return evaluate(self.model, self.validation, with_actions=self.config.with_actions)
-        with self.average.applied():
-            return evaluate(self.model, self.validation, with_actions=self.config.with_actions)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the configuration and the weight average."""
-        checkpoint["model_config"] = asdict(self.model.config)
-        if self.average is not None:
-            checkpoint["weight_average"] = self.average.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the weight average.
-
-        Raises:
-            CheckpointError: the checkpoint is of another configuration.
-        """
-        saved, ours = checkpoint.get("model_config"), asdict(self.model.config)
-        if saved != ours:
-            changed = [name for name in ours if not isinstance(saved, dict) or saved.get(name) != ours[name]]
-            raise CheckpointError(
-                f"resume: expected a checkpoint of this configuration, got one that differs in {changed}; "
-                "use another output folder or the same configuration."
-            )
-        if self.average is not None and "weight_average" in checkpoint:
-            self.average.load_state_dict(checkpoint["weight_average"])
-
-    def use_average(self) -> WorldModel:
-        """Put the averaged weights into the model for good and return it, in evaluation mode."""
-        if self.average is not None:
-            self.average.copy_to_module()
-        return self.model.eval()
-
-
-def evaluate(model: WorldModel, batches: Sequence[Batch], *, with_actions: bool) -> dict[str, float]:
-    """Average `evaluation_figures` over batches, in evaluation mode; the model's mode is restored."""
-    was_training = model.training
-    model.eval()
-    totals: dict[str, float] = {}
-    weight = 0
-    for batch in batches:
-        moved = _to_device(batch, model.device)
-        figures = evaluation_figures(model, moved, with_actions=with_actions, with_frames=True)
-        size = len(batch["text_id"])
-        weight += size
-        for name, value in figures.items():
-            totals[name] = totals.get(name, 0.0) + size * float(value)
-    model.train(was_training)
-    return {name: total / weight for name, total in totals.items()}
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _to_device(item, device) for name, item in value.items()}
-    return value.to(device)
 
 
 def train(
@@ -268,18 +56,23 @@ def train(
     checkpoint_every: int = 200,
     resume: bool = True,
     stop_after: int | None = None,
-    devices: int | Literal["auto"] = 1,
-    device: Device = "auto",
+    distribution: Distribution = Distribution(),  # noqa: B008  (frozen)
+    log: LogName = "csv",
+    name_episode: NameEpisode | None = None,
     description: str = "train",
 ) -> dict[str, float]:
-    """Train for `module.steps` steps; write `metrics.csv` and `last.ckpt` to `out`.
+    """Train for `module.steps` steps; write `metrics.csv` and `last.ckpt` (a folder under FSDP) to `out`.
 
     Args:
-        loader: endless batches; its state is stored, so that a resumed run sees the batches it has not seen.
-        validation: fixed batches, measured every `validate_every` steps and at the end.
-        batch_size: sequences a batch, for the progress bar.
-        resume: go on from `out/last.ckpt` where there is one.
+        loader: endless batches of this process; its state is stored, so that a resumed run sees the batches it has
+            not seen.
+        validation: fixed batches, the same on every process, measured every `validate_every` steps and at the end.
+        batch_size: sequences a batch on each process.
+        resume: go on from `out/last.ckpt` where there is one, also one of another number of processes.
         stop_after: end early at this step, to be resumed; the schedule stays that of all steps.
+        distribution: devices, machines and strategy.
+        log: where the figures go beside the CSV file.
+        name_episode: says which episode a number of the batch's `episode` is, for messages.
 
     Returns:
         Figures of the last validation.
@@ -287,21 +80,110 @@ def train(
     Raises:
         CheckpointError: `last.ckpt` cannot be read or is of another configuration.
         DataError: the loss is not finite.
+        Preempted: SIGTERM or SIGUSR1 came; `last.ckpt` is that of the step at hand.
     """
     out.mkdir(parents=True, exist_ok=True)
     last = out / "last.ckpt"
-    start = read_step(last) if resume and last.is_file() else 0
+    if distribution.rank == 0:
+        restore_interrupted(last)
+    start = read_step(last) if resume and last.exists() else 0
+    begin = _readable(last, module, sharded=distribution.sharded) if start else None
+    _check_loader(loader, distribution)
+    device, bfloat16 = _prepare(module, distribution)
+    _announce(module, distribution, batch_size, device, bfloat16)
+    chief = distribution.rank == 0
     module.train()
-    module.metrics = MetricsLog(out / "metrics.csv", resume_step=start)
+    module.metrics = MetricsLog(
+        out / "metrics.csv", resume_step=start, sinks=open_sinks(log, out, resume_step=start) if chief else ()
+    )
     module.validation, module.log_every, module.validate_every = validation, log_every, validate_every
-    trainer = L.Trainer(
-        accelerator=choose_accelerator(device),
-        devices=devices,
-        strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
+    module.checkpoints, module.name_episode = SaveLast(last, checkpoint_every), name_episode
+    if bfloat16 and device.type == "cuda":
+        module.peak_flops = device_peak(torch.cuda.get_device_name(device))
+    progress = Progress(description, batch_size, module.cost(), module.peak_flops)
+    trainer = _make_trainer(module, distribution, progress, max_steps=min(module.steps, stop_after or module.steps))
+    stream = StepStream(loader, steps=module.steps * module.config.accumulate)
+    with module.stop_request:
+        try:
+            trainer.fit(module, stream, ckpt_path=begin, weights_only=True)
+        except SIGTERMException:  # between Lightning taking the signal over and the first step
+            module.stop_request.signal = module.stop_request.signal or 15
+        finally:
+            module.metrics.close()
+    if begin is not None and begin != str(last):
+        Path(begin).unlink(missing_ok=True)
+    if trainer.global_step < trainer.max_steps:
+        _leave(trainer, distribution, last)
+    if not module.last_figures and validation and not distribution.sharded:
+        module.last_figures = module.evaluate()
+    return module.last_figures
+
+
+def _prepare(module: TrainingModule, distribution: Distribution) -> tuple[torch.device, bool]:
+    """Return the device of this process and whether it computes in bfloat16."""
+    cuda = distribution.device != "cpu" and torch.cuda.is_available()
+    index = distribution.rank % distribution.processes_per_node
+    device = torch.device("cuda", index) if cuda else torch.device("cpu")
+    if module.config.compile and not cuda and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise EnvironmentMissing(
+            "--compute.compile true: expected a C++ compiler, found none; install one (g++), or leave compilation out."
+        )
+    return device, lightning_precision(module.config.precision) == "bf16-mixed"
+
+
+def _announce(
+    module: TrainingModule, distribution: Distribution, batch_size: int, device: torch.device, bfloat16: bool
+) -> None:
+    """Print what a step takes together and what memory it needs; warn where the device has less."""
+    if distribution.rank:
+        return
+    needed = estimate_memory(
+        module.model,
+        batch_size=batch_size,
+        text_length=module.model.text_features.shape[1],
+        with_actions=module.config.with_actions,
+        weight_average=module.average is not None,
+        bfloat16=bfloat16,
+        fused_attention=device.type != "cpu",
+        shards=distribution.world_size if distribution.sharded else 1,
+    )
+    print(distribution.describe(batch_size, module.config.accumulate), needed.describe(), sep="\n", file=sys.stderr)
+    processes = distribution.processes_per_node if device.type == "cpu" else 1
+    warning = needed.warning(device_memory(device) / processes)
+    if warning is not None:
+        warnings.warn(f"training may run out of memory: {warning}", stacklevel=3)
+
+
+def _check_loader(loader: StatefulLoader, distribution: Distribution) -> None:
+    """Refuse a loader that gives every process the same batches.
+
+    Raises:
+        ConfigError: it was made for another number of processes.
+    """
+    ours = (distribution.rank, distribution.world_size)
+    theirs = (getattr(loader, "rank", ours[0]), getattr(loader, "world_size", ours[1]))
+    if theirs != ours:
+        raise ConfigError(
+            f"training: expected a loader for process {ours[0]} of {ours[1]}, got one for {theirs[0]} of {theirs[1]}; "
+            "hand distribution.rank and distribution.world_size to the loader."
+        )
+
+
+def _make_trainer(
+    module: TrainingModule, distribution: Distribution, progress: Progress, *, max_steps: int
+) -> L.Trainer:
+    environment = cluster_environment()
+    return L.Trainer(
+        accelerator=choose_accelerator(distribution.device),
+        devices=distribution.processes_per_node,
+        num_nodes=distribution.num_nodes,
+        strategy=distribution.lightning_strategy(),
+        plugins=None if environment is None else [environment],
         precision=lightning_precision(module.config.precision),  # type: ignore[arg-type]
+        accumulate_grad_batches=module.config.accumulate,
         max_epochs=1,
-        max_steps=min(module.steps, stop_after or module.steps),
-        callbacks=[Progress(description, batch_size), SaveLast(last, checkpoint_every)],
+        max_steps=max_steps,
+        callbacks=[progress],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -309,11 +191,27 @@ def train(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    stream = StepStream(loader, steps=module.steps)
-    trainer.fit(module, stream, ckpt_path=str(last) if start else None, weights_only=True)
-    if not module.last_figures and validation:
-        module.last_figures = module.evaluate()
-    return module.last_figures
+
+
+def _leave(trainer: L.Trainer, distribution: Distribution, last: Path) -> None:
+    """End a run that was asked to stop; processes that Lightning started leave the word to the one that did.
+
+    Raises:
+        Preempted: always, on that one.
+    """
+    if distribution.rank and cluster_environment() is None:
+        raise SystemExit(0)  # Lightning kills all processes when one of its own fails
+    kept = f"{last} holds step {trainer.global_step}" if last.exists() else "nothing was trained yet"
+    raise Preempted(f"stopped by a signal at step {trainer.global_step}: {kept}; the same command goes on from there.")
+
+
+def _readable(last: Path, module: TrainingModule, *, sharded: bool) -> str:
+    """Return the checkpoint to load: a sharded one becomes a file for a run that is not."""
+    if last.is_dir() and not sharded:
+        from .sharding import as_one_file
+
+        return str(as_one_file(last, module, last.with_name(f".{last.name}.whole")))
+    return str(last)
 
 
 def read_step(path: Path) -> int:
@@ -323,6 +221,8 @@ def read_step(path: Path) -> int:
         CheckpointError: the file is truncated or no checkpoint.
     """
     try:
+        if path.is_dir():
+            path = path / "run.pt"
         return int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
     except (RuntimeError, KeyError, EOFError, OSError, ValueError, TypeError, UnpicklingError) as error:
         raise CheckpointError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,13 +22,31 @@ if TYPE_CHECKING:
     from ..tokenizers.vqgan import VQGAN
     from .checkpoint import Release
     from .config import ModelConfig
+    from .distributed import Distribution
     from .normalization import Statistics
-    from .training import Device, TrainingConfig
+    from .training_module import TrainingConfig
     from .world_model import WorldModel
 
 Size = Literal["tiny", "S", "B", "L", "XL"]
+Device = Literal["auto", "cpu", "cuda"]
+StrategyName = Literal["auto", "ddp", "fsdp"]
+LogName = Literal["auto", "csv", "tensorboard", "wandb"]
 CAMERAS = ("static", "gripper")
 _VALIDATION_SHARE, _VALIDATION_BATCHES = 0.03, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How a step is computed; the losses are the same up to rounding.
+
+    precision: bf16 computes matrix products in bfloat16, 32 everything in float32; auto takes the faster one.
+    compile: fuse the trunk's blocks with torch.compile.
+    gradient_checkpointing: compute activations twice instead of keeping them; null does so for L and XL.
+    """
+
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    compile: bool = False
+    gradient_checkpointing: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +116,12 @@ def _run(
     steps: int,
     batch_size: int,
     store: TokenStore,
-    device: Device,
+    distribution: Distribution,
+    log: LogName,
     description: str,
     datasets: Mapping[str, DatasetStatistics] | None = None,
 ) -> dict[str, float]:
-    """Train, then write the release with the averaged weights."""
+    """Train, then write the release with the averaged weights, on the first process."""
     import torch
 
     from .checkpoint import save_release
@@ -117,8 +136,10 @@ def _run(
     figures = train(
         module=module, loader=loader, validation=validation, out=out, batch_size=batch_size,
         validate_every=max(100, steps // 20), checkpoint_every=max(100, steps // 20),
-        device=device, description=description,
+        distribution=distribution, log=log, name_episode=store.key, description=description,
     )  # fmt: skip
+    if distribution.rank:
+        return figures
     frame_step = int(np.median(store.frame_stride))
     sources = _keep_encoders(encoders, out)
     save_release(
@@ -162,20 +183,24 @@ def _open(tokens: Sequence[Location], *, load_steps: bool) -> TokenStore:
 
 def _loaders(
     store: TokenStore, config: LoaderConfig, *, batch_size: int, chunk_length: int, context: int, seed: int,
-    labelled_only: bool,
+    labelled_only: bool, distribution: Distribution,
 ) -> tuple[BatchLoader, BatchLoader]:  # fmt: skip
+    """Return this process's part of the training windows, and the held-out windows, the same on every process."""
     from ..data_pipeline.loader import BatchLoader
     from ..data_pipeline.token_windows import TokenWindows
 
-    def make(split: Literal["train", "validation"], size: int, config: LoaderConfig) -> BatchLoader:
+    def make(
+        split: Literal["train", "validation"], size: int, config: LoaderConfig, rank: int, world_size: int
+    ) -> BatchLoader:
         windows = TokenWindows(
             store, num_frames=context + 1, frame_step=1, chunk_length=chunk_length, context=context,
             labelled_only=labelled_only, split=split, validation_fraction=_VALIDATION_SHARE,
         )  # fmt: skip
-        return BatchLoader(windows, batch_size=size, seed=seed, config=config)
+        return BatchLoader(windows, batch_size=size, seed=seed, rank=rank, world_size=world_size, config=config)
 
     held_out = LoaderConfig(weights=config.weights)
-    return make("train", batch_size, config), make("validation", min(batch_size, 16), held_out)
+    training = make("train", batch_size, config, distribution.rank, distribution.world_size)
+    return training, make("validation", min(batch_size, 16), held_out, 0, 1)
 
 
 def pretrain(
@@ -191,7 +216,13 @@ def pretrain(
     context: int = 1,
     chunk_length: int = 10,
     threads: int = 2,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
+    devices: int | Literal["auto"] = 1,
+    strategy: StrategyName = "auto",
+    num_nodes: int = 1,
+    accumulate: int = 1,
+    compute: ComputeConfig = ComputeConfig(),
+    log: LogName = "auto",
     loader: LoaderConfig = LoaderConfig(),  # noqa: B008  (frozen)
     seed: int = 0,
 ) -> dict[str, float]:
@@ -204,38 +235,44 @@ def pretrain(
         tokenizer: the image tokenizer that made the tokens: "small" or its folder or file.
         text: the text encoder that made the tokens.
         steps: optimisation steps.
-        batch_size: windows a step.
+        batch_size: windows a batch on each device; a step takes batch_size x accumulate x devices x num_nodes.
         learning_rate: peak learning rate.
         context: frames that the model sees.
         chunk_length: poses of the chunk that finetuning will add.
         threads: CPU threads, 0 leaves torch's choice.
         device: where to train; auto takes a GPU where there is one.
+        devices: processes on each machine, one a GPU; auto takes all of them.
+        strategy: ddp keeps all weights on each device, fsdp spreads them; auto is ddp on several devices.
+        num_nodes: machines, each of which runs this command (srun or torchrun).
+        accumulate: batches a step.
+        compute: precision, compilation, and activations kept or computed twice.
+        log: beside metrics.csv; auto adds TensorBoard where it is installed.
         loader: shares of the folders, workers, and how far windows are mixed.
         seed: seed of weights, order and masks.
     """
     import torch
 
-    from .training import TrainingConfig
+    from .distributed import Distribution
+    from .training_module import TrainingConfig
     from .world_model import WorldModel
 
     _set_threads(threads)
+    distribution = Distribution(device=device, devices=devices, strategy=strategy, num_nodes=num_nodes)
     store = _open(tokens, load_steps=False)
     encoders = _load_encoders(store, tokenizer, text)
     torch.manual_seed(seed)
     model = WorldModel(model_config(size, encoders.facts, chunk_length=chunk_length, context=context))
     loaders = _loaders(
-        store,
-        loader,
-        batch_size=batch_size,
-        chunk_length=chunk_length,
-        context=context,
-        seed=seed,
-        labelled_only=False,
-    )
-    training = TrainingConfig(with_actions=False, learning_rate=learning_rate, weight_average=0.99, seed=seed)
+        store, loader, batch_size=batch_size, chunk_length=chunk_length, context=context, seed=seed,
+        labelled_only=False, distribution=distribution,
+    )  # fmt: skip
+    training = TrainingConfig(
+        with_actions=False, learning_rate=learning_rate, weight_average=0.99, accumulate=accumulate, seed=seed,
+        **asdict(compute),
+    )  # fmt: skip
     return _run(
         model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
-        device=device, description="pretrain",
+        distribution=distribution, log=log, description="pretrain",
     )  # fmt: skip
 
 
@@ -257,7 +294,13 @@ def finetune(
     statistics: Literal["check", "keep", "measure"] = "check",
     normalization: Literal["moments", "quantiles"] = "moments",
     threads: int = 2,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
+    devices: int | Literal["auto"] = 1,
+    strategy: StrategyName = "auto",
+    num_nodes: int = 1,
+    accumulate: int = 1,
+    compute: ComputeConfig = ComputeConfig(),
+    log: LogName = "auto",
     loader: LoaderConfig = LoaderConfig(),  # noqa: B008  (frozen)
     seed: int = 0,
 ) -> dict[str, float]:
@@ -271,7 +314,7 @@ def finetune(
         tokenizer: the image tokenizer that made the tokens: "small" or its folder or file.
         text: the text encoder that made the tokens.
         steps: optimisation steps.
-        batch_size: windows a step.
+        batch_size: windows a batch on each device; a step takes batch_size x accumulate x devices x num_nodes.
         learning_rate: peak learning rate.
         frame_weight: weight of the frame loss beside the action loss.
         frame_fraction: share of the steps that predict frames too.
@@ -282,41 +325,52 @@ def finetune(
         normalization: mean 0 and deviation 1, or the 1 % and 99 % quantiles at -1 and 1.
         threads: CPU threads, 0 leaves torch's choice.
         device: where to train; auto takes a GPU where there is one.
+        devices: processes on each machine, one a GPU; auto takes all of them.
+        strategy: ddp keeps all weights on each device, fsdp spreads them; auto is ddp on several devices.
+        num_nodes: machines, each of which runs this command (srun or torchrun).
+        accumulate: batches a step.
+        compute: precision, compilation, and activations kept or computed twice.
+        log: beside metrics.csv; auto adds TensorBoard where it is installed.
         loader: shares of the folders, workers, and how far windows are mixed.
         seed: seed of weights, order and masks.
     """
-    import torch
-
+    from .distributed import Distribution
     from .normalization import choose_normalization
-    from .training import TrainingConfig
-    from .world_model import WorldModel
+    from .training_module import TrainingConfig
 
+    distribution = Distribution(device=device, devices=devices, strategy=strategy, num_nodes=num_nodes)
     _set_threads(threads)
     store = _open(tokens, load_steps=True)
     encoders = _load_encoders(store, tokenizer, text)
-    config = model_config(size, encoders.facts, chunk_length=chunk_length, context=context)
-    start = None if init is None else _load_start(Path(init), encoders, chunk_length, context)
-    if start is not None:
-        model = start.model.train()
-    else:
-        torch.manual_seed(seed)
-        model = WorldModel(config)
-    loaders = _loaders(
-        store, loader, batch_size=batch_size, chunk_length=chunk_length, context=context, seed=seed, labelled_only=True
-    )
+    model, start = _first_model(init, size, encoders, chunk_length=chunk_length, context=context, seed=seed)
+    loaders = _loaders(store, loader, batch_size=batch_size, chunk_length=chunk_length, context=context, seed=seed,
+        labelled_only=True, distribution=distribution)  # fmt: skip
     chosen = choose_normalization(
         statistics, tokens=tokens, out=out, init=init, start=start,
         measure=lambda: _measure(loaders[0], batch_size, context, normalization),
     )  # fmt: skip
     model.set_statistics(chosen.statistics)
     training = TrainingConfig(
-        with_actions=True, frame_weight=frame_weight, frame_fraction=frame_fraction, learning_rate=learning_rate,
-        weight_average=0.998 if steps > 1000 else 0.99, seed=seed,
-    )  # fmt: skip
+        frame_weight=frame_weight, frame_fraction=frame_fraction, learning_rate=learning_rate, seed=seed,
+        weight_average=0.998 if steps > 1000 else 0.99, accumulate=accumulate, **asdict(compute))  # fmt: skip
     return _run(
         model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
-        device=device, description="finetune", datasets=chosen.datasets,
-    )  # fmt: skip
+        distribution=distribution, log=log, description="finetune", datasets=chosen.datasets)  # fmt: skip
+
+
+def _first_model(
+    init: Path | None, size: Size, encoders: FrozenEncoders, *, chunk_length: int, context: int, seed: int
+) -> tuple[WorldModel, Release | None]:
+    """Return the model that finetuning begins with, and the release it comes from, None for a new one."""
+    import torch
+
+    from .world_model import WorldModel
+
+    if init is not None:
+        start = _load_start(Path(init), encoders, chunk_length, context)
+        return start.model.train(), start
+    torch.manual_seed(seed)
+    return WorldModel(model_config(size, encoders.facts, chunk_length=chunk_length, context=context)), None
 
 
 def _load_start(init: Path, encoders: FrozenEncoders, chunk_length: int, context: int) -> Release:

@@ -64,7 +64,7 @@ TORCH_FAMILY = {
     "einops",
     "jaxtyping",
 }
-OPTIONAL = {"mediapipe", "ray", "torchcodec", "transformers"}
+OPTIONAL = {"mediapipe", "ray", "torchcodec", "transformers", "wandb"}
 """Packages that a module uses only where they are installed."""
 CENTRAL_TYPES = (
     "VideoClip",

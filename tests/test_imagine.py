@@ -1,20 +1,30 @@
-"""Generation: cached decoding equals uncached, memorised frames come back, roll-outs slide."""
+"""Imagined frames: cached decoding equals uncached, memorised frames come back, `gr2 imagine` goes on from files."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from model_cases import make_batch, make_context, make_model, small_config
+from PIL import Image
 
+from gr2.benchmarks.imagine import imagine as imagine_files
+from gr2.benchmarks.imagine import read_start
 from gr2.cvae_head.trajectory import state_after
+from gr2.data_pipeline.video import open_video, write_video
+from gr2.gr_model.cli import main
 from gr2.gr_model.context import Targets
-from gr2.gr_model.errors import ConfigError
-from gr2.gr_model.generation import FrameDecoder, SamplingConfig, imagine, slide
+from gr2.gr_model.errors import ConfigError, DataError
+from gr2.gr_model.generation import FrameDecoder, imagine_frames, slide
 from gr2.gr_model.objectives import read_targets, training_losses
+from gr2.gr_model.policy_loading import Assembled, assemble
+from gr2.gr_model.sampling import SamplingConfig
 
+SAMPLES = Path(__file__).parent.parent / "../shared/real_samples"
 MODES = pytest.mark.parametrize("decoding", ["masked", "raster"])
 
 
@@ -63,7 +73,7 @@ def test_a_memorised_frame_is_imagined(decoding: Any) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    imagined = imagine(model, make_context(model, batch), sampling=SamplingConfig(steps=4))
+    imagined = imagine_frames(model, make_context(model, batch), sampling=SamplingConfig(passes=4))
     right = [(imagined[name] == batch["codes"][name][:, 1:]).float().mean() for name in imagined]
     assert min(right) > 0.95, right
     assert model.training
@@ -74,9 +84,9 @@ def test_roll_outs_are_reproducible_and_slide(decoding: Any) -> None:
     model = make_model(small_config(decoding, text_dropout=0.1))
     context = make_context(model, make_batch(model.config))
     sampling = SamplingConfig(temperature=1.0, choice_temperature=2.0, guidance=1.5, seed=3)
-    first = imagine(model, context, num_frames=3, sampling=sampling)
-    again = imagine(model, context, num_frames=3, sampling=sampling)
-    other = imagine(model, context, num_frames=3, sampling=SamplingConfig(temperature=1.0, seed=4))
+    first = imagine_frames(model, context, num_frames=3, sampling=sampling)
+    again = imagine_frames(model, context, num_frames=3, sampling=sampling)
+    other = imagine_frames(model, context, num_frames=3, sampling=SamplingConfig(temperature=1.0, seed=4))
     assert {name: codes.shape for name, codes in first.items()} == {
         "static": (3, 3, 24),
         "gripper": (3, 3, 16),
@@ -108,14 +118,14 @@ def test_imagined_frames_follow_the_models_own_trajectory() -> None:
     with torch.no_grad():  # an untrained model copies; this one looks at the state
         model.copy_gate.bias.zero_()
         model.embed.state.weight.mul_(50)
-    first = imagine(model, context, frame_step=2)
-    expected = imagine(model, replace(context, target_states=moved))
+    first = imagine_frames(model, context, frame_step=2)
+    expected = imagine_frames(model, replace(context, target_states=moved))
     assert all(torch.equal(first[name], expected[name]) for name in first)
-    with_states = imagine(model, context, num_frames=3, frame_step=2)
-    without = imagine(model, context, num_frames=3)
+    with_states = imagine_frames(model, context, num_frames=3, frame_step=2)
+    without = imagine_frames(model, context, num_frames=3)
     assert any(not torch.equal(with_states[name][:, :1], without[name][:, :1]) for name in without)
     assert any(not torch.equal(with_states[name][:, 1:], without[name][:, 1:]) for name in without)
-    too_far = imagine(model, context, num_frames=3, frame_step=model.config.chunk_length + 1)
+    too_far = imagine_frames(model, context, num_frames=3, frame_step=model.config.chunk_length + 1)
     assert all(torch.equal(too_far[name], without[name]) for name in without)
 
 
@@ -128,12 +138,104 @@ def test_several_target_frames_follow_the_trajectory_step_by_step() -> None:
         model.embed.state.weight.mul_(50)
         chunk = model.act(context)
     ahead = torch.stack([state_after(context.states[:, -1], chunk, steps) for steps in (2, 4)], dim=1)
-    expected = imagine(model, replace(context, target_states=ahead), num_frames=2)
-    got = imagine(model, context, num_frames=2, frame_step=2)
+    expected = imagine_frames(model, replace(context, target_states=ahead), num_frames=2)
+    got = imagine_frames(model, context, num_frames=2, frame_step=2)
     assert all(torch.equal(got[name], expected[name]) for name in got)
 
 
 def test_guidance_needs_text_dropout() -> None:
     model = make_model(small_config())
     with pytest.raises(ConfigError, match="text dropout"):
-        imagine(model, make_context(model, make_batch(model.config)), sampling=SamplingConfig(guidance=2.0))
+        imagine_frames(model, make_context(model, make_batch(model.config)), sampling=SamplingConfig(guidance=2.0))
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Assembled:
+    return assemble("pretrained")
+
+
+def moving_clip(file: Path, *, frames: int, fps: float, side: int = 64) -> np.ndarray:
+    """Write a video whose grey level says the time: 2 levels a frame."""
+    levels = (2 * np.arange(frames, dtype=np.uint8))[:, None, None, None]
+    write_video(file, np.broadcast_to(levels, (frames, side, side, 3)).copy(), fps, crf=0)
+    return levels[:, 0, 0, 0]
+
+
+def read_frames(file: Path) -> np.ndarray:
+    with open_video(file) as reader:
+        return reader.get_batch(range(len(reader)))
+
+
+def test_a_picture_of_one_camera_goes_on_without_the_other(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8)).save(tmp_path / "start.png")
+    done = imagine_files(
+        image=tmp_path / "start.png", text="open the drawer", num_frames=5, decoding_steps=2, grid=True,
+        out=tmp_path / "out",
+    )  # fmt: skip
+    assert done == {"cameras": ["static"], "start_frames": 1, "predicted_frames": 5}
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["sheet.png", "static.mp4"]
+    assert read_frames(tmp_path / "out/static.mp4").shape == (6, 64, 64, 3)
+    with Image.open(tmp_path / "out/sheet.png") as sheet:
+        assert sheet.size == (130 + 6 * 98, 44 + 98)
+
+
+def test_the_command_line_takes_a_clip_of_each_camera_and_shows_what_came(tmp_path: Path) -> None:
+    for name in ("static", "gripper"):
+        moving_clip(tmp_path / f"{name}.mp4", frames=12, fps=6)
+    clips = f'{{"static": "{tmp_path}/static.mp4", "gripper": "{tmp_path}/gripper.mp4"}}'
+    options = ["--text", "push the block", "--num_frames", "14", "--decoding_steps", "1", "--grid"]
+    assert main(["imagine", "--clip", clips, *options, "--out", str(tmp_path / "out")]) == 0
+    for name in ("static", "gripper"):
+        frames = read_frames(tmp_path / f"out/{name}.mp4")
+        assert frames.shape == (15, 64, 128, 3)
+        real = frames[:, :, 64:].mean((1, 2, 3))
+        np.testing.assert_allclose(real, [*(2 * np.arange(12)), 128, 128, 128], atol=3)
+        np.testing.assert_allclose(frames[0, :, :64], frames[0, :, 64:], atol=3)
+    with Image.open(tmp_path / "out/sheet.png") as sheet:
+        assert sheet.size == (130 + 12 * 98, 44 + 4 * 98)
+
+
+@pytest.mark.parametrize(("fps", "stride"), [(30.0, 5), (12.0, 2), (6.0, 1), (25.0, 25 / 6)])
+def test_clips_are_read_at_the_models_frame_rate(tmp_path: Path, shipped: Assembled, fps: float, stride: float) -> None:
+    levels = moving_clip(tmp_path / "clip.mp4", frames=61, fps=fps)
+    start = read_start(shipped, None, tmp_path / "clip.mp4", num_frames=7)
+    got = np.concatenate([start.images["static"], start.real["static"]]).mean((1, 2, 3))
+    assert start.frame_s == pytest.approx(1 / 6) and len(start.images["static"]) == 1
+    np.testing.assert_allclose(got, levels[np.round(np.arange(8) * stride).astype(int)], atol=1.5)
+
+
+@pytest.mark.parametrize(
+    ("file", "frames"),
+    [("bridge/videos/val/10/rgb.mp4", 47), ("web/eye_makeup_ucf.avi", 40), ("hands/cutting_loaf.gif", 24)],
+)
+def test_real_clips_start_roll_outs(shipped: Assembled, file: str, frames: int) -> None:
+    if not (SAMPLES / file).is_file():
+        pytest.skip("the real samples are not beside this checkout")
+    start = read_start(shipped, None, SAMPLES / file, num_frames=1000)
+    with open_video(SAMPLES / file) as reader:
+        assert frames == int(reader.times[-1] * 6) + 1
+    assert len(start.images["static"]) + len(start.real["static"]) == frames
+    assert start.images["static"].shape == (1, 64, 64, 3)
+
+
+def test_unusable_starts_are_refused_in_one_sentence(tmp_path: Path, shipped: Assembled) -> None:
+    moving_clip(tmp_path / "clip.mp4", frames=3, fps=6)
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "clip.mp4").read_bytes()[:200])
+    for image, clip, error, message in (
+        (tmp_path / "none.png", None, DataError, "no such file, expected a picture"),
+        (tmp_path / "text.png", None, DataError, "none or broken"),
+        (tmp_path / "clip.mp4", None, DataError, "give it as --clip"),
+        (None, tmp_path / "none.mp4", DataError, "no such file"),
+        (None, tmp_path / "cut.mp4", DataError, "truncated or corrupt|cannot be used"),
+        (None, {"wrist": tmp_path / "clip.mp4"}, ConfigError, r"cameras of \['static', 'gripper'\], got \['wrist'\]"),
+        (None, {}, ConfigError, "expected cameras"),
+        (tmp_path / "a.png", tmp_path / "clip.mp4", ConfigError, "either --image or --clip"),
+    ):
+        with pytest.raises(error, match=message):
+            read_start(shipped, image, clip, num_frames=1)
+    with pytest.raises(ConfigError, match="expected --image or --clip"):
+        imagine_files(text="open the drawer", out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="at least 1 frame"):
+        imagine_files(clip=tmp_path / "clip.mp4", num_frames=0, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

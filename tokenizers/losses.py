@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,35 +11,8 @@ from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from torch import Tensor, nn
 
 from ..gr_model.errors import CheckpointError
+from .training_options import LossConfig
 from .weight_files import read_state_dict
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LossConfig:
-    """Weights of the terms.
-
-    l1, l2: pixel terms.
-    gradient: multi-scale differences of neighbouring pixels.
-    detail: how much more a pixel counts that stands out from its surroundings (see `detail_weights`); this
-        keeps objects of a few pixels.
-    codebook: the quantiser's own loss.
-    adversarial: weight of the critic (0: none), from step `adversarial_start` on.
-    perceptual: weight of the VGG16 distance (0: none) with weights from the local files `vgg_file` and,
-        optionally, `heads_file`.
-    """
-
-    l1: float = 1.0
-    l2: float = 1.0
-    gradient: float = 0.5
-    detail: float = 2.0
-    codebook: float = 1.0
-    adversarial: float = 0.0
-    adversarial_start: int = 2000
-    critic_channels: int = 32
-    critic_layers: int = 2
-    perceptual: float = 0.0
-    vgg_file: Path | None = None
-    heads_file: Path | None = None
 
 
 def detail_weights(images: Float[Tensor, "b c h w"], strength: float, window: int = 9) -> Float[Tensor, "b 1 h w"]:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from ..gr_model.contracts import Array
 from .losses import detail_weights
+from .quantize import codebook_perplexity
 from .vqgan import VQGAN, normalize_frames
 from .weight_files import write_atomically
 
@@ -26,20 +28,53 @@ def psnr(
     return (10.0 * torch.log10(4.0 / squared.mean((1, 2, 3)).clamp_min(1e-10))).mean()
 
 
+def ssim(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
+    """Return the mean structural similarity, at most 1, of pictures in [-1, 1].
+
+    Pictures of fewer than 11 pixels a side get a smaller window.
+
+    Source: Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", section
+    III: Gaussian window of 11 x 11 with deviation 1.5, K1 = 0.01, K2 = 0.03.
+    """
+    channels = a.shape[1]
+    radius = min(5, (min(a.shape[-2:]) - 1) // 2)
+    line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=a.device, dtype=a.dtype) / 1.5).square())
+    line = line / line.sum()
+    window = (line[:, None] * line).expand(channels, 1, -1, -1)
+    moments = torch.cat([a, b, a * a, b * b, a * b])
+    mean_a, mean_b, aa, bb, ab = F.conv2d(moments, window, groups=channels).chunk(5)
+    c1, c2 = (0.01 * 2.0) ** 2, (0.03 * 2.0) ** 2
+    likeness = (2 * mean_a * mean_b + c1) * (2 * (ab - mean_a * mean_b) + c2)
+    spread = (mean_a.square() + mean_b.square() + c1) * (aa - mean_a.square() + bb - mean_b.square() + c2)
+    return (likeness / spread).mean()
+
+
 @torch.inference_mode()
 def measure_vqgan(model: VQGAN, frames: Array, *, batch_size: int = 64) -> dict[str, float]:
-    """Return `psnr`, `detail_psnr` (errors weighted by detail) [dB] and `codes_used` on uint8 frames."""
-    totals = {"psnr": 0.0, "detail_psnr": 0.0}
-    used: set[int] = set()
+    """Return figures of the reconstruction of uint8 frames `[f h w 3]`.
+
+    `psnr`, `detail_psnr` (errors weighted by detail) [dB]; `ssim`; `l1`, of pictures in [-1, 1]; `codes_used`;
+    `perplexity` of the codes.
+    """
+    totals = dict.fromkeys(("psnr", "detail_psnr", "ssim", "l1"), 0.0)
+    codes = []
     for start in range(0, len(frames), batch_size):
         images = normalize_frames(torch.as_tensor(frames[start : start + batch_size])).to(model.codebook.device)
-        codes = model.encode(images)
-        reconstruction = model.decode(codes)
-        used.update(codes.flatten().tolist())
-        totals["psnr"] += float(psnr(reconstruction, images)) * len(images)
-        weights = detail_weights(images, 1e3)
-        totals["detail_psnr"] += float(psnr(reconstruction, images, weights)) * len(images)
-    return {k: v / len(frames) for k, v in totals.items()} | {"codes_used": float(len(used))}
+        codes.append(model.encode(images))
+        reconstruction = model.decode(codes[-1])
+        figures = {
+            "psnr": psnr(reconstruction, images),
+            "detail_psnr": psnr(reconstruction, images, detail_weights(images, 1e3)),
+            "ssim": ssim(reconstruction, images),
+            "l1": (reconstruction - images).abs().mean(),
+        }
+        for name, value in figures.items():
+            totals[name] += float(value) * len(images)
+    chosen = torch.cat(codes)
+    return {k: v / len(frames) for k, v in totals.items()} | {
+        "codes_used": float(len(chosen.unique())),
+        "perplexity": float(codebook_perplexity(chosen, len(model.codebook))),
+    }
 
 
 def save_grid(model: VQGAN, frames: Array, path: Path, *, columns: int = 8) -> None:

@@ -1,4 +1,4 @@
-"""Nearest-codebook-vector quantisation, and the moving-average way of learning the codebook."""
+"""Quantisation to codebook vectors, by distance or by logits, and the moving-average way of learning the codebook."""
 
 from __future__ import annotations
 
@@ -66,6 +66,50 @@ class VectorQuantizer(nn.Module):
         return latents + (vectors - latents).detach(), loss, codes
 
 
+class GumbelQuantizer(VectorQuantizer):
+    """Choose codes by logits, a linear function of the latents, as the published `gumbel_f8` does.
+
+    In training the choice is a straight-through sample of the Gumbel softmax; in evaluation it is the likeliest
+    code. Keys of the state dict: `embedding.weight` `[K d]`, `proj.weight` `[K d 1 1]` and `proj.bias` `[K]`.
+
+    Source: `GumbelQuantize` of taming-transformers; Jang et al. 2017, "Categorical Reparameterization with
+    Gumbel-Softmax".
+    """
+
+    def __init__(
+        self, *, codebook_size: int, embed_dim: int, kl_weight: float = 1e-8, temperature: float = 1.0
+    ) -> None:
+        super().__init__(codebook_size=codebook_size, embed_dim=embed_dim)
+        self.kl_weight, self.temperature = kl_weight, temperature
+        self.proj = nn.Conv2d(embed_dim, codebook_size, 1)
+
+    def nearest(self, latents: Float[Tensor, "*b d"]) -> Int[Tensor, "*b"]:
+        """Return the index of the likeliest code."""
+        return F.linear(latents, self.proj.weight.flatten(1), self.proj.bias).argmax(-1)
+
+    def forward(
+        self, latents: Float[Tensor, "b d gh gw"]
+    ) -> tuple[Float[Tensor, "b d gh gw"], Float[Tensor, ""], Int[Tensor, "b n"]]:
+        """Quantise; return vectors, `kl_weight` times the divergence from evenly used codes, and codes."""
+        logits = self.proj(latents)
+        chances = logits.softmax(1)
+        divergence = (chances * torch.log(chances * logits.shape[1] + 1e-10)).sum(1).mean()
+        if self.training:
+            chosen = F.gumbel_softmax(logits, tau=self.temperature, hard=True, dim=1)
+            codes = chosen.argmax(1).flatten(1)
+            vectors = torch.einsum("bkhw,kd->bdhw", chosen, self.embedding.weight)
+        else:
+            codes = logits.argmax(1).flatten(1)
+            vectors = self.lookup(codes, (latents.shape[2], latents.shape[3]))
+        return vectors, self.kl_weight * divergence, codes
+
+
+def codebook_perplexity(codes: Int[Tensor, "*b"], codebook_size: int) -> Float[Tensor, ""]:
+    """Return the exponential of the entropy of the codes: how many evenly used codes would be as varied."""
+    shares = torch.bincount(codes.flatten(), minlength=codebook_size).double() / max(codes.numel(), 1)
+    return torch.special.entr(shares).sum().exp().float()
+
+
 class CodebookAverage(nn.Module):
     """Learn a codebook as moving averages of the latents that chose each code, and revive dead codes.
 
@@ -123,13 +167,34 @@ class CodebookAverage(nn.Module):
         self.sums.lerp_(sums, 1.0 - self.decay)
         revived = 0
         if revive_with is not None:
-            dead = (self.uses < self.dead_uses).nonzero().flatten()
+            dead = self._take_dead(len(latents))
             revived = len(dead)
-            # A revived code starts with the uses of an average code, so that it is not declared dead at once.
-            self.uses[dead] = len(latents) / len(self.uses)
             self.sums[dead] = _draw(latents, revived, generator=revive_with) * self.uses[dead, None]
         quantizer.embedding.weight.copy_(self.sums / self.uses.clamp_min(1e-5)[:, None])
         return revived
+
+    @torch.no_grad()
+    def revive(
+        self,
+        quantizer: VectorQuantizer,
+        latents: Float[Tensor, "m d"],
+        codes: Int[Tensor, " m"],
+        generator: torch.Generator,
+    ) -> int:
+        """Put dead codes of a codebook that is learnt by gradient onto drawn latents; return how many.
+
+        All other codebook vectors stay as they are.
+        """
+        self.uses.lerp_(self._gather(latents, codes)[0], 1.0 - self.decay)
+        dead = self._take_dead(len(latents))
+        quantizer.embedding.weight[dead] = _draw(latents, len(dead), generator).to(quantizer.embedding.weight)
+        return len(dead)
+
+    def _take_dead(self, num_latents: int) -> Int[Tensor, " dead"]:
+        dead = (self.uses < self.dead_uses).nonzero().flatten()
+        # A revived code starts with the uses of an average code, so that it is not declared dead at once.
+        self.uses[dead] = num_latents / len(self.uses)
+        return dead
 
     def _gather(
         self, latents: Float[Tensor, "m d"], codes: Int[Tensor, " m"]

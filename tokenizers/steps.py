@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class _Checkpoints(Callback):
 
 def run_steps(
     module: L.LightningModule,
-    draw: Callable[[np.random.Generator], Any],
+    draw: Callable[[np.random.Generator], Any] | Iterable[Any],
     *,
     out: Path,
     steps: int,
@@ -123,8 +123,13 @@ def run_steps(
     description: str,
     resume: bool,
     stop_after: int | None = None,
+    accelerator: str = "auto",
+    callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Train `module` for `steps` steps on drawn batches; the CSV logs lie in `out/log`, one a start.
+    """Train `module` for `steps` steps; the CSV logs lie in `out/log`, one a start.
+
+    `draw` draws a batch, or is a loader of `steps` batches with `state_dict` and `load_state_dict`. `accelerator` is
+    Lightning's name of the device; `callbacks` see every step before it is stored.
 
     With `resume` the run goes on from `out/last.ckpt` where there is one. `stop_after` ends the run early at
     that step, with a checkpoint, and leaves the schedule as it is.
@@ -139,13 +144,14 @@ def run_steps(
     last = out / "last.ckpt"
     torch.manual_seed(seed)
     trainer = L.Trainer(
-        accelerator="auto",
+        accelerator=accelerator,
         devices=1,
         max_epochs=1,
         max_steps=min(steps, stop_after or steps),
         logger=CSVLogger(out, name="log", flush_logs_every_n_steps=log_every),
         callbacks=[
             _Progress(description),
+            *callbacks,
             _Checkpoints(last, checkpoint_every),
         ],
         enable_progress_bar=False,
@@ -154,7 +160,7 @@ def run_steps(
         enable_checkpointing=False,
         num_sanity_val_steps=0,
     )
-    loader = StepLoader(draw, steps=steps, seed=seed)
+    loader = StepLoader(draw, steps=steps, seed=seed) if callable(draw) else draw
     start = str(last) if resume and last.is_file() else None
     try:
         trainer.fit(module, loader, ckpt_path=start, weights_only=True)

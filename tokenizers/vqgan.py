@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..gr_model.contracts import Array
 from ..gr_model.errors import ConfigError, ShapeError
-from .quantize import VectorQuantizer
+from .quantize import GumbelQuantizer, VectorQuantizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +94,14 @@ def f16_1024() -> VQGANConfig:
 def f16_16384() -> VQGANConfig:
     """Return the shape of the published `vqgan_imagenet_f16_16384`."""
     return replace(f16_1024(), codebook_size=16384)
+
+
+def gumbel_f8() -> VQGANConfig:
+    """Return the shape of the published `vqgan_gumbel_f8`, the network of `GumbelVQGAN`.
+
+    Source: `model.params` of its model.yaml, taming-transformers.
+    """
+    return replace(f16_1024(), channel_mult=(1, 1, 2, 4), attn_resolutions=(32,), codebook_size=8192)
 
 
 def at_resolution(config: VQGANConfig, resolution: int) -> VQGANConfig:
@@ -213,6 +221,14 @@ class VQGAN(nn.Module):
             _to_uint8(self.decode(whole[i : i + batch_size].to(device))) for i in range(0, len(whole), batch_size)
         ]
         return np.concatenate(frames) if frames else np.zeros((0, side, side, 3), np.uint8)
+
+
+class GumbelVQGAN(VQGAN):
+    """VQGAN whose codes are the likeliest by logits, as in the published `vqgan_gumbel_f8`."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__(config)
+        self.quantize = GumbelQuantizer(codebook_size=config.codebook_size, embed_dim=config.embed_dim)
 
 
 def normalize_frames(frames: Int[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ..gr_model.errors import CheckpointError, ConfigError
+from .state_dicts import build_vqgan, network_tensors
 from .vqgan import VQGAN, VQGANConfig, at_resolution
 from .weight_files import load_weights, read_state_dict, save_weights
 
@@ -44,15 +45,7 @@ def load_vqgan(source: str | Path, *, config_file: Path | None = None, resolutio
             config, state = _read_published(path, config_file)
         else:
             config, state = _read_own(path)
-    model = VQGAN(config if resolution is None else at_resolution(config, resolution))
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{source}: expected the tensors of the VQGAN that its configuration states, got others "
-            f"({error}); use the configuration that belongs to the weights."
-        ) from error
-    return model.requires_grad_(False).eval()
+    return build_vqgan(config if resolution is None else at_resolution(config, resolution), state, source)
 
 
 def convert_vqgan(*, source: Path, out: Path, config_file: Path | None = None) -> None:
@@ -81,15 +74,8 @@ def _read_own(path: Path) -> tuple[VQGANConfig, dict[str, Any]]:
 
 
 def _read_published(path: Path, config_file: Path | None) -> tuple[VQGANConfig, dict[str, Any]]:
-    state = read_state_dict(path)
-    if "quantize.embedding.weight" not in state:
-        raise CheckpointError(
-            f"{path}: expected quantize.embedding.weight as in taming's VQModel, got none; Gumbel and "
-            "other quantisers are not supported."
-        )
-    wanted = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.embedding.")
-    config = read_taming_config(config_file or _yaml_beside(path))
-    return config, {k: v for k, v in state.items() if k.startswith(wanted)}
+    state = network_tensors(read_state_dict(path), path)
+    return read_taming_config(config_file or _yaml_beside(path)), state
 
 
 def _yaml_beside(path: Path) -> Path:

@@ -1,14 +1,10 @@
-"""Speed of this machine, piece by piece: a controller tick, a simulator step, pictures, tokens, a chunk."""
+"""The pieces of one control cycle: a controller tick, a simulator step, pictures, tokens, a chunk."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -20,11 +16,11 @@ TICK_HZ = 200
 
 
 def _controller_tick() -> Callable[[], object]:
-    from ..gr_model.contracts import ActionTrajectory
-    from ..wbc.controller import WholeBodyController
-    from ..wbc.robots import panda
-    from .control import TOOL_Z, playtable_config
-    from .playtable.environment import PlayTable
+    from ...gr_model.contracts import ActionTrajectory
+    from ...wbc.controller import WholeBodyController
+    from ...wbc.robots import panda
+    from ..control import TOOL_Z, playtable_config
+    from ..playtable.environment import PlayTable
 
     env = PlayTable("D")
     env.reset()
@@ -55,7 +51,7 @@ def _controller_tick() -> Callable[[], object]:
 
 
 def _simulator_step() -> Callable[[], object]:
-    from .playtable.environment import PlayTable
+    from ..playtable.environment import PlayTable
 
     env = PlayTable("D")
     env.reset()
@@ -64,8 +60,8 @@ def _simulator_step() -> Callable[[], object]:
 
 
 def _two_pictures() -> Callable[[], object]:
-    from .playtable.cameras import CameraConfig
-    from .playtable.environment import CAMERAS, PlayTable
+    from ..playtable.cameras import CameraConfig
+    from ..playtable.environment import CAMERAS, PlayTable
 
     env = PlayTable("D", camera=CameraConfig(static_px=IMAGE_PX, gripper_px=IMAGE_PX))
     env.reset()
@@ -73,7 +69,7 @@ def _two_pictures() -> Callable[[], object]:
 
 
 def _tokenize_two_pictures() -> Callable[[], object]:
-    from ..tokenizers.vqgan import VQGAN, small
+    from ...tokenizers.vqgan import VQGAN, small
 
     vqgan = VQGAN(small()).eval()
     frames = np.random.default_rng(0).integers(0, 256, (2, IMAGE_PX, IMAGE_PX, 3), dtype=np.uint8)
@@ -83,9 +79,9 @@ def _tokenize_two_pictures() -> Callable[[], object]:
 def _decide() -> Callable[[], object]:
     import torch
 
-    from ..gr_model.context import Context
-    from ..gr_model.presets import tiny
-    from ..gr_model.world_model import WorldModel
+    from ...gr_model.context import Context
+    from ...gr_model.presets import tiny
+    from ...gr_model.world_model import WorldModel
 
     config = tiny()
     model = WorldModel(config).eval()
@@ -112,19 +108,9 @@ PIECES: dict[str, Piece] = {
 }
 
 
-def speed(*, seconds: float = 3.0, threads: int = 1, out: Path | None = None) -> int:
-    """Time the pieces of one control cycle and print median and 99th percentile [ms].
-
-    Args:
-        seconds: How long each piece is repeated [s].
-        threads: Threads that torch may use.
-        out: JSON file for the figures; none is written where it is not given.
-    """
-    import torch
-
-    torch.set_num_threads(threads)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {threads} thread(s)"
-    print(f"{machine}, load {os.getloadavg()[0]:.1f}\n{'':38}{'median':>9}{'p99':>9}  ms")
+def time_control(seconds: float) -> dict[str, dict[str, float]]:
+    """Repeat each piece for so long [s] and print as it goes; return median and 99th percentile [ms] and repeats."""
+    print(f"{'control cycle':38}{'median':>9}{'p99':>9}  ms")
     figures: dict[str, dict[str, float]] = {}
     for name, prepare in PIECES.items():
         milliseconds = _time(prepare(), seconds)
@@ -135,12 +121,7 @@ def speed(*, seconds: float = 3.0, threads: int = 1, out: Path | None = None) ->
             "repeats": len(milliseconds),
         }
         print(f"{name:38}{figures[name]['median_ms']:9.2f}{p99:9.2f}")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(out.name + ".new")
-        temporary.write_text(json.dumps({"machine": machine, "figures": figures}, indent=1), encoding="utf-8")
-        os.replace(temporary, out)
-    return 0
+    return figures
 
 
 def _time(work: Callable[[], object], seconds: float) -> list[float]:

@@ -1,0 +1,154 @@
+"""The command `gr2 benchmark speed`: a control cycle, training, generation and the tokenizer on this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict
+from json import dumps
+from pathlib import Path
+from typing import Any, Literal
+
+from ...gr_model.errors import ConfigError
+from ...gr_model.failures import did_you_mean
+from .models import Size
+
+PARTS = ("control", "training", "generation", "tokenizer")
+
+TRAINING_BAR, RASTER_BAR, MASKED_BAR = 1.0, 1.5, 5.0
+"""What we ask of ourselves: training and raster decoding over HuggingFace's, masked over our raster decoding."""
+
+
+def speed(
+    *,
+    size: Size = "tiny",
+    rounds: int = 5,
+    json: Path | None = None,
+    only: str = ",".join(PARTS),
+    seconds: float = 3.0,
+    threads: int = 1,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["auto", "bf16", "32"] = "auto",
+    compile: Literal["none", "default", "reduce-overhead"] = "none",
+) -> int:
+    """Time our code beside HuggingFace's, PyTorch's and taming's in interleaved rounds.
+
+    Args:
+        size: Of the world model; `tiny` goes with the small tokenizer, S to L with the published one.
+        rounds: Rounds counted; everything is timed once in each.
+        json: File for the figures; none is written where it is not given.
+        only: Some of control, training, generation, tokenizer, separated by commas.
+        seconds: How long each piece of the control cycle is repeated [s].
+        threads: Threads that torch may use.
+        device: Where the networks compute; auto takes CUDA where there is a device.
+        precision: Of matrix products; auto takes bfloat16 where it is fast.
+        compile: Compile the trunks in training with this mode of torch.compile; reduce-overhead takes CUDA graphs.
+
+    Raises:
+        ConfigError: an unknown part, or a number that is not positive.
+    """
+    parts = _read_parts(only)
+    if rounds < 1 or threads < 1 or not seconds > 0:
+        raise ConfigError(
+            f"benchmark speed: expected positive rounds, threads and seconds, got {rounds}, {threads} and {seconds}; "
+            "change the options."
+        )
+    import torch
+
+    from .control_cycle import time_control
+
+    torch.set_num_threads(threads)
+    setting = _setting(device, precision, compile, rounds)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {threads} thread(s)"
+    if setting.device.type == "cuda":
+        machine += f", {torch.cuda.get_device_name(setting.device)}"
+    print(f"{machine}, load {os.getloadavg()[0]:.1f}")
+    found: dict[str, Any] = {"machine": machine, "size": size, "rounds": rounds, "notes": []}
+    if "control" in parts:
+        found["figures"] = time_control(seconds)
+    for part in ("training", "generation", "tokenizer"):
+        if part in parts:
+            found |= _networks(part, size, setting, found["notes"])
+    if json is not None:
+        _write(json, dumps(found, indent=1))
+    return 0
+
+
+def _read_parts(only: str) -> list[str]:
+    parts = [part.strip() for part in only.split(",") if part.strip()]
+    for part in parts:
+        if part not in PARTS:
+            raise ConfigError(f"--only: there is no part '{part}'{did_you_mean(part, PARTS)}")
+    if not parts:
+        raise ConfigError(f"--only: expected some of {', '.join(PARTS)}, got nothing; name what to time.")
+    return parts
+
+
+def _setting(device: str, precision: str, compile: str, rounds: int) -> Any:
+    """Settle on device and precision."""
+    import torch
+
+    from ...gr_model.layers import fast_bfloat16
+    from .measure import Setting
+
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise ConfigError("--device: expected a CUDA device, got a machine without one; use --device cpu.")
+    return Setting(
+        device=torch.device("cuda" if cuda and device != "cpu" else "cpu"),
+        bfloat16=precision == "bf16" or (precision == "auto" and fast_bfloat16()),
+        rounds=rounds,
+        compile_mode=None if compile == "none" else compile,
+    )
+
+
+def _networks(part: str, size: Size, setting: Any, notes: list[str]) -> dict[str, Any]:
+    """Time one part, print its tables and bars, and return them for the file."""
+    tables: dict[str, Any] = {}
+    if part == "training":
+        from .training import HUGGINGFACE, OURS, time_training
+
+        tables["training"], here = time_training(size, setting)
+        bars = [("training", OURS, HUGGINGFACE, TRAINING_BAR)]
+    elif part == "generation":
+        from .generation import HUGGINGFACE as GENERATE
+        from .generation import MASKED, RASTER, time_generation
+
+        tables["generation"], here = time_generation(size, setting)
+        bars = [("generation", RASTER, GENERATE, RASTER_BAR), ("generation", MASKED, RASTER, MASKED_BAR)]
+    else:
+        from .tokenizer import time_tokenizer
+
+        tables["encoding"], tables["decoding"], here = time_tokenizer(size, setting)
+        bars = []
+    notes += here
+    print("\n" + "\n".join(here))
+    for title, table in tables.items():
+        print(f"{title}: median (smallest to largest), ratio to the reference with its 95 % interval")
+        for name, row in table.rows.items():
+            print(f"  {name:28}{row.text()}")
+    found: dict[str, Any] = {title: _as_json(table) for title, table in tables.items()}
+    found[f"{part}_bars"] = []
+    for title, name, other, bar in bars:
+        if other in tables[title].rows:
+            wall, processor = tables[title].ratio(name, other)
+            verdict = "met" if wall[0] >= bar else "missed"
+            text = f"{wall[0]:.2f} [{wall[1]:.2f}, {wall[2]:.2f}], by processor time {processor[0]:.2f}"
+            print(f"  {name} over {other}: {text} (bar {bar}: {verdict})")
+            entry = {"what": f"{name} over {other}", "bar": bar, "wall": wall, "processor": processor}
+            found[f"{part}_bars"].append(entry)
+    return found
+
+
+def _as_json(table: Any) -> dict[str, Any]:
+    return {
+        name: asdict(row) | {"wall_rates": table.wall[name], "processor_rates": table.processor[name]}
+        for name, row in table.rows.items()
+    }
+
+
+def _write(out: Path, text: str) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.name + ".new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, out)

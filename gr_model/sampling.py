@@ -1,0 +1,117 @@
+"""Draw codes from logits: temperature, the k likeliest, the likeliest share, guidance by the text, seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .errors import ConfigError
+
+_PROBABILITIES_AT_ONCE = 1 << 24
+"""Probabilities held at a time while codes are drawn; 16384 codes at each place of a batch would fill the memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How codes are drawn, in masked and in raster decoding alike.
+
+    temperature: logits are divided by it; 0 takes the likeliest code.
+    top_k: only the k likeliest codes are drawn; 0 for all.
+    top_p: only the likeliest codes that together hold this share of the probability are drawn, one at least. It is
+        measured after `temperature` and `top_k`; 1 for all.
+    guidance: 1 for none; above, predictions are pushed away from those without text, w of `l0 + w (l - l0)` (needs
+        text dropout in training). Source: classifier-free guidance, arXiv 2207.12598, on logits.
+    passes: over a frame in masked decoding.
+    choice_temperature: scale of the Gumbel noise on the confidences that decide which codes masked decoding keeps;
+        falls to 0.
+    seed: of all draws. Each sample has its own stream of random numbers, so what stands beside it changes nothing.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+    passes: int = 6
+    choice_temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "choice_temperature", "guidance"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, name, "a finite number of at least 0", value)
+        _require(self.top_k >= 0, "top_k", "a number of codes, or 0 for all", self.top_k)
+        _require(0 < self.top_p <= 1, "top_p", "a share above 0 and up to 1", self.top_p)
+        _require(self.passes >= 1, "passes", "at least 1", self.passes)
+
+    @property
+    def guided(self) -> bool:
+        """Whether predictions without text are needed beside those with it."""
+        return self.guidance != 1.0
+
+
+class SampleNoise:
+    """Random numbers of the samples of a batch, each from a generator of its own.
+
+    They are made on the CPU: the same seed gives the same numbers on every device.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Float[Tensor, "b ..."]:
+        """Draw numbers in [0, 1) of `shape` for each sample."""
+        # 24 random bits: in double precision the product with a total probability stays below the total.
+        rows = [torch.rand(tuple(shape), generator=generator) for generator in self.generators]
+        return torch.stack(rows).to(device)
+
+
+def guide(logits: Float[Tensor, "bb *n v"], guidance: float) -> Float[Tensor, "b *n v"]:
+    """Combine predictions with text (first half of the batch) and without (second half); 1 takes them as they are."""
+    if guidance == 1.0:
+        return logits
+    with_text, without_text = logits.chunk(2)
+    return without_text + guidance * (with_text - without_text)
+
+
+def probabilities(logits: Float[Tensor, "*n v"], sampling: SamplingConfig) -> Float[Tensor, "*n v"]:
+    """Return the probabilities that codes are drawn with, float64; temperature 0 leaves the first of the likeliest."""
+    logits = logits.double()
+    # At temperature 0, and where only one code is left, the first of equals wins, as in argmax.
+    if sampling.temperature == 0 or sampling.top_k == 1:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    p = ((logits - logits.amax(-1, keepdim=True)) / sampling.temperature).softmax(-1)
+    if not sampling.top_k and sampling.top_p == 1:
+        return p
+    ordered, order = p.sort(stable=True, dim=-1, descending=True)
+    if sampling.top_k:
+        ordered[..., sampling.top_k :] = 0
+        ordered = ordered / ordered.sum(-1, keepdim=True)
+    before = ordered.cumsum(-1) - ordered
+    ordered = ordered * (before < sampling.top_p)
+    return torch.zeros_like(p).scatter_(-1, order, ordered / ordered.sum(-1, keepdim=True))
+
+
+def draw(
+    logits: Float[Tensor, "*n v"], sampling: SamplingConfig, uniform: Float[Tensor, "*n"] | None
+) -> Int[Tensor, "*n"]:
+    """Draw codes by inverting the cumulative distribution at `uniform`; None is enough at temperature 0."""
+    if sampling.temperature == 0 or sampling.top_k == 1:
+        return logits.argmax(-1)
+    assert uniform is not None, "drawing needs random numbers"
+    rows = max(1, _PROBABILITIES_AT_ONCE // logits.shape[-1])
+    parts = []
+    for some, numbers in zip(logits.flatten(0, -2).split(rows), uniform.flatten().split(rows), strict=True):
+        cumulative = probabilities(some, sampling).cumsum(-1)
+        threshold = numbers.double()[:, None] * cumulative[:, -1:]
+        parts.append(torch.searchsorted(cumulative, threshold, right=True)[:, 0])
+    return torch.cat(parts).view(uniform.shape)
+
+
+def _require(ok: bool, name: str, expected: str, got: object) -> None:
+    if not ok:
+        raise ConfigError(f"SamplingConfig.{name}: expected {expected}, got {got}; change the value.")

@@ -1,0 +1,114 @@
+"""Batches of pictures from a loader of decoded windows: a fixed number a step, resumable at any step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from ..gr_model.contracts import Array
+from ..gr_model.errors import DataError
+
+_MAX_EMPTY = 50
+"""Batches without one picture, in a row, after which the data is called unusable."""
+
+
+class WindowLoader(Protocol):
+    """Endless batches of `frames` (uint8 `[b f h w 3]`), `frame_mask` (bool `[b f]`) and `problems`; resumable."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on after the last batch."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        ...
+
+
+class PictureStream:
+    """Exactly `steps` batches of `batch_size` pictures, as one resumable epoch.
+
+    Pictures that are missing from a window are replaced by others of the same batch.
+
+    Args:
+        loader: windows; together those of a batch hold at least `batch_size` pictures.
+        steps: batches.
+        batch_size: pictures a batch.
+
+    Iterating raises a DataError where no window can be decoded for many batches in a row.
+    """
+
+    def __init__(self, loader: WindowLoader, *, steps: int, batch_size: int) -> None:
+        self.loader, self.steps, self.batch_size = loader, steps, batch_size
+        self.step = 0
+        self.num_problems = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[UInt8[Tensor, "b h w 3"]]:
+        batches = self._filled()
+        while self.step < self.steps:
+            pictures = next(batches)
+            # before the yield: a checkpoint made with this batch resumes after it
+            self.step += 1
+            yield pictures
+
+    def _filled(self) -> Iterator[UInt8[Tensor, "b h w 3"]]:
+        empty = 0
+        for batch in self.loader:
+            self._tell(batch["problems"])
+            pictures = batch["frames"][batch["frame_mask"]]
+            empty = 0 if len(pictures) else empty + 1
+            if empty > _MAX_EMPTY:
+                raise DataError(
+                    f"Tokenizer training: expected pictures, got none in {empty} batches in a row; the last reason: "
+                    f"{(batch['problems'] or ['clips without frames'])[-1]}"
+                )
+            if len(pictures):
+                yield pictures[torch.arange(self.batch_size) % len(pictures)]
+
+    def _tell(self, problems: list[str]) -> None:
+        """Warn about the 1st, 2nd, 4th, 8th ... clip that cannot be decoded."""
+        for problem in problems:
+            self.num_problems += 1
+            if self.num_problems & (self.num_problems - 1) == 0:
+                warnings.warn(f"Left out {self.num_problems} clips so far; the last: {problem}", stacklevel=2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position and the loader's state."""
+        return {"step": self.step, "loader": self.loader.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the batches that were used."""
+        self.step = state["step"]
+        self.loader.load_state_dict(state["loader"])
+
+
+def collect_pictures(loader: WindowLoader, *, num_batches: int, max_pictures: int) -> Array:
+    """Return up to `max_pictures` pictures, uint8 `[m h w 3]`, of the first `num_batches` batches.
+
+    Raises:
+        DataError: none can be decoded.
+    """
+    found: list[Tensor] = []
+    problems: list[str] = []
+    for batch in islice(iter(loader), num_batches):
+        found.append(batch["frames"][batch["frame_mask"]])
+        problems += batch["problems"]
+        if sum(map(len, found)) >= max_pictures:
+            break
+    pictures: Array = torch.cat(found)[:max_pictures].numpy() if found else torch.zeros(0).numpy()
+    if not len(pictures):
+        raise DataError(
+            "Tokenizer validation: expected pictures, got none that can be decoded; "
+            f"{problems[-1] if problems else 'write more shards.'}"
+        )
+    return pictures
