@@ -122,7 +122,7 @@ def write_video_shards(
 
 
 def split_long_videos(records: Iterator[Record], max_bytes: float, window_seconds: float) -> Iterator[Record]:
-    """Turn a video file that would not fit into a shard into parts of at most `window_seconds`, cut out and encoded.
+    """Turn a long video file that would not fit into a shard into parts of at most `window_seconds`, cut out, encoded.
 
     Only videos without steps are divided, by the duration that their container states.
     """
@@ -137,7 +137,10 @@ def split_long_videos(records: Iterator[Record], max_bytes: float, window_second
         except DataError as error:
             yield replace(record, videos={}, problem=str(error))
             continue
-        count = max(math.ceil((end - begin) / window_seconds), 1)
+        count = math.ceil((end - begin) / window_seconds)
+        if count == 1:
+            yield record
+            continue
         borders = [begin + (end - begin) * i / count for i in range(count + 1)]
         for number, (start, stop) in enumerate(itertools.pairwise(borders)):
             span = VideoSpan(file=file, start=start, stop=stop)
