@@ -71,6 +71,21 @@ class Tally:
         return f"{kept}; dropped: {lost}"
 
 
+def begun_or_finished(
+    out: Path, stage: str, parameters: Mapping[str, Any], overwrite: bool
+) -> Mapping[str, Any] | None:
+    """Prepare the output folder of a stage as `begin_stage` does; where it is finished already, say so.
+
+    Returns:
+        The manifest of the finished stage, None where there is work to do.
+    """
+    if begin_stage(out, stage, parameters, overwrite):
+        return None
+    manifest = read_manifest(out, stage)
+    print(f"{out}: finished already, {manifest['counts']['windows']} windows; pass overwrite to do it again")
+    return manifest
+
+
 def begin_stage(out: Path, stage: str, parameters: Mapping[str, Any], overwrite: bool) -> bool:
     """Prepare the output folder of a stage.
 

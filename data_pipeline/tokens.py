@@ -30,7 +30,7 @@ from .files import array_bytes, load_array, write_bytes
 from .frames import resize_frames
 from .locations import Location, as_location
 from .shards import ShardWriter, read_index, read_indexed
-from .stages import ShardTask, Tally, begin_stage, expect_video_shards, finish_stage, map_shards, read_manifest
+from .stages import ShardTask, Tally, begun_or_finished, expect_video_shards, finish_stage, map_shards
 from .video import open_video
 
 STAGE = "token_shards"
@@ -101,10 +101,8 @@ def write_token_shards(
     parameters = {
         "shards": str(shards), "tokenizer": facts, "target_fps": target_fps, "texts": encode_texts is not None
     }  # fmt: skip
-    if not begin_stage(out, STAGE, parameters, overwrite):
-        manifest = read_manifest(out, STAGE)
-        print(f"{out}: finished already, {manifest['counts']['windows']} windows; pass overwrite to encode again")
-        return manifest
+    if (finished := begun_or_finished(out, STAGE, parameters, overwrite)) is not None:
+        return finished
     decode = partial(decode_sample, image_size=image_size, target_fps=target_fps)
     on_ray = executor == "ray"
     decoders = ONE_PROCESS if on_ray else Executor(num_workers=num_workers)

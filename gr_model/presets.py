@@ -7,8 +7,12 @@ say.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ..cvae_head import cvae
 from .config import CameraSpec, Decoding, ModelConfig
+
+Size = Literal["tiny", "S", "B", "L", "XL"]
 
 TWO_CAMERAS = ("static", "gripper")
 
@@ -85,3 +89,9 @@ def size_l() -> ModelConfig:
 def size_xl() -> ModelConfig:
     """Return GR-2-XL: 36 x 1280, 719 million."""
     return _full(1280, 36, 20, gradient_checkpointing=True)
+
+
+def of_size(size: Size) -> ModelConfig:
+    """Return the preset of a name."""
+    presets = {"tiny": tiny, "S": size_s, "B": size_b, "L": size_l, "XL": size_xl}
+    return presets[size]()

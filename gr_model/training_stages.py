@@ -84,8 +84,7 @@ def model_config(size: Size, facts: Mapping[str, Any], *, chunk_length: int, con
 
     grid = (int(facts["grid"][0]), int(facts["grid"][1]))
     cameras = tuple(CameraSpec(name=name, grid=grid) for name in CAMERAS)
-    bodies = {"S": presets.size_s, "B": presets.size_b, "L": presets.size_l, "XL": presets.size_xl}
-    config = presets.tiny(grid=grid) if size == "tiny" else bodies[size]()
+    config = presets.tiny(grid=grid) if size == "tiny" else presets.of_size(size)
     return replace(
         config,
         cameras=cameras,

@@ -16,7 +16,7 @@ from ...data_pipeline.shards import list_shards
 from ...data_pipeline.stages import Tally, begin_stage, finish_stage
 from ...data_pipeline.token_store import TokenStore
 from ...data_pipeline.token_windows import TokenWindows
-from .rounds import Rate, compare_rates
+from ..rounds import Rate, compare_rates
 from .samples import CODEBOOK_SIZE, GRID, NUM_FRAMES
 
 TOKENS_A_CLIP = NUM_FRAMES * GRID[0] * GRID[1]

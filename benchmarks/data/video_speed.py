@@ -21,7 +21,7 @@ from ...data_pipeline.decord_decoder import load_decord
 from ...data_pipeline.loader import BatchLoader
 from ...data_pipeline.video import open_video
 from ...gr_model.contracts import Array
-from .rounds import Rate, compare_rates
+from ..rounds import Rate, compare_rates
 
 T = TypeVar("T")
 

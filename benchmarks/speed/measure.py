@@ -12,18 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.rounds import Rate, compare_rates
+from ...gr_model.throughput import device_peak
+from ..rounds import Rate, compare_rates
 from ..statistics import bootstrap_mean
 
 Ratio = tuple[float, float, float]
 """Mean of the ratios round by round, and its 95 % bootstrap interval."""
-
-PEAK_BF16_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.2}
-"""Dense bfloat16 tensor-core peaks [TFLOP/s] by a piece of the device's name (H100 and H200: the SXM form).
-
-Source: NVIDIA's data sheets of H200, H100, A100 and L40S, and the Ada architecture's white paper.
-"""
-
 
 _LEAST_S = 0.25
 """A work is repeated within a round until it took so long [s]; shorter times measure the scheduler."""
@@ -147,9 +141,7 @@ def measure(works: Mapping[str, Work], unit: str, reference: str, setting: Setti
 def peak_flops(setting: Setting) -> float | None:
     """Return the peak [FLOP/s]: of a CUDA device by its name (None: unknown), of a CPU by a large matrix product."""
     if setting.device.type == "cuda":
-        name = torch.cuda.get_device_name(setting.device)
-        known = [peak for part, peak in PEAK_BF16_TFLOPS.items() if part in name]
-        return known[0] * 1e12 if known and setting.bfloat16 else None
+        return device_peak(torch.cuda.get_device_name(setting.device)) if setting.bfloat16 else None
     size, seconds = 1024, []
     a = torch.randn(size, size, dtype=torch.bfloat16 if setting.bfloat16 else torch.float32)
     for _ in range(6):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -29,13 +28,7 @@ def comparable(size: Size, decoding: Decoding, *, num_context: int, most_side: i
     The trunk is the preset's, and so is the number of positions where `most_side` does not cut the pictures' grids:
     a GPT-2 of the same trunk does the same work.
     """
-    makers: dict[Size, Callable[[], ModelConfig]] = {
-        "tiny": presets.tiny,
-        "S": presets.size_s,
-        "B": presets.size_b,
-        "L": presets.size_l,
-    }
-    config = makers[size]()
+    config = presets.of_size(size)
     most = max(max(grid) for grid in config.packed_grids) if most_side is None else most_side
     grids = [(min(rows, most), min(columns, most)) for rows, columns in config.packed_grids]
     return replace(

@@ -49,7 +49,7 @@ def time_training(size: Size, setting: Setting, batch_size: int | None = None) -
         f"training: {config.depth} x {config.width}, {config.heads} heads, {n} positions, {m} predicted, batch "
         f"{batch_size}, {'bfloat16' if setting.bfloat16 else 'float32'}"
     ]
-    steps = {OURS: _our_step(config, setting, batch_size)}
+    steps = {OURS: world_model_step(config, setting, batch_size)}
     tokens = torch.randint(config.codebook_size, (batch_size, n), device=setting.device)
     wanted = torch.randint(config.codebook_size, (batch_size, m), device=setting.device)
     try:
@@ -82,7 +82,8 @@ def random_batch(config: ModelConfig, batch_size: int, device: torch.device) -> 
     }
 
 
-def _our_step(config: ModelConfig, setting: Setting, batch_size: int) -> Callable[[], object]:
+def world_model_step(config: ModelConfig, setting: Setting, batch_size: int) -> Callable[[], object]:
+    """Return a training step of our model on random codes: forward, backward, optimiser."""
     model = make_world_model(config, setting.device, batch_size).train()
     _compile(model.gpt, setting)
     batch = random_batch(config, batch_size, setting.device)

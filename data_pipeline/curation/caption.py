@@ -31,7 +31,7 @@ from ..columns import video_columns, write_columns
 from ..executors import Executor, ExecutorKind
 from ..locations import Location, as_location
 from ..shards import ShardWriter, read_index, read_indexed
-from ..stages import ShardTask, Tally, begin_stage, expect_video_shards, finish_stage, map_shards, read_manifest
+from ..stages import ShardTask, Tally, begun_or_finished, expect_video_shards, finish_stage, map_shards
 from ..video import open_video
 from .caption_choice import (
     PROMPT,
@@ -141,10 +141,8 @@ def caption(
         "max_tokens": ask.max_tokens,
         "keep": keep,
     }
-    if not begin_stage(out, STAGE, parameters, overwrite):
-        manifest = read_manifest(out, STAGE)
-        print(f"{out}: finished already, {manifest['counts']['kept']} windows; pass overwrite to caption again")
-        return manifest
+    if (finished := begun_or_finished(out, STAGE, parameters, overwrite)) is not None:
+        return finished
     write_shard = partial(
         _caption_shard,
         model=model,

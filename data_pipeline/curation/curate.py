@@ -23,7 +23,7 @@ from ..executors import Executor, ExecutorKind
 from ..files import array_bytes, load_array, write_bytes
 from ..locations import as_location
 from ..shards import ShardWriter, read_indexed
-from ..stages import ShardTask, Tally, begin_stage, expect_video_shards, finish_stage, map_shards, read_manifest
+from ..stages import ShardTask, Tally, begun_or_finished, expect_video_shards, finish_stage, map_shards, read_manifest
 from .ingest import video_row
 from .measure import MeasureConfig, measure_shards, measured_windows
 from .near_duplicates import group_duplicates
@@ -96,10 +96,8 @@ def curate(
     location = as_location(shards)
     expect_video_shards(location)
     parameters = {"shards": str(shards), "measure": asdict(measure), "thresholds": asdict(thresholds)}
-    if not begin_stage(out, STAGE, parameters, overwrite):
-        manifest = read_manifest(out, STAGE)
-        print(f"{out}: finished already, {manifest['counts']['kept']} windows; pass overwrite to curate again")
-        return manifest
+    if (finished := begun_or_finished(out, STAGE, parameters, overwrite)) is not None:
+        return finished
     workers = Executor(kind=executor, num_workers=num_workers)
     folder = out / "measures"
     measures = measure_shards(location, folder, measure, workers, _measured_otherwise(folder, shards, measure))

@@ -32,7 +32,7 @@ from ..locations import as_location, file_name
 from ..readers.record import Record, VideoBytes, VideoSpan, with_video_files
 from ..readers.source import open_source
 from ..shards import ShardWriter, finished_shards, index_path, read_index, remove_leftovers
-from ..stages import Tally, begin_stage, finish_stage, read_manifest
+from ..stages import Tally, begun_or_finished, finish_stage
 from ..transcode import video_extent
 from .filters import MISSING, FilterConfig, Verdict, examine
 
@@ -98,10 +98,8 @@ def write_video_shards(
         "shard_megabytes": shard_megabytes,
         "part": part,
     }
-    if not begin_stage(out, STAGE, parameters, overwrite):
-        manifest = read_manifest(out, STAGE)
-        print(f"{out}: finished already, {manifest['counts']['kept']} clips; pass overwrite to write it again")
-        return manifest
+    if (finished := begun_or_finished(out, STAGE, parameters, overwrite)) is not None:
+        return finished
     pieces = split_long_videos(iter(records), shard_megabytes * 1e6, window_seconds)
     tally, remaining = _resume(out, itertools.islice(pieces, first, None, step))
     progress = tqdm(initial=tally.records, desc=f"shards from {file_name(source)}", unit="clip")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..statistics import bootstrap_mean
+from .statistics import bootstrap_mean
 
 Work = Callable[[], int]
 """Does some work and gives the number of items done."""
