@@ -18,6 +18,7 @@ from ...data_pipeline.curation.ingest import write_video_shards
 from ...data_pipeline.files import write_json
 from ...data_pipeline.video import Backend, is_video, open_video
 from ...gr_model.errors import DataError
+from .damage import count_outcomes
 from .samples import NUM_FRAMES, write_clips, write_videos
 from .token_speed import TOKENS_A_CLIP, index_figures, memory_over_epochs, open_loader, token_rates
 from .video_speed import cost_table, decoder_rates, loader_rates, mean_seconds, open_clips, stage_costs
@@ -34,6 +35,7 @@ def benchmark(
     image_size: int = 256,
     model: Size | None = "tiny",
     batch_size: int = 64,
+    damaged: int = 0,
     out: Path | None = None,
 ) -> int:
     """Measure loader and curation on this machine, one process and one thread for each figure.
@@ -46,6 +48,7 @@ def benchmark(
         image_size: pictures of video batches [px].
         model: size whose training step is measured beside the loader; none leaves it out.
         batch_size: clips a step of that model.
+        damaged: small files with random bytes changed that our decoder and decord read; 0 leaves it out.
         out: Also write the figures as JSON to this file.
 
     Raises:
@@ -60,6 +63,8 @@ def benchmark(
         figures["tokens"] = _tokens(folder / "tokens", clips, rounds)
         figures["index"] = _index(folder / "index", index)
         figures["video"] = _video(folder, videos, rounds, image_size)
+        if damaged:
+            figures["damaged"] = _damaged(folder, damaged)
     if model is not None:
         figures["model"] = _model(model, batch_size, figures["tokens"]["clips_a_second"])
     if out is not None:
@@ -137,6 +142,16 @@ def _video(folder: Path, videos: Path | None, rounds: int, size: int) -> dict[st
         "memory_megabytes": [early, late],
         "seconds_a_clip": costs,
     }
+
+
+def _damaged(folder: Path, files: int) -> dict[str, dict[str, int]]:
+    print(f"{files:,} files with random bytes changed")
+    found = {}
+    for decoder in ("gr2", "decord"):
+        outcomes = count_outcomes(decoder, folder, files)
+        print(f"  {decoder:<36}{', '.join(f'{outcome} {count:,}' for outcome, count in outcomes.most_common())}")
+        found[decoder] = dict(outcomes)
+    return found
 
 
 def _decodes(file: Path, backend: Backend) -> bool:
