@@ -233,7 +233,7 @@ def tokens(
         tokenizer: "small" (shipped), a folder of `gr2 tokenizer train`, or a published VQGAN checkpoint.
         text: "small" (shipped), a folder of `gr2 text train`, or an open_clip model (`ViT-B-32:openai`).
         text_features: encode the sentences too; without, only the sentences are kept (a corpus in which every clip has
-            its own caption would need about 80 KB of features for each).
+            its own caption would need about 160 KB of features for each).
         target_fps: frames a second to keep; all by default.
         executor: `local` encodes in this process, `ray` a shard in each worker of the cluster at RAY_ADDRESS.
         num_workers: processes that decode for this process; workers of Ray.

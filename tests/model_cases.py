@@ -11,6 +11,7 @@ import torch
 from gr2.cvae_head import cvae
 from gr2.gr_model.config import CameraSpec, Decoding, ModelConfig
 from gr2.gr_model.context import Context
+from gr2.gr_model.objectives import read_context, training_losses
 from gr2.gr_model.world_model import WorldModel
 
 CAMERAS = ("static", "gripper")
@@ -87,10 +88,21 @@ def make_batch(config: ModelConfig, size: int = 3, seed: int = 0, targets: int |
     }
 
 
+def fit(model: WorldModel, batch: dict[str, Any], steps: int) -> WorldModel:
+    """Train a model, its attention drawn small again, to predict the frames of one batch."""
+    for block in model.gpt.blocks:
+        torch.nn.init.normal_(block.attention.qkv.weight, std=0.02)  # type: ignore[union-attr,arg-type]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        training_losses(model, batch, with_actions=False, with_frames=True)["frame_loss"].backward()
+        optimizer.step()
+    return model.eval()
+
+
 def make_context(model: WorldModel, batch: dict[str, Any]) -> Context:
     """The context of a batch."""
-    from gr2.gr_model.objectives import read_context
-
     return read_context(model, batch)[0]
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
-import signal
 import sys
 import threading
 import time
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from stage_cases import contents, run_and_kill
 
 from gr2.data_pipeline.curation.caption import STAGE, caption
 from gr2.data_pipeline.curation.caption_choice import NO_ACTION, PROMPT, choose_caption, clean_answer, judge_answer
@@ -163,10 +162,6 @@ def windows_in(folder: Path) -> list[dict]:
             description = json.loads(members["json"])
             found += [{"source": description["source"], **window} for window in description["windows"]]
     return found
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_each_window_is_shown_as_it_is_and_gets_its_own_answer(shards: Path, tmp_path: Path) -> None:
@@ -393,30 +388,12 @@ def test_passwords_and_broken_keys_are_refused_without_being_shown(monkeypatch: 
     )
 
 
-def caption_and_die(after: int, arguments: dict) -> None:
-    """Caption in a child that is killed by SIGKILL when it writes its sample number `after`."""
-    child = os.fork()
-    if child == 0:
-        write, written = ShardWriter.write, []
-
-        def write_or_die(self: ShardWriter, key: str, members: dict, row: dict) -> None:
-            written.append(key)
-            if len(written) > after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            write(self, key, members, row)
-
-        ShardWriter.write = write_or_die  # type: ignore[method-assign]
-        caption(**arguments)
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-
-
 @pytest.mark.parametrize("after", [0, 3, 5])
 def test_a_killed_run_goes_on_to_the_same_bytes(shards: Path, tmp_path: Path, after: int) -> None:
     with serve(describe) as server:
         common = {"shards": str(shards), "model": "fake", "endpoint": server.url, "ask": QUICK}
         whole = caption(out=tmp_path / "whole", **common)
-        caption_and_die(after, {"out": tmp_path / "killed", **common})
+        run_and_kill(caption, after, {"out": tmp_path / "killed", **common})
         asked = len(server.requests)
         assert caption(out=tmp_path / "killed", **common) == whole
         assert after == 0 or len(server.requests) - asked < 12

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stage_cases import contents
 
 from gr2.data_pipeline.clip_windows import ClipWindows
 from gr2.data_pipeline.curation.curate import CurationThresholds, curate, judge
@@ -68,11 +69,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 MEASURE = MeasureConfig(window_seconds=5.0, hands="none")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Read every file of a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def windows(folder: Path) -> dict[str, list[tuple[int, int]]]:

@@ -3,11 +3,11 @@
 import json
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from stage_cases import contents, run_and_kill
 
 from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.curation.ingest import cut_windows, write_video_shards
@@ -130,29 +130,6 @@ def test_windows_cover_a_long_video_once() -> None:
     assert len(cut_windows(600, 10.0, 60.0)) == 1 and len(cut_windows(601, 10.0, 60.0)) == 2
 
 
-def run_and_kill(function: str, after: int, arguments: dict) -> None:
-    """Run a stage in a child that is killed by SIGKILL when it writes its sample number `after`."""
-    child = os.fork()
-    if child == 0:
-        write, written = ShardWriter.write, []
-
-        def write_or_die(self: ShardWriter, key: str, members: dict, row: dict) -> None:
-            written.append(key)
-            if len(written) > after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            write(self, key, members, row)
-
-        ShardWriter.write = write_or_die  # type: ignore[method-assign]
-        globals()[function](**arguments)
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Read every file of a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 @pytest.mark.parametrize("after", [0, 4, 7])
 def test_killed_stages_go_on_to_the_same_bytes(tmp_path: Path, after: int) -> None:
     write_folder(tmp_path / "in", 8)
@@ -160,7 +137,7 @@ def test_killed_stages_go_on_to_the_same_bytes(tmp_path: Path, after: int) -> No
     video = {"source": tmp_path / "in", "shard_megabytes": 2.5 * clip / 1e6}
     whole = write_video_shards(out=tmp_path / "whole", **video)
     assert len(whole["shards"]) >= 3
-    run_and_kill("write_video_shards", after, {"out": tmp_path / "killed", **video})
+    run_and_kill(write_video_shards, after, {"out": tmp_path / "killed", **video})
     (tmp_path / "killed/.manifest.json.1.tmp").write_text("half a manifest")
     (tmp_path / "killed/shard-000009.tar").write_text("a tar without an index")
     assert write_video_shards(out=tmp_path / "killed", **video) == whole
@@ -174,7 +151,7 @@ def test_killed_stages_go_on_to_the_same_bytes(tmp_path: Path, after: int) -> No
         "image_size": 64,
     }
     write_token_shards(out=tmp_path / "tokens", **tokens)
-    run_and_kill("write_token_shards", after, {"out": tmp_path / "tokens_killed", **tokens})
+    run_and_kill(write_token_shards, after, {"out": tmp_path / "tokens_killed", **tokens})
     with pytest.raises(DataError, match="not finished"):
         TokenStore.open([tmp_path / "tokens_killed"], ["static"])
     write_token_shards(out=tmp_path / "tokens_killed", **tokens)
@@ -220,7 +197,7 @@ def test_finished_stage_is_skipped_and_other_parameters_are_refused(tmp_path: Pa
 def test_changed_source_is_noticed_when_a_stage_goes_on(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", 6)
     options = {"source": tmp_path / "in", "out": tmp_path / "out", "shard_megabytes": 1e-6}
-    run_and_kill("write_video_shards", 3, options)
+    run_and_kill(write_video_shards, 3, options)
     (tmp_path / "in/clip_00.mp4").unlink()
     with pytest.raises(DataError, match="source has changed"):
         write_video_shards(**options)

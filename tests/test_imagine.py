@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_cases import make_batch, make_context, make_model, small_config
+from model_cases import fit, make_batch, make_context, make_model, small_config
 from PIL import Image
 
 from gr2.benchmarks.imagine import imagine as imagine_files
@@ -20,7 +20,7 @@ from gr2.gr_model.cli import main
 from gr2.gr_model.context import Targets
 from gr2.gr_model.errors import ConfigError, DataError
 from gr2.gr_model.generation import FrameDecoder, imagine_frames, slide
-from gr2.gr_model.objectives import read_targets, training_losses
+from gr2.gr_model.objectives import read_targets
 from gr2.gr_model.policy_loading import Assembled, assemble
 from gr2.gr_model.sampling import SamplingConfig
 
@@ -61,18 +61,8 @@ def test_cached_raster_decoding_equals_uncached(targets: int) -> None:
 @MODES
 def test_a_memorised_frame_is_imagined(decoding: Any) -> None:
     config = small_config(decoding, max_context=1)
-    model = make_model(config)
-    torch.manual_seed(0)
-    for block in model.gpt.blocks:
-        torch.nn.init.normal_(block.attention.qkv.weight, std=0.02)
     batch = make_batch(config, size=4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
-    model.train()
-    for _ in range(250):
-        loss = training_losses(model, batch, with_actions=False, with_frames=True)["frame_loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    model = fit(make_model(config), batch, steps=250).train()
     imagined = imagine_frames(model, make_context(model, batch), sampling=SamplingConfig(passes=4))
     right = [(imagined[name] == batch["codes"][name][:, 1:]).float().mean() for name in imagined]
     assert min(right) > 0.95, right

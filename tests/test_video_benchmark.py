@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_cases import make_batch, make_model, make_texts, small_config
+from model_cases import fit, make_batch, make_model, make_texts, small_config
 
 from gr2.benchmarks.video.clips import VideoClips, choose_clips, frames_between, mean_frames, open_store
 from gr2.benchmarks.video.compare import CLIP_FEATURES, FRAME_FEATURES, Measures, compare
@@ -27,7 +27,7 @@ from gr2.data_pipeline.video import write_video
 from gr2.gr_model.cli import main
 from gr2.gr_model.errors import CheckpointError, ConfigError, DataError
 from gr2.gr_model.normalization import measure_statistics
-from gr2.gr_model.objectives import evaluation_figures, training_losses
+from gr2.gr_model.objectives import evaluation_figures
 from gr2.gr_model.policy_loading import Assembled, assemble
 from gr2.gr_model.sampling import SamplingConfig
 from gr2.gr_model.tokenizer_stages import tokens
@@ -292,17 +292,7 @@ def spoken_batch(config: Any, size: int) -> dict[str, Any]:
 
 def trained(batch: dict[str, Any], *, text: bool) -> WorldModel:
     config = small_config(max_context=1, text_dropout=0.0 if text else 1.0)
-    model = make_model(config)
-    for block in model.gpt.blocks:
-        torch.nn.init.normal_(block.attention.qkv.weight, std=0.02)  # type: ignore[union-attr,arg-type]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
-    model.train()
-    for _ in range(120):
-        loss = training_losses(model, batch, with_actions=False, with_frames=True)["frame_loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
+    return fit(make_model(config), batch, steps=120)
 
 
 def test_shuffled_captions_cost_a_model_that_reads_them() -> None:
@@ -339,16 +329,8 @@ def test_states_and_actions_are_shuffled_for_a_model_that_acts() -> None:
     for codes in batch["codes"].values():  # the next frame shows where the robot will be, and nothing else tells
         codes[:, 0] = 3
         codes[:, 1] = (batch["states"][:, 1, :1] > 0).long() * 5
-    for block in model.gpt.blocks:
-        torch.nn.init.normal_(block.attention.qkv.weight, std=0.02)  # type: ignore[union-attr,arg-type]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
-    model.train()
-    for _ in range(80):
-        loss = training_losses(model, batch, with_actions=False, with_frames=True)["frame_loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    controls = {c.shown: c for c in shuffle_controls(model.eval(), clips_from(batch, 1))}
+    fit(model, batch, steps=80)
+    controls = {c.shown: c for c in shuffle_controls(model, clips_from(batch, 1))}
     assert set(controls) == {"captions", "states", "actions"}
     assert controls["actions"].gap.low > 0.1 and controls["captions"].gap is None
     assert abs(controls["states"].gap.value) < 1e-6, "all states of the context are alike"

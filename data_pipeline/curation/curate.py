@@ -35,7 +35,7 @@ STAGE = "curated_shards"
 class CurationThresholds:
     """What a window must be to stay; None switches a filter off.
 
-    The defaults keep all of thirteen real clips of robots, hands and web video that last half a second (motion 2.6 to
+    The defaults keep all of eleven real clips of robots, hands and web video that last half a second (motion 2.6 to
     53, sharpness 0.036 to 0.4), and drop stills, black, washed-out and out-of-focus pictures, title cards and pans.
 
     min_seconds: shorter windows [s] are dropped as `too_short`.
