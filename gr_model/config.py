@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from ..cvae_head.cvae import CVAEConfig
@@ -111,6 +111,33 @@ class ModelConfig:
         """Rows and columns of positions for each camera."""
         p = self.token_packing
         return tuple((camera.grid[0] // p, camera.grid[1] // p) for camera in self.cameras)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChanges:
+    """What differs from a named size; see `ModelConfig`. None leaves what the size has.
+
+    decoding: masked predicts a frame in parallel, raster code by code.
+    width, depth, heads: of the GPT.
+    token_packing: p x p codes share a position (tiny: a quarter of the grid, others 1).
+    dropout: residual and attention dropout.
+    token_dropout, state_dropout, text_dropout: how often context codes, robot states and sentences are hidden in
+        training; guidance needs some text dropout.
+    """
+
+    decoding: Decoding | None = None
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    token_packing: int | None = None
+    dropout: float | None = None
+    token_dropout: float | None = None
+    state_dropout: float | None = None
+    text_dropout: float | None = None
+
+    def apply(self, config: ModelConfig) -> ModelConfig:
+        """Return `config` with the changes."""
+        return replace(config, **{name: value for name, value in asdict(self).items() if value is not None})
 
 
 def _require(ok: bool, name: str, expected: str, got: object) -> None:

@@ -41,8 +41,8 @@ class TrainingConfig:
     frame_weight, action_weight: factors of the losses.
     frame_fraction: share of the steps that predict frames when actions are trained, too; frames double the
         sequence.
-    learning_rate, muon_learning_rate: peaks of AdamW and, for the trunk's matrices, of Muon; they rise
-        over `warmup` steps and fall along a cosine to `final_rate` times the peak.
+    learning_rate: peak of AdamW's; Muon's, for the trunk's matrices, is `muon_factor` times that. Both rise over
+        `warmup` steps and fall along a cosine to `final_rate` times the peak.
     weight_average: decay of the moving average of the weights; 0 evaluates the last weights.
     accumulate: batches whose gradients are averaged in one step.
     compile: let torch.compile fuse the trunk's blocks.
@@ -55,7 +55,7 @@ class TrainingConfig:
     action_weight: float = 1.0
     frame_fraction: float = 1.0
     learning_rate: float = 1e-3
-    muon_learning_rate: float = 4e-3
+    muon_factor: float = 4.0
     warmup: int = 50
     final_rate: float = 0.01
     weight_decay: float = 0.05
@@ -133,7 +133,7 @@ class TrainingModule(L.LightningModule):
             self.model,
             self._matrices(),
             learning_rate=c.learning_rate,
-            muon_learning_rate=c.muon_learning_rate,
+            muon_learning_rate=c.muon_factor * c.learning_rate,
             weight_decay=c.weight_decay,
             betas=c.betas,
         )

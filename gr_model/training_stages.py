@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..data_pipeline.loader import LoaderConfig
+from .config import ModelChanges
 from .errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -77,15 +78,17 @@ def _load_encoders(store: TokenStore, tokenizer: str, text: str) -> FrozenEncode
     return FrozenEncoders(vqgan=vqgan, tokenizer_source=tokenizer, text_source=text, facts=store.tokenizer)
 
 
-def model_config(size: Size, facts: Mapping[str, Any], *, chunk_length: int, context: int) -> ModelConfig:
-    """Return the configuration of a size for the tokenizers that `facts` describes."""
+def model_config(
+    size: Size, facts: Mapping[str, Any], *, chunk_length: int, context: int, changes: ModelChanges
+) -> ModelConfig:
+    """Return the configuration of a size, with `changes`, for the tokenizers that `facts` describes."""
     from . import presets
     from .config import CameraSpec
 
     grid = (int(facts["grid"][0]), int(facts["grid"][1]))
     cameras = tuple(CameraSpec(name=name, grid=grid) for name in CAMERAS)
     config = presets.tiny(grid=grid) if size == "tiny" else presets.of_size(size)
-    return replace(
+    config = replace(
         config,
         cameras=cameras,
         codebook_size=int(facts["codebook_size"]),
@@ -96,6 +99,7 @@ def model_config(size: Size, facts: Mapping[str, Any], *, chunk_length: int, con
         max_context=context,
         state_dropout=0.1,
     )
+    return changes.apply(config)
 
 
 def _set_threads(threads: int) -> None:
@@ -172,12 +176,15 @@ def _keep_encoders(encoders: FrozenEncoders, out: Path) -> dict[str, str]:
     return kept
 
 
-def _open(tokens: Sequence[Location], *, load_steps: bool) -> TokenStore:
+def _open(
+    tokens: Sequence[Location], tokenizer: str, text: str, *, load_steps: bool
+) -> tuple[TokenStore, FrozenEncoders]:
     from ..data_pipeline.token_store import TokenStore
 
     if not tokens:
         raise ConfigError("--tokens: expected at least one folder, as in --tokens '[\"runs/a/tokens\"]'.")
-    return TokenStore.open(tokens, CAMERAS, load_steps=load_steps)
+    store = TokenStore.open(tokens, CAMERAS, load_steps=load_steps)
+    return store, _load_encoders(store, tokenizer, text)
 
 
 def _loaders(
@@ -207,6 +214,7 @@ def pretrain(
     tokens: list[str],
     out: Path,
     size: Size = "tiny",
+    model: ModelChanges = ModelChanges(),  # noqa: B008  (frozen)
     tokenizer: str = "small",
     text: str = "small",
     steps: int = 1000,
@@ -231,11 +239,12 @@ def pretrain(
         tokens: folders that `gr2 data tokens` wrote, or their URLs.
         out: folder for the log, the checkpoint and the released model; a stopped run goes on.
         size: tiny (CPU), S, B, L or XL.
+        model: what differs from the size.
         tokenizer: the image tokenizer that made the tokens: "small" or its folder or file.
         text: the text encoder that made the tokens.
         steps: optimisation steps.
         batch_size: windows a batch on each device; a step takes batch_size x accumulate x devices x num_nodes.
-        learning_rate: peak learning rate.
+        learning_rate: peak learning rate of AdamW; Muon's, for the matrices of the trunk, is four times that.
         context: frames that the model sees.
         chunk_length: poses of the chunk that finetuning will add.
         threads: CPU threads, 0 leaves torch's choice.
@@ -257,10 +266,11 @@ def pretrain(
 
     _set_threads(threads)
     distribution = Distribution(device=device, devices=devices, strategy=strategy, num_nodes=num_nodes)
-    store = _open(tokens, load_steps=False)
-    encoders = _load_encoders(store, tokenizer, text)
+    store, encoders = _open(tokens, tokenizer, text, load_steps=False)
     torch.manual_seed(seed)
-    model = WorldModel(model_config(size, encoders.facts, chunk_length=chunk_length, context=context))
+    world_model = WorldModel(
+        model_config(size, encoders.facts, chunk_length=chunk_length, context=context, changes=model)
+    )
     loaders = _loaders(
         store, loader, batch_size=batch_size, chunk_length=chunk_length, context=context, seed=seed,
         labelled_only=False, distribution=distribution,
@@ -270,7 +280,7 @@ def pretrain(
         **asdict(compute),
     )  # fmt: skip
     return _run(
-        model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
+        world_model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
         distribution=distribution, log=log, description="pretrain",
     )  # fmt: skip
 
@@ -281,6 +291,7 @@ def finetune(
     out: Path,
     init: Path | None = None,
     size: Size = "tiny",
+    model: ModelChanges = ModelChanges(),  # noqa: B008  (frozen)
     tokenizer: str = "small",
     text: str = "small",
     steps: int = 4000,
@@ -310,17 +321,17 @@ def finetune(
         out: folder for the log, the checkpoint and the released model; a stopped run goes on.
         init: a pretrained model to start from; none starts from nothing.
         size: tiny (CPU), S, B, L or XL, where there is no `init`.
+        model: what differs from the size, where there is no `init`.
         tokenizer: the image tokenizer that made the tokens: "small" or its folder or file.
         text: the text encoder that made the tokens.
         steps: optimisation steps.
         batch_size: windows a batch on each device; a step takes batch_size x accumulate x devices x num_nodes.
-        learning_rate: peak learning rate.
+        learning_rate: peak learning rate of AdamW; Muon's, for the matrices of the trunk, is four times that.
         frame_weight: weight of the frame loss beside the action loss.
         frame_fraction: share of the steps that predict frames too.
         context: frames that the model sees.
         chunk_length: poses of a chunk, one for each control step.
-        statistics: check that the data fit those of `init` and normalise with their own statistics, keep the statistics
-            of `init`, or measure the data's unchecked; a run that goes on keeps its statistics.
+        statistics: check the data's against those of `init`, keep the latter, or measure the former unchecked.
         normalization: mean 0 and deviation 1, or the 1 % and 99 % quantiles at -1 and 1.
         threads: CPU threads, 0 leaves torch's choice.
         device: where to train; auto takes a GPU where there is one.
@@ -339,26 +350,24 @@ def finetune(
 
     distribution = Distribution(device=device, devices=devices, strategy=strategy, num_nodes=num_nodes)
     _set_threads(threads)
-    store = _open(tokens, load_steps=True)
-    encoders = _load_encoders(store, tokenizer, text)
-    model, start = _first_model(init, size, encoders, chunk_length=chunk_length, context=context, seed=seed)
+    store, encoders = _open(tokens, tokenizer, text, load_steps=True)
+    config = model_config(size, encoders.facts, chunk_length=chunk_length, context=context, changes=model)
+    world_model, start = _first_model(init, config, encoders, changed=model != ModelChanges(), seed=seed)
     loaders = _loaders(store, loader, batch_size=batch_size, chunk_length=chunk_length, context=context, seed=seed,
         labelled_only=True, distribution=distribution)  # fmt: skip
-    chosen = choose_normalization(
-        statistics, tokens=tokens, out=out, init=init, start=start,
-        measure=lambda: _measure(loaders[0], batch_size, context, normalization),
-    )  # fmt: skip
-    model.set_statistics(chosen.statistics)
+    chosen = choose_normalization(statistics, tokens=tokens, out=out, init=init, start=start,
+        measure=lambda: _measure(loaders[0], batch_size, context, normalization))  # fmt: skip
+    world_model.set_statistics(chosen.statistics)
     training = TrainingConfig(
         frame_weight=frame_weight, frame_fraction=frame_fraction, learning_rate=learning_rate, seed=seed,
         weight_average=0.998 if steps > 1000 else 0.99, accumulate=accumulate, **asdict(compute))  # fmt: skip
     return _run(
-        model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
+        world_model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
         distribution=distribution, log=log, description="finetune", datasets=chosen.datasets)  # fmt: skip
 
 
 def _first_model(
-    init: Path | None, size: Size, encoders: FrozenEncoders, *, chunk_length: int, context: int, seed: int
+    init: Path | None, config: ModelConfig, encoders: FrozenEncoders, *, changed: bool, seed: int
 ) -> tuple[WorldModel, Release | None]:
     """Return the model that finetuning begins with, and the release it comes from, None for a new one."""
     import torch
@@ -366,13 +375,15 @@ def _first_model(
     from .world_model import WorldModel
 
     if init is not None:
-        start = _load_start(Path(init), encoders, chunk_length, context)
+        if changed:
+            raise ConfigError(f"--init {init}: its model is what it is, got changes of it, too; leave --model out.")
+        start = _load_start(Path(init), encoders, config)
         return start.model.train(), start
     torch.manual_seed(seed)
-    return WorldModel(model_config(size, encoders.facts, chunk_length=chunk_length, context=context)), None
+    return WorldModel(config), None
 
 
-def _load_start(init: Path, encoders: FrozenEncoders, chunk_length: int, context: int) -> Release:
+def _load_start(init: Path, encoders: FrozenEncoders, config: ModelConfig) -> Release:
     """Load the model to start from.
 
     Raises:
@@ -382,11 +393,11 @@ def _load_start(init: Path, encoders: FrozenEncoders, chunk_length: int, context
 
     facts = {"tokenizer": str(encoders.facts["sha256"]), "text": str(encoders.facts["text_fingerprint"])}
     release = load_release(init, **facts)
-    config = release.model.config
-    if config.chunk_length != chunk_length or config.max_context != context:
+    found = release.model.config
+    if found.chunk_length != config.chunk_length or found.max_context != config.max_context:
         raise ConfigError(
-            f"--init {init}: made for chunks of {config.chunk_length} and {config.max_context} context "
-            f"frames, asked for {chunk_length} and {context}; pretrain with the same numbers."
+            f"--init {init}: made for chunks of {found.chunk_length} and {found.max_context} context frames, asked for "
+            f"{config.chunk_length} and {config.max_context}; pretrain with the same numbers."
         )
     return release
 
