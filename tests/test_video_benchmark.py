@@ -20,6 +20,7 @@ from gr2.benchmarks.video.originals import original_frames
 from gr2.benchmarks.video.predictions import sampled_codes, set_sentences
 from gr2.benchmarks.video.run import benchmark
 from gr2.benchmarks.video.scores import summarize
+from gr2.benchmarks.video.tables import steps_ahead
 from gr2.benchmarks.video_metrics import PSNR_CEILING_DB
 from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.curation.ingest import write_video_shards
@@ -337,6 +338,17 @@ def test_states_and_actions_are_shuffled_for_a_model_that_acts() -> None:
     assert [c.shown for c in shuffle_controls(make_model(config), clips_from(batch, 1))] == ["captions"]
 
 
+def test_a_claim_ends_at_the_first_step_that_is_not_certain() -> None:
+    def row(*gaps: tuple[float, float] | None) -> dict[str, Any]:
+        names = ("minus_copy", "minus_mean")
+        return {n: None if g is None else {"low": g[0], "high": g[1]} for n, g in zip(names, gaps, strict=True)}
+
+    sure, unsure, worse = row((1, 2), (0.1, 3)), row((1, 2), (-0.1, 3)), row((-2, -1), (-3, -0.1))
+    assert steps_ahead([sure, sure, unsure, sure], "psnr") == 2
+    assert steps_ahead([sure, sure], "psnr") == 2 and steps_ahead([row((1, 2), None)], "psnr") == 0
+    assert steps_ahead([worse, sure], "psnr") == 0 and steps_ahead([worse, sure], "lpips") == 1
+
+
 def test_the_command_prints_a_table_and_writes_json(corpus: Path, tmp_path: Path, capsys: Any) -> None:
     options = [
         "--policy=pretrained",
@@ -355,6 +367,7 @@ def test_the_command_prints_a_table_and_writes_json(corpus: Path, tmp_path: Path
         "captions",
         "too few",
         "still: the others",
+        "beaten: up to where",
     ):
         assert words in printed
     report = json.loads((tmp_path / "a.json").read_text())

@@ -61,21 +61,36 @@ def _metric_lines(metrics: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _step_lines(metrics: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Show model and model - copy at each horizon step."""
-    yield "by horizon step: model (model - copy)"
+    """Show each horizon step, and how far ahead the model beats both guesses."""
+    yield "by horizon step: model (model - copy, model - mean); beaten: up to where both intervals are above 0"
     steps = [row["horizon"] for row in metrics[0]["rows"][1:]]
-    yield f"  {'':38}" + "".join(f"{step:>18}" for step in steps)
+    yield f"  {'':38}" + "".join(f"{step:>26}" for step in steps) + "    beaten"
     for metric in metrics:
-        cells = []
-        for row in metric["rows"][1:]:
-            scale = 100 if UNITS[metric["metric"]] == "%" else 1
-            mark = "*" if _leaves_out_zero(row["minus_copy"]) else ""
-            cells.append(
-                "-"
-                if row["model"] is None
-                else f"{scale * row['model']['value']:.4g} ({scale * row['minus_copy']['value']:+.3g}{mark})"
-            )
-        yield f"  {metric['reference']:15}{_label(metric['metric']):23}" + "".join(f"{cell:>18}" for cell in cells)
+        rows, unit = metric["rows"][1:], UNITS[metric["metric"]]
+        cells = "".join(f"{_step_cell(row, unit):>26}" for row in rows)
+        beaten = f"{steps_ahead(rows, metric['metric'])} of {len(rows)}"
+        yield f"  {metric['reference']:15}{_label(metric['metric']):23}{cells}{beaten:>10}"
+
+
+def _step_cell(row: Mapping[str, Any], unit: str) -> str:
+    if row["model"] is None:
+        return "-"
+    scale = 100 if unit == "%" else 1
+    gaps = (
+        "-" if gap is None else f"{scale * gap['value']:+.3g}{'*' if _leaves_out_zero(gap) else ''}"
+        for gap in (row["minus_copy"], row["minus_mean"])
+    )
+    return f"{scale * row['model']['value']:.4g} ({', '.join(gaps)})"
+
+
+def steps_ahead(rows: Sequence[Mapping[str, Any]], metric: str) -> int:
+    """Count the horizon steps, from the first on, at which the model beats the copy and the mean frame for certain."""
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    for count, row in enumerate(rows):
+        gaps = (row["minus_copy"], row["minus_mean"])
+        if not all(gap is not None and min(sign * gap["low"], sign * gap["high"]) > 0 for gap in gaps):
+            return count
+    return len(rows)
 
 
 def _likelihood_lines(report: Mapping[str, Any]) -> Iterator[str]:
