@@ -71,6 +71,7 @@ class TokenFolder:
     """One folder of token shards.
 
     columns: as `columns.token_columns` describes them.
+    has_text_features: whether the features of the sentences lie beside them.
     """
 
     def __init__(self, folder: Location) -> None:
@@ -81,6 +82,7 @@ class TokenFolder:
         self.columns = open_columns(self.folder, [n for n in self.names if not n.startswith("sentence_")])
         self.files = ShardFiles([joined(self.folder, name) for name in manifest["shards"]])
         self.num_texts: int = manifest["num_texts"]
+        self.has_text_features: bool = manifest["parameters"].get("texts", True)
 
     def __len__(self) -> int:
         return len(self.columns["frames"])
@@ -95,9 +97,22 @@ class TokenFolder:
         return open_columns(self.folder, ["sentence_bytes"])["sentence_bytes"]
 
     def sentence(self, text_id: int) -> str:
-        """Return a sentence."""
+        """Return a sentence.
+
+        Raises:
+            DataError: the columns of sentences are broken.
+        """
         start = int(self.sentence_ends[text_id - 1]) if text_id else 0
-        return bytes(self._sentence_bytes[start : int(self.sentence_ends[text_id])]).decode()
+        data = bytes(self._sentence_bytes[start : int(self.sentence_ends[text_id])])
+        try:
+            if len(data) != self.sentence_ends[text_id] - start:
+                raise ValueError(f"it ends after {len(self._sentence_bytes)} bytes")
+            return data.decode()
+        except ValueError as error:
+            raise DataError(
+                f"{self.folder}: sentence {text_id} cannot be read from sentence_bytes.npy ({error}); run "
+                "`gr2 data tokens` again."
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         # mapped columns travel by name: a worker maps them again instead of receiving copies
@@ -203,9 +218,23 @@ class TokenStore:
         return self.values("text_id", episodes) + self._text_starts[self.source_of(episodes)]
 
     def sentence(self, text_id: int) -> str:
-        """Return the sentence of a number that `text_ids` gave."""
+        """Return the sentence of a number that `text_ids` gave.
+
+        Raises:
+            DataError: there is none of this number, or it cannot be read.
+        """
+        if not 0 <= text_id < self._text_starts[-1]:
+            raise DataError(
+                f"token store: expected the number of a sentence below {self._text_starts[-1]}, got {text_id}; take "
+                "numbers from the batches of this store."
+            )
         number = int(np.searchsorted(self._text_starts, text_id, side="right")) - 1
         return self.folders[number].sentence(int(text_id - self._text_starts[number]))
+
+    @property
+    def has_text_features(self) -> bool:
+        """Tell whether every folder holds the features of its sentences."""
+        return all(folder.has_text_features for folder in self.folders)
 
     @cached_property
     def texts(self) -> tuple[Array, Array]:
@@ -219,6 +248,11 @@ class TokenStore:
 
         parts = []
         for folder in self.folders:
+            if not folder.has_text_features:
+                raise DataError(
+                    f"{folder.folder}: expected features of the sentences, got sentences alone; encode them while "
+                    "training (`gr2 pretrain --text`), or write the tokens again without `--text_features false`."
+                )
             path = cached(joined(folder.folder, "texts.safetensors"))
             try:
                 parts.append(load_file(path))

@@ -42,17 +42,12 @@ def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
             "load the cameras that the model was configured for."
         )
     h = min(next(iter(known.values())).shape[1], model.config.max_context)
-    ids = batch["text_id"].clamp(min=0)
-    if not len(model.text_features) or int(ids.max()) >= len(model.text_features):
-        raise ShapeError(
-            f"batch: expected text_id below {len(model.text_features)}, got {int(ids.max())}; "
-            "hand the sentences' features to the model with set_texts first."
-        )
+    text, text_mask = model.texts_of(batch["text_id"])
     states, frame_mask, state_mask = (batch.get(name) for name in ("states", "frame_mask", "state_mask"))
     context = Context(
         codes={name: values[:, :h] for name, values in known.items()},
-        text=model.text_features[ids],
-        text_mask=model.text_mask[ids] & (batch["text_id"] >= 0)[:, None],
+        text=text,
+        text_mask=text_mask,
         states=None if states is None else states[:, :h],
         state_mask=None if state_mask is None else state_mask[:, :h],
         frame_mask=None if frame_mask is None else frame_mask[:, :h],

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..data_pipeline.locations import Location
     from ..data_pipeline.statistics.datasets import DatasetStatistics
     from ..data_pipeline.token_store import TokenStore
+    from ..tokenizers.text import TextEncoder
     from ..tokenizers.vqgan import VQGAN
     from .checkpoint import Release
     from .config import ModelConfig
@@ -52,21 +53,26 @@ class ComputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenEncoders:
-    """The image tokenizer of a token store, where it was loaded from, and the fingerprints of both encoders."""
+    """The image tokenizer of a token store, where it was loaded from, and the fingerprints of both encoders.
+
+    text: the text encoder where some sentences have no features yet, else None.
+    """
 
     vqgan: VQGAN
+    text: TextEncoder | None
     tokenizer_source: str
     text_source: str
     facts: Mapping[str, Any]
 
 
 def _load_encoders(store: TokenStore, tokenizer: str, text: str) -> FrozenEncoders:
-    """Load the tokenizer and check that it is the one that made the tokens.
+    """Load the tokenizer, and the text encoder where it is needed; check that they are those of the tokens.
 
     Raises:
-        CheckpointError: it is another one.
+        CheckpointError: one is another one.
     """
     from ..tokenizers.weights import load_vqgan
+    from .sentences import load_encoder_of
     from .tokenizer_stages import codebook_fingerprint
 
     vqgan = load_vqgan(tokenizer)
@@ -75,7 +81,10 @@ def _load_encoders(store: TokenStore, tokenizer: str, text: str) -> FrozenEncode
             f"--tokenizer {tokenizer}: expected the tokenizer that made the tokens, got another one; name the one that "
             "was given to `gr2 data tokens`, or encode the shards again."
         )
-    return FrozenEncoders(vqgan=vqgan, tokenizer_source=tokenizer, text_source=text, facts=store.tokenizer)
+    encoder = None if store.has_text_features else load_encoder_of(store.tokenizer, text)
+    return FrozenEncoders(
+        vqgan=vqgan, text=encoder, tokenizer_source=tokenizer, text_source=text, facts=store.tokenizer
+    )
 
 
 def model_config(
@@ -125,14 +134,12 @@ def _run(
     datasets: Mapping[str, DatasetStatistics] | None = None,
 ) -> dict[str, float]:
     """Train, then write the release with the averaged weights, on the first process."""
-    import torch
-
     from .checkpoint import save_release
+    from .sentences import give_sentences
     from .training import TrainingModule, train
 
     model.embed.set_codebook(encoders.vqgan.codebook.detach())
-    features, mask = store.texts
-    model.set_texts(torch.from_numpy(features), torch.from_numpy(mask))
+    give_sentences(model, store, encoders.text)
     module = TrainingModule(model, training, steps=steps)
     loader, held_out = loaders
     validation = list(islice(iter(held_out), min(_VALIDATION_BATCHES, len(held_out))))

@@ -6,6 +6,8 @@ chunk.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -19,6 +21,9 @@ from .errors import ShapeError
 from .gpt import GPT
 from .normalization import Standardize, Statistics
 from .sequence import SequenceLayout, make_layout
+
+if TYPE_CHECKING:
+    from .sentences import SentenceFeatures
 
 _COPY_GATE_START = 3.0
 """What the code of the newest frame is worth at first, in logits: training begins where copying leaves off."""
@@ -55,6 +60,7 @@ class WorldModel(nn.Module):
         self.action_normalizer = Standardize(config.chunk_length, POSE_DIM)
         self.register_buffer("text_features", torch.zeros(0, 1, config.text_dim), persistent=False)
         self.register_buffer("text_mask", torch.zeros(0, 1, dtype=torch.bool), persistent=False)
+        self._sentences: SentenceFeatures | None = None
         self._cached: dict[tuple[SequenceLayout, torch.device], dict[str, Tensor]] = {}
         if codebook is not None:
             self.embed.set_codebook(codebook)
@@ -85,15 +91,48 @@ class WorldModel(nn.Module):
             ShapeError: another feature width, or a sentence longer than `text_length`.
         """
         longest = max(int(mask.any(0).nonzero().max()) + 1, 1) if bool(mask.any()) else 1
-        if features.shape[-1] != self.config.text_dim or longest > self.config.text_length:
+        self._expect_texts(features.shape[-1], longest)
+        self.text_features = features[:, :longest].detach().float().to(self.device)
+        self.text_mask = mask[:, :longest].to(self.device)
+        self._sentences = None
+
+    def set_sentences(self, sentences: SentenceFeatures) -> None:
+        """Let features of training sentences be computed when a batch asks for them, in place of the table.
+
+        They are not part of the state dict. All batches have the encoder's full length.
+
+        Raises:
+            ShapeError: another feature width, or sentences longer than `text_length`.
+        """
+        self._expect_texts(sentences.width, sentences.length)
+        self.text_features = torch.zeros(0, sentences.length, sentences.width, device=self.device)
+        self.text_mask = torch.zeros(0, sentences.length, dtype=torch.bool, device=self.device)
+        self._sentences = sentences
+
+    def _expect_texts(self, width: int, length: int) -> None:
+        if width != self.config.text_dim or length > self.config.text_length:
             raise ShapeError(
                 f"texts: expected features of width {self.config.text_dim} and at most "
                 f"{self.config.text_length} positions, "
-                f"got width {features.shape[-1]} and {longest}; use the text encoder that the configuration "
+                f"got width {width} and {length}; use the text encoder that the configuration "
                 f"names."
             )
-        self.text_features = features[:, :longest].detach().float().to(self.device)
-        self.text_mask = mask[:, :longest].to(self.device)
+
+    def texts_of(self, text_id: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b l t"], Bool[Tensor, "b l"]]:
+        """Return features and mask of training sentences; a negative number has none.
+
+        Raises:
+            ShapeError: a number beyond the table.
+        """
+        if self._sentences is not None:
+            return self._sentences.of(text_id.tolist(), self.device)
+        ids = text_id.clamp(min=0)
+        if not len(self.text_features) or int(ids.max()) >= len(self.text_features):
+            raise ShapeError(
+                f"batch: expected text_id below {len(self.text_features)}, got {int(ids.max())}; "
+                "hand the sentences' features to the model with set_texts first."
+            )
+        return self.text_features[ids], self.text_mask[ids] & (text_id >= 0)[:, None]
 
     def get_statistics(self) -> Statistics:
         """Return the statistics in use."""

@@ -34,8 +34,12 @@ def encode_texts(sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return numbers[:, None, None] * np.ones((1, 4, 2), np.float32), np.ones((len(sentences), 4), bool)
 
 
-def write_tokens(out: Path, episodes: list[dict], facts: dict = FACTS) -> Path:
-    """Write token shards of random codes; an episode names cameras, frames, stride, steps and caption."""
+def write_tokens(out: Path, episodes: list[dict], facts: dict = FACTS, *, texts: bool = True) -> Path:
+    """Write token shards of random codes; an episode names cameras, frames, stride, steps and caption.
+
+    Args:
+        texts: write the features of the sentences; without, the sentences alone.
+    """
     rng = np.random.default_rng(len(episodes))
     begin_stage(out, "token_shards", {}, overwrite=False)
     with ShardWriter(out, max_bytes=4000) as writer:
@@ -56,7 +60,7 @@ def write_tokens(out: Path, episodes: list[dict], facts: dict = FACTS) -> Path:
                 writer.finish_shard({"sentences": SENTENCES})
         writer.finish_shard({"sentences": SENTENCES})
     names = [shard.name for shard in finished_shards(out)]
-    finish_token_shards(out, {}, Tally(), names, facts, encode_texts)
+    finish_token_shards(out, {"texts": texts}, Tally(), names, facts, encode_texts if texts else None)
     return out
 
 
@@ -293,6 +297,35 @@ def test_truncated_shard_and_broken_column_are_named(tmp_path: Path) -> None:
     (folder / "columns/frames.npy").write_bytes(b"no array")
     with pytest.raises(DataError, match=r"frames\.npy: cannot be read as a column"):
         TokenStore.open([folder], ["static"])
+
+
+def test_sentences_alone_give_the_same_batches_and_say_that_features_are_missing(tmp_path: Path) -> None:
+    robot = write_tokens(tmp_path / "robot", robot_episodes(5))
+    store = TokenStore.open([robot, write_tokens(tmp_path / "features/web", web_clips(4))], ["static"])
+    bare = TokenStore.open([robot, write_tokens(tmp_path / "alone/web", web_clips(4), texts=False)], ["static"])
+    assert store.has_text_features and not bare.has_text_features
+    assert [bare.sentence(number) for number in range(6)] == SENTENCES * 2
+    for options in ({}, {"labelled_only": True}):
+        pairs = zip(make_loader(store, 2, **options), make_loader(bare, 2, **options), strict=False)
+        assert all(same(a, b) for a, b in itertools.islice(pairs, 9))
+    assert len(store.texts[0]) == 6
+    with pytest.raises(DataError, match="alone/web: expected features of the sentences, got sentences alone"):
+        _ = bare.texts
+
+
+def test_sentences_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    folder = write_tokens(tmp_path / "web", web_clips(2), texts=False)
+    store = TokenStore.open([folder], ["static"])
+    for number in (-1, 3):
+        with pytest.raises(DataError, match=f"number of a sentence below 3, got {number}"):
+            store.sentence(number)
+    data = "".join(SENTENCES).encode()
+    for broken, reason in ((data[:-2], "it ends after 12 bytes"), (b"\xff" * len(data), "can't decode byte 0xff")):
+        (folder / "columns/sentence_bytes.npy").write_bytes(array_bytes(np.frombuffer(broken, np.uint8)))
+        store = TokenStore.open([folder], ["static"])
+        assert store.sentence(0) == ""
+        with pytest.raises(DataError, match=rf"web: sentence 2 cannot be read from sentence_bytes\.npy \(.*{reason}"):
+            store.sentence(2)
 
 
 def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
