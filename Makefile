@@ -10,7 +10,7 @@ FOLDERS := gr_model tokenizers data_pipeline cvae_head wbc benchmarks
 RUN ?= runs/demo
 JOBS ?= 2
 
-.PHONY: help demo test check format reproduce ship pictures bench nightly docs clean venv
+.PHONY: help demo test check format reproduce ship pictures bench golden nightly docs clean venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -56,6 +56,9 @@ pictures: venv  ## the pictures of the README, from the reference run and the sh
 
 bench: venv  ## what each piece of a control cycle costs on this machine
 	OMP_NUM_THREADS=1 $(BIN)/gr2 benchmark speed
+
+golden: venv  ## train tests/golden/tiny_loss.txt anew and print what changed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/test_golden_curve.py
 
 nightly: venv  ## the long tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly

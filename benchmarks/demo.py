@@ -282,7 +282,7 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
 
 def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed: int) -> None:
     from .calvin.evaluate import evaluate
-    from .imagine import imagine
+    from .imagine.run import imagine
 
     journal.run(
         "benchmark calvin", evaluate,

@@ -114,7 +114,7 @@ def _finetune() -> Target:
 
 def _imagine() -> Target:
     """Predict future frames of recorded episodes, a picture or a video."""
-    from ..benchmarks.imagine import imagine
+    from ..benchmarks.imagine.run import imagine
 
     return imagine
 

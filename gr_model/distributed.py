@@ -43,6 +43,16 @@ def choose_accelerator(device: Device) -> str:
     return {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[device]
 
 
+def torch_device(device: Device) -> str:
+    """Return torch's name of a device; auto takes a GPU where there is one.
+
+    Raises:
+        EnvironmentMissing: CUDA is asked for and absent.
+    """
+    on_gpu = choose_accelerator(device) == "gpu" or (device == "auto" and torch.cuda.is_available())
+    return "cuda" if on_gpu else "cpu"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
     """The processes of a run.

@@ -92,8 +92,8 @@ class TokenEmbedding(nn.Module):
         return packed.masked_fill(drop, self.null_code)
 
     def frames(
-        self, packed: Int[Tensor, "b f frame pp"], masked: Bool[Tensor, "b f frame pp"] | None = None
-    ) -> Float[Tensor, "b f frame d"]:
+        self, packed: Int[Tensor, "*n pp"], masked: Bool[Tensor, "*n pp"] | None = None
+    ) -> Float[Tensor, "*n d"]:
         """Embed arranged codes; `masked` ones are hidden, and add their share of the mask vector to their position."""
         if masked is not None:
             packed = packed.masked_fill(masked, self.null_code)
@@ -107,7 +107,11 @@ class TokenEmbedding(nn.Module):
         reference: Int[Tensor, "b 1 frame pp"],
     ) -> Float[Tensor, "b g frame d"]:
         """Embed target frames beside the codes that they are expected to repeat."""
-        return self.frames(packed, masked) + self.before(F.embedding(reference, self.vectors).flatten(-2))
+        return self.frames(packed, masked) + self.references(reference)
+
+    def references(self, reference: Int[Tensor, "b 1 frame pp"]) -> Float[Tensor, "b 1 frame d"]:
+        """Embed the codes that target frames are expected to repeat."""
+        return self.before(F.embedding(reference, self.vectors).flatten(-2))
 
     def states(self, states: Float[Tensor, "b f 16"]) -> Float[Tensor, "b f d"]:
         """Embed robot states."""

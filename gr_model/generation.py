@@ -1,8 +1,9 @@
 """Imagine future frames: decode masked codes in parallel or one by one, over a sliding context.
 
-The keys and values of the context are kept while a frame is decoded, those of the text for the whole roll-out. No key
-of a context frame outlives its frame step: times count back from the newest frame (see `rollouts`), so the context
-passes through the trunk anew for each prediction, in one parallel pass, and the result is that of no cache at all.
+The keys and values of the context are kept while a frame is decoded, those of the text for the whole roll-out; those of
+the frame are written behind them, and over those of the pass before. No key of a context frame outlives its frame step:
+times count back from the newest frame (see `rollouts`), so the context passes through the trunk anew for each
+prediction, in one parallel pass, and the result is that of no cache at all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .context import Context
 from .errors import ConfigError
-from .layers import KeysValues
+from .layers import KeysValues, additive, with_wide_weights_by_column
 from .rollouts import beside_without_text, evaluating, own_states, slide
 from .sampling import SampleNoise, SamplingConfig, draw, guide
 from .sequence import SequenceLayout, unpack_codes
@@ -27,62 +28,88 @@ if TYPE_CHECKING:
     from .world_model import WorldModel
 
 
+_FEW_ROWS = 2
+"""Rows of a step of raster decoding up to which a CPU is faster with wide weights by column."""
+
+
 class FrameDecoder:
     """Scores target frames after one context, whose keys and values it holds.
 
     text_past: keys and values of the text, good for any context of the same sentences.
     present: positions of a frame that belong to cameras that a sample has, bool `[b frame]`.
-    used: indices of those that some sample has.
+    used: indices of those that some sample has; only these pass through the trunk.
     """
 
-    def __init__(self, model: WorldModel, context: Context, text_past: list[KeysValues] | None = None) -> None:
+    def __init__(self, model: WorldModel, context: Context, text_past: Sequence[KeysValues] | None = None) -> None:
         self.model = model
         self.layout: SequenceLayout = model.layout(context, with_frames=True, with_action=False)
         constants = model.constants(self.layout)
-        self.reference = model.reference(context)
         x, keep = model.embed_context(self.layout, context)
         self.num_context = n = x.shape[1]
         self.present = model.camera_keep(context, len(x))
         self.used = self.present.any(0).nonzero()[:, 0]
         keep = torch.cat((keep, self.present.repeat(1, self.layout.num_targets)), dim=1)
-        self.mask = constants["mask"] & keep[:, None, None, :]
-        self.positions = model.embed.positions(self.layout, constants["attributes"])
-        x, text = x + self.positions[:n], self.layout.text_length
-        if text_past is None:
-            _, text_past = model.gpt.extend(x[:, :text], self.mask[:, :, :text, :text])
-        self.text_past = text_past
-        self.past: list[KeysValues]
-        _, self.past = model.gpt.extend(x[:, text:], self.mask[:, :, text:n, :n], text_past)
-        self._columns = torch.arange(n, device=x.device)
-        self._frames = self.layout.frame_length * torch.arange(self.layout.num_targets, device=x.device)
+        mask = constants["mask"] & keep[:, None, None, :]
+        positions = model.embed.positions(self.layout, constants["attributes"])
+        rows = n + self._order()
+        self.past = model.gpt.make_past(x, n + len(rows))
+        self._remember_context(x + positions[:n], mask[:, :, :n, :n], text_past)
+        columns = torch.cat((torch.arange(n, device=x.device), rows))
+        self._mask = additive(mask[:, :, rows][..., columns], x)
+        reference = model.reference(context)
+        self.reference = reference.expand(-1, self.layout.num_targets, -1, -1)
+        self._known = model.embed.references(reference) + positions[n:].unflatten(0, self.reference.shape[1:3])
+        self._steps = {index: step for step, index in enumerate(self.used.tolist())}
 
-    def all_positions(
-        self, packed: Int[Tensor, "b g frame pp"], masked: Bool[Tensor, "b g frame pp"]
-    ) -> Float[Tensor, "b g frame pp v"]:
-        """Score every position of the target frames at once; 0 at those of cameras that no sample has."""
-        embed, used = self.model.embed, self.used
-        rows = self.num_context + (self._frames[:, None] + used).flatten()
-        mask = self.mask[:, :, rows][..., torch.cat((self._columns, rows))]
-        reference = self.reference[:, :, used]
-        x = embed.targets(packed[:, :, used], masked[:, :, used], reference).flatten(1, 2) + self.positions[rows]
-        y, _ = self.model.gpt.extend(x, mask, self.past)
-        y = y.unflatten(1, (packed.shape[1], len(used)))
-        scores = self.model.frame_logits(y, reference.expand_as(packed[:, :, used]))
-        if len(used) == packed.shape[2]:
-            return scores
-        return scores.new_zeros(*packed.shape, scores.shape[-1]).index_copy(2, used, scores)
+    def _order(self) -> Int[Tensor, " used"]:
+        """Count the used positions of all target frames in the order in which they pass through the trunk."""
+        frames = self.layout.frame_length * torch.arange(self.layout.num_targets, device=self.used.device)
+        by_frame = frames[:, None] + self.used
+        return (by_frame if self.model.config.decoding == "masked" else by_frame.t()).flatten()
+
+    def _remember_context(
+        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b 1 n n"], text_past: Sequence[KeysValues] | None
+    ) -> None:
+        """Fill in the keys and values of the context; those of the text are computed unless they are given."""
+        text, nothing = self.layout.text_length, self.used[:0]
+        if text_past is None:
+            self.model.gpt.extend(x, mask, self.past, nothing)
+            self.text_past: Sequence[KeysValues] = [past[:, :, :, :text].clone() for past in self.past]
+            return
+        self.text_past = text_past
+        for past, known in zip(self.past, text_past, strict=True):
+            past[:, :, :, :text] = known
+        self.model.gpt.extend(x[:, text:], mask[:, :, text:], self.past, nothing)
+
+    def score(
+        self,
+        packed: Int[Tensor, "b g frame pp"],
+        masked: Bool[Tensor, "b g frame pp"],
+        wanted: Bool[Tensor, "b g frame"],
+    ) -> Float[Tensor, "wanted pp v"]:
+        """Pass all target frames through the trunk at once; score the wanted positions, in the order of `nonzero`.
+
+        Wanted may be positions of cameras that some sample has.
+        """
+        used = self.used
+        wanted = wanted[:, :, used].flatten(1)
+        read = wanted.any(0).nonzero()[:, 0]
+        x = self.model.embed.frames(packed[:, :, used], masked[:, :, used]) + self._known[:, :, used]
+        y = self.model.gpt.extend(x.flatten(1, 2), self._mask, self.past, read)
+        wanted = wanted[:, read]
+        reference = self.reference[:, :, used].flatten(1, 2)[:, read]
+        return self.model.frame_logits(y[wanted], reference[wanted])
 
     def next_position(self, packed: Int[Tensor, "b g pp"], index: int) -> Float[Tensor, "b g pp v"]:
         """Append position `index` of every target frame, in raster order, and score the position after it.
 
-        Positions of absent cameras may be left out: nobody sees them.
+        Positions of cameras that no sample has are left out: nobody sees them.
         """
-        rows = self.num_context + self._frames + index
-        self._columns = torch.cat((self._columns, rows))
-        reference = self.reference[:, :, index : index + 1]
-        x = self.model.embed.targets(packed[:, :, None], None, reference)[:, :, 0] + self.positions[rows]
-        y, self.past = self.model.gpt.extend(x, self.mask[:, :, rows][..., self._columns], self.past)
-        return self.model.frame_logits(y, reference[:, :, 0].expand_as(packed))
+        g = self.layout.num_targets
+        start = g * self._steps[index]
+        mask = self._mask[:, :, start : start + g, : self.num_context + start + g]
+        x = self.model.embed.frames(packed) + self._known[:, :, index]
+        return self.model.frame_logits(self.model.gpt.extend(x, mask, self.past), self.reference[:, :, index])
 
     def token_positions(self) -> Bool[Tensor, " frame"]:
         """Say which positions of a frame are image tokens, not begin tokens."""
@@ -102,11 +129,14 @@ def _decode_masked(
     most_codes = int(decoder.token_positions().sum()) * packed.shape[-1]
     copies = 2 if sampling.guided else 1
     for step in range(1, sampling.passes + 1):
-        logits = decoder.all_positions(packed.repeat(copies, 1, 1, 1), hidden.repeat(copies, 1, 1, 1))
+        at = hidden.any(-1)
+        logits = decoder.score(*(torch.cat([t] * copies) for t in (packed, hidden, at)))
         logits = guide(logits.float(), sampling.guidance)
-        codes = draw(logits, sampling, _uniform(noise, packed, sampling.temperature))
-        packed = torch.where(hidden, codes, packed)
-        confidence = logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
+        uniform = _uniform(noise, packed, sampling.temperature)
+        codes = draw(logits, sampling, None if uniform is None else uniform[at])
+        packed = torch.where(hidden, packed.index_put((at,), codes), packed)
+        confidence = logits.new_zeros(packed.shape)
+        confidence[at] = logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
         shaken = _uniform(noise, packed, sampling.choice_temperature)
         if shaken is not None:
             gumbel = -(-shaken.clamp(min=1e-7).log()).log()
@@ -130,7 +160,8 @@ def _decode_raster(
     copies = 2 if sampling.guided else 1
     scored = {index - 1 for index in used if is_token[index]}
     for index in used[:-1]:
-        logits = decoder.next_position(packed[:, :, index].repeat(copies, 1, 1), index)
+        here = packed[:, :, index]
+        logits = decoder.next_position(here if copies == 1 else here.repeat(copies, 1, 1), index)
         if index in scored:
             numbers = None if uniform is None else uniform[:, :, index + 1]
             packed[:, :, index + 1] = draw(guide(logits.float(), sampling.guidance), sampling, numbers)
@@ -185,7 +216,7 @@ def stream_frames(
         seeds: one for each sample, to draw different futures of equal starts; `sampling.seed` for all by default.
 
     Returns:
-        For each frame, camera -> codes.
+        For each frame, camera -> codes. The weights are those of the moment when the first frame was asked for.
 
     Raises:
         ConfigError: guidance of a model that was trained without text dropout, a number of frames or seeds that does
@@ -207,6 +238,13 @@ def stream_frames(
     return _stream(model, context, num_frames, sampling, frame_step, SampleNoise(seeds))
 
 
+def _suited(model: WorldModel, num_samples: int) -> WorldModel:
+    """Return the model with its weights as they lie best for steps of raster decoding with few rows on a CPU."""
+    few = model.config.decoding == "raster" and num_samples * model.config.num_targets <= _FEW_ROWS
+    cast = torch.is_autocast_enabled("cpu")  # it keeps its casts of trainable weights alone
+    return with_wide_weights_by_column(model) if few and model.device.type == "cpu" and not cast else model
+
+
 @torch.no_grad()
 def _stream(
     model: WorldModel,
@@ -216,14 +254,16 @@ def _stream(
     frame_step: int,
     noise: SampleNoise,
 ) -> Iterator[dict[str, Tensor]]:
-    text_past = None
+    drawing = text_past = None
     made = 0
     while True:
         with evaluating(model):
+            if drawing is None:
+                drawing = _suited(model, len(context.text) * (2 if sampling.guided else 1))
             moved = own_states(model, context, frame_step)
             context = context if moved is None else replace(context, target_states=moved)
             seen = beside_without_text(context) if sampling.guided else context
-            decoder = FrameDecoder(model, seen, text_past)
+            decoder = FrameDecoder(drawing, seen, text_past)
             text_past = decoder.text_past
             frames = _decode(decoder, context, sampling, noise)
         context = slide(context, frames, model.config.max_context, moved)

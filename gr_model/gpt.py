@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import Block, KeysValues, Mask, additive
+from .layers import Block, KeysValues, Mask, additive, product_dtype
 
 
 class GPT(nn.Module):
@@ -55,22 +57,32 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, mask, use_reentrant=False)
             else:
                 x = block(x, mask)
-        return self.norm(last.extend(x, mask[:, :, read], queries=read)[0])
+        return self.norm(last.extend(x, mask[:, :, read], queries=read))
+
+    def make_past(self, like: Float[Tensor, "b n d"], capacity: int) -> tuple[KeysValues, ...]:
+        """Make room for the keys and values of so many positions in every block."""
+        attention = self._blocks()[0].attention
+        shape = (len(self.blocks), 2, len(like), attention.heads, capacity, attention.width // attention.heads)
+        return torch.empty(shape, dtype=product_dtype(like), device=like.device).unbind(0)
 
     def extend(
-        self, x: Float[Tensor, "b n d"], mask: Mask, past: list[KeysValues] | None = None
-    ) -> tuple[Float[Tensor, "b n d"], list[KeysValues]]:
-        """Continue a sequence: `x` follows the positions in `past`, `mask` is `[b|1 1 n past+n]`.
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Mask,
+        past: Sequence[KeysValues],
+        read: Int[Tensor, " q"] | None = None,
+    ) -> Float[Tensor, "b q d"]:
+        """Continue a sequence; return the outputs of the new positions, or of those of them that are read.
 
-        Returns:
-            Outputs of the new positions, and the keys and values of old and new positions.
+        `mask` is `[b|1 1 n m]`: of m positions `x` is the last n, and their keys and values take their place in
+        `past` behind those of the first m - n. What stood there is overwritten.
         """
-        cache: list[KeysValues] = []
+        *body, last = self._blocks()
         mask = additive(mask, x)
-        for i, block in enumerate(self._blocks()):
-            x, keys_values = block.extend(x, mask, past=None if past is None else past[i])
-            cache.append(keys_values)
-        return self.norm(x), cache
+        for block, keys_values in zip(body, past, strict=False):
+            x = block.extend(x, mask, past=keys_values)
+        seen = mask if read is None else mask[:, :, read]
+        return self.norm(last.extend(x, seen, queries=read, past=past[-1]))
 
 
 def count_parameters(module: nn.Module) -> int:

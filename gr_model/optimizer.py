@@ -10,7 +10,49 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+
+
+class Float32Muon(torch.optim.Muon):
+    """`torch.optim.Muon`, which multiplies in bfloat16, in float32.
+
+    For training in float32, and for processors that emulate bfloat16: it takes them twenty times as long.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Move each matrix by its orthogonalised momentum."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            rate, momentum = group["lr"], group["momentum"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p.grad)
+                state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+                ahead = p.grad.lerp(state["momentum_buffer"], momentum)
+                direction = orthogonalise(ahead, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                p.mul_(1 - rate * group["weight_decay"])
+                p.add_(direction, alpha=-rate * 0.2 * max(p.shape) ** 0.5)
+        return loss
+
+
+def orthogonalise(
+    matrix: Float[Tensor, "m n"], coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Float[Tensor, "m n"]:
+    """Bring all singular values near 1 by the quintic Newton-Schulz iteration."""
+    a, b, c = coefficients
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -21,6 +63,7 @@ class MuonAdamW(torch.optim.Optimizer):
         matrices: the two-dimensional parameters that Muon takes.
         learning_rate, muon_learning_rate: of AdamW and of Muon.
         weight_decay: of all matrices; vectors (norms, biases, learned tokens) do not decay.
+        bfloat16: whether Muon multiplies in bfloat16, as everywhere else, or in float32.
     """
 
     def __init__(
@@ -32,6 +75,7 @@ class MuonAdamW(torch.optim.Optimizer):
         muon_learning_rate: float,
         weight_decay: float,
         betas: tuple[float, float],
+        bfloat16: bool = True,
     ) -> None:
         taken = {id(p) for p in matrices}
         rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
@@ -40,7 +84,7 @@ class MuonAdamW(torch.optim.Optimizer):
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
         adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
-        muon = torch.optim.Muon(
+        muon = (torch.optim.Muon if bfloat16 else Float32Muon)(
             matrices, lr=muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
         self.parts: tuple[torch.optim.Optimizer, ...] = (adamw, muon)

@@ -1,13 +1,9 @@
-"""Put a released model and its frozen encoders together: as a policy, or as an imagination."""
+"""Put a released model and its frozen encoders together, as a policy too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from ..cvae_head.trajectory import JOINT_FEATURES
 from ..data_pipeline.statistics.check import state_contradiction
@@ -19,9 +15,7 @@ from .checkpoint import Release, load_release
 from .context import Context
 from .contracts import Array, Observation
 from .errors import CheckpointError, ShapeError
-from .generation import imagine_frames
 from .policy import EncodeImages, EncodeText, GR2Policy
-from .sampling import SamplingConfig
 from .tokenizer_stages import codebook_fingerprint
 
 
@@ -132,61 +126,3 @@ def policy_of(parts: Assembled, *, executed_steps: int) -> GR2Policy:
         encode_text=parts.text.encode,
         executed_steps=executed_steps,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImaginedFutures:
-    """Predicted frames: camera -> codes `[b f n]` and pictures uint8 `[b f h w 3]`."""
-
-    codes: Mapping[str, Array]
-    images: Mapping[str, Array]
-
-
-class Imagination:
-    """Predicts frames from one picture of each camera, a sentence and, where there is one, the robot's state."""
-
-    def __init__(self, parts: Assembled, sampling: SamplingConfig) -> None:
-        self.parts, self.sampling = parts, sampling
-
-    def encode(self, frames: Array) -> Array:
-        """Encode pictures uint8 `[f h w 3]` into codes `[f n]`."""
-        return self.parts.vqgan.encode_frames(frames)
-
-    @torch.inference_mode()
-    def __call__(
-        self, first: Mapping[str, Array], instructions: Sequence[str], num_frames: int, states: Array | None = None
-    ) -> ImaginedFutures:
-        """Imagine `num_frames` frames after pictures `first` (camera -> uint8 `[b h w 3]`), one sentence each.
-
-        With the robot's `states` `[b 16]` the model's own trajectory says where the arm is in every frame; a model that
-        was only pretrained goes without.
-        """
-        model = self.parts.release.model
-        states = states if model.acts else None
-        features, mask = self.parts.text.encode(list(instructions))
-        length = max(1, int(mask.any(0).nonzero()[0].max()) + 1)
-        context = Context(
-            codes={name: torch.as_tensor(self.encode(frames)).long()[:, None] for name, frames in first.items()},
-            text=torch.as_tensor(features[:, :length]).float(),
-            text_mask=torch.as_tensor(mask[:, :length]),
-            states=None if states is None else torch.as_tensor(states).float()[:, None],
-        )
-        step = 0 if states is None else self.parts.release.frame_step
-        predicted = imagine_frames(model, context, num_frames=num_frames, sampling=self.sampling, frame_step=step)
-        codes = {name: values.cpu().numpy() for name, values in predicted.items()}
-        images = {}
-        for name, values in codes.items():
-            b, f, n = values.shape
-            frames = self.parts.vqgan.decode_frames(values.reshape(b * f, n))
-            images[name] = np.asarray(frames).reshape(b, f, *frames.shape[1:])
-        return ImaginedFutures(codes=codes, images=images)
-
-
-def load_imagination(source: str | Path, *, sampling: SamplingConfig | None = None) -> Imagination:
-    """Load a released model as an imagination.
-
-    Args:
-        source: "pretrained" or a folder that `gr2 pretrain` or `gr2 finetune` wrote.
-        sampling: how codes are drawn; the likeliest by default.
-    """
-    return Imagination(assemble(source), sampling or SamplingConfig())

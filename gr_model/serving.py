@@ -182,15 +182,14 @@ def serve(
     """
     import torch
 
+    from .distributed import torch_device
     from .policy_loading import assemble, policy_of
-    from .training import choose_accelerator
 
     if max_batch < 1 or not 0 < port < 65536:
         raise ConfigError(f"serve: expected max_batch >= 1 and a port up to 65535, got {max_batch} and {port}.")
     if threads:
         torch.set_num_threads(threads)
-    on_gpu = choose_accelerator(device) == "gpu" or (device == "auto" and torch.cuda.is_available())
-    parts = assemble(policy).to("cuda" if on_gpu else "cpu")
+    parts = assemble(policy).to(torch_device(device))
     batched = BatchedPolicy(lambda: policy_of(parts, executed_steps=executed_steps), max_batch=max_batch)
     with make_server(batched, policy, host, port) as server:
         print(f"policy {policy} listens at http://{host}:{port}", file=sys.stderr, flush=True)

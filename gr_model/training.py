@@ -16,14 +16,20 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from .bad_samples import NameEpisode
 from .distributed import Distribution, choose_accelerator, cluster_environment
 from .errors import CheckpointError, ConfigError, EnvironmentMissing
-from .layers import fast_bfloat16
 from .memory_estimate import device_memory, estimate_memory
 from .metrics_log import LogName, MetricsLog, open_sinks
 from .objectives import Batch
 from .preemption import Preempted
 from .run import Progress, SaveLast, StatefulLoader, StepStream, restore_interrupted
 from .throughput import device_peak
-from .training_module import Precision, TrainingConfig, TrainingModule, evaluate, learning_rate_factor
+from .training_module import (
+    Precision,
+    TrainingConfig,
+    TrainingModule,
+    computes_in_bfloat16,
+    evaluate,
+    learning_rate_factor,
+)
 
 __all__ = [
     "TrainingConfig",
@@ -38,10 +44,8 @@ __all__ = [
 
 
 def lightning_precision(precision: Precision) -> str:
-    """Choose mixed bfloat16 where the machine computes it faster than float32, for "auto"."""
-    if precision == "auto":
-        precision = "bf16" if fast_bfloat16() else "32"
-    return "bf16-mixed" if precision == "bf16" else "32-true"
+    """Return Lightning's name of a precision."""
+    return "bf16-mixed" if computes_in_bfloat16(precision) else "32-true"
 
 
 def train(

@@ -21,6 +21,7 @@ from .averaging import WeightAverage
 from .bad_samples import NameEpisode, describe_bad_samples, find_bad_samples
 from .distributed import WholePass, any_rank, full, gather_texts, mean_over_ranks
 from .errors import CheckpointError, ConfigError, DataError
+from .layers import fast_bfloat16
 from .metrics_log import MetricsLog
 from .objectives import Batch, evaluation_figures, training_losses
 from .optimizer import MuonAdamW
@@ -76,6 +77,11 @@ class TrainingConfig:
             )
         if self.accumulate < 1:
             raise ConfigError(f"--accumulate {self.accumulate}: expected at least 1 batch a step; change the number.")
+
+
+def computes_in_bfloat16(precision: Precision) -> bool:
+    """Say whether matrix products are computed in bfloat16; "auto" does so where the machine is faster at it."""
+    return precision == "bf16" or (precision == "auto" and fast_bfloat16())
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup: int, final: float) -> float:
@@ -136,6 +142,7 @@ class TrainingModule(L.LightningModule):
             muon_learning_rate=c.muon_factor * c.learning_rate,
             weight_decay=c.weight_decay,
             betas=c.betas,
+            bfloat16=computes_in_bfloat16(c.precision),
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,

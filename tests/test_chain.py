@@ -11,7 +11,7 @@ import pytest
 from gr2.benchmarks.calvin.evaluate import EvaluationConfig, Job, choose_part, evaluate, run_evaluation
 from gr2.benchmarks.calvin.results import summarize
 from gr2.benchmarks.demo import ChainPreset, demo
-from gr2.benchmarks.imagine import imagine
+from gr2.benchmarks.imagine.run import imagine
 from gr2.benchmarks.playtable.record import record
 from gr2.benchmarks.report.page import write_report
 from gr2.data_pipeline.curation.filters import FilterConfig

@@ -13,6 +13,7 @@ from model_cases import make_batch, make_context, make_model, small_config
 from scipy.stats import chisquare
 from torch import Tensor
 
+from gr2.gr_model import layers
 from gr2.gr_model.context import Context, Targets
 from gr2.gr_model.errors import ConfigError, ShapeError
 from gr2.gr_model.generation import FrameDecoder, imagine_frames, slide, stream_frames
@@ -126,13 +127,67 @@ def test_logits_after_sliding_equal_uncached_ones_with_the_kept_text(decoding: A
             assert text_past is None or decoder.text_past is text_past
             text_past = decoder.text_past
             if decoding == "masked":
-                got = decoder.all_positions(packed, hidden)
+                everywhere = torch.ones(packed.shape[:3], dtype=torch.bool)
+                got = decoder.score(packed, hidden, everywhere).view(*packed.shape, -1)
             else:
                 got = torch.stack([decoder.next_position(packed[:, :, i], i) for i in range(packed.shape[2])], dim=2)
             expected = uncached_logits(model, context, packed, hidden if decoding == "masked" else None)
             torch.testing.assert_close(got, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
             frame = {name: (codes[:, -1:] + step + 1) % 20 for name, codes in context.codes.items()}
             context = slide(context, frame, 3)
+
+
+def test_hidden_positions_are_scored_as_among_all_and_a_pass_leaves_nothing_behind() -> None:
+    model = lively_model("masked", num_targets=2)
+    context = start(model)
+    packed = model.embed.arrange({name: codes[:, :1] + 0 for name, codes in context.codes.items()}).repeat(1, 2, 1, 1)
+    hidden = (torch.rand(packed.shape) < 0.3) & (packed != model.embed.null_code)
+    wanted, everywhere = hidden.any(-1), torch.ones(packed.shape[:3], dtype=torch.bool)
+    assert 0 < int(wanted.sum()) < wanted.numel() and not torch.equal(wanted[0], wanted[1])
+    with torch.no_grad():
+        decoder = FrameDecoder(model, context)
+        first = decoder.score(packed, hidden, everywhere)
+        decoder.score(torch.zeros_like(packed), ~hidden, everywhere)
+        torch.testing.assert_close(decoder.score(packed, hidden, wanted), first[wanted.flatten()])
+        assert torch.equal(decoder.score(packed, hidden, everywhere), first)
+        assert decoder.score(packed, hidden, torch.zeros_like(wanted)).shape == (0, 4, 20)
+
+
+def test_a_position_of_a_raster_frame_can_be_decoded_again() -> None:
+    model = lively_model("raster")
+    context = start(model)
+    packed = model.embed.arrange({name: codes[:, :1] + 0 for name, codes in context.codes.items()})
+    with torch.no_grad():
+        decoder = FrameDecoder(model, context)
+        first = [decoder.next_position(packed[:, :, i], i) for i in range(packed.shape[2])]
+        decoder.next_position((packed[:, :, 3] + 1) % 20, 3)
+        for i in range(3, packed.shape[2]):
+            assert torch.equal(decoder.next_position(packed[:, :, i], i), first[i])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_a_single_sample_is_drawn_alike_with_wide_weights_by_column(
+    guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lively_model("raster")
+    lone, sampling = sample(start(model), [1]), replace(DRAWN, guidance=guidance)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    by_row = imagine_frames(model, lone, num_frames=3, sampling=sampling)
+    monkeypatch.setattr(layers, "_LARGE", 1)
+    strides, linear = set(), layers._project
+
+    def watched(layer: Any, x: Tensor) -> Tensor:
+        strides.add(layer.weight.stride(0))
+        return linear(layer, x)
+
+    monkeypatch.setattr(layers, "_project", watched)
+    assert same(by_row, imagine_frames(model, lone, num_frames=3, sampling=sampling))
+    assert 1 in strides
+    after = model.state_dict()
+    assert all(torch.equal(tensor, after[name]) and after[name].is_contiguous() for name, tensor in before.items())
+    strides.clear()
+    imagine_frames(model, start(model), sampling=sampling)
+    assert 1 not in strides, "several samples take the weights as they are"
 
 
 def test_only_the_keys_of_the_text_survive_a_slide() -> None:
@@ -346,9 +401,9 @@ def test_guidance_one_is_none_and_costs_no_second_pass(decoding: Any, monkeypatc
     plain = imagine_frames(model, start(model), num_frames=2, sampling=DRAWN)
     sizes, extend = set(), model.gpt.extend
 
-    def watched(x: Tensor, mask: Tensor, past: Any = None) -> Any:
+    def watched(x: Tensor, mask: Tensor, past: Any, read: Any = None) -> Any:
         sizes.add(len(x))
-        return extend(x, mask, past)
+        return extend(x, mask, past, read)
 
     monkeypatch.setattr(model.gpt, "extend", watched)
     unguided = imagine_frames(model, start(model), num_frames=2, sampling=replace(DRAWN, guidance=1.0))

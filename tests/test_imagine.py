@@ -12,13 +12,14 @@ import torch
 from model_cases import fit, make_batch, make_context, make_model, small_config
 from PIL import Image
 
-from gr2.benchmarks.imagine import imagine as imagine_files
-from gr2.benchmarks.imagine import read_start
+from gr2.benchmarks.imagine.drawing import Strip, write_film, write_sheet
+from gr2.benchmarks.imagine.run import imagine as imagine_files
+from gr2.benchmarks.imagine.start import read_start
 from gr2.cvae_head.trajectory import state_after
 from gr2.data_pipeline.video import open_video, write_video
 from gr2.gr_model.cli import main
 from gr2.gr_model.context import Targets
-from gr2.gr_model.errors import ConfigError, DataError
+from gr2.gr_model.errors import ConfigError, DataError, EnvironmentMissing
 from gr2.gr_model.generation import FrameDecoder, imagine_frames, slide
 from gr2.gr_model.objectives import read_targets
 from gr2.gr_model.policy_loading import Assembled, assemble
@@ -38,7 +39,8 @@ def test_cached_parallel_decoding_equals_uncached(targets: int, ahead: bool) -> 
     packed, valid = read_targets(model, batch, context, 2)
     hidden = valid[..., None] & (torch.rand(packed.shape) < 0.5)
     with torch.no_grad():
-        cached = FrameDecoder(model, context).all_positions(packed, hidden)
+        everywhere = torch.ones(packed.shape[:3], dtype=torch.bool)
+        cached = FrameDecoder(model, context).score(packed, hidden, everywhere).view(*packed.shape, -1)
         _, features = model.predict(context, Targets(packed=packed, masked=hidden), with_actions=False)
         expected = model.frame_logits(features, model.reference(context).expand_as(packed))
         torch.testing.assert_close(cached, expected, atol=1e-5, rtol=1e-5)
@@ -163,10 +165,12 @@ def test_a_picture_of_one_camera_goes_on_without_the_other(tmp_path: Path) -> No
         out=tmp_path / "out",
     )  # fmt: skip
     assert done == {"cameras": ["static"], "start_frames": 1, "predicted_frames": 5}
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["sheet.png", "static.mp4"]
-    assert read_frames(tmp_path / "out/static.mp4").shape == (6, 64, 64, 3)
+    files = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert files == ["sheet.png", "static.mp4", "static_predicted.mp4"]
+    assert read_frames(tmp_path / "out/static_predicted.mp4").shape == (6, 64, 64, 3)
+    assert read_frames(tmp_path / "out/static.mp4").shape[::2] == (6, 256)
     with Image.open(tmp_path / "out/sheet.png") as sheet:
-        assert sheet.size == (130 + 6 * 98, 44 + 98)
+        assert sheet.width > 6 * 98 and sheet.height == 8 + 2 * 17 + 98
 
 
 def test_the_command_line_takes_a_clip_of_each_camera_and_shows_what_came(tmp_path: Path) -> None:
@@ -177,12 +181,63 @@ def test_the_command_line_takes_a_clip_of_each_camera_and_shows_what_came(tmp_pa
     assert main(["imagine", "--clip", clips, *options, "--out", str(tmp_path / "out")]) == 0
     for name in ("static", "gripper"):
         frames = read_frames(tmp_path / f"out/{name}.mp4")
-        assert frames.shape == (15, 64, 128, 3)
-        real = frames[:, :, 64:].mean((1, 2, 3))
-        np.testing.assert_allclose(real, [*(2 * np.arange(12)), 128, 128, 128], atol=3)
-        np.testing.assert_allclose(frames[0, :, :64], frames[0, :, 64:], atol=3)
+        top = frames.shape[1] - 256
+        assert frames.shape == (15, top + top % 2 + 256, 512, 3) and top == 42
+        real = frames[:, top:, 256:]
+        np.testing.assert_allclose(real[:12].mean((1, 2, 3)), 2 * np.arange(12), atol=3)
+        np.testing.assert_allclose(real[12:, :64].mean((1, 2, 3)), 128, atol=3)
+        np.testing.assert_allclose(frames[0, top:, :256], frames[0, top:, 256:], atol=3)
+        predicted = read_frames(tmp_path / f"out/{name}_predicted.mp4").repeat(4, 1).repeat(4, 2)
+        assert predicted.shape == (15, 256, 256, 3)
+        assert np.abs(predicted.astype(int) - frames[:, top:, :256]).mean() < 6
     with Image.open(tmp_path / "out/sheet.png") as sheet:
-        assert sheet.size == (130 + 12 * 98, 44 + 4 * 98)
+        assert sheet.height == 42 + 4 * 98
+
+
+def strip(kind: Any, levels: list[int], side: int = 64) -> Strip:
+    frames = np.array(levels, np.uint8)[:, None, None, None]
+    return Strip(
+        camera="static", kind=kind, frames=np.broadcast_to(frames, (len(levels), side, side, 3)).copy(), num_given=1
+    )
+
+
+def test_sheets_show_equal_steps_in_time_and_say_where_a_clip_ended(tmp_path: Path) -> None:
+    levels = list(range(0, 250, 10))
+    strips = [strip("predicted", levels), strip("real", levels[:7])]
+    write_sheet(tmp_path / "sheet.png", strips, sentence="push the block", frame_s=0.2)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("L"))
+    left = pixels.shape[1] - 9 * 98
+    upper, lower = (pixels[42 + 98 * row + 10, left + 10 :: 98] for row in (0, 1))
+    assert upper.tolist() == levels[::3]
+    assert lower.tolist() == [*levels[:7:3], *[128] * 6]
+    words = [pixels[42 + 98 + 40 : 42 + 98 + 60, left + 98 * column : left + 98 * column + 96] for column in range(9)]
+    assert [int(cell.max() - cell.min()) > 60 for cell in words] == [False] * 3 + [True] * 6
+
+
+@pytest.mark.parametrize("side", [64, 255, 300])
+def test_long_sentences_fit_films_of_any_picture_size(tmp_path: Path, side: int) -> None:
+    sentence = "pull the handle to open the drawer, then push the red block to the left until it falls"
+    heights = []
+    for said in ("", "push the block", sentence):
+        write_film(tmp_path / "film.mp4", [strip("predicted", [100, 200], side)], sentence=said, frame_s=0.5)
+        frames = read_frames(tmp_path / "film.mp4")
+        assert len(frames) == 2 and frames.shape[2] == 2 * round(side * max(1, round(256 / side)) / 2 + 0.1)
+        heights.append(frames.shape[1])
+        below = frames[:, -200:-10, 5:240].mean((1, 2, 3))
+        np.testing.assert_allclose(below, [100, 200], atol=3)
+        right_edge = frames[:, : frames.shape[1] - side * round(256 / side) - 2, -4:]
+        assert right_edge.min() > 230, "the text leaves the picture"
+    assert heights[0] < heights[1] < heights[2]
+
+
+def test_cuda_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    Image.new("RGB", (8, 8)).save(tmp_path / "start.png")
+    with pytest.raises(EnvironmentMissing, match="expected a CUDA device, found none"):
+        imagine_files(image=tmp_path / "start.png", num_frames=1, device="cuda", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("fps", "stride"), [(30.0, 5), (12.0, 2), (6.0, 1), (25.0, 25 / 6)])

@@ -16,7 +16,7 @@ from gr2.gr_model.errors import CheckpointError, DataError
 from gr2.gr_model.metrics_log import MetricsLog
 from gr2.gr_model.normalization import Statistics, measure_statistics
 from gr2.gr_model.objectives import evaluation_figures, training_losses
-from gr2.gr_model.optimizer import MuonAdamW
+from gr2.gr_model.optimizer import Float32Muon, MuonAdamW
 from gr2.gr_model.training import TrainingConfig, TrainingModule, learning_rate_factor, train
 
 
@@ -81,6 +81,23 @@ def test_muon_turns_matrices_whole_and_adamw_moves_the_rest() -> None:
     )
     again.load_state_dict(optimizer.state_dict())
     assert [group["lr"] for group in again.param_groups] == [0.01] * 3
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
+def test_muon_in_float32_is_that_of_torch_up_to_rounding(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(shape)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    options = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = [Float32Muon([ours], **options), torch.optim.Muon([theirs], **options)]
+    for _ in range(5):
+        gradient = torch.randn(shape)
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.02 * moved
+    assert set(optimizers[0].state_dict()["state"][0]) == set(optimizers[1].state_dict()["state"][0])
 
 
 def test_finished_run_is_not_repeated(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from gr2.gr_model import presets
 from gr2.gr_model.cli import main
 from gr2.gr_model.errors import ConfigError, EnvironmentMissing
 from gr2.gr_model.gpt import count_parameters
-from gr2.gr_model.layers import Block, attend
+from gr2.gr_model.layers import Block, attend, with_wide_weights_by_column
 from gr2.tokenizers.vqgan import VQGAN, f16_1024, small
 
 SETTING = Setting(device=torch.device("cpu"), bfloat16=False, rounds=2)
@@ -65,7 +65,7 @@ def test_options_that_mean_nothing_are_refused(options, says):
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="without one"):
+    with pytest.raises(EnvironmentMissing, match="found none"):
         speed(only="training", device="cuda")
 
 
@@ -164,7 +164,7 @@ def test_generation_is_measured_with_or_without_huggingface():
     (wall, low, high), processor = table.ratio(MASKED, RASTER)
     assert low <= wall <= high
     assert min(wall, processor[0]) > 1, "six passes are faster than one for each of 33 positions"
-    assert "32 codes a frame" in notes[0]
+    assert "32 codes a frame" in notes[0] and "cut" not in notes[0]
 
 
 def test_taming_alone_gives_our_codes_and_pictures():
@@ -265,6 +265,21 @@ def test_block_computes_what_its_modules_compute(training):
     y = x + block.attention.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
     expected = y + block.mlp(block.norm_mlp(y))
     torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-5)
+
+
+def test_turning_wide_weights_shares_everything_else():
+    torch.manual_seed(0)
+    block = Block(256, 4).eval()
+    turned = with_wide_weights_by_column(block)
+    x = torch.randn(1, 1, 256)
+    torch.testing.assert_close(turned(x), block(x), rtol=0, atol=1e-5)
+    before, after = dict(block.named_parameters()), dict(turned.named_parameters())
+    changed = {name for name in before if before[name] is not after[name]}
+    assert changed == {"attention.qkv.weight", "mlp.0.weight"}
+    assert all(after[name].stride() == (1, len(after[name])) for name in changed)
+    assert all(weight.is_contiguous() and weight.requires_grad for weight in before.values())
+    small = Block(32, 4)
+    assert with_wide_weights_by_column(small) is small
 
 
 def test_block_drops_in_training_alone():

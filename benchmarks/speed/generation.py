@@ -33,6 +33,8 @@ def time_generation(size: Size, setting: Setting, batch_size: int = 1) -> tuple[
         f"generation: {num_context} positions of context, {m} codes a frame, batch {batch_size}, masked decoding in "
         f"{sampling.passes} passes"
     ]
+    if config.packed_grids != comparable(size, "raster", num_context=1).packed_grids:
+        notes[0] += f"; grids of codes are cut to {CPU_SIDE} x {CPU_SIDE} on a CPU"
     works = {}
     decodings: dict[str, Decoding] = {RASTER: "raster", MASKED: "masked"}
     for name, decoding in decodings.items():

@@ -84,18 +84,16 @@ def _read_parts(only: str) -> list[str]:
     return parts
 
 
-def _setting(device: str, precision: str, compile: str, rounds: int) -> Any:
+def _setting(device: Literal["auto", "cpu", "cuda"], precision: str, compile: str, rounds: int) -> Any:
     """Settle on device and precision."""
     import torch
 
+    from ...gr_model.distributed import torch_device
     from ...gr_model.layers import fast_bfloat16
     from .measure import Setting
 
-    cuda = torch.cuda.is_available()
-    if device == "cuda" and not cuda:
-        raise ConfigError("--device: expected a CUDA device, got a machine without one; use --device cpu.")
     return Setting(
-        device=torch.device("cuda" if cuda and device != "cpu" else "cpu"),
+        device=torch.device(torch_device(device)),
         bfloat16=precision == "bf16" or (precision == "auto" and fast_bfloat16()),
         rounds=rounds,
         compile_mode=None if compile == "none" else compile,

@@ -14,10 +14,10 @@ import torch
 
 from ...data_pipeline.files import write_json
 from ...data_pipeline.token_store import TokenStore
+from ...gr_model.distributed import torch_device
 from ...gr_model.errors import ConfigError
 from ...gr_model.policy_loading import Assembled, assemble
 from ...gr_model.sampling import SamplingConfig
-from ...gr_model.training import choose_accelerator
 from ..calvin.results import provenance
 from ..statistics import Interval
 from .clips import VideoClips, choose_clips, frames_between, mean_frames, open_store
@@ -86,7 +86,7 @@ def benchmark(
     """
     count = _num_samples(protocol, samples)
     sampling = replace(sampling or _default_sampling(protocol), seed=seed)
-    parts = assemble(policy).to(_torch_device(device))
+    parts = assemble(policy).to(torch_device(device))
     model = parts.release.model
     h = model.config.max_context
     _expect_long_enough(fvd, num_frames + h * (protocol == "best_of_n"))
@@ -117,11 +117,6 @@ def benchmark(
     if json is not None:
         write_json(json, _without_nan(report))
     return 0
-
-
-def _torch_device(device: Device) -> str:
-    choose_accelerator(device)
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _load_measures(protocol: Protocol, lpips: Path | None, fvd: Path | None, device: torch.device) -> Measures:
