@@ -72,7 +72,7 @@ def _data_caption() -> Target:
 
 def _data_report() -> Target:
     """Write one HTML page about what was kept and dropped, with pictures of both."""
-    from ..data_pipeline.curation.report import write_data_report
+    from ..data_pipeline.curation.report_page import write_data_report
 
     return write_data_report
 

@@ -22,8 +22,9 @@ from gr2.data_pipeline.curation.caption_words import nouns_of, verb_of
 from gr2.data_pipeline.curation.curate import curate
 from gr2.data_pipeline.curation.endpoint_captioner import Answer
 from gr2.data_pipeline.curation.ingest import write_video_shards
-from gr2.data_pipeline.curation.report import collect_report, follow_stages, write_data_report
+from gr2.data_pipeline.curation.report import collect_report, follow_stages
 from gr2.data_pipeline.curation.report_clips import source_file
+from gr2.data_pipeline.curation.report_page import write_data_report
 from gr2.data_pipeline.stages import begin_stage
 from gr2.data_pipeline.tokens import write_token_shards
 from gr2.data_pipeline.video import write_video

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from ...gr_model.errors import ConfigError, DataError
-from ..files import write_bytes
 from ..locations import as_location, is_url
 from ..shards import read_dropped, read_index
 from ..stages import VIDEO_STAGES, read_manifest
@@ -97,25 +96,6 @@ class DataReport:
     missing: str
     clips: ClipCounts
     sheets: Sequence[Sheet]
-
-
-def write_data_report(*, folder: Path, out: Path | None = None, num_clips: int = 12) -> Path:
-    """Write one self-contained HTML page about a folder of video or token shards and the stages before it.
-
-    Args:
-        folder: of finished shards.
-        out: HTML file to write; `report.html` in the folder where it is not given.
-        num_clips: clips shown of those that are left, and for every reason to drop one.
-
-    Raises:
-        DataError: the folder holds no finished stage, or its shards are damaged.
-        ConfigError: a negative number of clips.
-    """
-    from .report_page import build_page
-
-    target = out if out is not None else folder / "report.html"
-    write_bytes(target, build_page(collect_report(folder, num_clips)).encode())
-    return target
 
 
 def collect_report(folder: Path, num_clips: int) -> DataReport:

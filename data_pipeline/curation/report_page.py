@@ -1,4 +1,4 @@
-"""The page about a dataset as HTML: light and dark, narrow and wide, no script, nothing from outside."""
+"""`gr2 data report`: the page about a dataset as HTML, light and dark, narrow and wide, no script, nothing from outside."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
+from ..files import write_bytes
 from .caption_words import RULE
-from .report import UNUSED_ANSWERS, ClipCounts, DataReport, Sheet, Stage
+from .report import UNUSED_ANSWERS, ClipCounts, DataReport, Sheet, Stage, collect_report
 from .report_clips import SampleClip
 
 _TITLES = {
@@ -80,6 +82,23 @@ details { border-bottom: 1px solid var(--rule); padding: 8px 0; } summary { curs
   .funnel .number { text-align: left; }
   .funnel [data-name]::before { content: attr(data-name); display: block; font-size: 11.5px; color: var(--soft); } }
 """
+
+
+def write_data_report(*, folder: Path, out: Path | None = None, num_clips: int = 12) -> Path:
+    """Write one self-contained HTML page about a folder of video or token shards and the stages before it.
+
+    Args:
+        folder: of finished shards.
+        out: HTML file to write; `report.html` in the folder where it is not given.
+        num_clips: clips shown of those that are left, and for every reason to drop one.
+
+    Raises:
+        DataError: the folder holds no finished stage, or its shards are damaged.
+        ConfigError: a negative number of clips.
+    """
+    target = out if out is not None else folder / "report.html"
+    write_bytes(target, build_page(collect_report(folder, num_clips)).encode())
+    return target
 
 
 def build_page(report: DataReport) -> str:
