@@ -1,4 +1,4 @@
-"""`gr2 data report`: the page about a dataset as HTML, light and dark, narrow and wide, no script, nothing from outside."""
+"""`gr2 data report`: a page about a dataset, light and dark, narrow and wide, no script, nothing from outside."""
 
 from __future__ import annotations
 
