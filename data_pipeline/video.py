@@ -102,7 +102,7 @@ class VideoReader:
 
 
 def open_video(
-    source: Path | bytes,
+    source: str | Path | bytes,
     backend: Backend = "auto",
     width: int | None = None,
     height: int | None = None,
@@ -120,6 +120,7 @@ def open_video(
         DataError: for a file that is missing, empty, truncated or corrupt, with the reason.
         EnvironmentMissing: where the backend is not installed.
     """
+    source = Path(source) if isinstance(source, str) else source
     name = str(source) if isinstance(source, Path) else f"video of {len(source)} bytes"
     if isinstance(source, Path) and not source.is_file():
         kind = "is a folder" if source.is_dir() else "no such file"

@@ -45,6 +45,18 @@ def test_written_video_comes_back_within_one_grey_level(tmp_path: Path, backend:
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
+def test_a_video_is_a_path_a_string_or_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    write_video(path, np.full((3, 16, 16, 3), 90, np.uint8), fps=10)
+    frames = []
+    for source in (path, str(path), path.read_bytes()):
+        with open_video(source) as reader:
+            frames.append(reader.get_batch([0, 2]))
+    assert all(np.array_equal(frames[0], other) for other in frames[1:])
+    with pytest.raises(DataError, match="no such file"):
+        open_video(str(tmp_path / "b.mp4"))
+
+
 def test_halved_colour_would_destroy_small_blocks(tmp_path: Path) -> None:
     frames = moving_blocks()
     write_video(tmp_path / "a.mp4", frames, fps=10, pixel_format="yuv420p")
