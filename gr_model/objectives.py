@@ -120,12 +120,30 @@ def chunk_loss(model: WorldModel, condition: Float[Tensor, "b d"], batch: Batch,
     return model.head.loss(condition, torch.cat((poses, target[..., POSE_DIM:]), dim=-1), batch["action_mask"])
 
 
+def rename_codes(
+    codes: Mapping[str, Int[Tensor, "b f n"]], codebook_size: int, probability: float
+) -> dict[str, Int[Tensor, "b f n"]]:
+    """Rename codes of some samples, in all frames and cameras alike; each of those has its own share of renamed codes.
+
+    A renamed texture is one that training never showed: where nothing moves, only copying predicts it.
+    """
+    b, device = len(next(iter(codes.values()))), next(iter(codes.values())).device
+    share = torch.rand(b, 1, device=device) * (torch.rand(b, 1, device=device) < probability)
+    names = torch.arange(codebook_size, device=device).expand(b, -1)
+    others = torch.randint(codebook_size, (b, codebook_size), device=device)
+    names = torch.where(torch.rand(b, codebook_size, device=device) < share, others, names)
+    return {camera: names.gather(1, c.flatten(1)).view(c.shape) for camera, c in codes.items()}
+
+
 def training_losses(model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool) -> dict[str, Tensor]:
     """Run one training pass.
 
     Returns:
         Scalars: `frame_loss`, `token_accuracy` with frames; `action_loss` and its parts with actions.
     """
+    if model.training and model.config.code_renaming:
+        renamed = rename_codes(batch["codes"], model.config.codebook_size, model.config.code_renaming)
+        batch = {**batch, "codes": renamed}
     context, h = read_context(model, batch)
     targets = None
     if with_frames:
