@@ -12,7 +12,7 @@ from gr2.benchmarks.report.charts import Series, line_chart
 
 STYLE = """<style>
 svg { --ink: #282c34; --ink-soft: #6a7080; --rule: #d8dbe2; --series-1: #2f6fdb; --series-2: #d9622b;
-  --series-3: #2a9d6f; --series-4: #9b4dca; --series-quiet: #9aa0ad; font-family: system-ui, sans-serif }
+  --series-3: #2a9d6f; --series-4: #9b4dca; --series-quiet: #9aa0ad }
 @media (prefers-color-scheme: dark) { svg { --ink: #e6e8ee; --ink-soft: #a0a6b4; --rule: #3a3f4b } }
 </style>"""
 
@@ -41,7 +41,7 @@ def main() -> None:
         x_label="sequences [thousand]",
         y_label="loss of the next frame [nats a code]",
     )
-    head, rest = chart.split(">", 1)
+    head, rest = chart.replace("font-family:inherit", "font-family:system-ui,sans-serif", 1).split(">", 1)
     out.write_text(f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{rest}\n')
 
 
