@@ -7,6 +7,7 @@ networks"; the scale that makes rates comparable with AdamW's is that of arXiv 2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Float32Muon(torch.optim.Muon):
-    """`torch.optim.Muon`, which multiplies in bfloat16, in float32.
+    """`torch.optim.Muon`, which multiplies in bfloat16, in float32; with Nesterov momentum and AdamW's scale.
 
     For training in float32, and for processors that emulate bfloat16: it takes them twenty times as long.
     """
@@ -23,10 +24,7 @@ class Float32Muon(torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Move each matrix by its orthogonalised momentum."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
             for p in (p for p in group["params"] if p.grad is not None):
@@ -39,6 +37,14 @@ class Float32Muon(torch.optim.Muon):
                 p.mul_(1 - rate * group["weight_decay"])
                 p.add_(direction, alpha=-rate * 0.2 * max(p.shape) ** 0.5)
         return loss
+
+
+def _loss_of(closure: Callable[[], Any] | None) -> Any:
+    """Compute the gradients where a closure does so."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def orthogonalise(
@@ -97,10 +103,7 @@ class MuonAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Step both; the closure computes the gradients and runs once."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         for part in self.parts:
             part.step()
         return loss

@@ -18,6 +18,7 @@ from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.curation.ingest import write_video_shards
 from gr2.data_pipeline.episodes import list_episodes, read_episode, read_facts
 from gr2.data_pipeline.shards import read_samples
+from gr2.gr_model.config import ModelChanges
 from gr2.gr_model.errors import CheckpointError, ConfigError, DataError
 from gr2.gr_model.tokenizer_stages import tokens, train_text, train_tokenizer
 from gr2.gr_model.training_stages import finetune, pretrain
@@ -155,6 +156,16 @@ def test_another_tokenizer_is_refused(run, tmp_path):
     train_tokenizer(shards=run / "shards", out=tmp_path / "other", steps=2, batch_size=8, seed=9)
     with pytest.raises(CheckpointError, match="expected the tokenizer that made the tokens"):
         pretrain(tokens=[run / "tokens"], out=tmp_path / "p", tokenizer=str(tmp_path / "other"), steps=2, batch_size=8)
+
+
+def test_changes_of_a_size_reach_the_release_and_leave_an_initial_model_alone(run, tmp_path):
+    changes, frozen = ModelChanges(decoding="raster", code_renaming=0.5), {"tokenizer": str(run / "tokenizer")}
+    options = {"tokens": [run / "tokens"], "text": str(run / "text"), "batch_size": 8, "threads": 1, **frozen}
+    pretrain(out=tmp_path / "p", steps=1, model=changes, **options)
+    config = json.loads((tmp_path / "p/config.json").read_text())["model"]
+    assert (config["decoding"], config["code_renaming"]) == ("raster", 0.5)
+    with pytest.raises(ConfigError, match="leave --model out"):
+        finetune(out=tmp_path / "f", init=tmp_path / "p", steps=1, model=changes, **options)
 
 
 def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatch, capsys):

@@ -11,6 +11,7 @@ import torch
 from model_cases import make_batch, make_context, make_model, small_config
 
 from gr2.gr_model import objectives, presets
+from gr2.gr_model.config import ModelChanges
 from gr2.gr_model.context import Context, Targets
 from gr2.gr_model.errors import ConfigError, ShapeError
 from gr2.gr_model.gpt import count_parameters
@@ -263,6 +264,16 @@ def test_figures_of_a_perfect_copy() -> None:
     assert figures["copy_accuracy"] == 1
     assert figures["changed_accuracy"] == 0
     assert all(torch.isfinite(value) for value in figures.values())
+
+
+def test_changes_of_a_size_change_what_they_name_and_nothing_else() -> None:
+    config = presets.size_s()
+    assert ModelChanges().apply(config) == config
+    changed = ModelChanges(decoding="raster", token_packing=4, dropout=0.0, code_renaming=0.5).apply(config)
+    assert config.dropout > 0 and changed.dropout == 0
+    assert changed == replace(config, decoding="raster", token_packing=4, dropout=0.0, code_renaming=0.5)
+    with pytest.raises(ConfigError, match="divisible by p = 3"):
+        ModelChanges(token_packing=3).apply(config)
 
 
 def test_unusable_input_is_refused() -> None:
