@@ -59,7 +59,6 @@ class FrameDecoder:
         reference = model.reference(context)
         self.reference = reference.expand(-1, self.layout.num_targets, -1, -1)
         self._known = model.embed.references(reference) + positions[n:].unflatten(0, self.reference.shape[1:3])
-        self._steps = {index: step for step, index in enumerate(self.used.tolist())}
 
     def _order(self) -> Int[Tensor, " used"]:
         """Count the used positions of all target frames in the order in which they pass through the trunk."""
@@ -100,16 +99,20 @@ class FrameDecoder:
         reference = self.reference[:, :, used].flatten(1, 2)[:, read]
         return self.model.frame_logits(y[wanted], reference[wanted])
 
-    def next_position(self, packed: Int[Tensor, "b g pp"], index: int) -> Float[Tensor, "b g pp v"]:
-        """Append position `index` of every target frame, in raster order, and score the position after it.
+    def next_positions(self, packed: Int[Tensor, "b g w pp"], start: int) -> Float[Tensor, "b g w pp v"]:
+        """Append w used positions of every target frame, in raster order, and score the position after each.
 
-        Positions of cameras that no sample has are left out: nobody sees them.
+        `start` counts the used positions that are there already; later ones are written over. Positions of cameras
+        that no sample has are left out: nobody sees them.
         """
-        g = self.layout.num_targets
-        start = g * self._steps[index]
-        mask = self._mask[:, :, start : start + g, : self.num_context + start + g]
-        x = self.model.embed.frames(packed) + self._known[:, :, index]
-        return self.model.frame_logits(self.model.gpt.extend(x, mask, self.past), self.reference[:, :, index])
+        g, w = packed.shape[1:3]
+        some = self.used[start : start + w]
+        rows = slice(g * start, g * (start + w))
+        mask = self._mask[:, :, rows, : self.num_context + rows.stop]
+        x = self.model.embed.frames(packed) + self._known[:, :, some]
+        y = self.model.gpt.extend(x.transpose(1, 2).flatten(1, 2), mask, self.past)
+        y = y.unflatten(1, (w, g)).transpose(1, 2)
+        return self.model.frame_logits(y, self.reference[:, :, some])
 
     def token_positions(self) -> Bool[Tensor, " frame"]:
         """Say which positions of a frame are image tokens, not begin tokens."""
@@ -150,22 +153,41 @@ def _decode_masked(
 
 
 def _decode_raster(
-    decoder: FrameDecoder, packed: Int[Tensor, "b g frame pp"], sampling: SamplingConfig, noise: SampleNoise
+    decoder: FrameDecoder,
+    packed: Int[Tensor, "b g frame pp"],
+    newest: Int[Tensor, "b 1 frame pp"],
+    sampling: SamplingConfig,
+    noise: SampleNoise,
 ) -> Int[Tensor, "b g frame pp"]:
-    """Fill position after position; each camera starts at its begin token, cameras that no sample has are skipped."""
-    is_token = decoder.token_positions().tolist()
-    used = decoder.used.tolist()
+    """Fill position after position; each camera starts at its begin token, cameras that no sample has are skipped.
+
+    A pass takes drafts of the next codes along, those of the newest frame at first and then what the pass before drew
+    there, and keeps what it draws up to the first draft that was wrong. As each code is drawn with a random number of
+    its own, the result is that of one position after the other, up to rounding.
+
+    Source: speculative decoding (arXiv 2211.17192), drafts by Jacobi iteration (arXiv 2305.10427).
+    """
+    used, present = decoder.used, decoder.present[: len(packed)]
+    is_token = decoder.token_positions()[used]
+    free = ~is_token | ~present[:, used]  # nothing is drawn there
     uniform = _uniform(noise, packed, sampling.temperature)
-    packed = packed.clone()
+    codes = torch.where(free[:, None, :, None], packed[:, :, used], newest[:, :, used])
     copies = 2 if sampling.guided else 1
-    scored = {index - 1 for index in used if is_token[index]}
-    for index in used[:-1]:
-        here = packed[:, :, index]
-        logits = decoder.next_position(here if copies == 1 else here.repeat(copies, 1, 1), index)
-        if index in scored:
-            numbers = None if uniform is None else uniform[:, :, index + 1]
-            packed[:, :, index + 1] = draw(guide(logits.float(), sampling.guidance), sampling, numbers)
-    return packed
+    longest = max(1, sampling.draft_rows // (copies * len(packed) * packed.shape[1]))
+    start, width = 0, longest
+    while start < len(used) - 1:
+        width = min(width, longest, len(used) - 1 - start)
+        there = slice(start + 1, start + 1 + width)
+        here = codes[:, :, start : start + width]
+        logits = decoder.next_positions(here if copies == 1 else here.repeat(copies, 1, 1, 1), start)
+        numbers = None if uniform is None else uniform[:, :, used[there]]
+        drawn = draw(guide(logits.float(), sampling.guidance), sampling, numbers)
+        drawn = torch.where(free[:, None, there, None], codes[:, :, there], drawn)
+        right = (drawn == codes[:, :, there])[:, :, :-1].transpose(0, 2).flatten(1).all(1)
+        codes[:, :, there] = drawn
+        kept = 1 + int(right.cumprod(0).sum()) if width > 1 else 1
+        start, width = start + kept, 2 * kept
+    return packed.index_copy(2, used, codes)
 
 
 def _uniform(noise: SampleNoise, packed: Int[Tensor, "b g frame pp"], strength: float) -> Tensor | None:
@@ -180,8 +202,10 @@ def _decode(
     model, g = decoder.model, decoder.layout.num_targets
     newest = model.embed.arrange({name: codes[:, -1:] for name, codes in context.codes.items()})
     empty = torch.full_like(newest, model.embed.null_code).repeat(1, g, 1, 1)
-    decode = _decode_masked if model.config.decoding == "masked" else _decode_raster
-    packed = decode(decoder, empty, sampling, noise)
+    if model.config.decoding == "masked":
+        packed = _decode_masked(decoder, empty, sampling, noise)
+    else:
+        packed = _decode_raster(decoder, empty, newest, sampling, noise)
     packed = torch.where(decoder.present[: len(packed), None, :, None], packed, newest)
     frames: dict[str, Tensor] = {}
     start = 0
@@ -238,9 +262,10 @@ def stream_frames(
     return _stream(model, context, num_frames, sampling, frame_step, SampleNoise(seeds))
 
 
-def _suited(model: WorldModel, num_samples: int) -> WorldModel:
+def _suited(model: WorldModel, sampling: SamplingConfig, num_samples: int) -> WorldModel:
     """Return the model with its weights as they lie best for steps of raster decoding with few rows on a CPU."""
-    few = model.config.decoding == "raster" and num_samples * model.config.num_targets <= _FEW_ROWS
+    rows = num_samples * model.config.num_targets * (2 if sampling.guided else 1)
+    few = model.config.decoding == "raster" and rows <= _FEW_ROWS and sampling.draft_rows < 2 * rows
     cast = torch.is_autocast_enabled("cpu")  # it keeps its casts of trainable weights alone
     return with_wide_weights_by_column(model) if few and model.device.type == "cpu" and not cast else model
 
@@ -259,7 +284,7 @@ def _stream(
     while True:
         with evaluating(model):
             if drawing is None:
-                drawing = _suited(model, len(context.text) * (2 if sampling.guided else 1))
+                drawing = _suited(model, sampling, len(context.text))
             moved = own_states(model, context, frame_step)
             context = context if moved is None else replace(context, target_states=moved)
             seen = beside_without_text(context) if sampling.guided else context

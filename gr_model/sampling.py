@@ -26,9 +26,12 @@ class SamplingConfig:
         measured after `temperature` and `top_k`; 1 for all.
     guidance: 1 for none; above, predictions are pushed away from those without text, w of `l0 + w (l - l0)` (needs
         text dropout in training). Source: classifier-free guidance, arXiv 2207.12598, on logits.
-    passes: over a frame in masked decoding.
+    passes: over a frame in masked decoding. Two are enough for the likeliest codes; drawn ones need more, as the codes
+        of a pass do not know of each other.
     choice_temperature: scale of the Gumbel noise on the confidences that decide which codes masked decoding keeps;
         falls to 0.
+    draft_rows: most rows (samples x positions) of a pass of raster decoding, which takes drafts of the next codes along
+        and keeps those that it would have drawn; 1 takes none. The codes are the same, up to rounding.
     seed: of all draws. Each sample has its own stream of random numbers, so what stands beside it changes nothing.
     """
 
@@ -36,8 +39,9 @@ class SamplingConfig:
     top_k: int = 0
     top_p: float = 1.0
     guidance: float = 1.0
-    passes: int = 6
+    passes: int = 2
     choice_temperature: float = 0.0
+    draft_rows: int = 32
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,6 +51,7 @@ class SamplingConfig:
         _require(self.top_k >= 0, "top_k", "a number of codes, or 0 for all", self.top_k)
         _require(0 < self.top_p <= 1, "top_p", "a share above 0 and up to 1", self.top_p)
         _require(self.passes >= 1, "passes", "at least 1", self.passes)
+        _require(self.draft_rows >= 1, "draft_rows", "at least 1", self.draft_rows)
 
     @property
     def guided(self) -> bool:

@@ -61,6 +61,11 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def next_scores(decoder: FrameDecoder, packed: Tensor, index: int) -> Tensor:
+    """Append one position of a frame and score the next."""
+    return decoder.next_positions(packed[:, :, index : index + 1], index)[:, :, 0]
+
+
 def uncached_logits(model: WorldModel, context: Context, packed: Tensor, hidden: Tensor | None) -> Tensor:
     """Score every position in one pass over the whole sequence."""
     _, features = model.predict(context, Targets(packed=packed, masked=hidden), with_actions=False)
@@ -130,7 +135,7 @@ def test_logits_after_sliding_equal_uncached_ones_with_the_kept_text(decoding: A
                 everywhere = torch.ones(packed.shape[:3], dtype=torch.bool)
                 got = decoder.score(packed, hidden, everywhere).view(*packed.shape, -1)
             else:
-                got = torch.stack([decoder.next_position(packed[:, :, i], i) for i in range(packed.shape[2])], dim=2)
+                got = torch.stack([next_scores(decoder, packed, i) for i in range(packed.shape[2])], dim=2)
             expected = uncached_logits(model, context, packed, hidden if decoding == "masked" else None)
             torch.testing.assert_close(got, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
             frame = {name: (codes[:, -1:] + step + 1) % 20 for name, codes in context.codes.items()}
@@ -159,10 +164,40 @@ def test_a_position_of_a_raster_frame_can_be_decoded_again() -> None:
     packed = model.embed.arrange({name: codes[:, :1] + 0 for name, codes in context.codes.items()})
     with torch.no_grad():
         decoder = FrameDecoder(model, context)
-        first = [decoder.next_position(packed[:, :, i], i) for i in range(packed.shape[2])]
-        decoder.next_position((packed[:, :, 3] + 1) % 20, 3)
+        first = [next_scores(decoder, packed, i) for i in range(packed.shape[2])]
+        next_scores(decoder, (packed + 1) % 20, 3)
         for i in range(3, packed.shape[2]):
-            assert torch.equal(decoder.next_position(packed[:, :, i], i), first[i])
+            assert torch.equal(next_scores(decoder, packed, i), first[i])
+
+
+@pytest.mark.parametrize("sampling", [SamplingConfig(), DRAWN, replace(DRAWN, guidance=1.5)])
+@pytest.mark.parametrize(("targets", "missing"), [(1, ()), (2, (1,))])
+@pytest.mark.parametrize("gate", [0.0, 40.0])
+def test_drafts_change_no_code_and_save_passes_where_they_are_right(
+    sampling: SamplingConfig, targets: int, missing: tuple[int, ...], gate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lively_model("raster", max_context=2, num_targets=targets)
+    torch.nn.init.constant_(model.copy_gate.bias, gate)  # 0: the newest frame is a wrong draft; 40: a right one
+    context = start(model)
+    present = torch.ones(3, dtype=torch.bool)
+    present[list(missing)] = False
+    context = replace(context, camera_mask={"static": present})
+    widths: list[int] = []
+    extend = FrameDecoder.next_positions
+
+    def watched(decoder: FrameDecoder, packed: Tensor, start: int) -> Tensor:
+        widths.append(packed.shape[2])
+        return extend(decoder, packed, start)
+
+    monkeypatch.setattr(FrameDecoder, "next_positions", watched)
+    singly = imagine_frames(model, context, num_frames=4, sampling=replace(sampling, draft_rows=1))
+    assert set(widths) == {1}
+    passes = len(widths)
+    for rows in (24, 1000):
+        widths.clear()
+        assert same(singly, imagine_frames(model, context, num_frames=4, sampling=replace(sampling, draft_rows=rows)))
+        assert 1 < max(widths) <= rows and len(widths) <= passes
+    assert gate == 0 or len(widths) < passes / 2
 
 
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
@@ -170,7 +205,7 @@ def test_a_single_sample_is_drawn_alike_with_wide_weights_by_column(
     guidance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = lively_model("raster")
-    lone, sampling = sample(start(model), [1]), replace(DRAWN, guidance=guidance)
+    lone, sampling = sample(start(model), [1]), replace(DRAWN, guidance=guidance, draft_rows=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     by_row = imagine_frames(model, lone, num_frames=3, sampling=sampling)
     monkeypatch.setattr(layers, "_LARGE", 1)
@@ -187,7 +222,8 @@ def test_a_single_sample_is_drawn_alike_with_wide_weights_by_column(
     assert all(torch.equal(tensor, after[name]) and after[name].is_contiguous() for name, tensor in before.items())
     strides.clear()
     imagine_frames(model, start(model), sampling=sampling)
-    assert 1 not in strides, "several samples take the weights as they are"
+    imagine_frames(model, lone, sampling=replace(sampling, draft_rows=8))
+    assert 1 not in strides, "several samples, and drafts, take the weights as they are"
 
 
 def test_only_the_keys_of_the_text_survive_a_slide() -> None:
@@ -215,8 +251,7 @@ def test_changing_a_code_leaves_earlier_cached_logits_bit_identical() -> None:
         with torch.no_grad():
             one, two = FrameDecoder(model, context), FrameDecoder(model, context)
             equal = [
-                torch.equal(one.next_position(packed[:, :, i], i), two.next_position(changed[:, :, i], i))
-                for i in range(packed.shape[2])
+                torch.equal(next_scores(one, packed, i), next_scores(two, changed, i)) for i in range(packed.shape[2])
             ]
         assert equal == [i < place for i in range(packed.shape[2])]
 
@@ -382,7 +417,7 @@ def test_drawn_frames_follow_the_softmax_of_the_model() -> None:
         model.frame_codes.weight.mul_(0.3)
     context = sample(start(model), [0])
     with torch.no_grad():
-        logits = FrameDecoder(model, context).next_position(model.embed.arrange(context.codes)[:, -1:, 0], 0)
+        logits = next_scores(FrameDecoder(model, context), model.embed.arrange(context.codes)[:, -1:], 0)
     crowd = sample(context, [0] * 1500)
     sampling = SamplingConfig(temperature=1.0)
     codes = imagine_frames(model, crowd, sampling=sampling, seeds=range(1500))["static"][:, 0, 0]

@@ -54,7 +54,7 @@ def test_cached_raster_decoding_equals_uncached(targets: int) -> None:
     packed, _ = read_targets(model, batch, context, 2)
     with torch.no_grad():
         decoder = FrameDecoder(model, context)
-        cached = [decoder.next_position(packed[:, :, i], i) for i in range(packed.shape[2])]
+        cached = [decoder.next_positions(packed[:, :, i : i + 1], i)[:, :, 0] for i in range(packed.shape[2])]
         _, features = model.predict(context, Targets(packed=packed, masked=None), with_actions=False)
         expected = model.frame_logits(features, model.reference(context).expand_as(packed))
     torch.testing.assert_close(torch.stack(cached, dim=2), expected, atol=1e-5, rtol=1e-5)

@@ -163,8 +163,8 @@ def test_generation_is_measured_with_or_without_huggingface():
     assert set(table.rows) == {RASTER, MASKED} | ({GENERATE} if present else set())
     (wall, low, high), processor = table.ratio(MASKED, RASTER)
     assert low <= wall <= high
-    assert min(wall, processor[0]) > 1, "six passes are faster than one for each of 33 positions"
-    assert "32 codes a frame" in notes[0] and "cut" not in notes[0]
+    assert min(wall, processor[0]) > 1, "two passes are faster than one for each of 33 positions"
+    assert "32 to predict, 1 codes each" in notes[0] and "cut" not in notes[0]
 
 
 def test_taming_alone_gives_our_codes_and_pictures():

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import cycle
 
 import torch
 
 from ...gr_model.config import Decoding, ModelConfig
 from ...gr_model.context import Context
-from ...gr_model.errors import EnvironmentMissing
+from ...gr_model.errors import ConfigError, EnvironmentMissing
 from ...gr_model.generation import imagine_frames
 from ...gr_model.objectives import read_context
+from ...gr_model.policy_loading import assemble
 from ...gr_model.sampling import SamplingConfig
 from ...gr_model.world_model import WorldModel
+from ..video.clips import choose_clips, frames_between, open_store
+from ..video.predictions import part_of, set_sentences
 from .measure import Setting, Table, Work, measure
 from .models import CPU_SIDE, Size, comparable, layout_of, make_gpt2, make_world_model, num_predicted
 from .training import random_batch
 
 RASTER, MASKED, HUGGINGFACE = "ours, raster", "ours, masked", "HuggingFace generate"
+DRAFTED = "ours, raster with drafts"
+
+_SINGLY = SamplingConfig(draft_rows=1)
+"""One position after the other: what drafts save depends on the codes, and those of random weights say nothing."""
+
+_CLIPS = 16
+"""Clips in whose frames a trained model is timed, one after the other."""
 
 
 def time_generation(size: Size, setting: Setting, batch_size: int = 1) -> tuple[Table, list[str]]:
@@ -26,27 +38,74 @@ def time_generation(size: Size, setting: Setting, batch_size: int = 1) -> tuple[
     HuggingFace's GPT-2 makes as many tokens as the frame has codes, with its growing cache of keys and values.
     """
     config = _config(size, "raster", setting)
-    layout, m = layout_of(config), num_predicted(config)
-    num_context = layout.length - layout.frame_length
-    sampling = SamplingConfig()
-    notes = [
-        f"generation: {num_context} positions of context, {m} codes a frame, batch {batch_size}, masked decoding in "
-        f"{sampling.passes} passes"
-    ]
+    notes = [_about(config, batch_size)]
     if config.packed_grids != comparable(size, "raster", num_context=1).packed_grids:
         notes[0] += f"; grids of codes are cut to {CPU_SIDE} x {CPU_SIDE} on a CPU"
     works = {}
-    decodings: dict[str, Decoding] = {RASTER: "raster", MASKED: "masked"}
-    for name, decoding in decodings.items():
-        model = make_world_model(_config(size, decoding, setting), setting.device, batch_size).eval()
-        context, _ = read_context(model, random_batch(model.config, batch_size, setting.device))
-        works[name] = Work(step=_our_frame(model, context, sampling, setting))
+    for name, decoding in {RASTER: "raster", MASKED: "masked"}.items():
+        model = make_world_model(_config(size, decoding, setting), setting.device, batch_size).eval()  # type: ignore[arg-type]
+        works[name] = _our_frames(model, [_random_context(model, batch_size)], _SINGLY, setting)
+    return _beside_huggingface(works, config, setting, notes, batch_size)
+
+
+def time_trained(policy: str, tokens: str, setting: Setting) -> tuple[Table, list[str]]:
+    """Time the likeliest next frames of a trained raster model after real contexts, with and without drafts.
+
+    HuggingFace's GPT-2 has the same trunk and makes a token for each position of a frame; masked decoding is timed with
+    random weights, which change nothing there.
+
+    Raises:
+        CheckpointError: the release cannot be used.
+        ConfigError: the release decodes masked.
+        DataError: the shards cannot be used or hold too few clips.
+    """
+    parts = assemble(policy).to(str(setting.device))
+    model = parts.release.model.eval()
+    config = model.config
+    if config.decoding != "raster":
+        raise ConfigError(
+            f"--policy: expected a model with raster decoding, {policy} decodes {config.decoding}; train one with "
+            "`gr2 pretrain --model.decoding raster`."
+        )
+    store = open_store(tokens, parts.release)
+    clips = choose_clips(
+        store, num_clips=_CLIPS, context=config.max_context, num_frames=1,
+        frame_step=frames_between(store, parts.release), held_out=0, seed=0,
+    )  # fmt: skip
+    set_sentences(parts, clips)
+    rows = [slice(i, i + 1) for i in range(len(clips))]
+    contexts = [read_context(model, part_of(model, clips, r, start=0, num_frames=clips.context))[0] for r in rows]
+    masked = make_world_model(replace(config, decoding="masked"), setting.device, 1).eval()
+    works = {
+        RASTER: _our_frames(model, contexts, _SINGLY, setting),
+        DRAFTED: _our_frames(model, contexts, SamplingConfig(), setting),
+        MASKED: _our_frames(masked, [_random_context(masked, 1)], SamplingConfig(), setting),
+    }
+    same, passes = _compare_drafts(model, contexts, setting)
+    notes = [
+        f"{_about(config, 1)}; real contexts of {len(contexts)} clips; with drafts {passes:.1f} passes a frame and "
+        f"{100 * same:.2f} % of the codes of one position after the other"
+    ]
+    return _beside_huggingface(works, config, setting, notes, 1)
+
+
+def _about(config: ModelConfig, batch_size: int) -> str:
+    layout = layout_of(config)
+    return (
+        f"generation: {layout.length - layout.frame_length} positions of context, {num_predicted(config)} to predict, "
+        f"{config.codes_per_position} codes each, batch {batch_size}, masked decoding in "
+        f"{SamplingConfig().passes} passes"
+    )
+
+
+def _beside_huggingface(
+    works: dict[str, Work], config: ModelConfig, setting: Setting, notes: list[str], batch_size: int
+) -> tuple[Table, list[str]]:
     try:
-        works[HUGGINGFACE] = Work(step=_gpt2_frame(size, setting, batch_size))
+        works = {**works, HUGGINGFACE: Work(step=_gpt2_frame(config, setting, batch_size))}
     except EnvironmentMissing as missing:
         notes.append(str(missing))
-    reference = HUGGINGFACE if HUGGINGFACE in works else RASTER
-    return measure(works, "frames/s", reference, setting), notes
+    return measure(works, "frames/s", HUGGINGFACE if HUGGINGFACE in works else RASTER, setting), notes
 
 
 def _config(size: Size, decoding: Decoding, setting: Setting) -> ModelConfig:
@@ -54,17 +113,43 @@ def _config(size: Size, decoding: Decoding, setting: Setting) -> ModelConfig:
     return comparable(size, decoding, num_context=1, most_side=side)
 
 
-def _our_frame(model: WorldModel, context: Context, sampling: SamplingConfig, setting: Setting) -> Callable[[], int]:
+def _random_context(model: WorldModel, batch_size: int) -> Context:
+    return read_context(model, random_batch(model.config, batch_size, model.device))[0]
+
+
+def _our_frames(model: WorldModel, contexts: Sequence[Context], sampling: SamplingConfig, setting: Setting) -> Work:
+    """Predict the next frame of one context after the other."""
+    following = cycle(contexts)
+
     def frame() -> int:
+        context = next(following)
         with torch.inference_mode(), setting.autocast():
             imagine_frames(model, context, sampling=sampling)
         return len(context.text)
 
-    return frame
+    return Work(step=frame)
 
 
-def _gpt2_frame(size: Size, setting: Setting, batch_size: int) -> Callable[[], int]:
-    config = _config(size, "raster", setting)
+def _compare_drafts(model: WorldModel, contexts: Sequence[Context], setting: Setting) -> tuple[float, float]:
+    """Return the share of equal codes with and without drafts, and the passes a frame with them."""
+    passes, equal = 0, []
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    for context in contexts:
+        with torch.inference_mode(), setting.autocast():
+            singly = imagine_frames(model, context, sampling=_SINGLY)
+            handle = model.gpt.norm.register_forward_hook(count)
+            drafted = imagine_frames(model, context)
+            handle.remove()
+        passes -= 1  # over the context
+        equal += [float((singly[name] == drafted[name]).float().mean()) for name in singly]
+    return sum(equal) / len(equal), passes / len(contexts)
+
+
+def _gpt2_frame(config: ModelConfig, setting: Setting, batch_size: int) -> Callable[[], int]:
     layout, m = layout_of(config), num_predicted(config)
     start = layout.length - layout.frame_length + 1
     gpt2 = make_gpt2(config, layout.length).to(setting.device).eval()

@@ -62,7 +62,7 @@ def layout_of(config: ModelConfig) -> SequenceLayout:
 
 
 def num_predicted(config: ModelConfig) -> int:
-    """Count the codes of a frame, all cameras."""
+    """Count the positions of a frame that codes are predicted at, all cameras."""
     return sum(rows * columns for rows, columns in config.packed_grids)
 
 
@@ -106,7 +106,7 @@ def make_gpt2(config: ModelConfig, num_positions: int) -> Any:
             bos_token_id=0,
             eos_token_id=None,
             pad_token_id=0,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # type: ignore[call-arg]
         )
     )
 
