@@ -21,7 +21,7 @@ from .context import Context
 from .errors import ConfigError
 from .layers import KeysValues, additive, with_wide_weights_by_column
 from .rollouts import beside_without_text, evaluating, own_states, slide
-from .sampling import SampleNoise, SamplingConfig, draw, guide
+from .sampling import SampleNoise, SamplingConfig, draw, guide, gumbel
 from .sequence import SequenceLayout, unpack_codes
 
 if TYPE_CHECKING:
@@ -135,15 +135,14 @@ def _decode_masked(
         at = hidden.any(-1)
         logits = decoder.score(*(torch.cat([t] * copies) for t in (packed, hidden, at)))
         logits = guide(logits.float(), sampling.guidance)
-        uniform = _uniform(noise, packed, sampling.temperature)
-        codes = draw(logits, sampling, None if uniform is None else uniform[at])
+        seeds = _seeds(noise, packed, sampling)
+        codes = draw(logits, sampling, None if seeds is None else seeds[at])
         packed = torch.where(hidden, packed.index_put((at,), codes), packed)
         confidence = logits.new_zeros(packed.shape)
         confidence[at] = logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
-        shaken = _uniform(noise, packed, sampling.choice_temperature)
-        if shaken is not None:
-            gumbel = -(-shaken.clamp(min=1e-7).log()).log()
-            confidence = confidence + sampling.choice_temperature * (1 - step / sampling.passes) * gumbel
+        if sampling.choice_temperature:
+            shaken = gumbel(noise.seeds(packed.shape[1:], packed.device), 1)[..., 0].float()
+            confidence = confidence + sampling.choice_temperature * (1 - step / sampling.passes) * shaken
         share = math.cos(0.5 * math.pi * step / sampling.passes)
         if most_codes * share < 1:  # not those of this batch: a sample draws as many numbers in every company
             break
@@ -162,15 +161,15 @@ def _decode_raster(
     """Fill position after position; each camera starts at its begin token, cameras that no sample has are skipped.
 
     A pass takes drafts of the next codes along, those of the newest frame at first and then what the pass before drew
-    there, and keeps what it draws up to the first draft that was wrong. As each code is drawn with a random number of
-    its own, the result is that of one position after the other, up to rounding.
+    there, and keeps what it draws up to the first draft that was wrong. As each code is drawn with noise of its own,
+    the result is that of one position after the other, up to rounding.
 
     Source: speculative decoding (arXiv 2211.17192), drafts by Jacobi iteration (arXiv 2305.10427).
     """
     used, present = decoder.used, decoder.present[: len(packed)]
     is_token = decoder.token_positions()[used]
     free = ~is_token | ~present[:, used]  # nothing is drawn there
-    uniform = _uniform(noise, packed, sampling.temperature)
+    seeds = _seeds(noise, packed, sampling)
     codes = torch.where(free[:, None, :, None], packed[:, :, used], newest[:, :, used])
     copies = 2 if sampling.guided else 1
     longest = max(1, sampling.draft_rows // (copies * len(packed) * packed.shape[1]))
@@ -180,8 +179,8 @@ def _decode_raster(
         there = slice(start + 1, start + 1 + width)
         here = codes[:, :, start : start + width]
         logits = decoder.next_positions(here if copies == 1 else here.repeat(copies, 1, 1, 1), start)
-        numbers = None if uniform is None else uniform[:, :, used[there]]
-        drawn = draw(guide(logits.float(), sampling.guidance), sampling, numbers)
+        own = None if seeds is None else seeds[:, :, used[there]]
+        drawn = draw(guide(logits.float(), sampling.guidance), sampling, own)
         drawn = torch.where(free[:, None, there, None], codes[:, :, there], drawn)
         right = (drawn == codes[:, :, there])[:, :, :-1].transpose(0, 2).flatten(1).all(1)
         codes[:, :, there] = drawn
@@ -190,9 +189,11 @@ def _decode_raster(
     return packed.index_copy(2, used, codes)
 
 
-def _uniform(noise: SampleNoise, packed: Int[Tensor, "b g frame pp"], strength: float) -> Tensor | None:
-    """Draw a number for every code, so that those of a camera do not depend on which others there are."""
-    return noise.uniform(packed.shape[1:], packed.device) if strength else None
+def _seeds(
+    noise: SampleNoise, packed: Int[Tensor, "b g frame pp"], sampling: SamplingConfig
+) -> Int[Tensor, "b g frame pp"] | None:
+    """Draw a seed for every code, so that the codes of a camera do not depend on which others there are."""
+    return noise.seeds(packed.shape[1:], packed.device) if sampling.temperature else None
 
 
 def _decode(

@@ -41,7 +41,7 @@ class SamplingConfig:
     guidance: float = 1.0
     passes: int = 2
     choice_temperature: float = 0.0
-    draft_rows: int = 32
+    draft_rows: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class SamplingConfig:
 
 
 class SampleNoise:
-    """Random numbers of the samples of a batch, each from a generator of its own.
+    """Random seeds for the codes of the samples of a batch, each sample with a generator of its own.
 
     They are made on the CPU: the same seed gives the same numbers on every device.
     """
@@ -68,10 +68,9 @@ class SampleNoise:
     def __init__(self, seeds: Sequence[int]) -> None:
         self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
-    def uniform(self, shape: Sequence[int], device: torch.device) -> Float[Tensor, "b ..."]:
-        """Draw numbers in [0, 1) of `shape` for each sample."""
-        # 24 random bits: in double precision the product with a total probability stays below the total.
-        rows = [torch.rand(tuple(shape), generator=generator) for generator in self.generators]
+    def seeds(self, shape: Sequence[int], device: torch.device) -> Int[Tensor, "b ..."]:
+        """Draw seeds of `shape` for each sample."""
+        rows = [torch.randint(1 << 62, tuple(shape), generator=generator) for generator in self.generators]
         return torch.stack(rows).to(device)
 
 
@@ -101,20 +100,44 @@ def probabilities(logits: Float[Tensor, "*n v"], sampling: SamplingConfig) -> Fl
     return torch.zeros_like(p).scatter_(-1, order, ordered / ordered.sum(-1, keepdim=True))
 
 
-def draw(
-    logits: Float[Tensor, "*n v"], sampling: SamplingConfig, uniform: Float[Tensor, "*n"] | None
-) -> Int[Tensor, "*n"]:
-    """Draw codes by inverting the cumulative distribution at `uniform`; None is enough at temperature 0."""
+def gumbel(seeds: Int[Tensor, "*n"], count: int) -> Float[Tensor, "*n count"]:
+    """Return `count` numbers of the standard Gumbel distribution for each seed, float64.
+
+    Source: SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"), a stream a seed.
+    """
+    numbers = torch.arange(1, count + 1, device=seeds.device)
+    x = seeds[..., None] + numbers * _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _right(x, 27)) * _signed(0x94D049BB133111EB)
+    uniform = (_right(x ^ _right(x, 31), 12).double() + 0.5) * 2.0**-52
+    return -(-uniform.log()).log()
+
+
+def _signed(bits: int) -> int:
+    """Read 64 bits as a number with a sign."""
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
+def _right(x: Int[Tensor, "*n"], places: int) -> Int[Tensor, "*n"]:
+    """Shift 64 bits to the right and fill in zeros."""
+    return (x >> places) & ((1 << (64 - places)) - 1)
+
+
+def draw(logits: Float[Tensor, "*n v"], sampling: SamplingConfig, seeds: Int[Tensor, "*n"] | None) -> Int[Tensor, "*n"]:
+    """Draw codes, each with the Gumbel noise of a seed of its own; None is enough at temperature 0.
+
+    Logits that differ a little draw the same code from the same seed most of the time.
+    """
     if sampling.temperature == 0 or sampling.top_k == 1:
         return logits.argmax(-1)
-    assert uniform is not None, "drawing needs random numbers"
-    rows = max(1, _PROBABILITIES_AT_ONCE // logits.shape[-1])
-    parts = []
-    for some, numbers in zip(logits.flatten(0, -2).split(rows), uniform.flatten().split(rows), strict=True):
-        cumulative = probabilities(some, sampling).cumsum(-1)
-        threshold = numbers.double()[:, None] * cumulative[:, -1:]
-        parts.append(torch.searchsorted(cumulative, threshold, right=True)[:, 0])
-    return torch.cat(parts).view(uniform.shape)
+    assert seeds is not None, "drawing needs random numbers"
+    v = logits.shape[-1]
+    rows = max(1, _PROBABILITIES_AT_ONCE // v)
+    parts = [
+        (probabilities(some, sampling).log() + gumbel(numbers, v)).argmax(-1)
+        for some, numbers in zip(logits.flatten(0, -2).split(rows), seeds.flatten().split(rows), strict=True)
+    ]
+    return torch.cat(parts).view(seeds.shape)
 
 
 def _require(ok: bool, name: str, expected: str, got: object) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from model_cases import make_batch, make_context, make_model, small_config
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 from torch import Tensor
 
 from gr2.gr_model import layers
@@ -18,7 +18,7 @@ from gr2.gr_model.context import Context, Targets
 from gr2.gr_model.errors import ConfigError, ShapeError
 from gr2.gr_model.generation import FrameDecoder, imagine_frames, slide, stream_frames
 from gr2.gr_model.objectives import read_targets
-from gr2.gr_model.sampling import SampleNoise, SamplingConfig, draw, guide, probabilities
+from gr2.gr_model.sampling import SampleNoise, SamplingConfig, draw, guide, gumbel, probabilities
 from gr2.gr_model.sequence import unpack_codes
 from gr2.gr_model.world_model import WorldModel
 
@@ -371,8 +371,8 @@ def test_equal_scores_are_settled_as_argmax_settles_them() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0, 3.0]])
     for sampling in (SamplingConfig(), SamplingConfig(temperature=1.0, top_k=1)):
         assert probabilities(logits, sampling).tolist() == [[0.0, 1.0, 0.0, 0.0]]
-        assert draw(logits, sampling, torch.tensor([0.99])).tolist() == [1]
-    assert draw(logits, SamplingConfig(temperature=1.0, top_p=1e-9), torch.tensor([0.99])).tolist() == [1]
+        assert draw(logits, sampling, torch.tensor([7])).tolist() == [1]
+    assert draw(logits, SamplingConfig(temperature=1.0, top_p=1e-9), torch.tensor([7])).tolist() == [1]
     assert probabilities(logits, SamplingConfig(temperature=1.0, top_k=2)).tolist() == [[0.0, 0.5, 0.5, 0.0]]
 
 
@@ -398,17 +398,37 @@ def test_draws_follow_their_distribution(temperature: float, top_k: int, top_p: 
     sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
     expected = expected_probabilities(logits.double().numpy(), temperature, top_k, top_p)
     np.testing.assert_allclose(probabilities(logits, sampling).numpy(), expected, atol=1e-9)
-    uniform = SampleNoise([3]).uniform((40000,), torch.device("cpu"))
-    counts = draw(logits.expand(1, 40000, -1), sampling, uniform).flatten().bincount(minlength=12).numpy()
+    seeds = SampleNoise([3]).seeds((40000,), torch.device("cpu"))
+    counts = draw(logits.expand(1, 40000, -1), sampling, seeds).flatten().bincount(minlength=12).numpy()
     assert counts[expected == 0].sum() == 0
     drawn = expected > 0
     assert chisquare(counts[drawn], 40000 * expected[drawn]).pvalue > 1e-3
 
 
-def test_extreme_random_numbers_draw_only_what_is_possible() -> None:
-    logits = torch.tensor([-torch.inf, 0.0, 1.0, -torch.inf]).expand(2, -1)
-    edges = torch.tensor([0.0, 1 - 2**-24])
-    assert draw(logits, SamplingConfig(temperature=1.0), edges).tolist() == [1, 2]
+def test_impossible_codes_are_never_drawn() -> None:
+    logits = torch.tensor([-torch.inf, 0.0, 4.0, -torch.inf]).expand(5000, -1)
+    drawn = draw(logits, SamplingConfig(temperature=1.0), torch.arange(5000))
+    assert set(drawn.tolist()) == {1, 2}
+
+
+def test_noise_is_that_of_splitmix64_and_of_gumbel() -> None:
+    # The first outputs of the reference implementation for the seed 1234567.
+    words = np.array([6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431], np.uint64)
+    expected = -np.log(-np.log(((words >> np.uint64(12)).astype(float) + 0.5) / 2**52))
+    np.testing.assert_allclose(gumbel(torch.tensor(1234567), 4).numpy(), expected, rtol=1e-12)
+    numbers = gumbel(SampleNoise([3]).seeds((2000,), torch.device("cpu"))[0], 30)
+    assert torch.isfinite(numbers).all()
+    assert kstest(numbers.flatten().numpy(), "gumbel_r").pvalue > 1e-3
+    assert abs(np.corrcoef(numbers.numpy().T) - np.eye(30)).max() < 0.12
+
+
+def test_close_logits_draw_the_same_codes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4000, 50, generator=generator)
+    near = logits + 0.1 * torch.randn(4000, 50, generator=generator)
+    first, second = (draw(x, SamplingConfig(temperature=1.0), torch.arange(4000)) for x in (logits, near))
+    apart = (logits.softmax(-1) - near.softmax(-1)).abs().sum(-1).mean() / 2
+    assert (first != second).float().mean() < 2 * apart
 
 
 def test_drawn_frames_follow_the_softmax_of_the_model() -> None:

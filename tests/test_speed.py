@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from gr2.benchmarks.speed.generation import DRAFTED, MASKED, RASTER, time_generation
 from gr2.benchmarks.speed.generation import HUGGINGFACE as GENERATE
-from gr2.benchmarks.speed.generation import MASKED, RASTER, time_generation
 from gr2.benchmarks.speed.measure import Setting, Work, measure, peak_flops, peak_memory_mb
 from gr2.benchmarks.speed.models import (
     PlainTransformer,
@@ -28,11 +31,15 @@ from gr2.benchmarks.speed.run import PARTS, speed
 from gr2.benchmarks.speed.tokenizer import OURS as OUR_VQGAN
 from gr2.benchmarks.speed.tokenizer import TAMING, TamingVQGAN, time_tokenizer, unfolded
 from gr2.benchmarks.speed.training import HUGGINGFACE, OURS, PLAIN, time_training
+from gr2.data_pipeline.video import write_video
 from gr2.gr_model import presets
+from gr2.gr_model.checkpoint import save_release
 from gr2.gr_model.cli import main
 from gr2.gr_model.errors import ConfigError, EnvironmentMissing
 from gr2.gr_model.gpt import count_parameters
 from gr2.gr_model.layers import Block, attend, with_wide_weights_by_column
+from gr2.gr_model.policy_loading import assemble
+from gr2.gr_model.world_model import WorldModel
 from gr2.tokenizers.vqgan import VQGAN, f16_1024, small
 
 SETTING = Setting(device=torch.device("cpu"), bfloat16=False, rounds=2)
@@ -165,6 +172,45 @@ def test_generation_is_measured_with_or_without_huggingface():
     assert low <= wall <= high
     assert min(wall, processor[0]) > 1, "two passes are faster than one for each of 33 positions"
     assert "32 to predict, 1 codes each" in notes[0] and "cut" not in notes[0]
+
+
+def test_trained_model_is_timed_with_and_without_drafts(tmp_path, capsys):
+    for number in range(6):
+        frames = np.full((24, 64, 64, 3), 30 * (1 + number), np.uint8)
+        for index in range(24):
+            frames[index, 20:36, index : index + 16] = 240
+        write_video(tmp_path / f"videos/{number}.mp4", frames, fps=12)
+    assert main(["data", "shards", "--source", str(tmp_path / "videos"), "--out", str(tmp_path / "shards")]) == 0
+    tokens = str(tmp_path / "tokens")
+    assert main(["data", "tokens", "--shards", str(tmp_path / "shards"), "--out", tokens]) == 0
+    shipped = assemble("pretrained").release
+    for decoding in ("raster", "masked"):
+        model = WorldModel(replace(shipped.model.config, decoding=decoding), codebook=shipped.model.embed.vectors[:-1])
+        save_release(
+            tmp_path / decoding, model, tokenizer=shipped.tokenizer, text=shipped.text, frame_step=5, control_hz=30,
+            provenance={},
+        )  # fmt: skip
+    out = tmp_path / "speed.json"
+    time = ["benchmark", "speed", "--only", "generation", "--rounds", "1", "--precision", "32", "--tokens", tokens]
+    assert main([*time, "--policy", str(tmp_path / "raster"), "--json", str(out)]) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert set(found["generation"]) - {GENERATE} == {RASTER, DRAFTED, MASKED}
+    said = {bar["what"] for bar in found["generation_bars"]}
+    assert said >= {f"{MASKED} over {RASTER}", f"{MASKED} over {DRAFTED}"}
+    note = re.search(r"6 clips; with drafts ([0-9.]+) passes a frame and ([0-9.]+) %", found["notes"][0])
+    assert note is not None
+    assert 0 < float(note[1]) <= 33
+    assert float(note[2]) > 99
+    capsys.readouterr()
+    assert main([*time, "--policy", str(tmp_path / "masked")]) == 1
+    assert "--model.decoding raster" in capsys.readouterr().err
+
+
+def test_policy_and_tokens_come_together():
+    with pytest.raises(ConfigError, match="--policy and --tokens together"):
+        speed(policy="pretrained")
+    with pytest.raises(ConfigError, match="where generation is timed"):
+        speed(policy="pretrained", tokens="tokens", only="training")
 
 
 def test_taming_alone_gives_our_codes_and_pictures():

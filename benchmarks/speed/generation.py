@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
 
@@ -13,8 +13,9 @@ from ...gr_model.context import Context
 from ...gr_model.errors import ConfigError, EnvironmentMissing
 from ...gr_model.generation import imagine_frames
 from ...gr_model.objectives import read_context
-from ...gr_model.policy_loading import assemble
+from ...gr_model.policy_loading import Assembled, assemble
 from ...gr_model.sampling import SamplingConfig
+from ...gr_model.sequence import SequenceLayout
 from ...gr_model.world_model import WorldModel
 from ..video.clips import choose_clips, frames_between, open_store
 from ..video.predictions import part_of, set_sentences
@@ -28,6 +29,9 @@ DRAFTED = "ours, raster with drafts"
 _SINGLY = SamplingConfig(draft_rows=1)
 """One position after the other: what drafts save depends on the codes, and those of random weights say nothing."""
 
+_DRAWN = SamplingConfig(temperature=0.8)
+"""How `gr2 imagine` draws. The likeliest codes of a model that has learned little are the drafts themselves."""
+
 _CLIPS = 16
 """Clips in whose frames a trained model is timed, one after the other."""
 
@@ -38,21 +42,26 @@ def time_generation(size: Size, setting: Setting, batch_size: int = 1) -> tuple[
     HuggingFace's GPT-2 makes as many tokens as the frame has codes, with its growing cache of keys and values.
     """
     config = _config(size, "raster", setting)
-    notes = [_about(config, batch_size)]
+    layout = layout_of(config)
+    notes = [_about(layout, config, batch_size)]
     if config.packed_grids != comparable(size, "raster", num_context=1).packed_grids:
         notes[0] += f"; grids of codes are cut to {CPU_SIDE} x {CPU_SIDE} on a CPU"
     works = {}
     for name, decoding in {RASTER: "raster", MASKED: "masked"}.items():
         model = make_world_model(_config(size, decoding, setting), setting.device, batch_size).eval()  # type: ignore[arg-type]
         works[name] = _our_frames(model, [_random_context(model, batch_size)], _SINGLY, setting)
-    return _beside_huggingface(works, config, setting, notes, batch_size)
+    try:
+        works[HUGGINGFACE] = _gpt2_frames(layout, config, setting, batch_size)
+    except EnvironmentMissing as missing:
+        notes.append(str(missing))
+    return _measured(works, setting), notes
 
 
 def time_trained(policy: str, tokens: str, setting: Setting) -> tuple[Table, list[str]]:
-    """Time the likeliest next frames of a trained raster model after real contexts, with and without drafts.
+    """Time frames that a trained raster model draws after real contexts, with and without drafts.
 
-    HuggingFace's GPT-2 has the same trunk and makes a token for each position of a frame; masked decoding is timed with
-    random weights, which change nothing there.
+    HuggingFace's GPT-2 has the same trunk and draws a token for each position of a frame; masked decoding takes the
+    likeliest codes of random weights, which change nothing there.
 
     Raises:
         CheckpointError: the release cannot be used.
@@ -67,45 +76,50 @@ def time_trained(policy: str, tokens: str, setting: Setting) -> tuple[Table, lis
             f"--policy: expected a model with raster decoding, {policy} decodes {config.decoding}; train one with "
             "`gr2 pretrain --model.decoding raster`."
         )
-    store = open_store(tokens, parts.release)
-    clips = choose_clips(
-        store, num_clips=_CLIPS, context=config.max_context, num_frames=1,
-        frame_step=frames_between(store, parts.release), held_out=0, seed=0,
-    )  # fmt: skip
-    set_sentences(parts, clips)
-    rows = [slice(i, i + 1) for i in range(len(clips))]
-    contexts = [read_context(model, part_of(model, clips, r, start=0, num_frames=clips.context))[0] for r in rows]
+    contexts = _real_contexts(parts, tokens)
+    layout = model.layout(contexts[0], with_frames=True, with_action=False)
     masked = make_world_model(replace(config, decoding="masked"), setting.device, 1).eval()
     works = {
-        RASTER: _our_frames(model, contexts, _SINGLY, setting),
-        DRAFTED: _our_frames(model, contexts, SamplingConfig(), setting),
+        RASTER: _our_frames(model, contexts, replace(_DRAWN, draft_rows=1), setting),
+        DRAFTED: _our_frames(model, contexts, _DRAWN, setting),
         MASKED: _our_frames(masked, [_random_context(masked, 1)], SamplingConfig(), setting),
     }
     same, passes = _compare_drafts(model, contexts, setting)
     notes = [
-        f"{_about(config, 1)}; real contexts of {len(contexts)} clips; with drafts {passes:.1f} passes a frame and "
-        f"{100 * same:.2f} % of the codes of one position after the other"
+        f"{_about(layout, config, 1)}; raster frames drawn at temperature {_DRAWN.temperature} after contexts of "
+        f"{len(contexts)} clips; with drafts {passes:.1f} passes a frame and {100 * same:.2f} % of the codes of one "
+        "position after the other"
     ]
-    return _beside_huggingface(works, config, setting, notes, 1)
+    try:
+        works[HUGGINGFACE] = _gpt2_frames(layout, config, setting, 1, _DRAWN.temperature)
+    except EnvironmentMissing as missing:
+        notes.append(str(missing))
+    return _measured(works, setting), notes
 
 
-def _about(config: ModelConfig, batch_size: int) -> str:
-    layout = layout_of(config)
+def _real_contexts(parts: Assembled, tokens: str) -> list[Context]:
+    """Read the contexts of some clips."""
+    model = parts.release.model
+    store = open_store(tokens, parts.release)
+    clips = choose_clips(
+        store, num_clips=_CLIPS, context=model.config.max_context, num_frames=1,
+        frame_step=frames_between(store, parts.release), held_out=0, seed=0,
+    )  # fmt: skip
+    set_sentences(parts, clips)
+    rows = [slice(i, i + 1) for i in range(len(clips))]
+    return [read_context(model, part_of(model, clips, row, start=0, num_frames=clips.context))[0] for row in rows]
+
+
+def _about(layout: SequenceLayout, config: ModelConfig, batch_size: int) -> str:
     return (
         f"generation: {layout.length - layout.frame_length} positions of context, {num_predicted(config)} to predict, "
-        f"{config.codes_per_position} codes each, batch {batch_size}, masked decoding in "
-        f"{SamplingConfig().passes} passes"
+        f"{config.codes_per_position} codes each, batch {batch_size}, masked decoding in {SamplingConfig().passes} "
+        "passes"
     )
 
 
-def _beside_huggingface(
-    works: dict[str, Work], config: ModelConfig, setting: Setting, notes: list[str], batch_size: int
-) -> tuple[Table, list[str]]:
-    try:
-        works = {**works, HUGGINGFACE: Work(step=_gpt2_frame(config, setting, batch_size))}
-    except EnvironmentMissing as missing:
-        notes.append(str(missing))
-    return measure(works, "frames/s", HUGGINGFACE if HUGGINGFACE in works else RASTER, setting), notes
+def _measured(works: dict[str, Work], setting: Setting) -> Table:
+    return measure(works, "frames/s", HUGGINGFACE if HUGGINGFACE in works else RASTER, setting)
 
 
 def _config(size: Size, decoding: Decoding, setting: Setting) -> ModelConfig:
@@ -140,28 +154,32 @@ def _compare_drafts(model: WorldModel, contexts: Sequence[Context], setting: Set
 
     for context in contexts:
         with torch.inference_mode(), setting.autocast():
-            singly = imagine_frames(model, context, sampling=_SINGLY)
+            singly = imagine_frames(model, context, sampling=replace(_DRAWN, draft_rows=1))
             handle = model.gpt.norm.register_forward_hook(count)
-            drafted = imagine_frames(model, context)
+            drafted = imagine_frames(model, context, sampling=_DRAWN)
             handle.remove()
         passes -= 1  # over the context
         equal += [float((singly[name] == drafted[name]).float().mean()) for name in singly]
     return sum(equal) / len(equal), passes / len(contexts)
 
 
-def _gpt2_frame(config: ModelConfig, setting: Setting, batch_size: int) -> Callable[[], int]:
-    layout, m = layout_of(config), num_predicted(config)
+def _gpt2_frames(
+    layout: SequenceLayout, config: ModelConfig, setting: Setting, batch_size: int, temperature: float = 0.0
+) -> Work:
+    """Generate as many tokens as the layout's frame has positions, after a prompt as long as its context."""
+    m = num_predicted(config)
     start = layout.length - layout.frame_length + 1
     gpt2 = make_gpt2(config, layout.length).to(setting.device).eval()
     tokens = torch.randint(config.codebook_size, (batch_size, start), device=setting.device)
     present = torch.ones_like(tokens)
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
 
     def frame() -> int:
         with torch.inference_mode(), setting.autocast():
             made = gpt2.generate(
-                tokens, attention_mask=present, max_new_tokens=m, min_new_tokens=m, do_sample=False, use_cache=True
+                tokens, attention_mask=present, max_new_tokens=m, min_new_tokens=m, use_cache=True, **drawn
             )
         assert made.shape == (batch_size, start + m)
         return batch_size
 
-    return frame
+    return Work(step=frame)
