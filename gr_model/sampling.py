@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import ConfigError
 
-_PROBABILITIES_AT_ONCE = 1 << 24
+_PROBABILITIES_AT_ONCE = 1 << 22
 """Probabilities held at a time while codes are drawn; 16384 codes at each place of a batch would fill the memory."""
 
 
@@ -101,16 +101,16 @@ def probabilities(logits: Float[Tensor, "*n v"], sampling: SamplingConfig) -> Fl
 
 
 def gumbel(seeds: Int[Tensor, "*n"], count: int) -> Float[Tensor, "*n count"]:
-    """Return `count` numbers of the standard Gumbel distribution for each seed, float64.
+    """Return `count` numbers of the standard Gumbel distribution for each seed.
 
     Source: SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"), a stream a seed.
     """
-    numbers = torch.arange(1, count + 1, device=seeds.device)
-    x = seeds[..., None] + numbers * _signed(0x9E3779B97F4A7C15)
-    x = (x ^ _right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _right(x, 27)) * _signed(0x94D049BB133111EB)
-    uniform = (_right(x ^ _right(x, 31), 12).double() + 0.5) * 2.0**-52
-    return -(-uniform.log()).log()
+    x = torch.arange(1, count + 1, device=seeds.device) * _signed(0x9E3779B97F4A7C15) + seeds[..., None]
+    x = x.bitwise_xor_(_right(x, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
+    x = x.bitwise_xor_(_right(x, 27)).mul_(_signed(0x94D049BB133111EB))
+    x = x.bitwise_xor_(_right(x, 31))
+    uniform = _right(x, 41).float().add_(0.5).mul_(2.0**-23)  # 23 bits and a half: neither 0 nor 1 in float32
+    return uniform.log_().neg_().log_().neg_()
 
 
 def _signed(bits: int) -> int:
@@ -120,7 +120,7 @@ def _signed(bits: int) -> int:
 
 def _right(x: Int[Tensor, "*n"], places: int) -> Int[Tensor, "*n"]:
     """Shift 64 bits to the right and fill in zeros."""
-    return (x >> places) & ((1 << (64 - places)) - 1)
+    return (x >> places).bitwise_and_((1 << (64 - places)) - 1)
 
 
 def draw(logits: Float[Tensor, "*n v"], sampling: SamplingConfig, seeds: Int[Tensor, "*n"] | None) -> Int[Tensor, "*n"]:
@@ -133,10 +133,12 @@ def draw(logits: Float[Tensor, "*n v"], sampling: SamplingConfig, seeds: Int[Ten
     assert seeds is not None, "drawing needs random numbers"
     v = logits.shape[-1]
     rows = max(1, _PROBABILITIES_AT_ONCE // v)
-    parts = [
-        (probabilities(some, sampling).log() + gumbel(numbers, v)).argmax(-1)
-        for some, numbers in zip(logits.flatten(0, -2).split(rows), seeds.flatten().split(rows), strict=True)
-    ]
+    narrow = sampling.top_k or sampling.top_p < 1
+    parts = []
+    for some, numbers in zip(logits.flatten(0, -2).split(rows), seeds.flatten().split(rows), strict=True):
+        some = some.float() - some.float().amax(-1, keepdim=True)
+        scores = probabilities(some, sampling).log() if narrow else some / sampling.temperature
+        parts.append((scores + gumbel(numbers, v)).argmax(-1))
     return torch.cat(parts).view(seeds.shape)
 
 

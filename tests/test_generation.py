@@ -359,7 +359,7 @@ def test_seeds_say_everything(decoding: Any) -> None:
 def test_the_narrowest_draws_are_the_likeliest_codes(decoding: Any) -> None:
     model = lively_model(decoding)
     likeliest = imagine_frames(model, start(model), num_frames=2, sampling=SamplingConfig(passes=3))
-    for narrow in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-6}):
+    for narrow in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-6}, {"temperature": 1e-42}):
         sampling = SamplingConfig(**{"passes": 3, "temperature": 1.0, **narrow})  # type: ignore[arg-type]
         assert same(likeliest, imagine_frames(model, start(model), num_frames=2, sampling=sampling)), narrow
     assert not same(
@@ -414,8 +414,8 @@ def test_impossible_codes_are_never_drawn() -> None:
 def test_noise_is_that_of_splitmix64_and_of_gumbel() -> None:
     # The first outputs of the reference implementation for the seed 1234567.
     words = np.array([6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431], np.uint64)
-    expected = -np.log(-np.log(((words >> np.uint64(12)).astype(float) + 0.5) / 2**52))
-    np.testing.assert_allclose(gumbel(torch.tensor(1234567), 4).numpy(), expected, rtol=1e-12)
+    expected = -np.log(-np.log(((words >> np.uint64(41)).astype(float) + 0.5) / 2**23))
+    np.testing.assert_allclose(gumbel(torch.tensor(1234567), 4).numpy(), expected, rtol=1e-5)
     numbers = gumbel(SampleNoise([3]).seeds((2000,), torch.device("cpu"))[0], 30)
     assert torch.isfinite(numbers).all()
     assert kstest(numbers.flatten().numpy(), "gumbel_r").pvalue > 1e-3

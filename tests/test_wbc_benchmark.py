@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from gr2.benchmarks.wbc import peers, run, track
-from gr2.benchmarks.wbc.built_in import built_in_cases, followable, noisy_cases, there_and_back
+from gr2.benchmarks.wbc.built_in import built_in_cases, followable, noisy_cases
 from gr2.benchmarks.wbc.clearances import distances, segment_distances
 from gr2.benchmarks.wbc.feeding import FeedingConfig, NoiseConfig, Run, chunks_of, drive, with_noise
 from gr2.benchmarks.wbc.metrics import broken, derivatives, evaluate, recovery_time
+from gr2.benchmarks.wbc.motions import there_and_back
 from gr2.benchmarks.wbc.reachability import Demand, continuation, demand_of
 from gr2.benchmarks.wbc.tables import missed
 from gr2.benchmarks.wbc.trajectories import TICK, TrackingCase, load_cases

@@ -11,8 +11,9 @@ from scipy.interpolate import make_interp_spline
 from ...gr_model.contracts import Array
 from ...wbc.kinematics import Kinematics
 from ...wbc.robots import RobotModel, kinova_gen3
-from ...wbc.transforms import pose_matrix, rotation_exp
 from .clearances import distances
+from .hard import hard_cases
+from .motions import ease, moved
 from .reachability import continuation
 from .trajectories import TICK, TrackingCase
 
@@ -32,23 +33,6 @@ POSITION_MARGIN = 0.1
 MAX_TRIES = 400
 
 
-def ease(share: Array) -> Array:
-    """Go from 0 to 1 with no velocity or acceleration at the ends (the quintic `10 s^3 - 15 s^4 + 6 s^5`)."""
-    s = np.clip(share, 0.0, 1.0)
-    return s**3 * (10.0 - 15.0 * s + 6.0 * s**2)
-
-
-def there_and_back(seconds: float) -> Array:
-    """Go from 0 to 1 and back within `seconds`, `[n]`."""
-    half = np.arange(round(seconds / TICK) + 1) * TICK / (0.5 * seconds)
-    return ease(np.where(half <= 1.0, half, 2.0 - half))
-
-
-def one_way(seconds: float) -> Array:
-    """Go from 0 to 1 within `seconds`, `[n]`."""
-    return ease(np.arange(round(seconds / TICK) + 1) * TICK / seconds)
-
-
 def smooth_cases(robot: RobotModel, count: int = NUM_SMOOTH) -> list[TrackingCase]:
     """Return `count` joint splines and as many Cartesian quintics that `robot` can follow exactly."""
     return [*_joint_splines(robot, count), *_tool_quintics(robot, count)]
@@ -56,8 +40,6 @@ def smooth_cases(robot: RobotModel, count: int = NUM_SMOOTH) -> list[TrackingCas
 
 @lru_cache(maxsize=1)
 def _kinova_cases() -> tuple[TrackingCase, ...]:
-    from .hard import hard_cases
-
     robot = kinova_gen3()
     return (*smooth_cases(robot), *hard_cases(robot))
 
@@ -160,13 +142,3 @@ def followable(robot: RobotModel, q: Array) -> bool:
     return bool(
         np.min(distances(robot, TrackingCase(name="", group="smooth", poses=poses, q0=q[0]), q).least()) > MIN_CLEARANCE
     )
-
-
-def moved(start: Array, shift: Array, turn: Array) -> Array:
-    """Return a pose `[4 4]` shifted by `shift` [m] and turned by `turn` [rad], both in base axes."""
-    return pose_matrix(start[:3, 3] + shift, rotation_exp(turn) @ start[:3, :3])
-
-
-def moved_along(start: Array, shares: Array, shift: Array, turn: Array) -> Array:
-    """Return the poses `[n 4 4]` that go from `start` by shares `[n]` of a shift [m] and a turn [rad]."""
-    return np.stack([moved(start, share * np.asarray(shift), share * np.asarray(turn)) for share in shares])

@@ -10,8 +10,8 @@ from ...gr_model.contracts import Array
 from ...wbc.collision import Sphere
 from ...wbc.kinematics import Kinematics
 from ...wbc.robots import RobotModel
-from .built_in import moved, moved_along, one_way, there_and_back
 from .feeding import NoiseConfig, with_noise
+from .motions import moved, moved_along, one_way, there_and_back
 from .trajectories import TrackingCase
 
 DOWN = np.array([0.0, 0.65, 0.0, 1.89, 0.0, 0.6, -np.pi / 2])
