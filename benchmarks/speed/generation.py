@@ -11,7 +11,7 @@ import torch
 from ...gr_model.config import Decoding, ModelConfig
 from ...gr_model.context import Context
 from ...gr_model.errors import ConfigError, EnvironmentMissing
-from ...gr_model.generation import imagine_frames
+from ...gr_model.generation import FrameDecoder, imagine_frames
 from ...gr_model.objectives import read_context
 from ...gr_model.policy_loading import Assembled, assemble
 from ...gr_model.sampling import SamplingConfig
@@ -42,8 +42,8 @@ def time_generation(size: Size, setting: Setting, batch_size: int = 1) -> tuple[
     HuggingFace's GPT-2 makes as many tokens as the frame has codes, with its growing cache of keys and values.
     """
     config = _config(size, "raster", setting)
-    layout = layout_of(config)
-    notes = [_about(layout, config, batch_size)]
+    layout, m = layout_of(config), num_predicted(config)
+    notes = [_about(layout, config, m, batch_size)]
     if config.packed_grids != comparable(size, "raster", num_context=1).packed_grids:
         notes[0] += f"; grids of codes are cut to {CPU_SIDE} x {CPU_SIDE} on a CPU"
     works = {}
@@ -51,7 +51,7 @@ def time_generation(size: Size, setting: Setting, batch_size: int = 1) -> tuple[
         model = make_world_model(_config(size, decoding, setting), setting.device, batch_size).eval()  # type: ignore[arg-type]
         works[name] = _our_frames(model, [_random_context(model, batch_size)], _SINGLY, setting)
     try:
-        works[HUGGINGFACE] = _gpt2_frames(layout, config, setting, batch_size)
+        works[HUGGINGFACE] = _gpt2_frames(layout, config, m, setting, batch_size)
     except EnvironmentMissing as missing:
         notes.append(str(missing))
     return _measured(works, setting), notes
@@ -60,8 +60,8 @@ def time_generation(size: Size, setting: Setting, batch_size: int = 1) -> tuple[
 def time_trained(policy: str, tokens: str, setting: Setting) -> tuple[Table, list[str]]:
     """Time frames that a trained raster model draws after real contexts, with and without drafts.
 
-    HuggingFace's GPT-2 has the same trunk and draws a token for each position of a frame; masked decoding takes the
-    likeliest codes of random weights, which change nothing there.
+    HuggingFace's GPT-2 has the same trunk and draws a token for each position of the cameras that the clips have;
+    masked decoding takes the likeliest codes of random weights, which change nothing there.
 
     Raises:
         CheckpointError: the release cannot be used.
@@ -82,16 +82,19 @@ def time_trained(policy: str, tokens: str, setting: Setting) -> tuple[Table, lis
     works = {
         RASTER: _our_frames(model, contexts, replace(_DRAWN, draft_rows=1), setting),
         DRAFTED: _our_frames(model, contexts, _DRAWN, setting),
-        MASKED: _our_frames(masked, [_random_context(masked, 1)], SamplingConfig(), setting),
+        MASKED: _our_frames(masked, contexts, SamplingConfig(), setting),
     }
+    with torch.no_grad():
+        decoder = FrameDecoder(model, contexts[0])
+    m = int(decoder.token_positions()[decoder.used].sum())
     same, passes = _compare_drafts(model, contexts, setting)
     notes = [
-        f"{_about(layout, config, 1)}; raster frames drawn at temperature {_DRAWN.temperature} after contexts of "
+        f"{_about(layout, config, m, 1)}; raster frames drawn at temperature {_DRAWN.temperature} after contexts of "
         f"{len(contexts)} clips; with drafts {passes:.1f} passes a frame and {100 * same:.2f} % of the codes of one "
         "position after the other"
     ]
     try:
-        works[HUGGINGFACE] = _gpt2_frames(layout, config, setting, 1, _DRAWN.temperature)
+        works[HUGGINGFACE] = _gpt2_frames(layout, config, m, setting, 1, _DRAWN.temperature)
     except EnvironmentMissing as missing:
         notes.append(str(missing))
     return _measured(works, setting), notes
@@ -110,9 +113,9 @@ def _real_contexts(parts: Assembled, tokens: str) -> list[Context]:
     return [read_context(model, part_of(model, clips, row, start=0, num_frames=clips.context))[0] for row in rows]
 
 
-def _about(layout: SequenceLayout, config: ModelConfig, batch_size: int) -> str:
+def _about(layout: SequenceLayout, config: ModelConfig, m: int, batch_size: int) -> str:
     return (
-        f"generation: {layout.length - layout.frame_length} positions of context, {num_predicted(config)} to predict, "
+        f"generation: {layout.length - layout.frame_length} positions of context, {m} to predict, "
         f"{config.codes_per_position} codes each, batch {batch_size}, masked decoding in {SamplingConfig().passes} "
         "passes"
     )
@@ -164,13 +167,12 @@ def _compare_drafts(model: WorldModel, contexts: Sequence[Context], setting: Set
 
 
 def _gpt2_frames(
-    layout: SequenceLayout, config: ModelConfig, setting: Setting, batch_size: int, temperature: float = 0.0
+    layout: SequenceLayout, config: ModelConfig, m: int, setting: Setting, batch_size: int, temperature: float = 0.0
 ) -> Work:
-    """Generate as many tokens as the layout's frame has positions, after a prompt as long as its context."""
-    m = num_predicted(config)
+    """Generate m tokens after a prompt as long as the layout's context."""
     start = layout.length - layout.frame_length + 1
     gpt2 = make_gpt2(config, layout.length).to(setting.device).eval()
-    tokens = torch.randint(config.codebook_size, (batch_size, start), device=setting.device)
+    tokens = torch.randint(1, config.codebook_size, (batch_size, start), device=setting.device)
     present = torch.ones_like(tokens)
     drawn = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
 
