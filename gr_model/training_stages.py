@@ -131,6 +131,7 @@ def _run(
     distribution: Distribution,
     log: LogName,
     description: str,
+    frame_step: int,
     datasets: Mapping[str, DatasetStatistics] | None = None,
 ) -> dict[str, float]:
     """Train, then write the release with the averaged weights, on the first process."""
@@ -150,14 +151,13 @@ def _run(
     )  # fmt: skip
     if distribution.rank:
         return figures
-    frame_step = int(np.median(store.frame_stride))
     sources = _keep_encoders(encoders, out)
     save_release(
         out,
         module.use_average(),
         tokenizer=str(encoders.facts["sha256"]),
         text=str(encoders.facts["text_fingerprint"]),
-        frame_step=frame_step,
+        frame_step=frame_step * int(np.median(store.frame_stride)),
         control_hz=30.0,
         provenance={"steps": steps, "seed": training.seed, "windows": loader.num_windows, **sources},
         datasets=datasets,
@@ -195,8 +195,8 @@ def _open(
 
 
 def _loaders(
-    store: TokenStore, config: LoaderConfig, *, batch_size: int, chunk_length: int, context: int, seed: int,
-    labelled_only: bool, distribution: Distribution,
+    store: TokenStore, config: LoaderConfig, *, batch_size: int, chunk_length: int, context: int, frame_step: int,
+    seed: int, labelled_only: bool, distribution: Distribution,
 ) -> tuple[BatchLoader, BatchLoader]:  # fmt: skip
     """Return this process's part of the training windows, and the held-out windows, the same on every process."""
     from ..data_pipeline.loader import BatchLoader
@@ -206,7 +206,7 @@ def _loaders(
         split: Literal["train", "validation"], size: int, config: LoaderConfig, rank: int, world_size: int
     ) -> BatchLoader:
         windows = TokenWindows(
-            store, num_frames=context + 1, frame_step=1, chunk_length=chunk_length, context=context,
+            store, num_frames=context + 1, frame_step=frame_step, chunk_length=chunk_length, context=context,
             labelled_only=labelled_only, split=split, validation_fraction=_VALIDATION_SHARE,
         )  # fmt: skip
         return BatchLoader(windows, batch_size=size, seed=seed, rank=rank, world_size=world_size, config=config)
@@ -228,6 +228,7 @@ def pretrain(
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     context: int = 1,
+    frame_step: int = 1,
     chunk_length: int = 10,
     threads: int = 2,
     device: Device = "auto",
@@ -253,6 +254,7 @@ def pretrain(
         batch_size: windows a batch on each device; a step takes batch_size x accumulate x devices x num_nodes.
         learning_rate: peak learning rate of AdamW; Muon's, for the matrices of the trunk, is four times that.
         context: frames that the model sees.
+        frame_step: frames of the tokens from one frame of a window to the next; windows begin at every frame.
         chunk_length: poses of the chunk that finetuning will add.
         threads: CPU threads, 0 leaves torch's choice.
         device: where to train; auto takes a GPU where there is one.
@@ -279,8 +281,8 @@ def pretrain(
         model_config(size, encoders.facts, chunk_length=chunk_length, context=context, changes=model)
     )
     loaders = _loaders(
-        store, loader, batch_size=batch_size, chunk_length=chunk_length, context=context, seed=seed,
-        labelled_only=False, distribution=distribution,
+        store, loader, batch_size=batch_size, chunk_length=chunk_length, context=context, frame_step=frame_step,
+        seed=seed, labelled_only=False, distribution=distribution,
     )  # fmt: skip
     training = TrainingConfig(
         with_actions=False, learning_rate=learning_rate, weight_average=0.99, accumulate=accumulate, seed=seed,
@@ -288,7 +290,7 @@ def pretrain(
     )  # fmt: skip
     return _run(
         world_model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
-        distribution=distribution, log=log, description="pretrain",
+        frame_step=frame_step, distribution=distribution, log=log, description="pretrain",
     )  # fmt: skip
 
 
@@ -307,6 +309,7 @@ def finetune(
     frame_weight: float = 0.3,
     frame_fraction: float = 1.0,
     context: int = 1,
+    frame_step: int = 1,
     chunk_length: int = 10,
     statistics: Literal["check", "keep", "measure"] = "check",
     normalization: Literal["moments", "quantiles"] = "moments",
@@ -337,6 +340,7 @@ def finetune(
         frame_weight: weight of the frame loss beside the action loss.
         frame_fraction: share of the steps that predict frames too.
         context: frames that the model sees.
+        frame_step: frames of the tokens from one frame of a window to the next; windows begin at every frame.
         chunk_length: poses of a chunk, one for each control step.
         statistics: check the data's against those of `init`, keep the latter, or measure the former unchecked.
         normalization: mean 0 and deviation 1, or the 1 % and 99 % quantiles at -1 and 1.
@@ -360,8 +364,8 @@ def finetune(
     store, encoders = _open(tokens, tokenizer, text, load_steps=True)
     config = model_config(size, encoders.facts, chunk_length=chunk_length, context=context, changes=model)
     world_model, start = _first_model(init, config, encoders, changed=model != ModelChanges(), seed=seed)
-    loaders = _loaders(store, loader, batch_size=batch_size, chunk_length=chunk_length, context=context, seed=seed,
-        labelled_only=True, distribution=distribution)  # fmt: skip
+    loaders = _loaders(store, loader, batch_size=batch_size, chunk_length=chunk_length, context=context,
+        frame_step=frame_step, seed=seed, labelled_only=True, distribution=distribution)  # fmt: skip
     chosen = choose_normalization(statistics, tokens=tokens, out=out, init=init, start=start,
         measure=lambda: _measure(loaders[0], batch_size, context, normalization))  # fmt: skip
     world_model.set_statistics(chosen.statistics)
@@ -370,7 +374,8 @@ def finetune(
         weight_average=0.998 if steps > 1000 else 0.99, accumulate=accumulate, **asdict(compute))  # fmt: skip
     return _run(
         world_model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
-        distribution=distribution, log=log, description="finetune", datasets=chosen.datasets)  # fmt: skip
+        frame_step=frame_step, distribution=distribution, log=log, description="finetune",
+        datasets=chosen.datasets)  # fmt: skip
 
 
 def _first_model(

@@ -162,8 +162,12 @@ def test_changes_of_a_size_reach_the_release_and_leave_an_initial_model_alone(ru
     changes, frozen = ModelChanges(decoding="raster", code_renaming=0.5), {"tokenizer": str(run / "tokenizer")}
     options = {"tokens": [run / "tokens"], "text": str(run / "text"), "batch_size": 8, "threads": 1, **frozen}
     pretrain(out=tmp_path / "p", steps=1, model=changes, **options)
-    config = json.loads((tmp_path / "p/config.json").read_text())["model"]
-    assert (config["decoding"], config["code_renaming"]) == ("raster", 0.5)
+    release = json.loads((tmp_path / "p/config.json").read_text())
+    assert (release["model"]["decoding"], release["model"]["code_renaming"]) == ("raster", 0.5)
+    pretrain(out=tmp_path / "q", steps=1, frame_step=2, **options)
+    wider = json.loads((tmp_path / "q/config.json").read_text())
+    assert wider["frame_step"] == 2 * release["frame_step"]
+    assert 0 < wider["provenance"]["windows"] < release["provenance"]["windows"]
     with pytest.raises(ConfigError, match="leave --model out"):
         finetune(out=tmp_path / "f", init=tmp_path / "p", steps=1, model=changes, **options)
 
