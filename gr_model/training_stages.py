@@ -369,9 +369,9 @@ def finetune(
     chosen = choose_normalization(statistics, tokens=tokens, out=out, init=init, start=start,
         measure=lambda: _measure(loaders[0], batch_size, context, normalization))  # fmt: skip
     world_model.set_statistics(chosen.statistics)
-    training = TrainingConfig(frame_weight=frame_weight, frame_fraction=frame_fraction, accumulate=accumulate, seed=seed,
+    recipe = TrainingConfig(frame_weight=frame_weight, frame_fraction=frame_fraction, accumulate=accumulate, seed=seed,
         learning_rate=learning_rate, weight_average=0.998 if steps > 1000 else 0.99, **asdict(compute))  # fmt: skip
-    return _run(world_model, training, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
+    return _run(world_model, recipe, loaders, encoders, out=out, steps=steps, batch_size=batch_size, store=store,
         frame_step=frame_step, distribution=distribution, log=log, description="finetune",
         datasets=chosen.datasets)  # fmt: skip
 
