@@ -141,7 +141,7 @@ def _decode_masked(
         confidence = logits.new_zeros(packed.shape)
         confidence[at] = logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
         if sampling.choice_temperature:
-            shaken = gumbel(noise.seeds(packed.shape[1:], packed.device), 1)[..., 0].float()
+            shaken = gumbel(noise.seeds(packed.shape[1:], packed.device), 1)[..., 0]
             confidence = confidence + sampling.choice_temperature * (1 - step / sampling.passes) * shaken
         share = math.cos(0.5 * math.pi * step / sampling.passes)
         if most_codes * share < 1:  # not those of this batch: a sample draws as many numbers in every company
