@@ -1,8 +1,9 @@
-"""The conditional variational auto-encoder that turns the action query's output into a chunk of tool poses.
+"""The conditional variational auto-encoder of GR-2: a latent says which of several motions a chunk is.
 
-Training: an encoder reads the true chunk and gives a posterior over a latent z; the decoder rebuilds the
-chunk from z and the condition. Acting: z = 0, one deterministic chunk. Poses are normalised numbers here; the
-model owns the statistics.
+Training: an encoder reads the true chunk and gives a posterior over a latent z; the decoder rebuilds the chunk from z
+and the condition. Acting: z is drawn from the prior, N(0, I) as published or learned from the condition, or is its
+mean. With a KL weight so large that the posterior collapses onto the prior, z says nothing and a chunk is the average
+of all motions.
 """
 
 from __future__ import annotations
@@ -15,204 +16,191 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..gr_model.errors import ConfigError
-from ..gr_model.layers import Block
-from .losses import PoseNorm, gripper_loss, kl_to_standard_normal, pose_loss
-from .trajectory import POSE_DIM
+from .head import ChunkShape, TrajectoryHead
+from .losses import PoseNorm, chunk_losses, kl_between_normals, kl_to_standard_normal
+from .networks import ChunkBlocks, FilmMLP, Network, make_decoder
+
+Prior = Literal["standard", "gaussian", "flow"]
+"""N(0, I); a normal distribution that follows from the condition; any distribution that does, by flow matching."""
+
+COLLAPSED_KL = 0.01
+"""KL [nats] below which the latent carries nothing."""
+
+_FLOW_STEPS = 8
+"""Euler steps from noise to a latent of the learned flow prior."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CVAEConfig:
-    """Sizes and loss weights of `ActionCVAE`.
+    """Sizes and loss weights of `CVAEHead`.
 
-    latent_dim: size of z; 0 leaves the encoder out (plain regression).
-    kind: "blocks" for transformer blocks over the chunk, "mlp" for the cheap head.
-    pose_weight, gripper_weight, kl_weight: factors of the three losses.
+    latent_dim: size of z.
+    network: "blocks" for transformer blocks over the chunk, "mlp" for the cheap head.
+    prior: of z when acting; a learned one is trained beside the auto-encoder.
+    sample_latent: whether an answer draws z from the prior; otherwise it takes the prior's mean.
+    pose_norm: how continuous columns are compared.
+    pose_weight, gripper_weight, kl_weight: factors of the losses of continuous columns, of binary ones, and of the KL.
+    kl_warmup: steps over which the KL weight rises from 0.
+    free_bits: nats of each latent number that cost nothing.
     """
 
+    kind: Literal["cvae"] = "cvae"
     latent_dim: int = 32
-    kind: Literal["blocks", "mlp"] = "blocks"
+    network: Network = "blocks"
     width: int = 128
     heads: int = 8
     encoder_blocks: int = 4
     decoder_blocks: int = 4
+    prior: Prior = "standard"
+    sample_latent: bool = True
     pose_norm: PoseNorm = "smooth_l1"
     pose_weight: float = 1.0
     gripper_weight: float = 0.01
     kl_weight: float = 1.0
+    kl_warmup: int = 0
+    free_bits: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind == "blocks" and self.width % self.heads:
+        if self.latent_dim < 1:
+            raise ConfigError(
+                f"CVAEConfig.latent_dim: expected 1 or more, got {self.latent_dim}; choose the head `regression` for "
+                "none."
+            )
+        if self.network == "blocks" and self.width % self.heads:
             raise ConfigError(
                 f"CVAEConfig.width: expected a multiple of heads ({self.heads}), got {self.width}; change one of them."
             )
 
 
-def reference() -> CVAEConfig:
-    """Return the published head of the same team: latent 32, 4+4 blocks of 128, weights 1 / 0.01 / 1.
-
-    Source: GR-MG, arXiv 2408.14368, and its released configuration.
-    """
-    return CVAEConfig()
-
-
-def small() -> CVAEConfig:
-    """Return the head for two CPU cores: latent 16, two-layer perceptrons, L1 on the pose."""
-    return CVAEConfig(
-        latent_dim=16,
-        kind="mlp",
-        width=256,
-        pose_norm="l1",
-        pose_weight=1.0,
-        gripper_weight=0.3,
-        kl_weight=0.3,
-    )
-
-
-class _ChunkBlocks(nn.Module):
-    """Transformer blocks over `num_tokens` tokens with learned positions."""
-
-    def __init__(self, config: CVAEConfig, num_tokens: int, num_blocks: int) -> None:
-        super().__init__()
-        self.positions = nn.Parameter(0.02 * torch.randn(num_tokens, config.width))
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(num_blocks))
-        self.norm = nn.LayerNorm(config.width)
-
-    def forward(self, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
-        """Transform every token."""
-        x = x + self.positions
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
-
-
 class BlockEncoder(nn.Module):
     """Read `[CLS]` and k chunk rows; give mean and log-variance of z."""
 
-    def __init__(self, config: CVAEConfig, chunk_length: int) -> None:
+    def __init__(self, config: CVAEConfig, shape: ChunkShape) -> None:
         super().__init__()
-        self.row = nn.Linear(POSE_DIM + 1, config.width)
+        self.row = nn.Linear(shape.width, config.width)
         self.cls = nn.Parameter(0.02 * torch.randn(config.width))
-        self.trunk = _ChunkBlocks(config, chunk_length + 1, config.encoder_blocks)
+        self.trunk = ChunkBlocks(
+            width=config.width, heads=config.heads, num_tokens=shape.length + 1, num_blocks=config.encoder_blocks
+        )
         self.out = nn.Linear(config.width, 2 * config.latent_dim)
 
-    def forward(self, chunk: Float[Tensor, "b k 7"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b two_z"]:
+    def forward(self, chunk: Float[Tensor, "b k c"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b two_z"]:
         """Return mean and log-variance, side by side."""
         cls = self.cls.expand(len(chunk), 1, -1)
-        return self.out(self.trunk(torch.cat((cls, self.row(chunk)), dim=1))[:, 0])
-
-
-class BlockDecoder(nn.Module):
-    """Rebuild k chunk rows from z, the condition and k learned queries."""
-
-    def __init__(self, config: CVAEConfig, chunk_length: int, condition_dim: int) -> None:
-        super().__init__()
-        self.latent = nn.Linear(config.latent_dim, config.width) if config.latent_dim else None
-        self.condition = nn.Linear(condition_dim, config.width)
-        self.queries = nn.Parameter(0.02 * torch.randn(chunk_length, config.width))
-        num_tokens = chunk_length + 1 + bool(config.latent_dim)
-        self.trunk = _ChunkBlocks(config, num_tokens, config.decoder_blocks)
-        self.out = nn.Linear(config.width, POSE_DIM + 1)
-        self.chunk_length = chunk_length
-
-    def forward(self, z: Float[Tensor, "b z"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b k 7"]:
-        """Return normalised poses and gripper logits."""
-        tokens = [self.condition(condition)[:, None], self.queries.expand(len(condition), -1, -1)]
-        if self.latent is not None:
-            tokens.insert(0, self.latent(z)[:, None])
-        return self.out(self.trunk(torch.cat(tokens, dim=1))[:, -self.chunk_length :])
+        out: Tensor = self.out(self.trunk(torch.cat((cls, self.row(chunk)), dim=1))[:, 0])
+        return out
 
 
 class MlpEncoder(nn.Module):
     """Read the flattened chunk beside the condition; give mean and log-variance of z."""
 
-    def __init__(self, config: CVAEConfig, chunk_length: int, condition_dim: int) -> None:
+    def __init__(self, config: CVAEConfig, shape: ChunkShape, condition_dim: int) -> None:
         super().__init__()
-        size = chunk_length * (POSE_DIM + 1) + condition_dim
         self.net = nn.Sequential(
-            nn.Linear(size, config.width), nn.GELU(), nn.Linear(config.width, 2 * config.latent_dim)
+            nn.Linear(shape.size + condition_dim, config.width),
+            nn.GELU(),
+            nn.Linear(config.width, 2 * config.latent_dim),
         )
 
-    def forward(self, chunk: Float[Tensor, "b k 7"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b two_z"]:
+    def forward(self, chunk: Float[Tensor, "b k c"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b two_z"]:
         """Return mean and log-variance, side by side."""
-        return self.net(torch.cat((chunk.flatten(1), condition), dim=-1))
+        out: Tensor = self.net(torch.cat((chunk.flatten(1), condition), dim=-1))
+        return out
 
 
-class MlpDecoder(nn.Module):
-    """Rebuild the flattened chunk from z and the condition."""
+class CVAEHead(TrajectoryHead):
+    """Trajectory head of GR-2 and ACT."""
 
-    def __init__(self, config: CVAEConfig, chunk_length: int, condition_dim: int) -> None:
-        super().__init__()
-        self.chunk_length = chunk_length
-        self.net = nn.Sequential(
-            nn.Linear(config.latent_dim + condition_dim, config.width),
-            nn.GELU(),
-            nn.Linear(config.width, config.width),
-            nn.GELU(),
-            nn.Linear(config.width, chunk_length * (POSE_DIM + 1)),
-        )
-
-    def forward(self, z: Float[Tensor, "b z"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b k 7"]:
-        """Return normalised poses and gripper logits."""
-        return self.net(torch.cat((z, condition), dim=-1)).unflatten(-1, (self.chunk_length, POSE_DIM + 1))
-
-
-class ActionCVAE(nn.Module):
-    """Trajectory head: `loss` for training, `sample` for acting.
-
-    condition_dim: width of the action query's output.
-    """
-
-    def __init__(self, config: CVAEConfig, *, condition_dim: int, chunk_length: int) -> None:
-        super().__init__()
+    def __init__(self, config: CVAEConfig, *, condition_dim: int, shape: ChunkShape) -> None:
+        super().__init__(shape)
         self.config = config
-        self.encoder: nn.Module | None = None
-        self.decoder: nn.Module
-        if config.kind == "mlp":
-            if config.latent_dim:
-                self.encoder = MlpEncoder(config, chunk_length, condition_dim)
-            self.decoder = MlpDecoder(config, chunk_length, condition_dim)
+        self.encoder: nn.Module
+        if config.network == "mlp":
+            self.encoder = MlpEncoder(config, shape, condition_dim)
         else:
-            if config.latent_dim:
-                self.encoder = BlockEncoder(config, chunk_length)
-            self.decoder = BlockDecoder(config, chunk_length, condition_dim)
+            self.encoder = BlockEncoder(config, shape)
+        self.decoder = make_decoder(
+            config.network,
+            latent_dim=config.latent_dim,
+            condition_dim=condition_dim,
+            shape=shape,
+            width=config.width,
+            heads=config.heads,
+            num_blocks=config.decoder_blocks,
+        )
+        self.prior: nn.Module | None = None
+        if config.prior == "gaussian":
+            self.prior = nn.Sequential(
+                nn.Linear(condition_dim, config.width), nn.GELU(), nn.Linear(config.width, 2 * config.latent_dim)
+            )
+        elif config.prior == "flow":
+            self.prior = FilmMLP(size=config.latent_dim, condition_dim=condition_dim, width=config.width, num_blocks=3)
+        self.noise_dim = config.latent_dim if config.sample_latent else 0
 
     def loss(
-        self, condition: Float[Tensor, "b d"], target: Float[Tensor, "b k 7"], mask: Bool[Tensor, "b k"]
+        self,
+        condition: Float[Tensor, "b d"],
+        target: Float[Tensor, "b k c"],
+        mask: Bool[Tensor, "b k c"],
+        *,
+        step: int | None = None,
     ) -> dict[str, Tensor]:
-        """Encode the true chunk, sample z, rebuild, compare.
-
-        Args:
-            condition: output of the action query.
-            target: normalised poses and the gripper command in {0, 1}.
-            mask: True = keep this step.
+        """Encode the true chunk, draw z, rebuild, compare.
 
         Returns:
-            Scalars `action_loss` (weighted sum), `pose_loss`, `gripper_loss` [nats], `kl` [nats].
+            Scalars `action_loss` (weighted sum), `continuous_loss`, `binary_loss` [nats], `kl` [nats] and, with a
+            flow as the prior, `prior_loss`.
         """
-        kept = target * mask[..., None]
-        if self.encoder is None:
-            z, kl = condition.new_zeros(len(condition), 0), condition.new_zeros(())
+        c = self.config
+        mean, log_variance = self.encoder(target * mask, condition).chunk(2, dim=-1)
+        log_variance = log_variance.clamp(-10, 10)
+        z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        if c.prior == "gaussian":
+            kl = kl_between_normals(mean, log_variance, *self._gaussian(condition))
         else:
-            mean, log_variance = self.encoder(kept, condition).chunk(2, dim=-1)
-            log_variance = log_variance.clamp(-10, 10)
-            z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
             kl = kl_to_standard_normal(mean, log_variance)
         rows = self.decoder(z, condition)
-        pose = pose_loss(rows[..., :POSE_DIM], target[..., :POSE_DIM], mask, self.config.pose_norm)
-        gripper = gripper_loss(rows[..., POSE_DIM], target[..., POSE_DIM], mask)
-        c = self.config
-        total = c.pose_weight * pose + c.gripper_weight * gripper + c.kl_weight * kl
-        return {"action_loss": total, "pose_loss": pose, "gripper_loss": gripper, "kl": kl}
+        continuous, binary = chunk_losses(rows, target, mask, self.binary, c.pose_norm)
+        costly = kl.mean(0).clamp(min=c.free_bits).sum() if c.free_bits else kl.sum(-1).mean()
+        weight = c.kl_weight * (min(1.0, (step + 1) / c.kl_warmup) if c.kl_warmup and step is not None else 1.0)
+        losses = {"continuous_loss": continuous, "binary_loss": binary, "kl": kl.sum(-1).mean()}
+        total = c.pose_weight * continuous + c.gripper_weight * binary + weight * costly
+        if c.prior == "flow":
+            losses["prior_loss"] = self._flow_loss(condition, z.detach())
+            total = total + losses["prior_loss"]
+        return {"action_loss": total, **losses}
+
+    def _gaussian(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.prior is not None
+        mean, log_variance = self.prior(condition).chunk(2, dim=-1)
+        return mean, log_variance.clamp(-10, 10)
+
+    def _flow_loss(self, condition: Tensor, z: Float[Tensor, "b z"]) -> Float[Tensor, ""]:
+        """Teach the prior to carry noise to latents; the trunk is not moved by it."""
+        assert self.prior is not None
+        noise, time = torch.randn_like(z), torch.rand(len(z), device=z.device, dtype=z.dtype)
+        at = time[:, None]
+        velocity = self.prior(at * z + (1 - at) * noise, condition.detach(), time)
+        return (velocity - (z - noise)).square().mean()
+
+    def latent(self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"]) -> Float[Tensor, "b z"]:
+        """Turn standard normal numbers into a draw from the prior; zeros into its mean (flow: a typical latent)."""
+        if self.prior is None:
+            return noise
+        if self.config.prior == "gaussian":
+            mean, log_variance = self._gaussian(condition)
+            return mean + noise * (0.5 * log_variance).exp()
+        z = noise
+        for i in range(_FLOW_STEPS):
+            time = noise.new_full((len(noise),), i / _FLOW_STEPS)
+            z = z + self.prior(z, condition, time) / _FLOW_STEPS
+        return z
 
     def sample(
-        self, condition: Float[Tensor, "b d"], latent: Float[Tensor, "b z"] | None = None
-    ) -> Float[Tensor, "b k 7"]:
-        """Decode a chunk; `latent` defaults to zero, the mean of the prior.
-
-        Returns:
-            Normalised poses and, last, the probability that the gripper is open.
-        """
-        if latent is None:
-            latent = condition.new_zeros(len(condition), self.config.latent_dim)
-        rows = self.decoder(latent, condition)
-        return torch.cat((rows[..., :POSE_DIM], rows[..., POSE_DIM:].sigmoid()), dim=-1)
+        self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"] | None = None
+    ) -> Float[Tensor, "b k c"]:
+        """Decode a latent of the prior."""
+        if noise is None or not self.noise_dim:
+            noise = condition.new_zeros(len(condition), self.config.latent_dim)
+        rows = self.decoder(self.latent(condition, noise.to(condition)), condition)
+        return torch.where(self.binary, rows.sigmoid(), rows)

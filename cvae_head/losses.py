@@ -1,4 +1,4 @@
-"""Losses of the trajectory head, averaged over the steps that the mask keeps."""
+"""Losses of the trajectory heads, averaged over the numbers that the mask keeps."""
 
 from __future__ import annotations
 
@@ -12,37 +12,59 @@ from torch.nn import functional as F
 PoseNorm = Literal["l1", "smooth_l1"]
 
 
-def masked_mean(values: Float[Tensor, "b k"], mask: Bool[Tensor, "b k"]) -> Float[Tensor, ""]:
+def masked_mean(values: Float[Tensor, "*b"], mask: Bool[Tensor, "*b"]) -> Float[Tensor, ""]:
     """Average `values` where `mask` is true; zero where nothing is kept."""
     weight = mask.to(values.dtype)
     return (values * weight).sum() / weight.sum().clamp(min=1)
 
 
-def pose_loss(
-    predicted: Float[Tensor, "b k 6"],
-    target: Float[Tensor, "b k 6"],
-    mask: Bool[Tensor, "b k"],
+def continuous_loss(
+    predicted: Float[Tensor, "b k c"],
+    target: Float[Tensor, "b k c"],
+    mask: Bool[Tensor, "b k c"],
     norm: PoseNorm,
 ) -> Float[Tensor, ""]:
-    """Compare normalised poses by L1 or by smooth L1 (quadratic below 1)."""
+    """Compare normalized numbers by L1 or by smooth L1 (quadratic below 1)."""
     if norm == "l1":
-        values = F.l1_loss(predicted, target, reduction="none")
-    else:
-        values = F.smooth_l1_loss(predicted, target, reduction="none")
-    return masked_mean(values.mean(-1), mask)
+        return masked_mean(F.l1_loss(predicted, target, reduction="none"), mask)
+    return masked_mean(F.smooth_l1_loss(predicted, target, reduction="none"), mask)
 
 
-def gripper_loss(
-    logits: Float[Tensor, "b k"], target: Float[Tensor, "b k"], mask: Bool[Tensor, "b k"]
+def binary_loss(
+    logits: Float[Tensor, "b k c"], target: Float[Tensor, "b k c"], mask: Bool[Tensor, "b k c"]
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy [nats] of the gripper command, 1 open."""
+    """Binary cross-entropy [nats] of commands that are 0 or 1."""
     return masked_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none"), mask)
 
 
-def kl_to_standard_normal(mean: Float[Tensor, "b z"], log_variance: Float[Tensor, "b z"]) -> Float[Tensor, ""]:
-    """Divergence [nats] of `N(mean, exp(log_variance))` from `N(0, 1)`, summed over z, averaged over b.
+def chunk_losses(
+    rows: Float[Tensor, "b k c"],
+    target: Float[Tensor, "b k c"],
+    mask: Bool[Tensor, "b k c"],
+    binary: Bool[Tensor, " c"],
+    norm: PoseNorm,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the loss of the continuous and of the binary columns; `rows` has logits in the latter."""
+    where = [torch.nonzero(kind).flatten() for kind in (~binary, binary)]
+    parts = [(rows[..., at], target[..., at], mask[..., at]) for at in where]
+    return continuous_loss(*parts[0], norm), binary_loss(*parts[1])
+
+
+def kl_to_standard_normal(mean: Float[Tensor, "b z"], log_variance: Float[Tensor, "b z"]) -> Float[Tensor, "b z"]:
+    """Divergence [nats] of `N(mean, exp(log_variance))` from `N(0, 1)`, number by number.
 
     Source: Kingma and Welling, arXiv 1312.6114, appendix B.
     """
-    terms = 1 + log_variance - mean.square() - log_variance.exp()
-    return -0.5 * torch.sum(terms, dim=-1).mean()
+    return -0.5 * (1 + log_variance - mean.square() - log_variance.exp())
+
+
+def kl_between_normals(
+    mean: Float[Tensor, "b z"],
+    log_variance: Float[Tensor, "b z"],
+    prior_mean: Float[Tensor, "b z"],
+    prior_log_variance: Float[Tensor, "b z"],
+) -> Float[Tensor, "b z"]:
+    """Divergence [nats] of one diagonal normal distribution from another, number by number."""
+    ratio = (log_variance - prior_log_variance).exp()
+    distance = (mean - prior_mean).square() * (-prior_log_variance).exp()
+    return 0.5 * (prior_log_variance - log_variance + ratio + distance - 1)

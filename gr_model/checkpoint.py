@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..cvae_head.cvae import CVAEConfig
+from ..cvae_head.kinds import head_config_from_dict
 from ..data_pipeline.files import write_json
 from ..data_pipeline.statistics.datasets import DatasetStatistics, read_datasets
 from .config import CameraSpec, ModelConfig
@@ -65,7 +65,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
             CameraSpec(name=camera["name"], grid=(int(camera["grid"][0]), int(camera["grid"][1])))
             for camera in values["cameras"]
         )
-        return ModelConfig(**{**values, "cameras": cameras, "head": CVAEConfig(**values["head"])})
+        return ModelConfig(**{**values, "cameras": cameras, "head": head_config_from_dict(values["head"])})
     except (KeyError, TypeError, IndexError, ConfigError) as error:
         raise CheckpointError(
             f"model configuration: expected the values of ModelConfig, got an unusable one ({error}); "

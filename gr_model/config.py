@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from ..cvae_head.cvae import CVAEConfig
-from ..cvae_head.trajectory import JOINT_FEATURES, STATE_FEATURES
+from ..cvae_head.head import ChunkShape
+from ..cvae_head.kinds import HeadConfig
+from ..cvae_head.trajectory import CHUNK_DIM, JOINT_FEATURES, POSE_DIM, STATE_FEATURES
 from .errors import ConfigError
 
 Decoding = Literal["masked", "raster"]
@@ -66,7 +68,7 @@ class ModelConfig:
     code_renaming: float = 0.0
     scored_share: float = 1.0
     gradient_checkpointing: bool = False
-    head: CVAEConfig = field(default_factory=CVAEConfig)
+    head: HeadConfig = field(default_factory=CVAEConfig)
 
     def __post_init__(self) -> None:
         for name in (
@@ -103,6 +105,11 @@ class ModelConfig:
     def state_dim(self) -> int:
         """Number of state features."""
         return STATE_FEATURES + (JOINT_FEATURES if self.state_joints else 0)
+
+    @property
+    def chunk_shape(self) -> ChunkShape:
+        """Steps and columns of a chunk."""
+        return ChunkShape(length=self.chunk_length, width=CHUNK_DIM, binary=tuple(range(POSE_DIM, CHUNK_DIM)))
 
     @property
     def codes_per_position(self) -> int:

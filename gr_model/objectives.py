@@ -113,11 +113,15 @@ def code_loss(
     return {"frame_loss": loss, "token_accuracy": accuracy}
 
 
-def chunk_loss(model: WorldModel, condition: Float[Tensor, "b d"], batch: Batch, h: int) -> dict[str, Tensor]:
+def chunk_loss(
+    model: WorldModel, condition: Float[Tensor, "b d"], batch: Batch, h: int, step: int | None = None
+) -> dict[str, Tensor]:
     """Return the trajectory head's losses for the commands that follow the last context frame."""
     target = chunk_targets(batch["states"][:, h - 1].float(), batch["actions"].float())
     poses = model.action_normalizer(target[..., :POSE_DIM])
-    return model.head.loss(condition, torch.cat((poses, target[..., POSE_DIM:]), dim=-1), batch["action_mask"])
+    chunk = torch.cat((poses, target[..., POSE_DIM:]), dim=-1)
+    mask = batch["action_mask"][..., None].expand_as(chunk)
+    return model.head.loss(condition, chunk, mask, step=step)
 
 
 def rename_codes(
@@ -135,8 +139,10 @@ def rename_codes(
     return {camera: names.gather(1, c.flatten(1)).view(c.shape) for camera, c in codes.items()}
 
 
-def training_losses(model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool) -> dict[str, Tensor]:
-    """Run one training pass.
+def training_losses(
+    model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool, step: int | None = None
+) -> dict[str, Tensor]:
+    """Run one training pass; `step` is that of the training, for weights that change.
 
     Returns:
         Scalars: `frame_loss`, `token_accuracy` with frames; `action_loss` and its parts with actions.
@@ -164,7 +170,7 @@ def training_losses(model: WorldModel, batch: Batch, *, with_actions: bool, with
     if features is not None:
         losses |= code_loss(model, features, packed, where, model.reference(context))
     if condition is not None:
-        losses |= chunk_loss(model, condition, batch, h)
+        losses |= chunk_loss(model, condition, batch, h, step)
     return losses
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -52,6 +53,8 @@ class GR2Policy:
         executed_steps: poses to be executed between calls; with a context of more than one frame this is also
             the distance of the remembered frames, so give the distance the model was trained with.
         ensemble: averages overlapping trajectories; None executes the newest.
+        seed: of the choice among motions. The choice follows from it, the time and the state alone, so that an
+            episode is the same whichever others are acted out beside it.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class GR2Policy:
         control_hz: float,
         executed_steps: int = 5,
         ensemble: TemporalEnsemble | None = None,
+        seed: int = 0,
     ) -> None:
         if not 1 <= executed_steps <= model.config.chunk_length:
             raise ConfigError(
@@ -75,6 +79,7 @@ class GR2Policy:
         self.dt = 1.0 / control_hz
         self.executed_steps = executed_steps
         self.ensemble = ensemble
+        self.seed = seed
         self.history: deque[tuple[dict[str, Array], Array]] = deque(maxlen=model.config.max_context)
         self._instruction = ""
         self._text: tuple[Tensor, Tensor] | None = None
@@ -97,6 +102,12 @@ class GR2Policy:
         """Append a frame to the history and return what the model sees."""
         self.history.append((codes, observation.state_vector()))
         return self.context(observation.instruction)
+
+    def noise(self, observation: Observation) -> Array:
+        """Return the head's noise `[z]` for an observation."""
+        said = observation.state_vector().tobytes() + repr((self.seed, float(observation.time))).encode()
+        rng = np.random.default_rng(np.frombuffer(hashlib.sha256(said).digest(), np.uint32))
+        return rng.standard_normal(self.model.head.noise_dim, dtype=np.float32)
 
     def place(self, chunk: Array, observation: Observation) -> ActionTrajectory:
         """Turn a predicted chunk `[k 7]` into the trajectory to follow."""
@@ -158,7 +169,9 @@ def _pass_together(
         alike.setdefault((frames, *sorted(context.codes)), []).append(i)
     trajectories: dict[int, ActionTrajectory] = {}
     for members in alike.values():
-        chunks = policies[0].model.act(_merge([contexts[i] for i in members])).float().cpu().numpy()
+        model = policies[0].model
+        noise = torch.as_tensor(np.stack([policies[i].noise(observations[i]) for i in members]), device=model.device)
+        chunks = model.act(_merge([contexts[i] for i in members]), noise=noise).float().cpu().numpy()
         for i, chunk in zip(members, chunks, strict=True):
             trajectories[i] = policies[i].place(chunk, observations[i])
     return [trajectories[i] for i in range(len(policies))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..cvae_head import cvae
+from ..cvae_head import kinds
 from .config import CameraSpec, Decoding, ModelConfig
 
 Size = Literal["tiny", "S", "B", "L", "XL"]
@@ -48,7 +48,7 @@ def tiny(
         state_dropout=state_dropout,
         text_dropout=text_dropout,
         scored_share=0.25,
-        head=cvae.small(),
+        head=kinds.small(),
     )
 
 
@@ -67,7 +67,7 @@ def _full(width: int, depth: int, heads: int, gradient_checkpointing: bool = Fal
         chunk_length=5,
         dropout=0.1,
         gradient_checkpointing=gradient_checkpointing,
-        head=cvae.reference(),
+        head=kinds.reference(),
     )
 
 

@@ -185,8 +185,8 @@ class TrainingModule(L.LightningModule):
         return loss
 
     def _losses(self, model: WorldModel, batch: Batch) -> dict[str, Tensor]:
-        with_frames = self.predicts_frames(self.global_step)
-        return training_losses(model, batch, with_actions=self.config.with_actions, with_frames=with_frames)
+        step, acts = self.global_step, self.config.with_actions
+        return training_losses(model, batch, with_actions=acts, with_frames=self.predicts_frames(step), step=step)
 
     def _weigh(self, losses: Mapping[str, Tensor]) -> Tensor:
         c = self.config

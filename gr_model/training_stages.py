@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..cvae_head.kinds import HeadOptions
 from ..data_pipeline.loader import LoaderConfig
 from .config import ModelChanges
 from .errors import CheckpointError, ConfigError, DataError
@@ -88,7 +89,7 @@ def _load_encoders(store: TokenStore, tokenizer: str, text: str) -> FrozenEncode
 
 
 def model_config(
-    size: Size, facts: Mapping[str, Any], *, chunk_length: int, context: int, changes: ModelChanges
+    size: Size, facts: Mapping[str, Any], *, chunk_length: int, context: int, changes: ModelChanges, head: HeadOptions
 ) -> ModelConfig:
     """Return the configuration of a size, with `changes`, for the tokenizers that `facts` describes."""
     from . import presets
@@ -107,6 +108,7 @@ def model_config(
         chunk_length=chunk_length,
         max_context=context,
         state_dropout=0.1,
+        head=head.apply(config.head),
     )
     return changes.apply(config)
 
@@ -222,6 +224,7 @@ def pretrain(
     out: Path,
     size: Size = "tiny",
     model: ModelChanges = ModelChanges(),  # noqa: B008  (frozen)
+    head: HeadOptions = HeadOptions(),  # noqa: B008  (frozen)
     tokenizer: str = "small",
     text: str = "small",
     steps: int = 1000,
@@ -248,6 +251,7 @@ def pretrain(
         out: folder for the log, the checkpoint and the released model; a stopped run goes on.
         size: tiny (CPU), S, B, L or XL.
         model: what differs from the size.
+        head: the trajectory head that finetuning will train.
         tokenizer: the image tokenizer that made the tokens: "small" or its folder or file.
         text: the text encoder that made the tokens.
         steps: optimisation steps.
@@ -278,7 +282,7 @@ def pretrain(
     store, encoders = _open(tokens, tokenizer, text, load_steps=False)
     torch.manual_seed(seed)
     world_model = WorldModel(
-        model_config(size, encoders.facts, chunk_length=chunk_length, context=context, changes=model)
+        model_config(size, encoders.facts, chunk_length=chunk_length, context=context, changes=model, head=head)
     )
     loaders = _loaders(
         store, loader, batch_size=batch_size, chunk_length=chunk_length, context=context, frame_step=frame_step,
@@ -301,6 +305,7 @@ def finetune(
     init: Path | None = None,
     size: Size = "tiny",
     model: ModelChanges = ModelChanges(),  # noqa: B008  (frozen)
+    head: HeadOptions = HeadOptions(),  # noqa: B008  (frozen)
     tokenizer: str = "small",
     text: str = "small",
     steps: int = 4000,
@@ -332,6 +337,7 @@ def finetune(
         init: a pretrained model to start from; none starts from nothing.
         size: tiny (CPU), S, B, L or XL, where there is no `init`.
         model: what differs from the size, where there is no `init`.
+        head: the trajectory head; one unlike that of `init` is trained from nothing.
         tokenizer: the image tokenizer that made the tokens: "small" or its folder or file.
         text: the text encoder that made the tokens.
         steps: optimisation steps.
@@ -362,8 +368,9 @@ def finetune(
     distribution = Distribution(device=device, devices=devices, strategy=strategy, num_nodes=num_nodes)
     _set_threads(threads)
     store, encoders = _open(tokens, tokenizer, text, load_steps=True)
-    config = model_config(size, encoders.facts, chunk_length=chunk_length, context=context, changes=model)
-    world_model, start = _first_model(init, config, encoders, changed=model != ModelChanges(), seed=seed)
+    config = model_config(size, encoders.facts, chunk_length=chunk_length, context=context, changes=model,
+        head=head)  # fmt: skip
+    world_model, start = _first_model(init, config, encoders, changed=model != ModelChanges(), head=head, seed=seed)
     loaders = _loaders(store, loader, batch_size=batch_size, chunk_length=chunk_length, context=context,
         frame_step=frame_step, seed=seed, labelled_only=True, distribution=distribution)  # fmt: skip
     chosen = choose_normalization(statistics, tokens=tokens, out=out, init=init, start=start,
@@ -377,7 +384,7 @@ def finetune(
 
 
 def _first_model(
-    init: Path | None, config: ModelConfig, encoders: FrozenEncoders, *, changed: bool, seed: int
+    init: Path | None, config: ModelConfig, encoders: FrozenEncoders, *, changed: bool, head: HeadOptions, seed: int
 ) -> tuple[WorldModel, Release | None]:
     """Return the model that finetuning begins with, and the release it comes from, None for a new one."""
     import torch
@@ -388,9 +395,23 @@ def _first_model(
         if changed:
             raise ConfigError(f"--init {init}: its model is what it is, got changes of it, too; leave --model out.")
         start = _load_start(Path(init), encoders, config)
-        return start.model.train(), start
+        torch.manual_seed(seed)
+        return with_head(start.model, head).train(), start
     torch.manual_seed(seed)
     return WorldModel(config), None
+
+
+def with_head(model: WorldModel, options: HeadOptions) -> WorldModel:
+    """Return the model, with a new trajectory head where the options ask for another than it has."""
+    from ..cvae_head.kinds import make_head
+
+    config = model.config
+    wanted = options.apply(config.head)
+    if wanted == config.head:
+        return model
+    model.config = replace(config, head=wanted)
+    model.head = make_head(wanted, condition_dim=config.width, shape=config.chunk_shape)
+    return model
 
 
 def _load_start(init: Path, encoders: FrozenEncoders, config: ModelConfig) -> Release:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..cvae_head.cvae import ActionCVAE
+from ..cvae_head.kinds import make_head
 from ..cvae_head.trajectory import POSE_DIM
 from .config import ModelConfig
 from .context import Context, Targets
@@ -56,7 +56,7 @@ class WorldModel(nn.Module):
         self.copy_gate = nn.Linear(config.width, config.codes_per_position)
         nn.init.zeros_(self.copy_gate.weight)
         nn.init.constant_(self.copy_gate.bias, _COPY_GATE_START)
-        self.head = ActionCVAE(config.head, condition_dim=config.width, chunk_length=config.chunk_length)
+        self.head = make_head(config.head, condition_dim=config.width, shape=config.chunk_shape)
         self.action_normalizer = Standardize(config.chunk_length, POSE_DIM)
         self.register_buffer("text_features", torch.zeros(0, 1, config.text_dim), persistent=False)
         self.register_buffer("text_mask", torch.zeros(0, 1, dtype=torch.bool), persistent=False)
@@ -263,8 +263,12 @@ class WorldModel(nn.Module):
         places = reference.clamp(max=self.config.codebook_size - 1)[..., None]
         return logits.scatter_add(-1, places, gate[..., None].to(logits.dtype))
 
-    def act(self, context: Context, *, latent: Tensor | None = None) -> Float[Tensor, "b k 7"]:
+    def act(self, context: Context, *, noise: Float[Tensor, "b z"] | None = None) -> Float[Tensor, "b k 7"]:
         """Predict the chunk at the last context step in one pass without target frames.
+
+        Args:
+            context: what is seen.
+            noise: standard normal numbers, `head.noise_dim` a sample, that choose among motions; None is zeros.
 
         Returns:
             Position deltas [m], rotation vectors [rad] and the probability that the gripper is open.
@@ -272,7 +276,7 @@ class WorldModel(nn.Module):
         layout = self.layout(context, with_frames=False, with_action=True)
         x, mask = self.assemble(layout, context, None)
         condition = self.gpt(x, mask, self.constants(layout)["action"])[:, 0]
-        chunk = self.head.sample(condition, latent)
+        chunk = self.head.sample(condition, noise)
         return torch.cat((self.action_normalizer.invert(chunk[..., :POSE_DIM]), chunk[..., POSE_DIM:]), dim=-1)
 
     def predict(

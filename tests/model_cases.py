@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gr2.cvae_head import cvae
+from gr2.cvae_head import kinds
 from gr2.gr_model.config import CameraSpec, Decoding, ModelConfig
 from gr2.gr_model.context import Context
 from gr2.gr_model.objectives import read_context, training_losses
@@ -34,7 +34,7 @@ def small_config(decoding: Decoding = "masked", **changes: Any) -> ModelConfig:
         chunk_length=5,
         token_dropout=0.0,
         decoding=decoding,
-        head=cvae.small(),
+        head=kinds.small(),
     )
     return replace(config, **changes)
 

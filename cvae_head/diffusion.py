@@ -1,0 +1,136 @@
+"""Diffusion: a network learns to find the noise in a chunk, and takes it out in a few deterministic steps (DDIM)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..gr_model.errors import ConfigError
+from .head import ChunkShape, TrajectoryHead
+from .losses import masked_mean
+from .networks import ChunkDenoiser, Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """Sizes and options of `DiffusionHead`.
+
+    network, width, blocks, heads: of the denoiser; heads only of "blocks".
+    train_steps: noise levels of training; steps: of an answer.
+    prediction: what the network gives: the noise ("epsilon") or the clean chunk ("sample").
+    draws: pairs of noise and level for each sample of a training batch.
+    clip: bound of the clean chunk while it is denoised, in standard deviations.
+    binary_weight: of the squared error of binary columns.
+
+    Source: DDPM, arXiv 2006.11239; cosine schedule, arXiv 2102.09672; DDIM, arXiv 2010.02502; Diffusion Policy, arXiv
+    2303.04137 (100 levels, noise predicted).
+    """
+
+    kind: Literal["diffusion"] = "diffusion"
+    network: Network = "blocks"
+    width: int = 256
+    blocks: int = 4
+    heads: int = 8
+    train_steps: int = 100
+    steps: int = 10
+    prediction: Literal["epsilon", "sample"] = "epsilon"
+    draws: int = 4
+    clip: float = 5.0
+    binary_weight: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= self.train_steps or self.draws < 1:
+            raise ConfigError(
+                f"DiffusionConfig: expected 1 to {self.train_steps} steps and at least one draw, got {self.steps} and "
+                f"{self.draws}; change the values."
+            )
+
+
+def cosine_schedule(levels: int) -> Float[Tensor, " t"]:
+    """Return the share of signal variance at each noise level.
+
+    Source: Nichol and Dhariwal, arXiv 2102.09672, equation 17, with the betas bounded by 0.999.
+    """
+    at = torch.arange(levels + 1, dtype=torch.float64) / levels
+    curve = torch.cos((at + 0.008) / 1.008 * math.pi / 2).square()
+    betas = (1 - curve[1:] / curve[:-1]).clamp(max=0.999)
+    return torch.cumprod(1 - betas, dim=0).float()
+
+
+class DiffusionHead(TrajectoryHead):
+    """Trajectory head by denoising diffusion (Diffusion Policy)."""
+
+    def __init__(self, config: DiffusionConfig, *, condition_dim: int, shape: ChunkShape) -> None:
+        super().__init__(shape)
+        self.config, self.noise_dim = config, shape.size
+        self.denoiser = ChunkDenoiser(
+            length=shape.length,
+            columns=shape.width,
+            condition_dim=condition_dim,
+            network=config.network,
+            width=config.width,
+            heads=config.heads,
+            num_blocks=config.blocks,
+        )
+        weight = torch.ones(shape.width)
+        weight[list(shape.binary)] = config.binary_weight
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("signal", cosine_schedule(config.train_steps), persistent=False)
+
+    weight: Tensor
+    signal: Tensor
+
+    def loss(
+        self,
+        condition: Float[Tensor, "b d"],
+        target: Float[Tensor, "b k c"],
+        mask: Bool[Tensor, "b k c"],
+        *,
+        step: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the squared error of the prediction as `action_loss`, and that of continuous columns."""
+        draws = self.config.draws
+        chunk = (self.signed(target) * mask).repeat_interleave(draws, 0)
+        condition, mask = condition.repeat_interleave(draws, 0), mask.repeat_interleave(draws, 0)
+        noise = torch.randn_like(chunk)
+        level = torch.randint(self.config.train_steps, (len(chunk),), device=chunk.device)
+        signal = self.signal[level][:, None, None]
+        predicted = self._predict(signal.sqrt() * chunk + (1 - signal).sqrt() * noise, condition, level)
+        wanted = noise if self.config.prediction == "epsilon" else chunk
+        error = (predicted.to(chunk.dtype) - wanted).square()
+        kept = mask & ~self.binary
+        return {
+            "action_loss": masked_mean(error * self.weight, mask),
+            "continuous_loss": masked_mean(error.detach(), kept),
+        }
+
+    def _predict(self, chunk: Tensor, condition: Tensor, level: Tensor) -> Tensor:
+        out: Tensor = self.denoiser(chunk, condition, (level + 1).to(chunk.dtype) / self.config.train_steps)
+        return out
+
+    def sample(
+        self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"] | None = None
+    ) -> Float[Tensor, "b k c"]:
+        """Denoise a chunk by DDIM without fresh noise."""
+        c = self.config
+        chunk = self.expect_noise(condition, noise).unflatten(-1, (self.shape.length, self.shape.width))
+        levels = torch.linspace(c.train_steps - 1, 0, c.steps).round().long().tolist()
+        clean = chunk
+        for i, level in enumerate(levels):
+            signal = self.signal[level]
+            out = self._predict(chunk, condition, torch.full((len(chunk),), level, device=chunk.device)).to(chunk.dtype)
+            if c.prediction == "epsilon":
+                clean = (chunk - (1 - signal).sqrt() * out) / signal.sqrt()
+            else:
+                clean = out
+            clean = clean.clamp(-c.clip, c.clip)
+            rest = (chunk - signal.sqrt() * clean) / (1 - signal).sqrt()
+            if i + 1 < len(levels):
+                after = self.signal[levels[i + 1]]
+                chunk = after.sqrt() * clean + (1 - after).sqrt() * rest
+        return self.unsigned(clean)

@@ -1,0 +1,111 @@
+"""Conditional flow matching: a chunk is carried from noise to data along the velocity that a network has learned.
+
+`x_t = t x_1 + (1 - t) x_0` leads from noise `x_0 ~ N(0, I)` at t = 0 to the chunk `x_1` at t = 1; the network learns
+`x_1 - x_0`. An answer takes a few Euler steps. Unlike a mean, it can follow any of several motions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..gr_model.errors import ConfigError
+from .head import ChunkShape, TrajectoryHead
+from .losses import masked_mean
+from .networks import ChunkDenoiser, Network
+
+_LATEST = 0.999
+"""Times are drawn below it, as in pi0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Sizes and options of `FlowHead`.
+
+    network, width, blocks, heads: of the velocity network; heads only of "blocks".
+    steps: Euler steps of an answer.
+    draws: pairs of noise and time for each sample of a training batch.
+    time_alpha: of the Beta(time_alpha, 1) distribution of 1 - t: above 1 prefers noisy chunks, 1 is uniform.
+    binary_weight: of the squared error of binary columns.
+
+    Source: flow matching, arXiv 2210.02747; pi0, arXiv 2410.24164, section IV and appendix B (Beta(1.5, 1)).
+    """
+
+    kind: Literal["flow"] = "flow"
+    network: Network = "blocks"
+    width: int = 256
+    blocks: int = 4
+    heads: int = 8
+    steps: int = 8
+    draws: int = 4
+    time_alpha: float = 1.5
+    binary_weight: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.draws < 1 or not self.time_alpha > 0:
+            raise ConfigError(
+                f"FlowConfig: expected at least one step and one draw and time_alpha above 0, got {self.steps}, "
+                f"{self.draws} and {self.time_alpha}; change the values."
+            )
+
+
+class FlowHead(TrajectoryHead):
+    """Trajectory head by flow matching (pi0)."""
+
+    def __init__(self, config: FlowConfig, *, condition_dim: int, shape: ChunkShape) -> None:
+        super().__init__(shape)
+        self.config, self.noise_dim = config, shape.size
+        self.velocity = ChunkDenoiser(
+            length=shape.length,
+            columns=shape.width,
+            condition_dim=condition_dim,
+            network=config.network,
+            width=config.width,
+            heads=config.heads,
+            num_blocks=config.blocks,
+        )
+        weight = torch.ones(shape.width)
+        weight[list(shape.binary)] = config.binary_weight
+        self.register_buffer("weight", weight, persistent=False)
+
+    weight: Tensor
+
+    def loss(
+        self,
+        condition: Float[Tensor, "b d"],
+        target: Float[Tensor, "b k c"],
+        mask: Bool[Tensor, "b k c"],
+        *,
+        step: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the squared error of the velocity as `action_loss`, and that of continuous columns."""
+        draws = self.config.draws
+        chunk = (self.signed(target) * mask).repeat_interleave(draws, 0)
+        condition, mask = condition.repeat_interleave(draws, 0), mask.repeat_interleave(draws, 0)
+        noise = torch.randn_like(chunk)
+        # 1 - u^(1 / alpha) has the distribution of 1 - Beta(alpha, 1)
+        uniform = torch.rand(len(chunk), device=chunk.device, dtype=chunk.dtype)
+        time = _LATEST * (1 - uniform ** (1 / self.config.time_alpha))
+        at = time[:, None, None]
+        predicted = self.velocity(at * chunk + (1 - at) * noise, condition, time).to(chunk.dtype)
+        error = (predicted - (chunk - noise)).square()
+        kept = mask & ~self.binary
+        return {
+            "action_loss": masked_mean(error * self.weight, mask),
+            "continuous_loss": masked_mean(error.detach(), kept),
+        }
+
+    def sample(
+        self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"] | None = None
+    ) -> Float[Tensor, "b k c"]:
+        """Carry noise to a chunk."""
+        steps = self.config.steps
+        chunk = self.expect_noise(condition, noise).unflatten(-1, (self.shape.length, self.shape.width))
+        for i in range(steps):
+            time = condition.new_full((len(condition),), i / steps)
+            chunk = chunk + self.velocity(chunk, condition, time) / steps
+        return self.unsigned(chunk)

@@ -1,0 +1,106 @@
+"""What a trajectory head is: it learns chunks given a condition, and turns a condition and noise into a chunk.
+
+A chunk `[b k c]` has k steps of c numbers. Continuous columns are normalized; binary ones (a gripper's command) are 0
+or 1 in training and the probability of 1 when a head answers. The model owns the statistics.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..gr_model.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkShape:
+    """Steps k and columns c of a chunk, and which columns are binary."""
+
+    length: int
+    width: int
+    binary: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.width < 1 or not set(self.binary) <= set(range(self.width)):
+            raise ConfigError(
+                f"ChunkShape: expected positive sizes and binary columns below the width, got {self.length} x "
+                f"{self.width} and {self.binary}; correct the signals of the action."
+            )
+
+    @property
+    def size(self) -> int:
+        """Numbers of a chunk."""
+        return self.length * self.width
+
+    @property
+    def continuous(self) -> tuple[int, ...]:
+        """The columns that are not binary."""
+        return tuple(i for i in range(self.width) if i not in self.binary)
+
+
+class TrajectoryHead(nn.Module, ABC):
+    """Learns and predicts chunks.
+
+    noise_dim: how many standard normal numbers an answer takes; 0 for a head that knows one answer only.
+    num_queries: positions of the sequence whose outputs are the condition.
+    """
+
+    noise_dim: int = 0
+    num_queries: int = 1
+
+    def __init__(self, shape: ChunkShape) -> None:
+        super().__init__()
+        self.shape = shape
+        binary = torch.zeros(shape.width, dtype=torch.bool)
+        binary[list(shape.binary)] = True
+        self.register_buffer("binary", binary, persistent=False)
+
+    binary: Tensor
+
+    @abstractmethod
+    def loss(
+        self,
+        condition: Float[Tensor, "b d"],
+        target: Float[Tensor, "b k c"],
+        mask: Bool[Tensor, "b k c"],
+        *,
+        step: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Compare with the true chunk.
+
+        Args:
+            condition: outputs of the action query, side by side.
+            target: the true chunk.
+            mask: True = keep; a number that is padding or absent in this embodiment is left out.
+            step: of the training, for weights that change; None is after all of it.
+
+        Returns:
+            Scalars, among them `action_loss`, which is minimized.
+        """
+
+    @abstractmethod
+    def sample(
+        self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"] | None = None
+    ) -> Float[Tensor, "b k c"]:
+        """Answer with a chunk; equal noise gives equal chunks.
+
+        Args:
+            condition: outputs of the action query, side by side.
+            noise: standard normal numbers, `noise_dim` a sample; None is zeros: the most typical answer.
+        """
+
+    def signed(self, target: Float[Tensor, "b k c"]) -> Float[Tensor, "b k c"]:
+        """Turn binary columns from 0 and 1 into -1 and 1, for heads that treat all columns alike."""
+        return torch.where(self.binary, 2 * target - 1, target)
+
+    def unsigned(self, chunk: Float[Tensor, "b k c"]) -> Float[Tensor, "b k c"]:
+        """Undo `signed`; what lies outside becomes 0 or 1."""
+        return torch.where(self.binary, (0.5 * (chunk + 1)).clamp(0, 1), chunk)
+
+    def expect_noise(self, condition: Tensor, noise: Tensor | None) -> Float[Tensor, "b z"]:
+        """Return the noise, zeros where there is none."""
+        return condition.new_zeros(len(condition), self.noise_dim) if noise is None else noise.to(condition)

@@ -1,0 +1,141 @@
+"""The trajectory heads: their configurations as one union, their options on the command line, and the maker.
+
+A new head is a module with a configuration and a `TrajectoryHead`, and a line in each of the two tables below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from ..gr_model.errors import ConfigError
+from .cvae import CVAEConfig, CVAEHead, Prior
+from .diffusion import DiffusionConfig, DiffusionHead
+from .flow import FlowConfig, FlowHead
+from .head import ChunkShape, TrajectoryHead
+from .networks import Network
+from .regression import RegressionConfig, RegressionHead
+
+HeadKind = Literal["cvae", "regression", "flow", "diffusion"]
+
+HeadConfig = CVAEConfig | RegressionConfig | FlowConfig | DiffusionConfig
+
+
+def small(kind: HeadKind = "cvae") -> HeadConfig:
+    """Return the head for two CPU cores: perceptrons over the whole chunk."""
+    heads: dict[str, HeadConfig] = {
+        "cvae": CVAEConfig(latent_dim=16, network="mlp", width=256, pose_norm="l1", gripper_weight=0.3, kl_weight=0.02),
+        "regression": RegressionConfig(network="mlp", width=256, pose_norm="l1", gripper_weight=0.3),
+        "flow": FlowConfig(network="mlp", blocks=3),
+        "diffusion": DiffusionConfig(network="mlp", blocks=3),
+    }
+    return heads[kind]
+
+
+def reference(kind: HeadKind = "cvae") -> HeadConfig:
+    """Return the head for the full sizes: transformer blocks over the steps of the chunk.
+
+    The CVAE is the published one of GR-2's team (latent 32, 4 + 4 blocks of 128, weights 1 and 0.01), but for a latent
+    that is used: with the published KL weight of 1 and z = 0 it collapses on natural demonstrations.
+
+    Source: GR-MG, arXiv 2408.14368, and its released configuration.
+    """
+    heads: dict[str, HeadConfig] = {
+        "cvae": CVAEConfig(kl_weight=0.02),
+        "regression": RegressionConfig(),
+        "flow": FlowConfig(),
+        "diffusion": DiffusionConfig(),
+    }
+    return heads[kind]
+
+
+def make_head(config: HeadConfig, *, condition_dim: int, shape: ChunkShape) -> TrajectoryHead:
+    """Make the head of a configuration.
+
+    Args:
+        condition_dim: numbers of the condition: outputs of the action query, side by side.
+        shape: of the chunk.
+    """
+    if isinstance(config, CVAEConfig):
+        return CVAEHead(config, condition_dim=condition_dim, shape=shape)
+    if isinstance(config, RegressionConfig):
+        return RegressionHead(config, condition_dim=condition_dim, shape=shape)
+    if isinstance(config, FlowConfig):
+        return FlowHead(config, condition_dim=condition_dim, shape=shape)
+    return DiffusionHead(config, condition_dim=condition_dim, shape=shape)
+
+
+def head_config_from_dict(values: Mapping[str, Any]) -> HeadConfig:
+    """Rebuild a configuration from `dataclasses.asdict` or its JSON; that of gr2 0.1.0 is a CVAE that takes z = 0.
+
+    Raises:
+        ConfigError: an unknown kind or option.
+    """
+    values = dict(values)
+    if values.get("kind") in ("blocks", "mlp"):
+        values = {**values, "network": values["kind"], "kind": "cvae", "sample_latent": False}
+        if not values["latent_dim"]:
+            names = ("network", "width", "heads", "pose_norm", "pose_weight", "gripper_weight")
+            return RegressionConfig(blocks=values["decoder_blocks"], **{name: values[name] for name in names})
+    kinds: dict[str, type[HeadConfig]] = {
+        "cvae": CVAEConfig,
+        "regression": RegressionConfig,
+        "flow": FlowConfig,
+        "diffusion": DiffusionConfig,
+    }
+    kind = values.get("kind")
+    if kind not in kinds:
+        raise ConfigError(f"head: expected a kind of {', '.join(kinds)}, got {kind!r}; update gr2.")
+    unknown = sorted(set(values) - {field.name for field in fields(kinds[kind])})
+    if unknown:
+        raise ConfigError(f"head {kind}: expected only known options, got {unknown} as well; update gr2.")
+    return kinds[kind](**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOptions:
+    """The trajectory head; None leaves what the size has. An option must be one of the kind's.
+
+    kind: cvae (GR-2, ACT), regression, flow (pi0) or diffusion (Diffusion Policy).
+    network: mlp over the whole chunk, or transformer blocks over its steps.
+    width, heads, blocks: of the network (cvae: width and heads).
+    latent_dim, prior, sample_latent, kl_weight, kl_warmup, free_bits: of the cvae; the prior may be learned from the
+        condition.
+    steps: of an answer of flow and diffusion; draws: noises for each sample of a batch in training.
+    prediction: what diffusion predicts.
+    """
+
+    kind: HeadKind | None = None
+    network: Network | None = None
+    width: int | None = None
+    heads: int | None = None
+    blocks: int | None = None
+    latent_dim: int | None = None
+    prior: Prior | None = None
+    sample_latent: bool | None = None
+    kl_weight: float | None = None
+    kl_warmup: int | None = None
+    free_bits: float | None = None
+    steps: int | None = None
+    draws: int | None = None
+    prediction: Literal["epsilon", "sample"] | None = None
+
+    def apply(self, config: HeadConfig) -> HeadConfig:
+        """Return `config`, or the head of another kind and the same size, with the options.
+
+        Raises:
+            ConfigError: an option that this kind has not.
+        """
+        if self.kind is not None and self.kind != config.kind:
+            config = small(self.kind) if config.network == "mlp" else reference(self.kind)
+        changes = {name: value for name, value in asdict(self).items() if value is not None and name != "kind"}
+        known = {field.name for field in fields(config)}
+        unfit = sorted(set(changes) - known)
+        if unfit:
+            options = ", ".join(sorted(known & {field.name for field in fields(self)} - {"kind"}))
+            raise ConfigError(
+                f"--head.{unfit[0]}: expected an option of the head {config.kind} ({options}), got "
+                f"{changes[unfit[0]]!r}; choose another --head.kind or leave it out."
+            )
+        return replace(config, **changes)

@@ -1,0 +1,186 @@
+"""Networks that trajectory heads share: transformer blocks over the steps of a chunk, and perceptrons with FiLM."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..gr_model.layers import Block
+from .head import ChunkShape
+
+Network = Literal["mlp", "blocks"]
+"""A perceptron over the flattened chunk, or transformer blocks over its steps."""
+
+_TIME_FEATURES = 64
+
+
+class ChunkBlocks(nn.Module):
+    """Transformer blocks over `num_tokens` tokens with learned positions."""
+
+    def __init__(self, *, width: int, heads: int, num_tokens: int, num_blocks: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(0.02 * torch.randn(num_tokens, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(num_blocks))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        """Transform every token."""
+        x = x + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def time_features(time: Float[Tensor, " b"], size: int = _TIME_FEATURES) -> Float[Tensor, "b f"]:
+    """Describe times in [0, 1] by sines and cosines of periods from 0.004 to 4.
+
+    Source: the sinusoidal embedding of pi0, arXiv 2410.24164, appendix B.
+    """
+    fraction = torch.linspace(0, 1, size // 2, device=time.device, dtype=time.dtype)
+    angle = 2 * math.pi * time[:, None] / (0.004 * 1000.0**fraction)
+    return torch.cat((angle.sin(), angle.cos()), dim=-1)
+
+
+class FilmMLP(nn.Module):
+    """Residual perceptron on flat vectors, scaled and shifted layer by layer by the condition and a time.
+
+    Source: FiLM, arXiv 1709.07871.
+    """
+
+    def __init__(self, *, size: int, condition_dim: int, width: int, num_blocks: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(size, width)
+        self.condition = nn.Linear(condition_dim, width)
+        self.time = nn.Linear(_TIME_FEATURES, width)
+        self.modulate = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)) for _ in range(num_blocks)
+        )
+        self.leave = nn.Linear(width, size)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(
+        self, x: Float[Tensor, "b n"], condition: Float[Tensor, "b d"], time: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b n"]:
+        """Transform flat chunks."""
+        c = F.silu(self.condition(condition) + self.time(time_features(time)))
+        h = self.enter(x)
+        for modulate, block in zip(self.modulate, self.blocks, strict=True):
+            scale, shift = modulate(c).chunk(2, dim=-1)
+            h = h + block(F.layer_norm(h, h.shape[-1:]) * (1 + scale) + shift)
+        out: Tensor = self.leave(F.gelu(h))
+        return out
+
+
+class ChunkDenoiser(nn.Module):
+    """From a noisy chunk, the condition and the time of the noise to numbers of the chunk's shape."""
+
+    def __init__(
+        self,
+        *,
+        length: int,
+        columns: int,
+        condition_dim: int,
+        network: Network,
+        width: int,
+        heads: int,
+        num_blocks: int,
+    ) -> None:
+        super().__init__()
+        self.length, self.columns = length, columns
+        self.film: FilmMLP | None = None
+        if network == "mlp":
+            self.film = FilmMLP(size=length * columns, condition_dim=condition_dim, width=width, num_blocks=num_blocks)
+            return
+        self.row = nn.Linear(columns, width)
+        self.condition = nn.Linear(condition_dim, width)
+        self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.trunk = ChunkBlocks(width=width, heads=heads, num_tokens=length + 2, num_blocks=num_blocks)
+        self.out = nn.Linear(width, columns)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self, chunk: Float[Tensor, "b k c"], condition: Float[Tensor, "b d"], time: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b k c"]:
+        """Transform noisy chunks."""
+        if self.film is not None:
+            flat: Tensor = self.film(chunk.flatten(1), condition, time)
+            return flat.unflatten(-1, (self.length, self.columns))
+        first = (self.condition(condition), self.time(time_features(time)))
+        tokens = torch.cat((torch.stack(first, dim=1), self.row(chunk)), dim=1)
+        out: Tensor = self.out(self.trunk(tokens)[:, 2:])
+        return out
+
+
+class BlockDecoder(nn.Module):
+    """Rebuild k chunk rows from z, the condition and k learned queries."""
+
+    def __init__(
+        self, *, latent_dim: int, condition_dim: int, shape: ChunkShape, width: int, heads: int, num_blocks: int
+    ) -> None:
+        super().__init__()
+        self.latent = nn.Linear(latent_dim, width) if latent_dim else None
+        self.condition = nn.Linear(condition_dim, width)
+        self.queries = nn.Parameter(0.02 * torch.randn(shape.length, width))
+        num_tokens = shape.length + 1 + bool(latent_dim)
+        self.trunk = ChunkBlocks(width=width, heads=heads, num_tokens=num_tokens, num_blocks=num_blocks)
+        self.out = nn.Linear(width, shape.width)
+        self.chunk_length = shape.length
+
+    def forward(self, z: Float[Tensor, "b z"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b k c"]:
+        """Return normalized numbers, logits in binary columns."""
+        tokens = [self.condition(condition)[:, None], self.queries.expand(len(condition), -1, -1)]
+        if self.latent is not None:
+            tokens.insert(0, self.latent(z)[:, None])
+        out: Tensor = self.out(self.trunk(torch.cat(tokens, dim=1))[:, -self.chunk_length :])
+        return out
+
+
+class MlpDecoder(nn.Module):
+    """Rebuild the flattened chunk from z and the condition."""
+
+    def __init__(self, *, latent_dim: int, condition_dim: int, shape: ChunkShape, width: int) -> None:
+        super().__init__()
+        self.shape = (shape.length, shape.width)
+        self.net = nn.Sequential(
+            nn.Linear(latent_dim + condition_dim, width),
+            nn.GELU(),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Linear(width, shape.size),
+        )
+
+    def forward(self, z: Float[Tensor, "b z"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b k c"]:
+        """Return normalized numbers, logits in binary columns."""
+        out: Tensor = self.net(torch.cat((z, condition), dim=-1))
+        return out.unflatten(-1, self.shape)
+
+
+def make_decoder(
+    network: Network,
+    *,
+    latent_dim: int,
+    condition_dim: int,
+    shape: ChunkShape,
+    width: int,
+    heads: int,
+    num_blocks: int,
+) -> nn.Module:
+    """Make the network from a latent (or none) and the condition to a chunk."""
+    if network == "mlp":
+        return MlpDecoder(latent_dim=latent_dim, condition_dim=condition_dim, shape=shape, width=width)
+    return BlockDecoder(
+        latent_dim=latent_dim,
+        condition_dim=condition_dim,
+        shape=shape,
+        width=width,
+        heads=heads,
+        num_blocks=num_blocks,
+    )
