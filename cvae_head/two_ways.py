@@ -1,0 +1,86 @@
+"""Two ways round a tree in equal numbers: which heads follow one of them, and which average both and hit the tree.
+
+Source: the multimodality test of Diffusion Policy, arXiv 2303.04137, section IV-A.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..gr_model.contracts import Array
+from .head import ChunkShape, TrajectoryHead
+from .kinds import HeadConfig, make_head
+
+_LENGTH = 10
+_SHAPE = ChunkShape(length=_LENGTH, width=2)
+_CONDITION = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """A round obstacle; lengths in units of the way."""
+
+    center: tuple[float, float]
+    radius: float
+
+    def distance(self, paths: Array) -> Array:
+        """Return the least distance of paths `[m k 2]` from the trunk, below 0 where they hit it."""
+        return np.linalg.norm(paths - np.asarray(self.center), axis=-1).min(-1) - self.radius
+
+
+TREE = Tree(center=(1.0, 0.0), radius=0.35)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoWays:
+    """Shares of paths that hit the tree, and that pass it on its left and on its right."""
+
+    hits: float
+    left: float
+    right: float
+
+
+def demonstrate(count: int, rng: np.random.Generator) -> Array:
+    """Return paths `[m k 2]` from the left edge to the right one; a coin decides on which side of the tree."""
+    along = np.linspace(0.0, 2.0, _LENGTH)
+    side = rng.choice([-1.0, 1.0], size=(count, 1))
+    height = rng.uniform(0.8, 1.0, size=(count, 1))
+    across = side * height * np.sin(np.pi * along / 2)
+    return np.stack((np.broadcast_to(along, across.shape), across), axis=-1)
+
+
+def train_two_ways(config: HeadConfig, *, steps: int = 1500, batch_size: int = 64, seed: int = 0) -> TrajectoryHead:
+    """Train a head on demonstrations of both ways, all seen from one place."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    head = make_head(config, condition_dim=_CONDITION, shape=_SHAPE)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    condition, mask = torch.ones(batch_size, _CONDITION), torch.ones(batch_size, _LENGTH, 2, dtype=torch.bool)
+    for step in range(steps):
+        target = torch.as_tensor(demonstrate(batch_size, rng), dtype=torch.float32) - torch.tensor([1.0, 0.0])
+        optimizer.zero_grad()
+        head.loss(condition, target, mask, step=step)["action_loss"].backward()
+        optimizer.step()
+        schedule.step()
+    return head.eval()
+
+
+@torch.no_grad()
+def walk(head: TrajectoryHead, *, count: int, seed: int = 0) -> Array:
+    """Return paths `[m k 2]` that a trained head takes, each with noise of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, head.noise_dim, generator=generator)
+    chunk = head.sample(torch.ones(count, _CONDITION), noise)
+    return (chunk + torch.tensor([1.0, 0.0])).numpy()
+
+
+def judge(head: TrajectoryHead, *, count: int, seed: int = 0) -> TwoWays:
+    """Let a trained head walk, and count."""
+    paths = walk(head, count=count, seed=seed)
+    hit = TREE.distance(paths) < 0
+    left = ~hit & (paths[:, _LENGTH // 2, 1] > 0)
+    return TwoWays(hits=float(hit.mean()), left=float(left.mean()), right=float((~hit & ~left).mean()))
