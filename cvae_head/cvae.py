@@ -114,6 +114,7 @@ class CVAEHead(TrajectoryHead):
     def __init__(self, config: CVAEConfig, *, condition_dim: int, shape: ChunkShape) -> None:
         super().__init__(shape)
         self.config = config
+        self.num_products = shape.length + 1 if config.network == "blocks" else 1
         self.encoder: nn.Module
         if config.network == "mlp":
             self.encoder = MlpEncoder(config, shape, condition_dim)

@@ -68,6 +68,7 @@ class DiffusionHead(TrajectoryHead):
     def __init__(self, config: DiffusionConfig, *, condition_dim: int, shape: ChunkShape) -> None:
         super().__init__(shape)
         self.config, self.noise_dim = config, shape.size
+        self.num_products = config.draws * (shape.length + 2 if config.network == "blocks" else 1)
         self.denoiser = ChunkDenoiser(
             length=shape.length,
             columns=shape.width,

@@ -47,10 +47,12 @@ class TrajectoryHead(nn.Module, ABC):
 
     noise_dim: how many standard normal numbers an answer takes; 0 for a head that knows one answer only.
     num_queries: positions of the sequence whose outputs are the condition.
+    num_products: how often the weights are multiplied with a row for one sample of a training batch.
     """
 
     noise_dim: int = 0
     num_queries: int = 1
+    num_products: int = 1
 
     def __init__(self, shape: ChunkShape) -> None:
         super().__init__()

@@ -16,10 +16,11 @@ from .flow import FlowConfig, FlowHead
 from .head import ChunkShape, TrajectoryHead
 from .networks import Network
 from .regression import RegressionConfig, RegressionHead
+from .tokens import TokensConfig, TokensHead, num_tokens
 
-HeadKind = Literal["cvae", "regression", "flow", "diffusion"]
+HeadKind = Literal["cvae", "regression", "flow", "diffusion", "tokens"]
 
-HeadConfig = CVAEConfig | RegressionConfig | FlowConfig | DiffusionConfig
+HeadConfig = CVAEConfig | RegressionConfig | FlowConfig | DiffusionConfig | TokensConfig
 
 
 def small(kind: HeadKind = "cvae") -> HeadConfig:
@@ -29,6 +30,7 @@ def small(kind: HeadKind = "cvae") -> HeadConfig:
         "regression": RegressionConfig(network="mlp", width=256, pose_norm="l1", gripper_weight=0.3),
         "flow": FlowConfig(network="mlp", blocks=3),
         "diffusion": DiffusionConfig(network="mlp", blocks=3),
+        "tokens": TokensConfig(bins=128, dct=4),
     }
     return heads[kind]
 
@@ -46,17 +48,25 @@ def reference(kind: HeadKind = "cvae") -> HeadConfig:
         "regression": RegressionConfig(),
         "flow": FlowConfig(),
         "diffusion": DiffusionConfig(),
+        "tokens": TokensConfig(),
     }
     return heads[kind]
+
+
+def num_queries(config: HeadConfig, shape: ChunkShape) -> int:
+    """Return how many positions the action query takes."""
+    return num_tokens(config, shape) if isinstance(config, TokensConfig) else 1
 
 
 def make_head(config: HeadConfig, *, condition_dim: int, shape: ChunkShape) -> TrajectoryHead:
     """Make the head of a configuration.
 
     Args:
-        condition_dim: numbers of the condition: outputs of the action query, side by side.
+        condition_dim: numbers of one output of the action query.
         shape: of the chunk.
     """
+    if isinstance(config, TokensConfig):
+        return TokensHead(config, width=condition_dim, shape=shape)
     if isinstance(config, CVAEConfig):
         return CVAEHead(config, condition_dim=condition_dim, shape=shape)
     if isinstance(config, RegressionConfig):
@@ -83,6 +93,7 @@ def head_config_from_dict(values: Mapping[str, Any]) -> HeadConfig:
         "regression": RegressionConfig,
         "flow": FlowConfig,
         "diffusion": DiffusionConfig,
+        "tokens": TokensConfig,
     }
     kind = values.get("kind")
     if kind not in kinds:
@@ -93,17 +104,23 @@ def head_config_from_dict(values: Mapping[str, Any]) -> HeadConfig:
     return kinds[kind](**values)
 
 
+def is_small(config: HeadConfig) -> bool:
+    """Say whether a head is one for two CPU cores: a perceptron, or tokens of a cosine transform."""
+    return bool(config.dct) if isinstance(config, TokensConfig) else config.network == "mlp"
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadOptions:
     """The trajectory head; None leaves what the size has. An option must be one of the kind's.
 
-    kind: cvae (GR-2, ACT), regression, flow (pi0) or diffusion (Diffusion Policy).
+    kind: cvae (GR-2, ACT), regression, flow (pi0), diffusion (Diffusion Policy) or tokens (RT-1, OpenVLA).
     network: mlp over the whole chunk, or transformer blocks over its steps.
     width, heads, blocks: of the network (cvae: width and heads).
     latent_dim, prior, sample_latent, kl_weight, kl_warmup, free_bits: of the cvae; the prior may be learned from the
         condition.
     steps: of an answer of flow and diffusion; draws: noises for each sample of a batch in training.
     prediction: what diffusion predicts.
+    bins, dct, temperature: of tokens; dct keeps so many coefficients of a cosine transform, 0 makes each step a token.
     """
 
     kind: HeadKind | None = None
@@ -120,6 +137,9 @@ class HeadOptions:
     steps: int | None = None
     draws: int | None = None
     prediction: Literal["epsilon", "sample"] | None = None
+    bins: int | None = None
+    dct: int | None = None
+    temperature: float | None = None
 
     def apply(self, config: HeadConfig) -> HeadConfig:
         """Return `config`, or the head of another kind and the same size, with the options.
@@ -128,7 +148,7 @@ class HeadOptions:
             ConfigError: an option that this kind has not.
         """
         if self.kind is not None and self.kind != config.kind:
-            config = small(self.kind) if config.network == "mlp" else reference(self.kind)
+            config = small(self.kind) if is_small(config) else reference(self.kind)
         changes = {name: value for name, value in asdict(self).items() if value is not None and name != "kind"}
         known = {field.name for field in fields(config)}
         unfit = sorted(set(changes) - known)

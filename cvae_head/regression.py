@@ -39,6 +39,7 @@ class RegressionHead(TrajectoryHead):
     def __init__(self, config: RegressionConfig, *, condition_dim: int, shape: ChunkShape) -> None:
         super().__init__(shape)
         self.config = config
+        self.num_products = shape.length + 1 if config.network == "blocks" else 1
         self.decoder = make_decoder(
             config.network,
             latent_dim=0,

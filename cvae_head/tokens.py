@@ -55,6 +55,11 @@ def cosine_matrix(length: int, count: int) -> Float[Tensor, "m k"]:
     return matrix
 
 
+def num_tokens(config: TokensConfig, shape: ChunkShape) -> int:
+    """Return how many tokens a chunk is."""
+    return (config.dct or shape.length) * shape.width
+
+
 class TokensHead(TrajectoryHead):
     """Trajectory head by tokens (RT-1, RT-2, OpenVLA); the trunk predicts them one after the other."""
 
@@ -66,7 +71,8 @@ class TokensHead(TrajectoryHead):
             )
         self.config = config
         rows = config.dct or shape.length
-        self.num_queries = self.num_tokens = rows * shape.width
+        self.num_queries = self.num_tokens = num_tokens(config, shape)
+        self.num_products = self.num_tokens
         self.noise_dim = self.num_tokens if config.temperature else 0
         self.places = nn.Parameter(0.3 * torch.randn(self.num_tokens, width))
         self.values = nn.Embedding(config.bins + 1, width)  # the last one begins

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..cvae_head.cvae import CVAEConfig
 from ..cvae_head.head import ChunkShape
-from ..cvae_head.kinds import HeadConfig
+from ..cvae_head.kinds import HeadConfig, num_queries
 from ..cvae_head.trajectory import CHUNK_DIM, JOINT_FEATURES, POSE_DIM, STATE_FEATURES
 from .errors import ConfigError
 
@@ -110,6 +110,11 @@ class ModelConfig:
     def chunk_shape(self) -> ChunkShape:
         """Steps and columns of a chunk."""
         return ChunkShape(length=self.chunk_length, width=CHUNK_DIM, binary=tuple(range(POSE_DIM, CHUNK_DIM)))
+
+    @property
+    def num_queries(self) -> int:
+        """Positions of the action query."""
+        return num_queries(self.head, self.chunk_shape)
 
     @property
     def codes_per_position(self) -> int:

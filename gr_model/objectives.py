@@ -113,15 +113,12 @@ def code_loss(
     return {"frame_loss": loss, "token_accuracy": accuracy}
 
 
-def chunk_loss(
-    model: WorldModel, condition: Float[Tensor, "b d"], batch: Batch, h: int, step: int | None = None
-) -> dict[str, Tensor]:
-    """Return the trajectory head's losses for the commands that follow the last context frame."""
+def read_chunk(model: WorldModel, batch: Batch, h: int) -> tuple[Float[Tensor, "b k c"], Bool[Tensor, "b k c"]]:
+    """Return the normalized commands that follow the last context frame, and which numbers count."""
     target = chunk_targets(batch["states"][:, h - 1].float(), batch["actions"].float())
     poses = model.action_normalizer(target[..., :POSE_DIM])
     chunk = torch.cat((poses, target[..., POSE_DIM:]), dim=-1)
-    mask = batch["action_mask"][..., None].expand_as(chunk)
-    return model.head.loss(condition, chunk, mask, step=step)
+    return chunk, batch["action_mask"][..., None].expand_as(chunk)
 
 
 def rename_codes(
@@ -165,12 +162,13 @@ def training_losses(
         if model.training and model.config.scored_share < 1:
             scored = torch.rand(valid.shape, device=valid.device) < model.config.scored_share
             where = where & scored[..., None]
-    condition, features = model.predict(context, targets, with_actions=with_actions)
+    chunk = read_chunk(model, batch, h) if with_actions else None
+    condition, features = model.predict(context, targets, with_actions=with_actions, chunk=chunk and chunk[0])
     losses: dict[str, Tensor] = {}
     if features is not None:
         losses |= code_loss(model, features, packed, where, model.reference(context))
-    if condition is not None:
-        losses |= chunk_loss(model, condition, batch, h, step)
+    if condition is not None and chunk is not None:
+        losses |= model.head.loss(condition, *chunk, step=step)
     return losses
 
 

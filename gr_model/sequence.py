@@ -14,7 +14,7 @@ Who sees whom (nobody but itself sees the action query):
     target g          all    all             all           the same g     frames of the same g
 
 Inside a frame (all cameras of a step) attention is bidirectional with "masked" decoding and causal with
-"raster".
+"raster"; it is causal among the positions of the action query, of which most heads take one.
 """
 
 from __future__ import annotations
@@ -78,13 +78,14 @@ def sees(query: TokenGroup, key: TokenGroup) -> bool:
 class SequenceLayout:
     """One arrangement of groups.
 
-    text_length: positions of the text prefix; grids: packed rows and columns of each camera.
+    text_length: positions of the text prefix; num_queries: of the action query; grids: packed rows and columns of each
+        camera.
     """
 
     text_length: int
     num_context: int
     num_targets: int
-    with_action: bool
+    num_queries: int
     max_context: int
     max_targets: int
     grids: tuple[tuple[int, int], ...]
@@ -108,8 +109,8 @@ class SequenceLayout:
         for time in range(self.num_context):
             add_frame("frame", time)
             add("state", 1, time)
-        if self.with_action:
-            add("action", 1, self.num_context - 1)
+        if self.num_queries:
+            add("action", self.num_queries, self.num_context - 1)
         for target in range(self.num_targets):
             add("target_state", 1, target)
         for target in range(self.num_targets):
@@ -142,8 +143,10 @@ class SequenceLayout:
         for query in self.groups:
             for key in self.groups:
                 mask[query.slice, key.slice] = sees(query, key)
+        order = np.tril(np.ones_like(mask))
+        for group in self.of_kind("action"):
+            mask[group.slice, group.slice] = order[group.slice, group.slice]
         if self.decoding == "raster":
-            order = np.tril(np.ones_like(mask))
             for kind in ("frame", "target"):
                 for query in self.of_kind(kind):
                     for key in self.of_kind(kind):
@@ -196,7 +199,7 @@ def make_layout(
         text_length=text_length,
         num_context=num_context,
         num_targets=config.num_targets if with_frames else 0,
-        with_action=with_action,
+        num_queries=config.num_queries if with_action else 0,
         max_context=config.max_context,
         max_targets=config.num_targets,
         grids=config.packed_grids,

@@ -89,8 +89,7 @@ def step_cost(model: WorldModel, *, text_length: int, with_frames: bool, with_ac
     last = 4 * n * d**2 + 20 * read * d**2 + 4 * read * n * d
     forward = float(body + last) + _embedding(config, layout) + (_codes(model) if with_frames else 0.0)
     if with_actions:
-        weights = count_parameters(model.head)
-        forward += 2.0 * weights * (config.chunk_length + 1 if config.head.network == "blocks" else 1)
+        forward += 2.0 * count_parameters(model.head) * model.head.num_products
     return StepCost(tokens=n, flops=3 * forward)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..cvae_head.kinds import make_head
+from ..cvae_head.tokens import TokensHead
 from ..cvae_head.trajectory import POSE_DIM
 from .config import ModelConfig
 from .context import Context, Targets
@@ -174,11 +175,15 @@ class WorldModel(nn.Module):
         return self._cached[key]
 
     def assemble(
-        self, layout: SequenceLayout, context: Context, targets: Targets | None
+        self,
+        layout: SequenceLayout,
+        context: Context,
+        targets: Targets | None,
+        queries: Float[Tensor, "b a d"] | None = None,
     ) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b 1 n n"]]:
         """Embed a sequence and derive its attention mask from the layout's rules and from what is absent."""
         constants = self.constants(layout)
-        x, keep = self.embed_context(layout, context)
+        x, keep = self.embed_context(layout, context, queries)
         if targets is not None:
             frames = self.embed.targets(targets.packed, targets.masked, self.reference(context))
             x = torch.cat((x, frames.flatten(1, 2)), dim=1)
@@ -187,8 +192,13 @@ class WorldModel(nn.Module):
         x = x + self.embed.positions(layout, constants["attributes"])
         return x, constants["mask"] & keep[:, None, None, :]
 
-    def embed_context(self, layout: SequenceLayout, context: Context) -> tuple[Tensor, Tensor]:
-        """Embed all but target frames, without positions; also say which keys are present."""
+    def embed_context(
+        self, layout: SequenceLayout, context: Context, queries: Float[Tensor, "b a d"] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Embed all but target frames, without positions; also say which keys are present.
+
+        `queries` is what the positions of the action query read, nothing without.
+        """
         frames = self.embed.frames(self.embed.drop_codes(self.embed.arrange(context.codes)))
         b, h = frames.shape[:2]
         no_text = ~context.text_mask.any(dim=1)
@@ -204,9 +214,10 @@ class WorldModel(nn.Module):
         for step in range(h):
             parts += [frames[:, step], states[:, step : step + 1]]
             keeps += [camera_keep & frame_keep[:, step, None], state_keep[:, step : step + 1]]
-        if layout.with_action:
-            parts.append(frames.new_zeros(b, 1, frames.shape[-1]))
-            keeps.append(torch.ones_like(keeps[0][:, :1]))
+        if layout.num_queries:
+            nothing = frames.new_zeros(b, layout.num_queries, frames.shape[-1])
+            parts.append(nothing if queries is None else queries)
+            keeps.append(torch.ones_like(nothing[..., 0], dtype=torch.bool))
         if layout.num_targets:
             ahead, ahead_keep = self._embed_target_states(context, layout.num_targets, frames)
             parts.append(ahead)
@@ -275,25 +286,56 @@ class WorldModel(nn.Module):
         """
         layout = self.layout(context, with_frames=False, with_action=True)
         x, mask = self.assemble(layout, context, None)
-        condition = self.gpt(x, mask, self.constants(layout)["action"])[:, 0]
-        chunk = self.head.sample(condition, noise)
+        if isinstance(self.head, TokensHead):
+            chunk = self._draw_tokens(self.head, x, mask, noise)
+        else:
+            condition = self.gpt(x, mask, self.constants(layout)["action"])[:, 0]
+            chunk = self.head.sample(condition, noise)
         return torch.cat((self.action_normalizer.invert(chunk[..., :POSE_DIM]), chunk[..., POSE_DIM:]), dim=-1)
 
+    def _draw_tokens(
+        self,
+        head: TokensHead,
+        x: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b 1 n n"],
+        noise: Float[Tensor, "b z"] | None,
+    ) -> Float[Tensor, "b k c"]:
+        """Draw action tokens one by one, over the keys and values of what came before."""
+        start = x.shape[1] - head.num_tokens
+        past = self.gpt.make_past(x, x.shape[1])
+        tokens = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
+        self.gpt.extend(x[:, :start], mask[:, :, :start, :start], past, tokens.new_empty(0))
+        for i in range(head.num_tokens):
+            stop = start + i + 1
+            here = x[:, stop - 1 : stop] + head.inputs(tokens)[:, -1:]
+            y = self.gpt.extend(here, mask[:, :, stop - 1 : stop, :stop], past)[:, 0]
+            token = head.draw(y, None if noise is None or not head.noise_dim else noise[:, i])
+            tokens = torch.cat((tokens, token[:, None]), dim=1)
+        return head.detokenize(tokens)
+
     def predict(
-        self, context: Context, targets: Targets | None, *, with_actions: bool
+        self,
+        context: Context,
+        targets: Targets | None,
+        *,
+        with_actions: bool,
+        chunk: Float[Tensor, "b k c"] | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Run the trunk once.
+        """Run the trunk once; `chunk` is the true one, which a head of tokens reads as it goes.
 
         Returns:
-            The action query's output `[b d]` and the outputs at the target positions `[b g frame d]`, None
-            where not asked.
+            The action query's outputs, side by side, `[b d]`, and the outputs at the target positions `[b g frame
+            d]`, None where not asked.
         """
         layout = self.layout(context, with_frames=targets is not None, with_action=with_actions)
-        x, mask = self.assemble(layout, context, targets)
+        queries = None
+        if with_actions and chunk is not None and isinstance(self.head, TokensHead):
+            queries = self.head.inputs(self.head.tokenize(chunk))
+        x, mask = self.assemble(layout, context, targets, queries)
         constants = self.constants(layout)
         read = torch.cat((constants["action"], constants["target"]))
         y = self.gpt(x, mask, read)
-        condition = y[:, 0] if with_actions else None
+        condition = y[:, : layout.num_queries].flatten(1) if with_actions else None
         if targets is None:
             return condition, None
         frames = y[:, -len(constants["target"]) :].unflatten(1, (layout.num_targets, layout.frame_length))

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from model_cases import make_batch, make_context, make_model, small_config
 
 from gr2.cvae_head import kinds
 from gr2.cvae_head.cvae import COLLAPSED_KL, CVAEConfig, CVAEHead
@@ -16,6 +17,7 @@ from gr2.cvae_head.kinds import HeadConfig, HeadOptions, head_config_from_dict, 
 from gr2.cvae_head.losses import kl_between_normals, kl_to_standard_normal
 from gr2.cvae_head.networks import time_features
 from gr2.cvae_head.regression import RegressionConfig
+from gr2.cvae_head.tokens import TokensConfig, TokensHead
 from gr2.cvae_head.two_ways import TREE, judge, train_two_ways
 from gr2.gr_model.errors import ConfigError
 
@@ -26,7 +28,7 @@ CONFIGS += [replace(kinds.reference(kind), width=32) for kind in KINDS]
 CONFIGS += [
     CVAEConfig(network="mlp", prior="gaussian"),
     CVAEConfig(network="mlp", prior="flow"),
-    HeadOptions(kind="diffusion", prediction="epsilon").apply(kinds.small()),
+    HeadOptions(kind="diffusion", prediction="epsilon", steps=50).apply(kinds.small()),
 ]
 
 
@@ -69,7 +71,7 @@ def test_equal_noise_gives_equal_chunks_and_other_noise_others(config: HeadConfi
     condition, noise = torch.randn(4, 32), torch.randn(4, head.noise_dim)
     first = head.sample(condition, noise)
     assert first.shape == (4, 5, 7)
-    assert 0 <= float(first[..., 6].min()) and float(first[..., 6].max()) <= 1
+    assert float(first[..., 6].min()) >= 0 and float(first[..., 6].max()) <= 1
     assert torch.equal(first, head.sample(condition, noise))
     torch.testing.assert_close(head.sample(condition[1:2], noise[1:2]), first[1:2])
     if head.noise_dim:
@@ -145,6 +147,46 @@ def test_free_bits_and_warm_up_make_the_latent_cheap() -> None:
     losses = free.loss(condition, chunk, mask)
     rest = losses["action_loss"] - losses["continuous_loss"] - 0.01 * losses["binary_loss"]
     assert float(rest) == pytest.approx(4e6)
+
+
+def test_tokens_of_a_chunk_give_it_back_up_to_half_a_bin() -> None:
+    chunk = chunks(6).clamp(-2, 2)
+    steps = TokensHead(TokensConfig(bins=64, bound=4.0), width=16, shape=SHAPE)
+    back = steps.detokenize(steps.tokenize(chunk))
+    assert float((back - chunk)[..., :6].abs().max()) <= 4 / 64 + 1e-6
+    assert torch.equal(back[..., 6].round(), chunk[..., 6])
+    whole = TokensHead(TokensConfig(bins=4096, dct=5), width=16, shape=SHAPE)
+    torch.testing.assert_close(whole.detokenize(whole.tokenize(chunk)), chunk, atol=5e-3, rtol=0)
+    smooth = chunk.mean(1, keepdim=True).expand(-1, 5, -1)
+    few = TokensHead(TokensConfig(bins=4096, dct=1), width=16, shape=SHAPE)
+    assert few.num_queries == 7
+    torch.testing.assert_close(few.detokenize(few.tokenize(smooth))[..., :6], smooth[..., :6], atol=5e-3, rtol=0)
+
+
+def test_tokens_drawn_one_by_one_are_those_of_one_pass() -> None:
+    """Read back through the trunk at once, the tokens of an answer are the likeliest everywhere."""
+    model = make_model(small_config(head=TokensConfig(bins=8, dct=2, temperature=0.0)))
+    head = model.head
+    assert isinstance(head, TokensHead)
+    context = make_context(model, make_batch(model.config))
+    chunk = model.act(context)
+    tokens = head.tokenize(torch.cat((model.action_normalizer(chunk[..., :6]), chunk[..., 6:]), dim=-1))
+    layout = model.layout(context, with_frames=False, with_action=True)
+    x, mask = model.assemble(layout, context, None, head.inputs(tokens))
+    y = model.gpt(x, mask, model.constants(layout)["action"])
+    assert len(layout.positions("action")) == 14
+    assert torch.equal(head.logits(y).argmax(-1), tokens)
+
+
+def test_tokens_follow_their_distribution() -> None:
+    head = TokensHead(TokensConfig(bins=4), width=16, shape=SHAPE)
+    with torch.no_grad():
+        head.logits.weight.zero_()
+        head.logits.bias.copy_(torch.tensor([0.1, 0.4, 0.3, 0.2]).log())
+        tokens = head.draw(torch.zeros(4000, 16), torch.randn(4000, generator=torch.Generator().manual_seed(0)))
+        assert int(head.draw(torch.zeros(1, 16), None)) == 1  # the median
+    shares = torch.bincount(tokens, minlength=4) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.4, 0.3, 0.2]), atol=0.03, rtol=0)
 
 
 def test_noise_levels_and_times_are_ordered_and_distinct() -> None:
