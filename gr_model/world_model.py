@@ -293,6 +293,7 @@ class WorldModel(nn.Module):
             chunk = self.head.sample(condition, noise)
         return torch.cat((self.action_normalizer.invert(chunk[..., :POSE_DIM]), chunk[..., POSE_DIM:]), dim=-1)
 
+    @torch.no_grad()
     def _draw_tokens(
         self,
         head: TokensHead,
