@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..gr_model.errors import ConfigError
-from ..gr_model.layers import Block
+from ..errors import ConfigError
+from ..layers import Block
 from .losses import PoseNorm, gripper_loss, kl_to_standard_normal, pose_loss
 from .trajectory import POSE_DIM
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..gr_model.contracts import ACTION_DIM, STATE_DIM, ActionTrajectory, Array, Observation
-from ..gr_model.errors import ShapeError
+from ..contracts import ACTION_DIM, STATE_DIM, ActionTrajectory, Array, Observation
+from ..errors import ShapeError
 
 CHUNK_DIM = 7
 """Numbers of a chunk row: position delta [m] 3, rotation vector [rad] 3, gripper 1."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gr2.gr_model import contracts
+from gr2 import contracts
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = ("data_pipeline", "tokenizers", "cvae_head", "wbc")

@@ -63,7 +63,7 @@ def test_installed_wheel_is_the_one_imported(wheel, tmp_path):
     options = ("--no-deps", "--no-index", "--quiet", "--target", str(target), str(wheel))
     done = run_python("-m", "pip", "install", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    code = "import gr2, gr2.gr_model.cli as c, gr2.wbc.robots as w; print(*(m.__file__ for m in (gr2, c, w)))"
+    code = "import gr2, gr2.gr_model.cli as c, gr2.wbc.robot.robots as w; print(*(m.__file__ for m in (gr2, c, w)))"
     done = run_python("-c", code, cwd=tmp_path, path=target)
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(Path(file).is_relative_to(target) for file in done.stdout.split())
@@ -106,7 +106,7 @@ def test_lightning_imports_beside_the_real_transformers(tmp_path):
     if done.returncode != 0:
         pytest.skip(f"transformers could not be installed here: {done.stderr.strip().splitlines()[-1]}")
     code = (
-        "import transformers, tokenizers, torchmetrics, lightning, open_clip, gr2.gr_model.contracts;"
+        "import transformers, tokenizers, torchmetrics, lightning, open_clip, gr2.contracts;"
         "from tokenizers import Encoding; print(tokenizers.__file__)"
     )
     done = run_python("-c", code, cwd=ROOT, path=tmp_path)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ...data_pipeline.columns import write_columns
-from ...data_pipeline.loader import BatchLoader
-from ...data_pipeline.shards import list_shards
-from ...data_pipeline.stages import Tally, begin_stage, finish_stage
-from ...data_pipeline.token_store import TokenStore
-from ...data_pipeline.token_windows import TokenWindows
-from ..rounds import Rate, compare_rates
+from ...data_pipeline.loading.loader import BatchLoader
+from ...data_pipeline.loading.token_store import TokenStore
+from ...data_pipeline.loading.token_windows import TokenWindows
+from ...data_pipeline.store.columns import write_columns
+from ...data_pipeline.store.shards import list_shards
+from ...data_pipeline.store.stages import Tally, begin_stage, finish_stage
+from ..metrics.rounds import Rate, compare_rates
 from .samples import CODEBOOK_SIZE, GRID, NUM_FRAMES
 
 TOKENS_A_CLIP = NUM_FRAMES * GRID[0] * GRID[1]

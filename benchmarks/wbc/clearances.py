@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...wbc.kinematics import Kinematics
-from ...wbc.robots import RobotModel
+from ...contracts import Array
+from ...wbc.robot.kinematics import Kinematics
+from ...wbc.robot.robots import RobotModel
 from .trajectories import TICK, TrackingCase
 
 

@@ -10,11 +10,11 @@ from typing import Protocol
 
 import numpy as np
 
-from ...gr_model.contracts import ActionTrajectory, Array, JointCommand
-from ...gr_model.errors import ConfigError
+from ...contracts import ActionTrajectory, Array, JointCommand
+from ...errors import ConfigError
 from ...wbc.controller import ControllerConfig, WholeBodyController
-from ...wbc.robots import RobotModel
-from ...wbc.transforms import quaternion_from_matrix, rotation_exp
+from ...wbc.robot.robots import RobotModel
+from ...wbc.robot.transforms import quaternion_from_matrix, rotation_exp
 from .trajectories import TICK, TrackingCase
 
 

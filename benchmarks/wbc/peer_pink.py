@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...wbc.robots import Capsule, RobotModel
-from ...wbc.urdf import robot_urdf
+from ...contracts import Array
+from ...wbc.robot.robots import Capsule, RobotModel
+from ...wbc.robot.urdf import robot_urdf
 from .peers import CLEARANCE, ORIENTATION_COST, POSITION_COST, POSTURE_COST, NotSolved, Step, package
 from .trajectories import TICK, TrackingCase
 

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import ConfigError, EnvironmentMissing
-from ...wbc.robots import RobotModel
-from ...wbc.transforms import matrix_from_quaternion, rotation_exp, rotation_log
+from ...contracts import Array
+from ...errors import ConfigError, EnvironmentMissing
+from ...wbc.robot.robots import RobotModel
+from ...wbc.robot.transforms import matrix_from_quaternion, rotation_exp, rotation_log
 from .feeding import NOISY_FEEDING, FeedingConfig, Run, chunks_of
 from .trajectories import TICK, TrackingCase
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ...data_pipeline.files import write_json
-from ...gr_model.errors import ConfigError, EnvironmentMissing
-from ...wbc.robots import RobotModel, load_robot
+from ...errors import ConfigError, EnvironmentMissing
+from ...wbc.robot.robots import RobotModel, load_robot
 from .built_in import built_in_cases, noisy_cases
 from .feeding import FeedingConfig, Run, drive, feeding_of
 from .metrics import Evaluation, broken, evaluate

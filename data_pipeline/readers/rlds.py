@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.contracts import Array, Episode
-from ...gr_model.errors import DataError
+from ...contracts import Array, Episode
+from ...errors import DataError
 from ..files import camera_name, read_json, sample_key
 from .record import PictureBytes, Record
 from .rlds_features import Feature, decode_feature, decode_pictures, picture_bytes, read_features
