@@ -36,7 +36,7 @@ test: venv  ## the tests (without the nightly ones)
 check: venv  ## formatting, lint, types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m mypy $(wildcard $(addsuffix /*.py,$(FOLDERS)) $(addsuffix /*/*.py,$(FOLDERS)))
+	$(BIN)/python -m mypy $(wildcard *.py $(addsuffix /*.py,$(FOLDERS)) $(addsuffix /*/*.py,$(FOLDERS)))
 
 format: venv  ## rewrite the formatting, mend what lint can mend
 	$(BIN)/python -m ruff check --fix .

@@ -40,7 +40,7 @@ def _expect_last(name: str, array: Any, size: int) -> None:
     if array.shape[-1] != size:
         raise ShapeError(
             f"{name}: expected a last axis of {size}, got shape {tuple(array.shape)}; "
-            "pass robot states and actions in the layout of gr_model.contracts."
+            "pass robot states and actions in the layout of gr2.contracts."
         )
 
 

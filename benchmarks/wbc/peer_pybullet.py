@@ -12,7 +12,7 @@ from ...contracts import Array
 from ...wbc.robot.robots import RobotModel
 from ...wbc.robot.transforms import quaternion_from_matrix
 from ...wbc.robot.urdf import CONTINUOUS_RANGE, robot_urdf
-from .peers import NotSolved, Step
+from .peer import NotSolved, Step
 from .trajectories import TrackingCase
 
 ITERATIONS, RESIDUAL = 100, 1e-6

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,9 +23,6 @@ from ...data_pipeline.statistics.check import contradictions
 from ...data_pipeline.statistics.datasets import DatasetStatistics, read_datasets
 from ...data_pipeline.statistics.normalize import Mode, Normalizer, measure_rows
 from ...errors import CheckpointError, ConfigError, DataError
-
-if TYPE_CHECKING:
-    from .release import Release
 
 StatisticsChoice = Literal["check", "keep", "measure"]
 """What to do with the statistics of a checkpoint: check that the new data fit and measure theirs, keep them, or measure
@@ -231,7 +228,7 @@ def choose_normalization(
     tokens: Sequence[Location],
     out: Path,
     init: Path | None,
-    start: Release | None,
+    start: Normalization | None,
     measure: Callable[[], Statistics],
 ) -> Normalization:
     """Return what a run normalises with, its data compared with those of the checkpoint, and note it in `out`.
@@ -240,7 +237,8 @@ def choose_normalization(
         choice: what to do with the statistics of `start`; a run that goes on (`out/last.ckpt`) keeps its own.
         tokens: folders or URLs of token shards with states and actions.
         out: folder of the run.
-        init, start: name and content of the checkpoint to start from.
+        init: the checkpoint to start from.
+        start: what its model normalizes with, None where it was not finetuned.
         measure: measures the training windows.
 
     Raises:
@@ -259,13 +257,13 @@ def choose_normalization(
             expect_same_data(begun.datasets, datasets, out)
         return begun
     if choice == "keep":
-        if start is None or not start.model.acts:
+        if start is None:
             raise ConfigError(
                 "--statistics keep: expected --init with a finetuned model, got none; leave it out to measure."
             )
-        chosen = Normalization(statistics=start.model.get_statistics(), datasets={**start.datasets, **datasets})
+        chosen = Normalization(statistics=start.statistics, datasets={**start.datasets, **datasets})
     else:
-        if choice == "check" and start is not None and start.model.acts:
+        if choice == "check" and start is not None:
             if not start.datasets:
                 print(f"{init}: keeps no statistics of its data, so that the new data are not compared with them")
             expect_fitting_data(start.datasets, datasets, Path(init or "."))

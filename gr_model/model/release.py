@@ -24,6 +24,7 @@ from ...data_pipeline.files import write_json
 from ...data_pipeline.statistics.datasets import DatasetStatistics, read_datasets
 from ...errors import CheckpointError, ConfigError, DataError
 from .config import CameraSpec, ModelConfig
+from .normalization import Normalization
 from .world_model import WorldModel
 
 FORMAT_VERSION = 1
@@ -46,6 +47,13 @@ class Release:
     control_hz: float
     provenance: Mapping[str, Any]
     datasets: Mapping[str, DatasetStatistics] = field(default_factory=dict)
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """What the model normalizes with, and the data that it is for; None where it was not finetuned."""
+        if not self.model.acts:
+            return None
+        return Normalization(statistics=self.model.get_statistics(), datasets=self.datasets)
 
 
 def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:

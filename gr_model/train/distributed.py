@@ -17,7 +17,6 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -116,17 +115,6 @@ class Distribution:
             f"global batch {batch_size * accumulate * self.world_size} = {batch_size} windows x {accumulate} "
             f"accumulated x {self.world_size} processes, weights {kind}"
         )
-
-    def lightning_strategy(self) -> str | Strategy:
-        """Return the strategy that Lightning runs."""
-        if self.sharded:
-            from .sharding import ShardedStrategy
-
-            return ShardedStrategy(self.world_size)
-        if self.world_size == 1:
-            return "auto"
-        # a step without frames or without actions leaves their heads out; no buffer changes in training
-        return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
 
 
 def cluster_environment() -> TorchElasticEnvironment | SLURMEnvironment | None:

@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ...errors import CheckpointError, ConfigError, EnvironmentMissing
@@ -181,7 +182,7 @@ def _make_trainer(
         accelerator=choose_accelerator(distribution.device),
         devices=distribution.processes_per_node,
         num_nodes=distribution.num_nodes,
-        strategy=distribution.lightning_strategy(),
+        strategy=_strategy(distribution),
         plugins=None if environment is None else [environment],
         precision=lightning_precision(module.config.precision),  # type: ignore[arg-type]
         accumulate_grad_batches=module.config.accumulate,
@@ -195,6 +196,18 @@ def _make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+
+
+def _strategy(distribution: Distribution) -> str | Strategy:
+    """Return the strategy that Lightning runs."""
+    if distribution.sharded:
+        from .sharding import ShardedStrategy
+
+        return ShardedStrategy(distribution.world_size)
+    if distribution.world_size == 1:
+        return "auto"
+    # a step without frames or without actions leaves their heads out; no buffer changes in training
+    return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
 
 
 def _leave(trainer: L.Trainer, distribution: Distribution, last: Path) -> None:

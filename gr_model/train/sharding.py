@@ -14,7 +14,7 @@ import os
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -26,11 +26,10 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ...errors import CheckpointError
+from ..model.world_model import WorldModel
+from .averaging import WeightAverage
 from .distributed import WholePass
 from .optimizer import MuonAdamW
-
-if TYPE_CHECKING:
-    from .loop import TrainingModule
 
 RUN_STATE = "run.pt"
 
@@ -47,6 +46,17 @@ _METADATA_TYPES = {
     ("pathlib._local", "PosixPath"), ("pathlib._local", "WindowsPath"),
 }  # fmt: skip
 """All that the index of a checkpoint consists of; torch stores it as a pickle, which could name anything else."""
+
+
+class ShardedRun(Protocol):
+    """What a sharded checkpoint holds of a training module."""
+
+    model: WorldModel
+    average: WeightAverage | None
+
+    def optimizer_groups(self) -> list[list[list[str]]]:
+        """Name the parameters of each group of each part of the optimizer."""
+        ...
 
 
 def shard(whole: WholePass, mesh: DeviceMesh) -> None:
@@ -66,8 +76,8 @@ class ShardedStrategy(ModelParallelStrategy):
         super().__init__(data_parallel_size=world_size, tensor_parallel_size=1)
 
     @property
-    def _training(self) -> TrainingModule:
-        return cast("TrainingModule", self.lightning_module)
+    def _training(self) -> ShardedRun:
+        return cast("ShardedRun", self.lightning_module)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return nothing: `save_checkpoint` writes the weights itself."""
@@ -126,7 +136,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def _tensors(
-    module: TrainingModule, optimizer: MuonAdamW, stored: Mapping[str, Any] | None = None
+    module: ShardedRun, optimizer: MuonAdamW, stored: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of a run by name; with `stored`, make the optimiser states that it names first."""
     names = {id(p): name for name, p in module.model.named_parameters()}
@@ -147,7 +157,7 @@ def _tensors(
             yield from ((prefix + name, value) for name, value in state.items())
 
 
-def _named(run: Mapping[str, Any], module: TrainingModule, parts: list[Any]) -> dict[str, Tensor]:
+def _named(run: Mapping[str, Any], module: ShardedRun, parts: list[Any]) -> dict[str, Tensor]:
     """Name the tensors of an unsharded checkpoint as `_tensors` does."""
     found = {f"weights.{name.removeprefix('model.')}": t for name, t in run["state_dict"].items()}
     trainable = [name for name, p in module.model.named_parameters() if p.requires_grad]
@@ -230,7 +240,7 @@ def read_run_state(folder: Path) -> dict[str, Any]:
     return dict(torch.load(folder / RUN_STATE, map_location="cpu", weights_only=True))
 
 
-def as_one_file(folder: Path, module: TrainingModule, file: Path) -> Path:
+def as_one_file(folder: Path, module: ShardedRun, file: Path) -> Path:
     """Write a sharded checkpoint as the file of an unsharded run of the same `module`.
 
     Raises:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ...tokenizers.text import TextEncoder
     from ...tokenizers.vqgan import VQGAN
     from ..model.config import ModelConfig
-    from ..model.normalization import Statistics
+    from ..model.normalization import Normalization, Statistics
     from ..model.release import Release
     from ..model.world_model import WorldModel
     from .distributed import Distribution
@@ -72,7 +72,7 @@ def _load_encoders(store: TokenStore, tokenizer: str, text: str) -> FrozenEncode
         CheckpointError: one is another one.
     """
     from ...tokenizers.weights import load_vqgan
-    from ..model.sentences import load_encoder_of
+    from .texts import load_encoder_of
     from .tokenizer_stages import codebook_fingerprint
 
     vqgan = load_vqgan(tokenizer)
@@ -136,8 +136,8 @@ def _run(
 ) -> dict[str, float]:
     """Train, then write the release with the averaged weights, on the first process."""
     from ..model.release import save_release
-    from ..model.sentences import give_sentences
     from .loop import TrainingModule, train
+    from .texts import give_sentences
 
     model.embed.set_codebook(encoders.vqgan.codebook.detach())
     give_sentences(model, store, encoders.text)
@@ -378,8 +378,8 @@ def finetune(
 
 def _first_model(
     init: Path | None, config: ModelConfig, encoders: FrozenEncoders, *, changed: bool, seed: int
-) -> tuple[WorldModel, Release | None]:
-    """Return the model that finetuning begins with, and the release it comes from, None for a new one."""
+) -> tuple[WorldModel, Normalization | None]:
+    """Return the model that finetuning begins with, and what it normalizes with, None for one that never acted."""
     import torch
 
     from ..model.world_model import WorldModel
@@ -388,7 +388,7 @@ def _first_model(
         if changed:
             raise ConfigError(f"--init {init}: its model is what it is, got changes of it, too; leave --model out.")
         start = _load_start(Path(init), encoders, config)
-        return start.model.train(), start
+        return start.model.train(), start.normalization
     torch.manual_seed(seed)
     return WorldModel(config), None
 

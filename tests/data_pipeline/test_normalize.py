@@ -377,7 +377,7 @@ FRESH = replace(FRESH, state_mean=(1 / 3,) * 11)
 def choose(out: Path, tokens: list[Path], choice: str = "check", init: Path | None = None):
     """Begin or continue a run without training; `statistics.json` appears as it does in training."""
     out.mkdir(exist_ok=True)
-    start = None if init is None else load_release(init)
+    start = None if init is None else load_release(init).normalization
     return choose_normalization(choice, tokens=tokens, out=out, init=init, start=start, measure=lambda: FRESH)
 
 

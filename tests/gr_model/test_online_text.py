@@ -36,11 +36,12 @@ from gr2.data_pipeline.tokens import finish_token_shards
 from gr2.errors import CheckpointError, ShapeError
 from gr2.gr_model.model.config import CameraSpec
 from gr2.gr_model.model.objectives import evaluation_figures, training_losses
-from gr2.gr_model.model.sentences import GROUP, SentenceFeatures, give_sentences
+from gr2.gr_model.model.sentences import GROUP, SentenceFeatures
 from gr2.gr_model.train.bad_samples import find_bad_samples
 from gr2.gr_model.train.distributed import Distribution
 from gr2.gr_model.train.loop import TrainingConfig, TrainingModule, train
 from gr2.gr_model.train.stages import finetune, pretrain
+from gr2.gr_model.train.texts import give_sentences
 from gr2.gr_model.train.tokenizer_stages import tokenizer_facts
 from gr2.tokenizers.text import TextConfig, TextEncoder, tokenize, vocabulary_of
 from gr2.tokenizers.text_weights import build_text_tower, load_text_encoder
@@ -352,7 +353,7 @@ def test_the_encoder_must_be_that_of_the_tokens(
     settings = {"out": tmp_path / "out", "steps": 1, "threads": 1, "device": "cpu"}
     with pytest.raises(CheckpointError, match="nowhere: expected a folder or weight file of a text encoder, got none"):
         pretrain(tokens=[corpora["a"]], text=str(tmp_path / "nowhere"), **settings)
-    monkeypatch.setattr("gr2.gr_model.model.sentences.load_text_encoder", lambda text: make_encoder())
+    monkeypatch.setattr("gr2.gr_model.train.texts.load_text_encoder", lambda text: make_encoder())
     with pytest.raises(
         CheckpointError, match=r"--text other: expected the text encoder of the tokens \([0-9a-f]{16}\)"
     ):

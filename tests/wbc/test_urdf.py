@@ -14,8 +14,9 @@ from wbc_cases import ROBOTS, configurations
 from gr2.errors import ConfigError, ShapeError
 from gr2.wbc.collision import Box, CollisionConfig, CollisionModel, Plane, Sphere
 from gr2.wbc.robot.capsule_fit import capsule_around_box, capsule_around_cylinder, fit_capsule, read_vertices
+from gr2.wbc.robot.catalog import load_robot
 from gr2.wbc.robot.kinematics import Kinematics, cross
-from gr2.wbc.robot.robots import Capsule, RobotModel, kinova_gen3, load_robot, panda, solid_capsules
+from gr2.wbc.robot.robots import Capsule, RobotModel, kinova_gen3, panda, solid_capsules
 from gr2.wbc.robot.transforms import matrix_from_quaternion
 from gr2.wbc.robot.urdf import robot_urdf
 from gr2.wbc.robot.urdf_reader import robot_from_urdf

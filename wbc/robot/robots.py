@@ -7,13 +7,12 @@ the last link.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...errors import ConfigError, ShapeError
+from ...errors import ShapeError
 from .inertia import Inertial, combined, from_rows, solid_rod, stacked
 from .transforms import Array, matrix_from_rpy
 
@@ -309,20 +308,3 @@ def panda(*, tool_z: float = 0.1034) -> RobotModel:
         mass_centers=mass_centers,
         inertias=inertias,
     )
-
-
-def load_robot(name_or_path: str | os.PathLike[str]) -> RobotModel:
-    """Return the robot of a name (`kinova_gen3`, `panda`) or of a `.urdf` file.
-
-    Raises:
-        ConfigError: no such robot, or a file that cannot be read (see `robot_from_urdf`, which takes options).
-    """
-    known = {"kinova_gen3": kinova_gen3, "panda": panda}
-    name = os.fspath(name_or_path)
-    if name in known:
-        return known[name]()
-    if not name.lower().endswith(".urdf"):
-        raise ConfigError(f"there is no robot '{name}'; expected one of {sorted(known)} or the path of a .urdf file.")
-    from .urdf_reader import robot_from_urdf
-
-    return robot_from_urdf(name)
