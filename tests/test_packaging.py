@@ -51,9 +51,10 @@ def test_wheel_holds_gr2_alone_and_all_of_it(wheel):
     assert packages == {"gr2"}
     assert not [m for m in members if m.startswith(("gr2/tests", "gr2/docs", "gr2/examples", "gr2/runs"))]
     modules = {f"gr2/{f.relative_to(ROOT)}" for folder in FOLDERS for f in (ROOT / folder).rglob("*.py")}
+    modules |= {f"gr2/{f.name}" for f in ROOT.glob("*.py")}
     weights = {f for folder in FOLDERS for f in (ROOT / folder).glob("weights/**/*") if f.is_file()}
     data = {f"gr2/{f.relative_to(ROOT)}" for f in (*weights, ROOT / "benchmarks" / "calvin" / "sequences.json")}
-    missing = sorted((modules | data | {"gr2/__init__.py"}) - members)
+    missing = sorted((modules | data) - members)
     assert not missing, f"the wheel lacks {missing}"
     assert any(m.endswith("licenses/LICENSE") for m in members)
 

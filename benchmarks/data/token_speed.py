@@ -77,7 +77,7 @@ def write_index(folder: Path, count: int, clips_a_shard: int = 35_000) -> int:
     rng = np.random.default_rng(0)
     numbers = np.arange(count)
     sentence = b"a hand picks up the red block and puts it into the drawer"
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "shard": (numbers // clips_a_shard).astype(np.int32),
         **{name: np.full(count, value, np.int32) for name, value in (("frames", NUM_FRAMES), ("stride", 1))},
         **{name: np.zeros(count, np.int32) for name in ("steps", "state_dim", "action_dim")},

@@ -386,7 +386,7 @@ def record(
     if layout == "calvin":
         join_pieces(place)
     elif layout == "shards":
-        write_video_shards(source=place, out=out / "shards", num_workers=workers)
+        write_video_shards(source=str(place), out=out / "shards", num_workers=workers)
     return {
         "labelled": sum(c["labelled"] for c in counts.values()),
         "play": sum(c["play"] for c in counts.values()),

@@ -136,7 +136,7 @@ def choose_clips(
 
 
 def mean_frames(
-    store: TokenStore, vqgan: VQGAN, *, without: Sequence[int], held_out: float, seed: int
+    store: TokenStore, vqgan: VQGAN, *, without: Sequence[int] | np.ndarray, held_out: float, seed: int
 ) -> dict[str, Array]:
     """Average decoded frames of training videos pixel by pixel: camera -> uint8 `[h w 3]`.
 

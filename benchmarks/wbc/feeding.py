@@ -100,7 +100,10 @@ class Run:
 class Controller(Protocol):
     """What is needed of a controller; `WholeBodyController` is one."""
 
-    counters: Counter[str]
+    @property
+    def counters(self) -> Counter[str]:
+        """How often each event happened."""
+        ...
 
     def reset(self, joint_positions: Array, gripper: float, time: float) -> None:
         """Start from these joints [rad]."""

@@ -298,7 +298,7 @@ class Film:
     BACKGROUND = (226, 233, 240)
 
     def __init__(self) -> None:
-        self.frames: list[Array] = []
+        self.frames: list[np.ndarray] = []
         self._last = math.inf
         self._view = pybullet.computeViewMatrix((1.3, -0.5, 0.85), (0.24, 0.0, 0.24), (0.0, 0.0, 1.0))
         self._lens = pybullet.computeProjectionMatrixFOV(42.0, self.WIDTH / self.HEIGHT, 0.1, 4.0)

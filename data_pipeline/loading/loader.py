@@ -45,11 +45,15 @@ class LoaderConfig:
 class WindowDataset(Protocol):
     """Windows of episodes, collected by number.
 
-    counts: windows of each episode, `[e]`; source_starts: number of the first episode of each source.
+    counts: windows of each episode, `[e]`.
     """
 
     counts: Array
-    source_starts: Sequence[int]
+
+    @property
+    def source_starts(self) -> Sequence[int]:
+        """Number of the first episode of each source."""
+        ...
 
     def gather(self, episodes: Array, windows: Array, draw: int) -> Batch:
         """Collect windows `[b]` of episodes `[b]`; `draw` seeds what is random in them (augmentation)."""
