@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from .gr_model.errors import ConfigError
+from .errors import ConfigError
 
 SignalKind = Literal["position", "rotation", "joint_position", "joint_velocity", "gripper", "base_velocity", "other"]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data_pipeline.files import write_json
-from ..gr_model.errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,8 +210,8 @@ def demo(
 
 def _make_data(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
     from ..data_pipeline.curation.ingest import write_video_shards
-    from ..gr_model.tokenizer_stages import tokens, train_text, train_tokenizer
-    from .playtable.record import record
+    from ..gr_model.train.tokenizer_stages import tokens, train_text, train_tokenizer
+    from .demonstrations.record import record
 
     journal.run(
         "data record", record,
@@ -252,9 +252,9 @@ def _make_data(journal: _Journal, out: Path, preset: ChainPreset, videos: Path |
 def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
     """Pretrain, finetune on demonstrations, let that policy drive while the expert corrects, finetune on both."""
     from ..data_pipeline.curation.ingest import write_video_shards
-    from ..gr_model.tokenizer_stages import tokens
-    from ..gr_model.training_stages import finetune, pretrain
-    from .playtable.record import record
+    from ..gr_model.train.stages import finetune, pretrain
+    from ..gr_model.train.tokenizer_stages import tokens
+    from .demonstrations.record import record
 
     frozen = {"tokenizer": str(out / "tokenizer"), "text": str(out / "text")} if preset.tokenizer_steps else {}
     common = {"batch_size": preset.batch_size, "learning_rate": preset.learning_rate, "seed": seed} | frozen

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..gr_model.errors import EnvironmentMissing
+from ..errors import EnvironmentMissing
 
 FRAMES, SIZE = 8, 64
 

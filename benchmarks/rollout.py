@@ -11,16 +11,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from ..data_pipeline.video import write_video
-from ..gr_model.contracts import Array
-from ..gr_model.errors import ConfigError
+from ..contracts import Array
+from ..data_pipeline.video.reader import write_video
+from ..errors import ConfigError
 from .calvin.episodes import chain_start, run_task, task_start
-from .control import ControlMode, make_control
 from .playtable.cameras import CameraConfig
 from .playtable.environment import CONTROL_HZ, PlayTable
 from .playtable.instructions import sentences
 from .playtable.tasks import task
-from .policies import open_policy
+from .policies.opening import open_policy
+from .simulation.control import ControlMode, make_control
 
 _SIDE, _BANNER, _STRIDE = 320, 34, 2
 

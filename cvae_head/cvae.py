@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..gr_model.errors import ConfigError
+from ..errors import ConfigError
 from .head import ChunkShape, TrajectoryHead
 from .losses import PoseNorm, chunk_losses, kl_between_normals, kl_to_standard_normal
 from .networks import ChunkBlocks, FilmMLP, Network, make_decoder

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..gr_model.errors import ConfigError
+from ..errors import ConfigError
 from .head import ChunkShape, TrajectoryHead
 from .losses import masked_mean
 from .networks import ChunkDenoiser, Network

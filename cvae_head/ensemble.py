@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..gr_model.contracts import ActionTrajectory, Array
-from ..gr_model.errors import ConfigError, ShapeError
+from ..contracts import ActionTrajectory, Array
+from ..errors import ConfigError, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)

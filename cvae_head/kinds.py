@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from ..gr_model.errors import ConfigError
+from ..errors import ConfigError
 from .cvae import CVAEConfig, CVAEHead, Prior
 from .diffusion import DiffusionConfig, DiffusionHead
 from .flow import FlowConfig, FlowHead

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..gr_model.layers import Block
+from ..layers import Block
 from .head import ChunkShape
 
 Network = Literal["mlp", "blocks"]

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..gr_model.errors import ConfigError
+from ..errors import ConfigError
 from .head import ChunkShape, TrajectoryHead
 from .losses import masked_mean
 

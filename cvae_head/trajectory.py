@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..gr_model.contracts import ACTION_DIM, STATE_DIM, ActionTrajectory, Array, Observation
-from ..gr_model.errors import ShapeError
+from ..contracts import ACTION_DIM, STATE_DIM, ActionTrajectory, Array, Observation
+from ..errors import ShapeError
 
 CHUNK_DIM = 7
 """Numbers of a chunk row: position delta [m] 3, rotation vector [rad] 3, gripper 1."""
@@ -40,7 +40,7 @@ def _expect_last(name: str, array: Any, size: int) -> None:
     if array.shape[-1] != size:
         raise ShapeError(
             f"{name}: expected a last axis of {size}, got shape {tuple(array.shape)}; "
-            "pass robot states and actions in the layout of gr_model.contracts."
+            "pass robot states and actions in the layout of gr2.contracts."
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..gr_model.contracts import Array
+from ..contracts import Array
 from .head import ChunkShape, TrajectoryHead
 from .kinds import HeadConfig, make_head
 

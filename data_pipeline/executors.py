@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from ..gr_model.errors import ConfigError, EnvironmentMissing, Gr2Error, WorkerDied
+from ..errors import ConfigError, EnvironmentMissing, Gr2Error, WorkerDied
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..gr_model.contracts import Array
-from ..gr_model.errors import DataError
+from ..contracts import Array
+from ..errors import DataError
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..gr_model.errors import DataError, EnvironmentMissing
+from ..errors import DataError, EnvironmentMissing
 
 Location = Path | str
 """A file or folder: a path, or a URL as text."""

@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..gr_model.contracts import Array
-from ..gr_model.errors import ConfigError, DataError
-from .columns import token_columns, write_columns
+from ..contracts import Array
+from ..errors import ConfigError, DataError
 from .executors import ONE_PROCESS, Executor, ExecutorKind, ordered_map
 from .files import array_bytes, load_array, write_bytes
-from .frames import resize_frames
 from .locations import Location, as_location
-from .shards import ShardWriter, read_index, read_indexed
-from .stages import ShardTask, Tally, begun_or_finished, expect_video_shards, finish_stage, map_shards
-from .video import open_video
+from .store.columns import token_columns, write_columns
+from .store.shards import ShardWriter, read_index, read_indexed
+from .store.stages import ShardTask, Tally, begun_or_finished, expect_video_shards, finish_stage, map_shards
+from .video.frames import resize_frames
+from .video.reader import open_video
 
 STAGE = "token_shards"
 NUM_BATCH_FRAMES = 256

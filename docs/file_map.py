@@ -19,15 +19,18 @@ def first_sentence(file: Path) -> str:
 
 
 def file_map() -> str:
-    """Return one table for each folder, one row for each module."""
-    tables = []
+    """Return a table for the root and one for each folder, one row for each module."""
+    at_root = [file for file in sorted(ROOT.glob("*.py")) if file.stem != "__init__"]
+    tables = [_table("Beside `__init__.py`", at_root)]
     for folder in FOLDERS:
-        rows = [
-            f"| `{file.relative_to(ROOT)}` | {first_sentence(file)} |"
-            for file in sorted((ROOT / folder).rglob("*.py"), key=lambda f: (len(f.parts), str(f)))
-        ]
-        tables.append("\n".join([f"### {folder}/", "", "| module | what |", "|---|---|", *rows]))
+        files = sorted((ROOT / folder).rglob("*.py"), key=lambda f: (len(f.parts), str(f)))
+        tables.append(_table(f"{folder}/", files))
     return "\n\n".join(tables) + "\n"
+
+
+def _table(title: str, files: list[Path]) -> str:
+    rows = [f"| `{file.relative_to(ROOT)}` | {first_sentence(file)} |" for file in files]
+    return "\n".join([f"### {title}", "", "| module | what |", "|---|---|", *rows])
 
 
 def main(*, check: bool) -> int:

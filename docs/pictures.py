@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gr2.data_pipeline.video import open_video
+from gr2.data_pipeline.video.reader import open_video
 
 RUN = Path(sys.argv[1])
 IMAGES = Path(__file__).parent / "images"

@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 
-from gr2.gr_model.contracts import ActionTrajectory
+from gr2.contracts import ActionTrajectory
 from gr2.wbc.controller import WholeBodyController
-from gr2.wbc.kinematics import Kinematics
-from gr2.wbc.robots import load_robot
-from gr2.wbc.transforms import quaternion_from_matrix
+from gr2.wbc.robot.catalog import load_robot
+from gr2.wbc.robot.kinematics import Kinematics
+from gr2.wbc.robot.transforms import quaternion_from_matrix
 
 RADIUS, PERIOD, STEP, REPLAN = 0.05, 4.0, 0.05, 0.2  # [m], [s] for a round, between poses, between chunks
 robot = load_robot(sys.argv[1] if len(sys.argv) > 1 else "kinova_gen3")

@@ -30,7 +30,7 @@ def _demo() -> Target:
 
 def _data_record() -> Target:
     """Record scripted demonstrations in the simulator."""
-    from ..benchmarks.playtable.record import record
+    from ..benchmarks.demonstrations.record import record
 
     return record
 
@@ -79,35 +79,35 @@ def _data_report() -> Target:
 
 def _data_tokens() -> Target:
     """Encode the shards' pictures and sentences into token shards."""
-    from .tokenizer_stages import tokens
+    from .train.tokenizer_stages import tokens
 
     return tokens
 
 
 def _tokenizer_train() -> Target:
     """Train the VQGAN image tokenizer."""
-    from .tokenizer_stages import train_tokenizer
+    from .train.tokenizer_stages import train_tokenizer
 
     return train_tokenizer
 
 
 def _text_train() -> Target:
     """Train the small CLIP text tower."""
-    from .tokenizer_stages import train_text
+    from .train.tokenizer_stages import train_text
 
     return train_text
 
 
 def _pretrain() -> Target:
     """Train the GPT to predict future frames."""
-    from .training_stages import pretrain
+    from .train.stages import pretrain
 
     return pretrain
 
 
 def _finetune() -> Target:
     """Train frames and trajectories together on robot episodes."""
-    from .training_stages import finetune
+    from .train.stages import finetune
 
     return finetune
 
@@ -128,7 +128,7 @@ def _rollout() -> Target:
 
 def _serve() -> Target:
     """Answer observations with trajectories over HTTP."""
-    from .serving import serve
+    from .act.serving import serve
 
     return serve
 

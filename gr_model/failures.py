@@ -10,8 +10,8 @@ import re
 import sys
 from collections.abc import Sequence
 
-from .errors import ConfigError, Gr2Error
-from .preemption import EXIT_STATUS, Preempted
+from ..errors import ConfigError, Gr2Error
+from .train.preemption import EXIT_STATUS, Preempted
 
 _CUDA_MISSING = (
     "Torch not compiled with CUDA enabled",

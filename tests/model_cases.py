@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from gr2.cvae_head import kinds
-from gr2.gr_model.config import CameraSpec, Decoding, ModelConfig
-from gr2.gr_model.context import Context
-from gr2.gr_model.objectives import read_context, training_losses
-from gr2.gr_model.world_model import WorldModel
+from gr2.gr_model.model.config import CameraSpec, Decoding, ModelConfig
+from gr2.gr_model.model.context import Context
+from gr2.gr_model.model.objectives import read_context, training_losses
+from gr2.gr_model.model.world_model import WorldModel
 
 CAMERAS = ("static", "gripper")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gr2.data_pipeline.shards import ShardWriter
+from gr2.data_pipeline.store.shards import ShardWriter
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -14,43 +14,52 @@ from pathlib import Path
 
 import pytest
 
-from gr2.gr_model import contracts
+from gr2 import contracts
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = ("data_pipeline", "tokenizers", "cvae_head", "wbc")
 FOLDERS = (*LEAVES, "gr_model", "benchmarks")
+ROOTS = ("errors", "contracts", "embodiment", "layers")
+"""Modules beside `__init__.py`."""
 
-# Who may import what, by the beginning of the imported module's path. This table is the whole star.
-LEAF_SHARES = ("gr_model.contracts", "gr_model.errors")
-TORCH_LEAF_SHARES = (*LEAF_SHARES, "gr_model.layers")
+# Who may import what, by the beginning of a module's path; the longest beginning decides. This table is the whole star.
+TYPES = ("errors", "contracts", "embodiment")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "data_pipeline": ("data_pipeline", *LEAF_SHARES),
-    "tokenizers": ("tokenizers", *TORCH_LEAF_SHARES),
-    "cvae_head": ("cvae_head", *TORCH_LEAF_SHARES),
-    "wbc": ("wbc", *LEAF_SHARES),
-    "gr_model": ("gr_model", *LEAVES),
-    "benchmarks": FOLDERS,
-    "gr_model.contracts": ("gr_model.errors",),
-    "gr_model.errors": (),
-    "gr_model.layers": ("gr_model.errors", "gr_model.contracts"),
+    "errors": (),
+    "contracts": ("errors",),
+    "embodiment": ("errors", "contracts"),
+    "layers": ("errors", "contracts"),
+    "data_pipeline": ("data_pipeline", *TYPES),
+    "tokenizers": ("tokenizers", "layers", *TYPES),
+    "cvae_head": ("cvae_head", "layers", *TYPES),
+    "wbc": ("wbc", *TYPES),
+    "gr_model.model": ("gr_model.model", *LEAVES, *ROOTS),
+    "gr_model.train": ("gr_model.model", "gr_model.train", *LEAVES, *ROOTS),
+    "gr_model.act": ("gr_model.model", "gr_model.train", "gr_model.act", *LEAVES, *ROOTS),
+    "gr_model": ("gr_model", *LEAVES, *ROOTS),
+    "benchmarks.playtable": ("benchmarks.playtable", "benchmarks.simulation.world", *LEAVES, *ROOTS),
+    "benchmarks": (*FOLDERS, *ROOTS),
 }
 ONLY_INSIDE_FUNCTIONS = {"gr_model.cli": ("benchmarks",)}
 
 WITHOUT_TORCH = (
+    "errors",
+    "contracts",
+    "embodiment",
     "wbc",
-    "gr_model.contracts",
-    "gr_model.errors",
     "gr_model.cli",
     "gr_model.failures",
+    "gr_model.act.remote",
     "data_pipeline.video",
-    "data_pipeline.episodes",
-    "data_pipeline.shards",
+    "data_pipeline.store",
     "data_pipeline.tokens",
     "data_pipeline.readers",
     "data_pipeline.curation",
     "data_pipeline.inspection",
     "data_pipeline.statistics",
     "benchmarks.playtable",
+    "benchmarks.simulation",
+    "benchmarks.demonstrations",
     "benchmarks.doctor",
     "benchmarks.report",
 )
@@ -88,10 +97,12 @@ class Import:
     line: int
     inside_function: bool
     relative: bool
+    for_types: bool
 
 
 def module_files() -> list[Path]:
-    return sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
+    at_root = [file for file in ROOT.glob("*.py") if file.stem != "__init__"]
+    return sorted([*at_root, *(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))])
 
 
 def module_name(file: Path) -> str:
@@ -103,26 +114,33 @@ TREES = {module_name(file): ast.parse(file.read_text(encoding="utf-8")) for file
 
 
 def imports_of(name: str, tree: ast.Module) -> Iterator[Import]:
-    """Yield what a module imports; imports for type checkers alone are left out."""
+    """Yield what a module imports, everywhere in it."""
 
-    def visit(node: ast.AST, inside_function: bool) -> Iterator[Import]:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return
+    def visit(node: ast.AST, inside_function: bool, for_types: bool) -> Iterator[Import]:
+        for_types = for_types or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        targets: list[str] = []
+        level = 0
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield Import(module=alias.name, line=node.lineno, inside_function=inside_function, relative=False)
+            targets = [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom):
-            above = name.split(".")[: -node.level] if node.level else []
+            level = node.level
+            above = name.split(".")[:-level] if level else []
             origin = ".".join([*above, *([node.module] if node.module else [])])
             whole = [f"{origin}.{alias.name}".strip(".") for alias in node.names]
             targets = [w for w in whole if w in TREES] or [origin]
-            for target in targets:
-                yield Import(module=target, line=node.lineno, inside_function=inside_function, relative=node.level > 0)
+        for target in targets:
+            yield Import(
+                module=target,
+                line=node.lineno,  # type: ignore[attr-defined]
+                inside_function=inside_function,
+                relative=level > 0,
+                for_types=for_types,
+            )
         inner = inside_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
-            yield from visit(child, inner)
+            yield from visit(child, inner, for_types)
 
-    return visit(tree, False)
+    return visit(tree, False, False)
 
 
 def begins(module: str, path: str) -> bool:
@@ -131,13 +149,13 @@ def begins(module: str, path: str) -> bool:
 
 @pytest.mark.parametrize("name", TREES)
 def test_imports_follow_the_star(name):
-    allowed = MAY_IMPORT.get(name, MAY_IMPORT[name.split(".")[0]])
+    allowed = MAY_IMPORT[max((part for part in MAY_IMPORT if begins(name, part)), key=len)]
     lazily = ONLY_INSIDE_FUNCTIONS.get(name, ())
     for imported in imports_of(name, TREES[name]):
         where = f"{name.replace('.', '/')}.py:{imported.line}"
         top = imported.module.split(".")[0]
         assert top != "gr2" or imported.relative, f"{where}: inside the package, import relatively"
-        assert imported.relative or top not in FOLDERS or top == "tokenizers", f"{where}: write from ..{top} import"
+        assert imported.relative or top not in (*FOLDERS, *ROOTS) or top == "tokenizers", f"{where}: import relatively"
         if not imported.relative:
             continue
         fine = any(begins(imported.module, path) for path in allowed)
@@ -147,20 +165,52 @@ def test_imports_follow_the_star(name):
 
 def test_the_star_is_read_correctly():
     """Guard the reader itself: each kind of forbidden import is seen, each lazy one is marked."""
-    source = "from ..wbc.robots import panda\nfrom . import cvae\ndef f():\n    from ..benchmarks import demo\n"
+    source = "from ..wbc.robot.robots import panda\nfrom . import cvae\ndef f():\n    from ..benchmarks import demo\n"
     seen = list(imports_of("cvae_head.losses", ast.parse(source)))
     assert [(i.module, i.inside_function) for i in seen if i.module.startswith(("wbc", "benchmarks"))] == [
-        ("wbc.robots", False),
+        ("wbc.robot.robots", False),
         ("benchmarks" if "benchmarks.demo" not in TREES else "benchmarks.demo", True),
     ]
     assert all(i.relative for i in seen)
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Return a shortest circle through each module that imports itself by way of others."""
+    found = []
+    for name in imports:
+        chains, seen = [[name]], {name}
+        while chains:
+            chain = chains.pop(0)
+            if name in imports[chain[-1]]:
+                found.append([*chain, name])
+                break
+            following = sorted(imports[chain[-1]] - seen)
+            seen |= set(following)
+            chains += [[*chain, module] for module in following]
+    return found
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Count imports inside functions and for type checkers too: they hide a circle, they do not cut it."""
+    imports = {
+        name: {i.module for i in imports_of(name, tree) if i.relative and i.module in TREES}
+        for name, tree in TREES.items()
+    }
+    assert sum(map(len, imports.values())) > len(TREES), "the imports were not read"
+    found = [" -> ".join(circle) for circle in circles(imports)]
+    assert not found, "move what both need below both:\n" + "\n".join(found)
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"], ["c", "b", "c"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 def torch_chain(name: str, seen: set[str]) -> list[str] | None:
     """Return the chain of module-level imports from `name` to torch or its family, None without one."""
     seen.add(name)
     for imported in imports_of(name, TREES[name]):
-        if imported.inside_function:
+        if imported.inside_function or imported.for_types:
             continue
         if not imported.relative and (
             imported.module.split(".")[0] in TORCH_FAMILY or imported.module == "safetensors.torch"
@@ -184,6 +234,25 @@ def test_folders_have_no_init_and_are_at_most_two_deep():
         assert not list((ROOT / folder).rglob("__init__.py")), f"{folder}: a folder with __init__.py breaks the layout"
     deep = [f for f in FILES if len(f.relative_to(ROOT).parts) > 3]
     assert not deep, f"folders at most two deep, got {deep}"
+
+
+def test_root_holds_only_the_shared_modules():
+    assert {name for name in TREES if "." not in name} == set(ROOTS)
+
+
+ABOUT_THE_REPOSITORY = {"test_architecture", "test_packaging", "test_cli", "test_golden_curve"}
+
+
+def test_tests_mirror_the_folders():
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    at_top = {f.stem for f in files if f.parent == ROOT / "tests"}
+    assert at_top >= ABOUT_THE_REPOSITORY
+    assert at_top <= ABOUT_THE_REPOSITORY | {f"test_{name}" for name in ROOTS}, "move these into the folder they test"
+    inside = [f.relative_to(ROOT / "tests") for f in files if f.parent != ROOT / "tests"]
+    assert {f.parts[0] for f in inside} == set(FOLDERS)
+    assert not [f for f in inside if len(f.parts) != 2]
+    strays = [str(f) for f in inside if f"gr2.{f.parts[0]}" not in (ROOT / "tests" / f).read_text(encoding="utf-8")]
+    assert not strays, f"these tests import nothing of their folder: {strays}"
 
 
 def test_setup_cfg_lists_exactly_the_folders_with_modules():

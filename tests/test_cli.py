@@ -12,8 +12,8 @@ from typing import Literal
 
 import pytest
 
+from gr2.errors import DataError
 from gr2.gr_model.cli import COMMANDS, Command, build_parser, main
-from gr2.gr_model.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from gr2.gr_model import presets
-from gr2.gr_model.training import train
-from gr2.gr_model.training_module import TrainingConfig, TrainingModule, evaluate
-from gr2.gr_model.world_model import WorldModel
+from gr2.gr_model.model import presets
+from gr2.gr_model.model.world_model import WorldModel
+from gr2.gr_model.train.loop import train
+from gr2.gr_model.train.module import TrainingConfig, TrainingModule, evaluate
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_loss.txt"
 HEADER = """\

@@ -51,9 +51,10 @@ def test_wheel_holds_gr2_alone_and_all_of_it(wheel):
     assert packages == {"gr2"}
     assert not [m for m in members if m.startswith(("gr2/tests", "gr2/docs", "gr2/examples", "gr2/runs"))]
     modules = {f"gr2/{f.relative_to(ROOT)}" for folder in FOLDERS for f in (ROOT / folder).rglob("*.py")}
+    modules |= {f"gr2/{f.name}" for f in ROOT.glob("*.py")}
     weights = {f for folder in FOLDERS for f in (ROOT / folder).glob("weights/**/*") if f.is_file()}
     data = {f"gr2/{f.relative_to(ROOT)}" for f in (*weights, ROOT / "benchmarks" / "calvin" / "sequences.json")}
-    missing = sorted((modules | data | {"gr2/__init__.py"}) - members)
+    missing = sorted((modules | data) - members)
     assert not missing, f"the wheel lacks {missing}"
     assert any(m.endswith("licenses/LICENSE") for m in members)
 
@@ -63,7 +64,7 @@ def test_installed_wheel_is_the_one_imported(wheel, tmp_path):
     options = ("--no-deps", "--no-index", "--quiet", "--target", str(target), str(wheel))
     done = run_python("-m", "pip", "install", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    code = "import gr2, gr2.gr_model.cli as c, gr2.wbc.robots as w; print(*(m.__file__ for m in (gr2, c, w)))"
+    code = "import gr2, gr2.gr_model.cli as c, gr2.wbc.robot.robots as w; print(*(m.__file__ for m in (gr2, c, w)))"
     done = run_python("-c", code, cwd=tmp_path, path=target)
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(Path(file).is_relative_to(target) for file in done.stdout.split())
@@ -106,7 +107,7 @@ def test_lightning_imports_beside_the_real_transformers(tmp_path):
     if done.returncode != 0:
         pytest.skip(f"transformers could not be installed here: {done.stderr.strip().splitlines()[-1]}")
     code = (
-        "import transformers, tokenizers, torchmetrics, lightning, open_clip, gr2.gr_model.contracts;"
+        "import transformers, tokenizers, torchmetrics, lightning, open_clip, gr2.contracts;"
         "from tokenizers import Encoding; print(tokenizers.__file__)"
     )
     done = run_python("-c", code, cwd=ROOT, path=tmp_path)

@@ -12,8 +12,8 @@ import av
 import numpy as np
 import pytest
 
-from gr2.data_pipeline.torchcodec_decoder import load_torchcodec
-from gr2.gr_model.errors import EnvironmentMissing
+from gr2.data_pipeline.video.torchcodec_decoder import load_torchcodec
+from gr2.errors import EnvironmentMissing
 
 SAMPLES = Path(__file__).parent.parent / "../shared/real_samples"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="real sample videos are not beside the checkout")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gr2.wbc.robots import RobotModel, kinova_gen3, panda
+from gr2.wbc.robot.robots import RobotModel, kinova_gen3, panda
 
 ROBOTS = {"kinova_gen3": kinova_gen3(), "panda": panda(tool_z=0.14)}
 

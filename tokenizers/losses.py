@@ -10,7 +10,7 @@ from jaxtyping import Float
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from torch import Tensor, nn
 
-from ..gr_model.errors import CheckpointError
+from ..errors import CheckpointError
 from .training_options import LossConfig
 from .weight_files import read_state_dict
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..gr_model.contracts import Array
+from ..contracts import Array
 from .losses import detail_weights
 from .quantize import codebook_perplexity
 from .vqgan import VQGAN, normalize_frames

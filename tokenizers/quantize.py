@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..gr_model.errors import ShapeError
+from ..errors import ShapeError
 
 
 class VectorQuantizer(nn.Module):

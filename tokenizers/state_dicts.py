@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..gr_model.errors import CheckpointError
+from ..errors import CheckpointError
 from .vqgan import VQGAN, GumbelVQGAN, VQGANConfig
 
 _NETWORK = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from tqdm import tqdm
 
-from ..gr_model.errors import CheckpointError, ConfigError, Gr2Error
+from ..errors import CheckpointError, ConfigError, Gr2Error
 from .weight_files import write_atomically
 
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ..gr_model.contracts import Array
-from ..gr_model.errors import DataError
+from ..contracts import Array
+from ..errors import DataError
 
 _MAX_EMPTY = 50
 """Batches without one picture, in a row, after which the data is called unusable."""

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..gr_model.contracts import Array
-from ..gr_model.errors import ConfigError
+from ..contracts import Array
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from open_clip.transformer import TextTransformer

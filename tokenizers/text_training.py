@@ -18,8 +18,8 @@ from open_clip import ClipLoss
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 
-from ..gr_model.contracts import Array
-from ..gr_model.errors import ShapeError
+from ..contracts import Array
+from ..errors import ShapeError
 from .steps import require_finite, run_steps, warmup_cosine
 from .text import (
     END_OF_TEXT,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..gr_model.errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError
 from .text import BPE_SIZE, TextConfig, TextEncoder, Vocabulary
 from .weight_files import load_weights
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from ..gr_model.contracts import Array
-from ..gr_model.errors import ShapeError
+from ..contracts import Array
+from ..errors import ShapeError
 from .quality import measure_vqgan, save_grid
 from .steps import run_steps
 from .streaming import PictureStream

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..gr_model.layers import fast_bfloat16
+from ..layers import fast_bfloat16
 from .losses import PerceptualLoss, adaptive_weight, hinge_loss, make_critic, reconstruction_loss
 from .quality import psnr
 from .quantize import CodebookAverage, codebook_perplexity

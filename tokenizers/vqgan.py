@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from torch import Tensor, nn
 
-from ..gr_model.contracts import Array
-from ..gr_model.errors import ConfigError, ShapeError
+from ..contracts import Array
+from ..errors import ConfigError, ShapeError
 from .quantize import GumbelQuantizer, VectorQuantizer
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..gr_model.errors import CheckpointError
+from ..errors import CheckpointError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..gr_model.errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError
 from .state_dicts import build_vqgan, network_tensors
 from .vqgan import VQGAN, VQGANConfig, at_resolution
 from .weight_files import load_weights, read_state_dict, save_weights

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..gr_model.errors import ConfigError
-from .geometry import closest_on_segments, point_separation, segments_to_box
-from .kinematics import ArmPose, cross
-from .robots import Capsule, RobotModel
-from .transforms import Array, matrix_from_quaternion, matrix_from_rpy
+from ..errors import ConfigError
+from .robot.geometry import closest_on_segments, point_separation, segments_to_box
+from .robot.kinematics import ArmPose, cross
+from .robot.robots import Capsule, RobotModel
+from .robot.transforms import Array, matrix_from_quaternion, matrix_from_rpy
 
 Vector = tuple[float, float, float]
 Chosen = np.ndarray

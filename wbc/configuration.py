@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..gr_model.errors import ConfigError
+from ..errors import ConfigError
 from .collision import CollisionConfig
 from .optimization import OptimizationConfig
 from .smoothing import SmoothingConfig

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ..gr_model.contracts import ActionTrajectory, JointCommand
-from ..gr_model.errors import ControlError
+from ..contracts import ActionTrajectory, JointCommand
+from ..errors import ControlError
 from . import status, validation
 from .collision import CollisionConfig
 from .configuration import ControllerConfig
@@ -19,7 +19,7 @@ from .fast import make_collisions
 from .gripper import GripperSchedule
 from .planning import Chunk, ChunkPlanner, Motion, MotionState, chunk_of, miss
 from .reference import SmoothTrajectory
-from .robots import Capsule, RobotModel
+from .robot.robots import Capsule, RobotModel
 from .splines import JointTrajectory
 from .status import Event, EventLog
 from .supervision import Supervision

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from scipy.linalg.lapack import dposv
 
-from ..gr_model.errors import ConfigError, EnvironmentMissing
+from ..errors import ConfigError, EnvironmentMissing
 from .collision import Clearances, CollisionConfig, CollisionModel
-from .geometry import segments_to_box
-from .kinematics import ArmPose, Kinematics, manipulability
-from .robots import RobotModel
-from .transforms import Array, matrix_from_rpy
+from .robot.geometry import segments_to_box
+from .robot.kinematics import ArmPose, Kinematics, manipulability
+from .robot.robots import RobotModel
+from .robot.transforms import Array, matrix_from_rpy
 
 BACKENDS = ("numpy", "pinocchio")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .transforms import Array
+from .robot.transforms import Array
 
 
 class GripperSchedule:

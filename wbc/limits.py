@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .transforms import Array
+from .robot.transforms import Array
 
 FAR = 1e3
 """Distance [rad] that stands for a limit that does not exist."""

@@ -21,14 +21,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..gr_model.errors import ConfigError
+from ..errors import ConfigError
 from .collision import CollisionModel
-from .kinematics import ArmPose, Kinematics
 from .limits import shortest_turn
-from .robots import RobotModel
+from .robot.kinematics import ArmPose, Kinematics
+from .robot.robots import RobotModel
+from .robot.transforms import Array, rotation_logs
 from .row_generation import Limit, solve_by_row_generation
 from .splines import Basis, JointTrajectory, clamped_basis
-from .transforms import Array, rotation_logs
 from .waypoints import BlendConfig, Waypoints, blended, drawn_to_tool, roughness
 
 SHARE = 0.05

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..gr_model.contracts import ActionTrajectory
-from ..gr_model.errors import ControlError
+from ..contracts import ActionTrajectory
+from ..errors import ControlError
 from .collision import CollisionModel
 from .configuration import ControllerConfig
-from .kinematics import Kinematics
 from .optimization import ChunkOptimizer, Plan
 from .reference import SmoothTrajectory, ToolState
-from .robots import RobotModel
+from .robot.kinematics import Kinematics
+from .robot.robots import RobotModel
+from .robot.transforms import Array, matrix_from_quaternion, rotation_log
 from .smoothing import smooth_chunk
 from .splines import JointTrajectory
 from .status import EventLog
-from .transforms import Array, matrix_from_quaternion, rotation_log
 from .waypoints import Waypoints, waypoints_of
 
 Motion = JointTrajectory | SmoothTrajectory

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .robot.transforms import Array, rotation_exp, rotation_vector_rates
 from .splines import Pieces
-from .transforms import Array, rotation_exp, rotation_vector_rates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import daqp
 import numpy as np
 
-from ..gr_model.errors import ControlError
-from .transforms import Array
+from ..errors import ControlError
+from .robot.transforms import Array
 
 SOFT = 8
 """How daqp marks a constraint that may be violated at a price."""

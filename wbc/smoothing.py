@@ -20,10 +20,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..gr_model.errors import ControlError
+from ..errors import ControlError
 from .reference import SmoothTrajectory, ToolState, resting
+from .robot.transforms import Array, matrix_from_quaternion, rotation_log
 from .splines import clamped_basis, monomials
-from .transforms import Array, matrix_from_quaternion, rotation_log
 
 MAX_ROTATION = 1.5 * math.pi
 """Largest rotation [rad] within one chunk; the rotation vector loses its meaning at 2 pi."""

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.interpolate import BSpline
 
-from .transforms import Array
+from .robot.transforms import Array
 
 DEGREE = 5
 ORDER = DEGREE + 1

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .collision import Clearances, CollisionModel
-from .kinematics import ArmPose, Kinematics
-from .transforms import Array
+from .robot.kinematics import ArmPose, Kinematics
+from .robot.transforms import Array
 
 ESCAPE_SPEED = 0.1
 """Speed [m/s] at which an arm moves out of a place that is too near to something that stands still."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..gr_model.errors import ConfigError
+from ..errors import ConfigError
+from .robot.transforms import Array
 from .status import EventLog
-from .transforms import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

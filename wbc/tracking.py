@@ -18,12 +18,12 @@ import numpy as np
 
 from .collision import CollisionConfig, CollisionModel
 from .fast import make_collisions, make_kinematics
-from .kinematics import ArmPose
 from .limits import shortest_turn, velocity_box
-from .robots import RobotModel
+from .robot.kinematics import ArmPose
+from .robot.robots import RobotModel
+from .robot.transforms import Array, rotation_log
 from .row_generation import SOFT
 from .stopping import ClearanceDemand, ClearanceWatch
-from .transforms import Array, rotation_log
 
 NOMINAL, EMERGENCY, BRAKE = "nominal", "emergency_acceleration", "brake"
 """Rungs of the ladder, in order."""

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ..gr_model.contracts import ActionTrajectory
+from ..contracts import ActionTrajectory
 
 ACCEPTED = "accepted"
 PENDING = "pending"

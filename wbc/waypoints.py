@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .transforms import Array, matrix_from_quaternion, rotation_exp, rotation_logs
+from .robot.transforms import Array, matrix_from_quaternion, rotation_exp, rotation_logs
 
 FIRST_LOOK = 0.5
 """How much of a chunk is used to carry it back to the present [s]."""

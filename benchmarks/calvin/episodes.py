@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.errors import SimulationError
-from ...gr_model.policy import Policy
-from ..control import CalvinControl, WbcControl
-from ..playtable.expert_motion import ExpertStyle
-from ..playtable.experts import act
+from ...errors import SimulationError
+from ...gr_model.act.policy import Policy
+from ..demonstrations.expert_motion import ExpertStyle
+from ..demonstrations.experts import act
 from ..playtable.feasibility import feasible
 from ..playtable.instructions import sentences
 from ..playtable.robot import FINGER_OPEN
 from ..playtable.sampling import sample_scene
 from ..playtable.scenes import NEUTRAL_JOINTS
 from ..playtable.tasks import ALL_TASKS, COLOURS, TASKS, task
-from ..playtable.world import World
+from ..policies.scripted import ScriptedPolicy
+from ..simulation.control import CalvinControl, WbcControl
+from ..simulation.world import World
 from .films import Film
-from .scripted_policy import ScriptedPolicy
 from .sequences import EvaluationSequence, initial_scene
 
 CHAIN_LENGTH = 5

@@ -17,19 +17,19 @@ from tqdm import tqdm
 
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_bytes, write_json
-from ...gr_model.errors import ConfigError, DataError
-from ..control import ControlMode, WbcControl, make_control
+from ...errors import ConfigError, DataError
 from ..playtable.cameras import CALVIN_PX, CameraConfig, Renderer
 from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
 from ..playtable.instructions import evaluation_sentences
 from ..playtable.scenes import scene
 from ..playtable.tasks import choose_tasks
-from ..playtable.world import World
-from ..policies import open_policy
+from ..policies.opening import open_policy
+from ..policies.scripted import ScriptedPolicy
+from ..simulation.control import ControlMode, WbcControl, make_control
+from ..simulation.world import World
 from .episodes import as_record, chain_start, run_chain, sequence_start, task_start
 from .films import Film, write_sheet
 from .results import fingerprint, provenance, published, summarize, table
-from .scripted_policy import ScriptedPolicy
 from .sequences import official_sequences
 
 Films = Literal["none", "failed", "all"]
@@ -77,7 +77,7 @@ def _run_jobs(config: EvaluationConfig, jobs: Sequence[Job], films: Films, folde
     """Run test episodes in this process."""
     import torch
 
-    from ...gr_model.remote import RemotePolicy
+    from ...gr_model.act.remote import RemotePolicy
 
     torch.set_num_threads(1)
     env = _open_world(config)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ...data_pipeline.video import open_video, write_video
-from ...gr_model.contracts import Array, Observation
+from ...contracts import Array, Observation
+from ...data_pipeline.video.reader import open_video, write_video
 
 _HEIGHT = 128
 """Height of a picture in films and sheets [px]."""

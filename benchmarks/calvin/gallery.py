@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ...contracts import Array
 from ...data_pipeline.files import write_bytes
-from ...gr_model.contracts import Array
-from ...gr_model.errors import ConfigError, EnvironmentMissing
+from ...errors import ConfigError, EnvironmentMissing
 from ..playtable.cameras import CameraConfig
 from ..playtable.environment import CAMERAS, PlayTable
 from ..playtable.sampling import sample_scene

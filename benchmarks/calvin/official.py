@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pybullet
 
-from ...gr_model.contracts import Observation
-from ...gr_model.errors import DataError, EnvironmentMissing
+from ...contracts import Observation
+from ...errors import DataError, EnvironmentMissing
 from ..playtable.cameras import CameraConfig
 from ..playtable.environment import CAMERAS, CONTROL_HZ
 from ..playtable.robot import FINGER_OPEN
 from ..playtable.scenes import ROBOT_BASE, SceneSpec, scene
-from ..playtable.world import WorldState
+from ..simulation.world import WorldState
 
 
 class OfficialTable:

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ...gr_model.errors import Gr2Error
-from ..control import LimitCounter
-from ..published import ABCD_D, PUBLISHED_PROTOCOL
-from ..statistics import bootstrap_mean, wilson_interval
+from ...errors import Gr2Error
+from ..metrics.published import ABCD_D, PUBLISHED_PROTOCOL
+from ..metrics.statistics import bootstrap_mean, wilson_interval
+from ..simulation.control import LimitCounter
 from .episodes import CHAIN_LENGTH
 
 _PACKAGES = ("gr2", "torch", "pybullet", "numpy")
@@ -140,7 +140,7 @@ def provenance(policy: str) -> dict[str, Any]:
 
 def fingerprint(policy: str) -> str:
     """Return the SHA-256 of a policy's weights, empty where it has no file of them."""
-    from ...gr_model.policy_loading import release_folder
+    from ...gr_model.act.loading import release_folder
 
     try:
         file = release_folder(policy) / "model.safetensors"

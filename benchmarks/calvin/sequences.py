@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.errors import DataError
+from ...errors import DataError
 
 SymbolicState = dict[str, int | str]
 Rule = tuple[dict[str, Any], dict[str, Any]]

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ...contracts import ActionTrajectory, Observation
 from ...data_pipeline.files import write_json
-from ...gr_model.contracts import ActionTrajectory, Observation
-from ...gr_model.errors import ConfigError, EnvironmentMissing
+from ...errors import ConfigError, EnvironmentMissing
 from ..playtable.cameras import CALVIN_PX, CameraConfig, Renderer
 from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
 from ..playtable.scenes import ROBOT_BASE
 from ..playtable.tasks import ALL_TASKS
-from ..playtable.world import World
+from ..simulation.world import World
 from .episodes import sequence_start
 from .evaluate import EvaluationConfig, Job, run_evaluation
 from .official import OfficialTable

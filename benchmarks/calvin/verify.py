@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ...data_pipeline.files import read_json, write_json
-from ...gr_model.errors import DataError
+from ...errors import DataError
 from ..playtable.environment import PlayTable
 from ..playtable.tasks import ALL_TASKS
-from ..playtable.world import World, WorldState
+from ..simulation.world import World, WorldState
 from .official import OfficialTable, read_info
 from .sequences import TASK_NAMES, generate_sequences, initial_scene, official_sequences, state_seed
 

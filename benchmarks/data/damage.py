@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...gr_model.contracts import Array
+from ...contracts import Array
 from .samples import moving_shapes
 
 FORMATS = (("mp4", "libx264"), ("webm", "libvpx-vp9"), ("mp4", "mpeg4"), ("matroska", "libx264"))
@@ -90,14 +90,14 @@ def _outcomes(decoder: str, path: Path, first: int, last: int) -> Iterator[str]:
 
 
 def _read_by_gr2(data: bytes) -> None:
-    from ...data_pipeline.video import open_video
+    from ...data_pipeline.video.reader import open_video
 
     with open_video(data) as reader:
         reader.get_batch([0, len(reader) // 2, len(reader) - 1, *range(min(len(reader), 40))])
 
 
 def _read_by_decord(data: bytes) -> None:
-    from ...data_pipeline.decord_decoder import load_decord
+    from ...data_pipeline.video.decord_decoder import load_decord
 
     reader: Any = load_decord().VideoReader(io.BytesIO(data), num_threads=1)
     reader.get_batch([0, len(reader) // 2, len(reader) - 1, *range(min(len(reader), 40))]).asnumpy()

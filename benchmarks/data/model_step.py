@@ -7,8 +7,8 @@ import time
 import numpy as np
 import torch
 
-from ...gr_model.layers import fast_bfloat16
-from ...gr_model.presets import Size, of_size
+from ...gr_model.model.presets import Size, of_size
+from ...layers import fast_bfloat16
 from ..speed.measure import Setting
 from ..speed.training import world_model_step
 

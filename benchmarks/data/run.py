@@ -16,8 +16,8 @@ from typing import Any, Literal
 from ...data_pipeline.curation.filters import FilterConfig
 from ...data_pipeline.curation.ingest import write_video_shards
 from ...data_pipeline.files import write_json
-from ...data_pipeline.video import Backend, is_video, open_video
-from ...gr_model.errors import DataError
+from ...data_pipeline.video.reader import Backend, is_video, open_video
+from ...errors import DataError
 from .damage import count_outcomes
 from .samples import NUM_FRAMES, write_clips, write_videos
 from .token_speed import TOKENS_A_CLIP, index_figures, memory_over_epochs, open_loader, token_rates

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ...contracts import Array
 from ...data_pipeline.files import array_bytes
-from ...data_pipeline.shards import ShardWriter, finished_shards
-from ...data_pipeline.stages import Tally, begin_stage
+from ...data_pipeline.store.shards import ShardWriter, finished_shards
+from ...data_pipeline.store.stages import Tally, begin_stage
 from ...data_pipeline.tokens import finish_token_shards
-from ...data_pipeline.transcode import encode_frames
-from ...gr_model.contracts import Array
+from ...data_pipeline.video.transcode import encode_frames
 
 CODEBOOK_SIZE, GRID, NUM_FRAMES = 1024, (16, 16), 10
 """A clip of ten frames of 16 x 16 codes out of 1024: 5,120 bytes."""

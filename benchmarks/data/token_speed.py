@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ...data_pipeline.columns import write_columns
-from ...data_pipeline.loader import BatchLoader
-from ...data_pipeline.shards import list_shards
-from ...data_pipeline.stages import Tally, begin_stage, finish_stage
-from ...data_pipeline.token_store import TokenStore
-from ...data_pipeline.token_windows import TokenWindows
-from ..rounds import Rate, compare_rates
+from ...data_pipeline.loading.loader import BatchLoader
+from ...data_pipeline.loading.token_store import TokenStore
+from ...data_pipeline.loading.token_windows import TokenWindows
+from ...data_pipeline.store.columns import write_columns
+from ...data_pipeline.store.shards import list_shards
+from ...data_pipeline.store.stages import Tally, begin_stage, finish_stage
+from ..metrics.rounds import Rate, compare_rates
 from .samples import CODEBOOK_SIZE, GRID, NUM_FRAMES
 
 TOKENS_A_CLIP = NUM_FRAMES * GRID[0] * GRID[1]
@@ -77,7 +77,7 @@ def write_index(folder: Path, count: int, clips_a_shard: int = 35_000) -> int:
     rng = np.random.default_rng(0)
     numbers = np.arange(count)
     sentence = b"a hand picks up the red block and puts it into the drawer"
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "shard": (numbers // clips_a_shard).astype(np.int32),
         **{name: np.full(count, value, np.int32) for name, value in (("frames", NUM_FRAMES), ("stride", 1))},
         **{name: np.zeros(count, np.int32) for name in ("steps", "state_dim", "action_dim")},

@@ -11,17 +11,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from ...data_pipeline.clip_windows import ClipWindows
+from ...contracts import Array
 from ...data_pipeline.curation.cuts import find_cuts
 from ...data_pipeline.curation.filters import probe_video
 from ...data_pipeline.curation.hands import SkinMotionHands
 from ...data_pipeline.curation.near_duplicates import clip_hash, group_duplicates
 from ...data_pipeline.curation.quality import measure_quality
-from ...data_pipeline.decord_decoder import load_decord
-from ...data_pipeline.loader import BatchLoader
-from ...data_pipeline.video import open_video
-from ...gr_model.contracts import Array
-from ..rounds import Rate, compare_rates
+from ...data_pipeline.loading.clip_windows import ClipWindows
+from ...data_pipeline.loading.loader import BatchLoader
+from ...data_pipeline.video.decord_decoder import load_decord
+from ...data_pipeline.video.reader import open_video
+from ..metrics.rounds import Rate, compare_rates
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ...contracts import Array
 from ...data_pipeline.files import write_bytes
-from ...data_pipeline.video import write_video
-from ...gr_model.contracts import Array
+from ...data_pipeline.video.reader import write_video
 
 _COLUMNS = 12
 """Pictures in a row of a sheet at most."""

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from ...gr_model.contracts import Array
+from ...contracts import Array
 from ..calvin.episodes import run_task, start_state, task_start
-from ..control import make_control
+from ..demonstrations.expert_motion import ExpertStyle
+from ..demonstrations.experts import act
 from ..playtable.cameras import CameraConfig
 from ..playtable.environment import CAMERAS, PlayTable
-from ..playtable.expert_motion import ExpertStyle
-from ..playtable.experts import act
 from ..playtable.instructions import sentences
 from ..playtable.tasks import TASKS
+from ..simulation.control import make_control
 
 if TYPE_CHECKING:
-    from ...gr_model.policy import GR2Policy
+    from ...gr_model.act.policy import GR2Policy
 
 _SHOWN = (
     "open_drawer",

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..metrics.frames import StepMetrics, compare_futures, gather_steps
 from ..playtable.environment import CAMERAS
-from ..video_metrics import StepMetrics, compare_futures, gather_steps
 from .episodes import TestEpisode
 from .imagination import Imagination
 

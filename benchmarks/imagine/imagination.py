@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...gr_model.contracts import Array
+from ...contracts import Array
 
 if TYPE_CHECKING:
-    from ...gr_model.context import Context
-    from ...gr_model.policy_loading import Assembled
-    from ...gr_model.sampling import SamplingConfig
+    from ...gr_model.act.loading import Assembled
+    from ...gr_model.model.context import Context
+    from ...gr_model.model.sampling import SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Imagination:
     """
 
     def __init__(self, parts: Assembled, sampling: SamplingConfig | None = None) -> None:
-        from ...gr_model.sampling import SamplingConfig
+        from ...gr_model.model.sampling import SamplingConfig
 
         self.parts, self.sampling = parts, sampling or SamplingConfig()
 
@@ -57,7 +57,7 @@ class Imagination:
         """
         import torch
 
-        from ...gr_model.context import Context
+        from ...gr_model.model.context import Context
 
         device = self.parts.release.model.device
         features, mask = self.parts.text.encode(list(sentences))
@@ -81,7 +81,7 @@ class Imagination:
         Raises:
             ConfigError: guidance of a model trained without text dropout, or no frame asked for.
         """
-        from ...gr_model.generation import stream_frames
+        from ...gr_model.model.generation import stream_frames
 
         context = self.read_context({name: frames[None] for name, frames in images.items()}, [sentence])
         model = self.parts.release.model
@@ -98,7 +98,7 @@ class Imagination:
         """
         import torch
 
-        from ...gr_model.generation import imagine_frames
+        from ...gr_model.model.generation import imagine_frames
 
         release = self.parts.release
         seen = None if states is None or not release.model.acts else states[:, None]

@@ -9,8 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ...data_pipeline.files import write_json
-from ...data_pipeline.video import write_video
-from ...gr_model.errors import ConfigError
+from ...data_pipeline.video.reader import write_video
+from ...errors import ConfigError
 from ..playtable.environment import CAMERAS, CONTROL_HZ
 from .drawing import Strip, write_film, write_sheet
 from .episodes import TestSet, act_out_all
@@ -19,7 +19,7 @@ from .imagination import Imagination
 from .start import Start, read_start
 
 if TYPE_CHECKING:
-    from ...gr_model.policy_loading import Assembled
+    from ...gr_model.act.loading import Assembled
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -78,9 +78,9 @@ def imagine(
     """
     import torch
 
-    from ...gr_model.distributed import torch_device
-    from ...gr_model.policy_loading import assemble, policy_of
-    from ...gr_model.sampling import SamplingConfig
+    from ...gr_model.act.loading import assemble, policy_of
+    from ...gr_model.model.sampling import SamplingConfig
+    from ...gr_model.train.distributed import torch_device
 
     torch.set_num_threads(min(2, torch.get_num_threads()))
     drawn = SamplingConfig(

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ...data_pipeline.frames import resize_frames
-from ...data_pipeline.video import is_video, open_video
-from ...gr_model.contracts import Array
-from ...gr_model.errors import ConfigError, DataError
+from ...contracts import Array
+from ...data_pipeline.video.frames import resize_frames
+from ...data_pipeline.video.reader import is_video, open_video
+from ...errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from ...gr_model.policy_loading import Assembled
+    from ...gr_model.act.loading import Assembled
 
 _FRAMES_AT_ONCE = 32
 """Frames of a clip that are held before they are resized."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...gr_model.errors import SimulationError
+from ...errors import SimulationError
 from . import meshes
 from .scenes import (
     BLOCK_COLOURS,

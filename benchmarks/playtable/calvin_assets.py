@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...data_pipeline.files import write_bytes
-from ...gr_model.errors import ConfigError, SimulationError
+from ...errors import ConfigError, SimulationError
 from .assets import AssetFiles, cache_folder
 from .scenes import SceneSpec
 

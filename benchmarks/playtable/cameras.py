@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pybullet
 
-from ...gr_model.errors import EnvironmentMissing
+from ...errors import EnvironmentMissing
 
 Renderer = Literal["tiny", "egl"]
 

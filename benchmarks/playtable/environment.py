@@ -15,14 +15,14 @@ import gymnasium
 import numpy as np
 import pybullet
 
-from ...gr_model.contracts import JointCommand, Observation
-from ...gr_model.errors import EnvironmentMissing, SimulationError
+from ...contracts import JointCommand, Observation
+from ...errors import EnvironmentMissing, SimulationError
+from ..simulation.world import WorldState
 from . import cameras
 from .assets import builtin_assets
 from .calvin_assets import calvin_assets
 from .robot import FINGER_OPEN, REST_JOINTS, SimulatedPanda
 from .scenes import NEUTRAL_JOINTS, ROBOT_BASE, SceneSpec, scene
-from .world import WorldState
 
 CONTROL_HZ = 30
 SIM_HZ = 240

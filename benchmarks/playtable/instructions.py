@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...gr_model.errors import ConfigError
+from ...errors import ConfigError
 from .tasks import ALL_TASKS
 
 _FIXED = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...gr_model.errors import ConfigError
+from ...errors import ConfigError
 
 ROBOT_BASE = (-0.34, -0.46, 0.24)
 """Panda base position [m]; its axes are those of the world."""

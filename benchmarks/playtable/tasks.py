@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ...gr_model.errors import ConfigError
-from .world import WorldState
+from ...errors import ConfigError
+from ..simulation.world import WorldState
 
 COLOURS = ("red", "blue", "pink")
 Judge = Callable[[WorldState, WorldState], bool]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from ..published import ABCD_D, CAPTION
-from ..statistics import Interval, bootstrap_mean, paired_difference, rate_difference, wilson_interval
+from ..metrics.published import ABCD_D, CAPTION
+from ..metrics.statistics import Interval, bootstrap_mean, paired_difference, rate_difference, wilson_interval
 from .charts import Bar, BarGroup, interval_bars
 from .inputs import ACT, RunFiles
 from .markup import (

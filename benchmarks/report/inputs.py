@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...gr_model.errors import DataError
+from ...errors import DataError
 
 STAGES = "stages.json"
 RUN = "run.json"

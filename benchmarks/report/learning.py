@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.errors import DataError
-from ..statistics import Interval, bootstrap_mean, paired_difference
+from ...errors import DataError
+from ..metrics.statistics import Interval, bootstrap_mean, paired_difference
 from .charts import QUIET, Series, line_chart
 from .inputs import EPISODES, FINETUNE, IMAGINE, PRETRAIN, Curves, RunFiles
 from .markup import absent, charts, command_line, count, note, percent, signed_span, table, text

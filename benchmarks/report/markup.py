@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from ..statistics import Interval
+from ..metrics.statistics import Interval
 
 MINUS = "\N{MINUS SIGN}"
 

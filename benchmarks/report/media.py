@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...gr_model.errors import DataError
+from ...errors import DataError
 
 TARGET_WIDTH = 256
 """Small videos are enlarged by a whole factor to about this width [pixels]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..statistics import bootstrap_mean, wilson_interval
+from ..metrics.statistics import bootstrap_mean, wilson_interval
 from .act import broken_limits, chain_rates, control_name, controls_of, pooled
 from .charts import value_bars
 from .inputs import RUN, SHARDS, STAGES, RunFiles

@@ -16,11 +16,11 @@ TICK_HZ = 200
 
 
 def _controller_tick() -> Callable[[], object]:
-    from ...gr_model.contracts import ActionTrajectory
+    from ...contracts import ActionTrajectory
     from ...wbc.controller import WholeBodyController
-    from ...wbc.robots import panda
-    from ..control import TOOL_Z, playtable_config
+    from ...wbc.robot.robots import panda
     from ..playtable.environment import PlayTable
+    from ..simulation.control import TOOL_Z, playtable_config
 
     env = PlayTable("D")
     env.reset()
@@ -79,9 +79,9 @@ def _tokenize_two_pictures() -> Callable[[], object]:
 def _decide() -> Callable[[], object]:
     import torch
 
-    from ...gr_model.context import Context
-    from ...gr_model.presets import tiny
-    from ...gr_model.world_model import WorldModel
+    from ...gr_model.model.context import Context
+    from ...gr_model.model.presets import tiny
+    from ...gr_model.model.world_model import WorldModel
 
     config = tiny()
     model = WorldModel(config).eval()

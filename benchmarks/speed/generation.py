@@ -8,15 +8,15 @@ from itertools import cycle
 
 import torch
 
-from ...gr_model.config import Decoding, ModelConfig
-from ...gr_model.context import Context
-from ...gr_model.errors import ConfigError, EnvironmentMissing
-from ...gr_model.generation import FrameDecoder, imagine_frames
-from ...gr_model.objectives import read_context
-from ...gr_model.policy_loading import Assembled, assemble
-from ...gr_model.sampling import SamplingConfig
-from ...gr_model.sequence import SequenceLayout
-from ...gr_model.world_model import WorldModel
+from ...errors import ConfigError, EnvironmentMissing
+from ...gr_model.act.loading import Assembled, assemble
+from ...gr_model.model.config import Decoding, ModelConfig
+from ...gr_model.model.context import Context
+from ...gr_model.model.generation import FrameDecoder, imagine_frames
+from ...gr_model.model.objectives import read_context
+from ...gr_model.model.sampling import SamplingConfig
+from ...gr_model.model.sequence import SequenceLayout
+from ...gr_model.model.world_model import WorldModel
 from ..video.clips import choose_clips, frames_between, open_store
 from ..video.predictions import part_of, set_sentences
 from .measure import Setting, Table, Work, measure

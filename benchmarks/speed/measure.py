@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...gr_model.throughput import device_peak
-from ..rounds import Rate, compare_rates
-from ..statistics import bootstrap_mean
+from ...gr_model.train.throughput import device_peak
+from ..metrics.rounds import Rate, compare_rates
+from ..metrics.statistics import bootstrap_mean
 
 Ratio = tuple[float, float, float]
 """Mean of the ratios round by round, and its 95 % bootstrap interval."""

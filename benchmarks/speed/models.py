@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...gr_model import presets
-from ...gr_model.config import CameraSpec, Decoding, ModelConfig
-from ...gr_model.errors import EnvironmentMissing
-from ...gr_model.sequence import SequenceLayout, make_layout
-from ...gr_model.world_model import WorldModel
+from ...errors import EnvironmentMissing
+from ...gr_model.model import presets
+from ...gr_model.model.config import CameraSpec, Decoding, ModelConfig
+from ...gr_model.model.sequence import SequenceLayout, make_layout
+from ...gr_model.model.world_model import WorldModel
 
 Size = Literal["tiny", "S", "B", "L"]
 

@@ -9,7 +9,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
-from ...gr_model.errors import ConfigError
+from ...errors import ConfigError
 from ...gr_model.failures import did_you_mean
 from .models import Size
 
@@ -98,8 +98,8 @@ def _setting(device: Literal["auto", "cpu", "cuda"], precision: str, compile: st
     """Settle on device and precision."""
     import torch
 
-    from ...gr_model.distributed import torch_device
-    from ...gr_model.layers import fast_bfloat16
+    from ...gr_model.train.distributed import torch_device
+    from ...layers import fast_bfloat16
     from .measure import Setting
 
     return Setting(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...gr_model.config import ModelConfig
-from ...gr_model.errors import EnvironmentMissing
-from ...gr_model.objectives import training_losses
+from ...errors import EnvironmentMissing
+from ...gr_model.model.config import ModelConfig
+from ...gr_model.model.objectives import training_losses
 from .measure import Setting, Table, Work, measure
 from .models import (
     CPU_SIDE,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...data_pipeline.columns import ABSENT
-from ...data_pipeline.loader import Batch
-from ...data_pipeline.token_store import TokenStore
-from ...data_pipeline.token_windows import TokenWindows, in_split
-from ...gr_model.checkpoint import Release
-from ...gr_model.contracts import Array
-from ...gr_model.errors import ConfigError, DataError
+from ...contracts import Array
+from ...data_pipeline.loading.loader import Batch
+from ...data_pipeline.loading.token_store import TokenStore
+from ...data_pipeline.loading.token_windows import TokenWindows, in_split
+from ...data_pipeline.store.columns import ABSENT
+from ...errors import ConfigError, DataError
+from ...gr_model.model.release import Release
 from ...tokenizers.vqgan import VQGAN
 
 MEAN_FRAMES = 256
@@ -136,7 +136,7 @@ def choose_clips(
 
 
 def mean_frames(
-    store: TokenStore, vqgan: VQGAN, *, without: Sequence[int], held_out: float, seed: int
+    store: TokenStore, vqgan: VQGAN, *, without: Sequence[int] | np.ndarray, held_out: float, seed: int
 ) -> dict[str, Array]:
     """Average decoded frames of training videos pixel by pixel: camera -> uint8 `[h w 3]`.
 

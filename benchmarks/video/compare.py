@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from ...gr_model.contracts import Array
-from ...gr_model.policy_loading import Assembled
-from ..video_metrics import token_accuracy
+from ...contracts import Array
+from ...gr_model.act.loading import Assembled
+from ..metrics.frames import token_accuracy
 from .clips import VideoClips
 from .frechet import encoder_features
 from .i3d import I3D, video_features

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import ShapeError
+from ...contracts import Array
+from ...errors import ShapeError
 from ...tokenizers.vqgan import VQGAN, normalize_frames
-from ..statistics import CONFIDENCE, Interval
+from ..metrics.statistics import CONFIDENCE, Interval
 
 RESAMPLES = 200
 """Bootstrap resamples of a Frechet distance; each costs a singular value decomposition."""

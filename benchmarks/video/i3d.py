@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import CheckpointError, ConfigError
+from ...contracts import Array
+from ...errors import CheckpointError, ConfigError
 from ...tokenizers.weight_files import read_state_dict
 
 SIDE = 224

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from ...gr_model.context import Context, Targets
-from ...gr_model.objectives import Batch, next_positions, read_context, read_targets
-from ...gr_model.world_model import WorldModel
-from ..statistics import Interval, bootstrap_mean
+from ...gr_model.model.context import Context, Targets
+from ...gr_model.model.objectives import Batch, next_positions, read_context, read_targets
+from ...gr_model.model.world_model import WorldModel
+from ..metrics.statistics import Interval, bootstrap_mean
 from .clips import VideoClips
 from .predictions import part_of, slices
 

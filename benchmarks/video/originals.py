@@ -6,14 +6,14 @@ import json
 
 import numpy as np
 
-from ...data_pipeline.columns import ABSENT, open_columns
-from ...data_pipeline.frames import resize_frames
+from ...contracts import Array
+from ...data_pipeline.loading.token_store import ShardFiles, TokenStore
 from ...data_pipeline.locations import as_location, joined
-from ...data_pipeline.stages import VIDEO_STAGES, read_manifest
-from ...data_pipeline.token_store import ShardFiles, TokenStore
-from ...data_pipeline.video import open_video
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
+from ...data_pipeline.store.columns import ABSENT, open_columns
+from ...data_pipeline.store.stages import VIDEO_STAGES, read_manifest
+from ...data_pipeline.video.frames import resize_frames
+from ...data_pipeline.video.reader import open_video
+from ...errors import DataError
 from ...tokenizers.vqgan import VQGAN
 from .clips import VideoClips
 

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import CheckpointError
+from ...contracts import Array
+from ...errors import CheckpointError
 from ...tokenizers.losses import PerceptualLoss
 from ...tokenizers.vqgan import normalize_frames
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...data_pipeline.loader import Batch
-from ...gr_model.contracts import Array
-from ...gr_model.generation import imagine_frames
-from ...gr_model.objectives import read_context
-from ...gr_model.policy_loading import Assembled
-from ...gr_model.sampling import SamplingConfig
-from ...gr_model.world_model import WorldModel
+from ...contracts import Array
+from ...data_pipeline.loading.loader import Batch
+from ...gr_model.act.loading import Assembled
+from ...gr_model.model.generation import imagine_frames
+from ...gr_model.model.objectives import read_context
+from ...gr_model.model.sampling import SamplingConfig
+from ...gr_model.model.world_model import WorldModel
 from .clips import VideoClips
 
 _BY_FRAME = ("frame_mask", "states", "state_mask")

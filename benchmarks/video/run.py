@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from ...data_pipeline.files import write_json
-from ...data_pipeline.token_store import TokenStore
-from ...gr_model.distributed import torch_device
-from ...gr_model.errors import ConfigError
-from ...gr_model.policy_loading import Assembled, assemble
-from ...gr_model.sampling import SamplingConfig
+from ...data_pipeline.loading.token_store import TokenStore
+from ...errors import ConfigError
+from ...gr_model.act.loading import Assembled, assemble
+from ...gr_model.model.sampling import SamplingConfig
+from ...gr_model.train.distributed import torch_device
 from ..calvin.results import provenance
-from ..statistics import Interval
+from ..metrics.statistics import Interval
 from .clips import VideoClips, choose_clips, frames_between, mean_frames, open_store
 from .compare import CLIP_FEATURES, FRAME_FEATURES, Comparison, Measures, compare
 from .frechet import estimate_frechet, half_distance

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ...gr_model.contracts import Array
-from ..statistics import Interval, bootstrap_mean, paired_difference
-from ..video_metrics import masked_psnr, moving_mask, psnr, ssim
+from ...contracts import Array
+from ..metrics.frames import masked_psnr, moving_mask, psnr, ssim
+from ..metrics.statistics import Interval, bootstrap_mean, paired_difference
 
 Protocol = Literal["single", "best_of_n"]
 Numbers = npt.NDArray[np.float64]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..video_metrics import MOVING_THRESHOLD
+from ..metrics.frames import MOVING_THRESHOLD
 from .scores import LOWER_IS_BETTER, UNITS
 
 _REFERENCES = {

@@ -8,9 +8,9 @@ from functools import lru_cache
 import numpy as np
 from scipy.interpolate import make_interp_spline
 
-from ...gr_model.contracts import Array
-from ...wbc.kinematics import Kinematics
-from ...wbc.robots import RobotModel, kinova_gen3
+from ...contracts import Array
+from ...wbc.robot.kinematics import Kinematics
+from ...wbc.robot.robots import RobotModel, kinova_gen3
 from .clearances import distances
 from .hard import hard_cases
 from .motions import ease, moved

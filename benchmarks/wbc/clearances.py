@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...wbc.kinematics import Kinematics
-from ...wbc.robots import RobotModel
+from ...contracts import Array
+from ...wbc.robot.kinematics import Kinematics
+from ...wbc.robot.robots import RobotModel
 from .trajectories import TICK, TrackingCase
 
 
@@ -49,12 +49,12 @@ def distances(robot: RobotModel, case: TrackingCase, q: Array) -> Distances:
         heights = np.minimum(starts[:, exposed] @ normal, stops[:, exposed] @ normal) - case.plane.offset
         plane = (heights - radii[exposed]).min(axis=1)
     if len(exposed) and case.spheres:
-        gaps = []
+        distances = []
         for sphere in case.spheres:
             center = np.asarray(sphere.center) + times[:, None] * np.asarray(sphere.velocity)
             gap = point_segment_distances(center[:, None], starts[:, exposed], stops[:, exposed])
-            gaps.append((gap - radii[exposed] - sphere.radius).min(axis=1))
-        spheres = np.min(gaps, axis=0)
+            distances.append((gap - radii[exposed] - sphere.radius).min(axis=1))
+        spheres = np.min(distances, axis=0)
     return Distances(own=own, plane=plane, spheres=spheres)
 
 

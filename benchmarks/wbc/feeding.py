@@ -10,11 +10,11 @@ from typing import Protocol
 
 import numpy as np
 
-from ...gr_model.contracts import ActionTrajectory, Array, JointCommand
-from ...gr_model.errors import ConfigError
+from ...contracts import ActionTrajectory, Array, JointCommand
+from ...errors import ConfigError
 from ...wbc.controller import ControllerConfig, WholeBodyController
-from ...wbc.robots import RobotModel
-from ...wbc.transforms import quaternion_from_matrix, rotation_exp
+from ...wbc.robot.robots import RobotModel
+from ...wbc.robot.transforms import quaternion_from_matrix, rotation_exp
 from .trajectories import TICK, TrackingCase
 
 
@@ -100,7 +100,10 @@ class Run:
 class Controller(Protocol):
     """What is needed of a controller; `WholeBodyController` is one."""
 
-    counters: Counter[str]
+    @property
+    def counters(self) -> Counter[str]:
+        """How often each event happened."""
+        ...
 
     def reset(self, joint_positions: Array, gripper: float, time: float) -> None:
         """Start from these joints [rad]."""

@@ -13,11 +13,11 @@ import pybullet
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from ...data_pipeline.video import write_video
-from ...gr_model.contracts import Array
-from ...wbc.kinematics import Kinematics
-from ...wbc.robots import RobotModel
-from ...wbc.urdf import robot_urdf
+from ...contracts import Array
+from ...data_pipeline.video.reader import write_video
+from ...wbc.robot.kinematics import Kinematics
+from ...wbc.robot.robots import RobotModel
+from ...wbc.robot.urdf import robot_urdf
 from .feeding import Run
 from .trajectories import TICK, TrackingCase
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...gr_model.contracts import Array
+from ...contracts import Array
 from ...wbc.collision import Sphere
-from ...wbc.kinematics import Kinematics
-from ...wbc.robots import RobotModel
+from ...wbc.robot.kinematics import Kinematics
+from ...wbc.robot.robots import RobotModel
 from .feeding import NoiseConfig, with_noise
 from .motions import moved, moved_along, one_way, there_and_back
 from .trajectories import TrackingCase

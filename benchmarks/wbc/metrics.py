@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...wbc.kinematics import Kinematics
-from ...wbc.robots import RobotModel
+from ...contracts import Array
+from ...wbc.robot.kinematics import Kinematics
+from ...wbc.robot.robots import RobotModel
 from ...wbc.status import EMERGENCY_BRAKE
 from .clearances import distances
 from .feeding import Run

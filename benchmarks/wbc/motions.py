@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...wbc.transforms import pose_matrix, rotation_exp
+from ...contracts import Array
+from ...wbc.robot.transforms import pose_matrix, rotation_exp
 from .trajectories import TICK
 
 

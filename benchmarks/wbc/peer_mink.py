@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ...gr_model.contracts import Array
-from ...wbc.robots import RobotModel
-from ...wbc.transforms import matrix_from_rpy, quaternion_from_matrix
-from ...wbc.urdf import CONTINUOUS_RANGE
-from .peers import CLEARANCE, ORIENTATION_COST, POSITION_COST, POSTURE_COST, NotSolved, Step, package
+from ...contracts import Array
+from ...wbc.robot.robots import RobotModel
+from ...wbc.robot.transforms import matrix_from_rpy, quaternion_from_matrix
+from ...wbc.robot.urdf import CONTINUOUS_RANGE
+from .peer import CLEARANCE, ORIENTATION_COST, POSITION_COST, POSTURE_COST, NotSolved, Step, package
 from .trajectories import TICK, TrackingCase
 
 DETECTION = 0.06

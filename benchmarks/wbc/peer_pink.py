@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...wbc.robots import Capsule, RobotModel
-from ...wbc.urdf import robot_urdf
-from .peers import CLEARANCE, ORIENTATION_COST, POSITION_COST, POSTURE_COST, NotSolved, Step, package
+from ...contracts import Array
+from ...wbc.robot.robots import Capsule, RobotModel
+from ...wbc.robot.urdf import robot_urdf
+from .peer import CLEARANCE, ORIENTATION_COST, POSITION_COST, POSTURE_COST, NotSolved, Step, package
 from .trajectories import TICK, TrackingCase
 
 TABLE_HALF = (2.0, 2.0, 0.5)

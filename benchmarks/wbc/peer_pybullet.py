@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pybullet
 
-from ...gr_model.contracts import Array
-from ...wbc.robots import RobotModel
-from ...wbc.transforms import quaternion_from_matrix
-from ...wbc.urdf import CONTINUOUS_RANGE, robot_urdf
-from .peers import NotSolved, Step
+from ...contracts import Array
+from ...wbc.robot.robots import RobotModel
+from ...wbc.robot.transforms import quaternion_from_matrix
+from ...wbc.robot.urdf import CONTINUOUS_RANGE, robot_urdf
+from .peer import NotSolved, Step
 from .trajectories import TrackingCase
 
 ITERATIONS, RESIDUAL = 100, 1e-6

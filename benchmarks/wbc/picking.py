@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import pybullet
 
+from ...contracts import ActionTrajectory
 from ...data_pipeline.files import write_json
-from ...data_pipeline.video import write_video
-from ...gr_model.contracts import ActionTrajectory
-from ...gr_model.errors import ConfigError, ControlError
+from ...data_pipeline.video.reader import write_video
+from ...errors import ConfigError, ControlError
 from ...wbc.collision import Box, CollisionConfig, CollisionModel
 from ...wbc.controller import ControllerConfig, WholeBodyController
 from ...wbc.drivers.loop import ControlLoop
-from ...wbc.kinematics import Kinematics
-from ...wbc.transforms import Array, quaternion_from_matrix, rotation_exp, rotation_log
-from ..statistics import wilson_interval
+from ...wbc.robot.kinematics import Kinematics
+from ...wbc.robot.transforms import Array, quaternion_from_matrix, rotation_exp, rotation_log
+from ..metrics.statistics import wilson_interval
 from .picking_scenes import (
     FLOOR,
     GRASP_Z,
@@ -298,7 +298,7 @@ class Film:
     BACKGROUND = (226, 233, 240)
 
     def __init__(self) -> None:
-        self.frames: list[Array] = []
+        self.frames: list[np.ndarray] = []
         self._last = math.inf
         self._view = pybullet.computeViewMatrix((1.3, -0.5, 0.85), (0.24, 0.0, 0.24), (0.0, 0.0, 1.0))
         self._lens = pybullet.computeProjectionMatrixFOV(42.0, self.WIDTH / self.HEIGHT, 0.1, 4.0)

@@ -8,11 +8,18 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ...gr_model.errors import ConfigError
+from ...errors import ConfigError
 from ...wbc.collision import Box, CollisionConfig, CollisionModel, Plane, Rod, Sphere
-from ...wbc.kinematics import Kinematics
-from ...wbc.robots import Capsule, RobotModel, distant_pairs, kinova_gen3
-from ...wbc.transforms import Array, matrix_from_quaternion, matrix_from_rpy, pose_matrix, rotation_exp, rotation_log
+from ...wbc.robot.kinematics import Kinematics
+from ...wbc.robot.robots import Capsule, RobotModel, distant_pairs, kinova_gen3
+from ...wbc.robot.transforms import (
+    Array,
+    matrix_from_quaternion,
+    matrix_from_rpy,
+    pose_matrix,
+    rotation_exp,
+    rotation_log,
+)
 
 Obstacle: TypeAlias = Box | Sphere | Rod
 

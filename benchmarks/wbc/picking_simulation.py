@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pybullet
 
-from ...gr_model.contracts import ActionTrajectory, JointCommand
+from ...contracts import ActionTrajectory, JointCommand
 from ...wbc.collision import Box, Sphere
 from ...wbc.controller import WholeBodyController
 from ...wbc.drivers.bullet import BulletDriver
 from ...wbc.drivers.driver import Measurement
-from ...wbc.inertia import Inertial, combined
-from ...wbc.robots import RobotModel
+from ...wbc.robot.inertia import Inertial, combined
+from ...wbc.robot.robots import RobotModel
+from ...wbc.robot.transforms import Array, matrix_from_rpy, rotation_exp
+from ...wbc.robot.urdf import robot_urdf
 from ...wbc.status import EMERGENCY_BRAKE, EMERGENCY_STOP, PROTECTIVE_STOP
-from ...wbc.transforms import Array, matrix_from_rpy, rotation_exp
-from ...wbc.urdf import robot_urdf
 from .picking_scenes import TRAY_HALF, Obstacle, Scene
 
 FINGER_STROKE, FINGER_FORCE, FINGER_MASS = 0.0425, 40.0, 0.06

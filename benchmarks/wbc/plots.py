@@ -8,9 +8,9 @@ from itertools import groupby
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...wbc.kinematics import Kinematics
-from ...wbc.robots import RobotModel
+from ...contracts import Array
+from ...wbc.robot.kinematics import Kinematics
+from ...wbc.robot.robots import RobotModel
 from ..report.charts import QUIET, WIDTH, Series, line_chart
 from .clearances import distances
 from .feeding import Run

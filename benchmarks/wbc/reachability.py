@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...gr_model.contracts import Array
+from ...contracts import Array
 from ...wbc.collision import Vector
-from ...wbc.kinematics import Kinematics
-from ...wbc.robots import RobotModel
-from ...wbc.transforms import rotation_log
+from ...wbc.robot.kinematics import Kinematics
+from ...wbc.robot.robots import RobotModel
+from ...wbc.robot.transforms import rotation_log
 from .clearances import distances
 from .trajectories import TICK, TrackingCase
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ...data_pipeline.files import write_json
-from ...gr_model.errors import ConfigError, EnvironmentMissing
-from ...wbc.robots import RobotModel, load_robot
+from ...errors import ConfigError, EnvironmentMissing
+from ...wbc.robot.catalog import load_robot
+from ...wbc.robot.robots import RobotModel
 from .built_in import built_in_cases, noisy_cases
 from .feeding import FeedingConfig, Run, drive, feeding_of
 from .metrics import Evaluation, broken, evaluate
-from .peers import Peer, follow, make_peers
+from .peer import Peer
+from .peers import follow, make_peers
 from .reachability import Demand, demand_of
 from .tables import case_rows, group_rows, missed
 from .trajectories import TrackingCase, load_cases

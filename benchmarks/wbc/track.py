@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ...data_pipeline.files import write_bytes
-from ...wbc.robots import load_robot
+from ...wbc.robot.catalog import load_robot
 from .feeding import FeedingConfig, drive, feeding_of
 from .film import write_film
 from .metrics import broken, evaluate

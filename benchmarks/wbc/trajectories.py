@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
+from ...contracts import Array
+from ...errors import DataError
 from ...wbc.collision import CollisionConfig, Plane, Sphere
 
 TICK = 0.005

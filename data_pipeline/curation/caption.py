@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...gr_model.errors import ConfigError, DataError
-from ..columns import video_columns, write_columns
+from ...errors import ConfigError, DataError
 from ..executors import Executor, ExecutorKind
 from ..locations import Location, as_location
-from ..shards import ShardWriter, read_index, read_indexed
-from ..stages import ShardTask, Tally, begun_or_finished, expect_video_shards, finish_stage, map_shards
-from ..video import open_video
+from ..store.columns import video_columns, write_columns
+from ..store.shards import ShardWriter, read_index, read_indexed
+from ..store.stages import ShardTask, Tally, begun_or_finished, expect_video_shards, finish_stage, map_shards
+from ..video.reader import open_video
 from .caption_choice import (
     PROMPT,
     Keep,

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from ...gr_model.errors import ConfigError, EnvironmentMissing
+from ...errors import ConfigError, EnvironmentMissing
 from .endpoint_captioner import Answer, AskConfig, EndpointCaptioner, check_endpoint
 
 _HASHED_AT_ONCE = 1 << 22

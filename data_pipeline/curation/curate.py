@@ -16,14 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
-from ..columns import video_columns, write_columns
+from ...contracts import Array
+from ...errors import DataError
 from ..executors import Executor, ExecutorKind
 from ..files import array_bytes, load_array, write_bytes
 from ..locations import as_location
-from ..shards import ShardWriter, read_indexed
-from ..stages import ShardTask, Tally, begun_or_finished, expect_video_shards, finish_stage, map_shards, read_manifest
+from ..store.columns import video_columns, write_columns
+from ..store.shards import ShardWriter, read_indexed
+from ..store.stages import (
+    ShardTask,
+    Tally,
+    begun_or_finished,
+    expect_video_shards,
+    finish_stage,
+    map_shards,
+    read_manifest,
+)
 from .ingest import video_row
 from .measure import MeasureConfig, measure_shards, measured_windows
 from .near_duplicates import group_duplicates

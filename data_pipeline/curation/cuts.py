@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...gr_model.contracts import Array
+from ...contracts import Array
 from .quality import check_frames, grey, shrink
 
 _ROWS = 32

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...gr_model.errors import ConfigError, DataError
+from ...errors import ConfigError, DataError
 
 _MAX_ANSWER_BYTES = 1 << 20
 _LONGEST_WAIT_S = 60.0

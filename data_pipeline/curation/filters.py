@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
+from ...contracts import Array
+from ...errors import DataError
 from ..readers.record import Record, Video, VideoBytes
-from ..video import open_video
+from ..video.reader import open_video
 
 MISSING = "missing"
 """Reason of an annotated clip that was not downloaded: no fault, a corpus is rarely there in full."""

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import ndimage
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import CheckpointError, EnvironmentMissing
+from ...contracts import Array
+from ...errors import CheckpointError, EnvironmentMissing
 from .quality import check_frames, shrink
 
 _ROWS = 80

@@ -24,16 +24,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ...gr_model.errors import ConfigError, DataError
-from ..columns import video_columns, write_columns
+from ...errors import ConfigError, DataError
 from ..executors import Executor, ExecutorKind, ordered_map
 from ..files import array_bytes, camera_name
 from ..locations import as_location, file_name
 from ..readers.record import Record, VideoBytes, VideoSpan, with_video_files
 from ..readers.source import open_source
-from ..shards import ShardWriter, finished_shards, index_path, read_index, remove_leftovers
-from ..stages import Tally, begun_or_finished, finish_stage
-from ..transcode import video_extent
+from ..store.columns import video_columns, write_columns
+from ..store.shards import ShardWriter, finished_shards, index_path, read_index, remove_leftovers
+from ..store.stages import Tally, begun_or_finished, finish_stage
+from ..video.transcode import video_extent
 from .filters import MISSING, FilterConfig, Verdict, examine
 
 STAGE = "video_shards"

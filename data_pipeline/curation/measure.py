@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
+from ...contracts import Array
+from ...errors import DataError
 from ..executors import Executor
 from ..locations import Location
-from ..shards import ShardWriter, read_indexed
-from ..stages import ShardTask, Tally, begin_stage, finish_stage, map_shards, read_manifest
-from ..video import VideoReader, open_video
+from ..store.shards import ShardWriter, read_indexed
+from ..store.stages import ShardTask, Tally, begin_stage, finish_stage, map_shards, read_manifest
+from ..video.reader import VideoReader, open_video
 from .cuts import find_cuts, scenes
 from .hands import HandDetector, MediapipeHands, SkinMotionHands
 from .ingest import cut_windows

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy import fft
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import ConfigError, DataError
+from ...contracts import Array
+from ...errors import ConfigError, DataError
 from .quality import check_frames, grey
 
 NUM_HASHES = 8

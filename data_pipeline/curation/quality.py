@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
+from ...contracts import Array
+from ...errors import DataError
 
 _REC_601 = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of red, green and blue in luma. Source: ITU-R BT.601-7, section 2.5.1."""

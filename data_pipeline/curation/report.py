@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.errors import ConfigError, DataError
+from ...errors import ConfigError, DataError
 from ..locations import as_location, is_url
-from ..shards import read_dropped, read_index
-from ..stages import VIDEO_STAGES, read_manifest
+from ..store.shards import read_dropped, read_index
+from ..store.stages import VIDEO_STAGES, read_manifest
 from .caption_words import nouns_of, verb_of
 from .report_clips import SampleClip, described, read_member, show_clip, show_video, source_file
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
+from ...contracts import Array
+from ...errors import DataError
 from ..locations import as_location, is_url
-from ..shards import read_index
-from ..video import open_video
+from ..store.shards import read_index
+from ..video.reader import open_video
 from .caption import jpeg_bytes
 
 _STRIP_FRAMES = 4

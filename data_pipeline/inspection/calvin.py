@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.errors import DataError
-from ..calvin_layout import (
+from ...errors import DataError
+from ..readers.calvin import CAMERAS
+from ..statistics.steps import RecordSteps, measure_steps
+from ..statistics.table import summarize
+from ..store.calvin_layout import (
     CONTROL_HZ,
     FRAME_KEYS,
     KNOWN_SCENES,
@@ -21,10 +24,7 @@ from ..calvin_layout import (
     find_splits,
     state_vectors,
 )
-from ..pickled_arrays import load_pickled_array
-from ..readers.calvin import CAMERAS
-from ..statistics.steps import RecordSteps, measure_steps
-from ..statistics.table import summarize
+from ..store.pickled_arrays import load_pickled_array
 from .caption_tally import CaptionTally
 from .source_tally import ProblemGroups
 

@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ...gr_model.errors import ConfigError, DataError
-from ..calvin_layout import find_splits
+from ...errors import ConfigError, DataError
 from ..curation.filters import FilterConfig
-from ..episodes import FORMAT as EPISODE_FORMAT
 from ..executors import Executor, ordered_map
 from ..files import write_json
 from ..locations import Location, as_location, file_name, is_url
@@ -28,6 +26,8 @@ from ..readers.rlds import RldsSource
 from ..readers.source import open_source
 from ..statistics.steps import MeasuredSource, measure_steps
 from ..statistics.table import summarize
+from ..store.calvin_layout import find_splits
+from ..store.episodes import FORMAT as EPISODE_FORMAT
 from .advice import advise
 from .calvin import summarize_calvin
 from .own_shards import CheckedShards, count_windows, find_own_shards

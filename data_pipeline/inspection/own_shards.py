@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
-from ..columns import open_columns
+from ...contracts import Array
+from ...errors import DataError
 from ..curation.filters import VideoFacts
 from ..files import load_array, read_json
 from ..readers.record import Record, Video, VideoBytes
-from ..shards import FORMAT, index_path, read_index
+from ..store.columns import open_columns
+from ..store.shards import FORMAT, index_path, read_index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

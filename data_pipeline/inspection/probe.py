@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
+from ...contracts import Array
+from ...errors import DataError
 from ..curation.filters import FilterConfig, VideoFacts, mean_frame_difference, mismatched, static, too_short
 from ..readers.lerobot_video import EpisodeSpan
 from ..readers.record import FrameArray, PictureBytes, Record, Video, VideoBytes, VideoSpan
-from ..transcode import encode_frames
-from ..video import open_video
-from ..video_index import Source, index_video, open_container, video_stream
+from ..video.index import Source, index_video, open_container, video_stream
+from ..video.reader import open_video
+from ..video.transcode import encode_frames
 from .own_shards import StoredCodes
 
 _PROBED_FRAMES = 3

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.contracts import Array
+from ...contracts import Array
 from ..readers.corpus_files import VIDEO_MISSING
 from ..readers.record import Record
 from ..statistics.steps import RecordSteps

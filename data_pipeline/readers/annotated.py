@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
+from ...contracts import Array
+from ...errors import DataError
 from ..files import load_array, read_json, sample_key
-from ..video import open_video
+from ..video.reader import open_video
 from .record import FileMissing, Record
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
+from ...contracts import Array
+from ...errors import DataError
 from ..files import camera_name, sample_key
-from ..video import is_video
+from ..video.reader import is_video
 from .record import FrameArray, Record
 from .spec import EpisodeSpec, with_opening
 

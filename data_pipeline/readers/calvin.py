@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...gr_model.errors import DataError
-from ..calvin_layout import CONTROL_HZ, CalvinSplit, action_poses, find_splits, state_vectors
+from ...errors import DataError
+from ..store.calvin_layout import CONTROL_HZ, CalvinSplit, action_poses, find_splits, state_vectors
 from .record import FrameFiles, Record
 
 CAMERAS = {"static": "rgb_static", "gripper": "rgb_gripper"}

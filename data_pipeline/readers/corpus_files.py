@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from ...gr_model.errors import DataError
+from ...errors import DataError
 from ..files import sample_key
-from ..video import is_video
+from ..video.reader import is_video
 from .record import Record
 
 VIDEO_MISSING = "video missing"

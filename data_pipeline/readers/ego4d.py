@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.errors import DataError
+from ...errors import DataError
 from ..files import sample_key
 from .corpus_files import (
     DUPLICATE_ID,

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...gr_model.errors import DataError
+from ...errors import DataError
 from ..files import read_json, sample_key
-from ..video import is_video
+from ..video.reader import is_video
 from .record import Record
 
 FILE_COLUMNS = ("file", "file_name", "video", "path", "id")

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...gr_model.errors import DataError
+from ...errors import DataError
 from ..files import sample_key
 from .corpus_files import (
     DUPLICATE_ID,

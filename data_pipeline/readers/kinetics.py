@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ...gr_model.errors import DataError
+from ...errors import DataError
 from ..files import sample_key
-from ..video import is_video
+from ..video.reader import is_video
 from .corpus_files import DUPLICATE_ID, VIDEO_MISSING, index_videos, read_rows, table_columns, unusable
 from .record import Record
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...gr_model.errors import ConfigError, DataError
+from ...errors import ConfigError, DataError
 from ..files import camera_name
 from .lerobot_layout import EpisodeEntry, LeRobotLayout, read_layout, read_schema
 from .lerobot_rows import EpisodeRows, check_times, matrix_of, numbers_of, pictures_of

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...gr_model.errors import DataError
+from ...errors import DataError
 from ..files import read_json
 
 _DATA = {

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
+from ...contracts import Array
+from ...errors import DataError
 from .record import FileMissing
 
 _TIME_TOLERANCE = 0.1

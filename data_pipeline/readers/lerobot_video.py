@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...gr_model.errors import DataError
+from ...errors import DataError
 from .lerobot_layout import EpisodeVideo
 from .record import FileMissing, Video, VideoBytes, VideoSpan
 

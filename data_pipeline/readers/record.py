@@ -12,10 +12,10 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image
 
-from ...gr_model.contracts import Array, Episode, VideoClip
-from ...gr_model.errors import DataError
-from ..transcode import cut_video, encode_frames
-from ..video import open_video
+from ...contracts import Array, Episode, VideoClip
+from ...errors import DataError
+from ..video.reader import open_video
+from ..video.transcode import cut_video, encode_frames
 
 
 class FileMissing(DataError):

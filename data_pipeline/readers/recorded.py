@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...gr_model.errors import DataError
-from ..episodes import list_episodes, read_episode_files
+from ...errors import DataError
+from ..store.episodes import list_episodes, read_episode_files
 from .record import Record
 
 

@@ -8,15 +8,15 @@ One record is one episode. What a step holds is kept under one name for the whol
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...gr_model.contracts import Array, Episode
-from ...gr_model.errors import DataError
+from ...contracts import Array, Episode
+from ...errors import DataError
 from ..files import camera_name, read_json, sample_key
 from .record import PictureBytes, Record
 from .rlds_features import Feature, decode_feature, decode_pictures, picture_bytes, read_features
@@ -208,7 +208,11 @@ def _read_steps(dataset: RldsDataset, data: bytes) -> _Steps:
         if ends is None or np.ptp(ends) > _FILLER_SPAN:
             pictures[camera] = encoded
     states, actions = ([_rows(read(name)) for name in names] for names in (spec.states, spec.actions))
-    parts = [*pictures.items(), *zip(spec.states, states, strict=True), *zip(spec.actions, actions, strict=True)]
+    parts: list[tuple[str, Sized]] = [
+        *pictures.items(),
+        *zip(spec.states, states, strict=True),
+        *zip(spec.actions, actions, strict=True),
+    ]
     lengths = {name: len(values) for name, values in parts}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise DataError(f"expected one number of steps, above 0, got {lengths}")

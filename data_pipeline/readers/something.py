@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...gr_model.errors import DataError
+from ...errors import DataError
 from ..files import sample_key
 from .corpus_files import DUPLICATE_ID, VIDEO_MISSING, check_json, index_videos, json_entries, unusable
 from .record import Record

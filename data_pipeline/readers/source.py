@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...gr_model.errors import ConfigError, DataError
-from ..calvin_layout import find_splits
-from ..episodes import list_episodes
+from ...errors import ConfigError, DataError
 from ..locations import Location, is_url
-from ..video import is_video
+from ..store.calvin_layout import find_splits
+from ..store.episodes import list_episodes
+from ..video.reader import is_video
 from .annotated import AnnotatedSource
 from .arrays import ArraysSource, find_arrays
 from .calvin import CalvinSource

@@ -24,8 +24,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import yaml
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import ConfigError
+from ...contracts import Array
+from ...errors import ConfigError
 from ..files import camera_name
 
 Gripper = Literal["opening", "closing", "signed_opening", "signed_closing", "relative_closing", "as_stored"]

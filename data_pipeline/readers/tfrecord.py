@@ -15,8 +15,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
+from ...contracts import Array
+from ...errors import DataError
 
 Values: TypeAlias = list[bytes] | Array
 """One feature of an example: byte strings, float32 `[n]` or int64 `[n]`; an empty list where nothing is stored."""

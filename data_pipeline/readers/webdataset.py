@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...gr_model.errors import DataError
+from ...errors import DataError
 from ..files import load_array, sample_key
 from ..locations import Location, file_name, is_url, local_copy
-from ..shards import list_shards
-from ..video import is_video
+from ..store.shards import list_shards
+from ..video.reader import is_video
 from .folder import CAPTION_COLUMNS
 from .record import Record, VideoBytes
 

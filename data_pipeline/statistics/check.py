@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ...gr_model.contracts import Array
+from ...contracts import Array
 from .datasets import LARGEST_NUMBER, DatasetStatistics, action_layout, state_layout
 from .normalize import RowStatistics
 

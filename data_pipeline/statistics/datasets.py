@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ...gr_model.contracts import ACTION_DIM, STATE_DIM, Array
-from ...gr_model.errors import DataError
+from ...contracts import ACTION_DIM, STATE_DIM, Array
+from ...errors import DataError
 from .normalize import RowAccumulator, RowStatistics
 
 QUATERNION_TOLERANCE = 0.01

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError, ShapeError
+from ...contracts import Array
+from ...errors import DataError, ShapeError
 
 Mode = Literal["moments", "quantiles"]
 """Mean to 0 and standard deviation to 1, or the 1 % and 99 % quantiles to -1 and 1."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...gr_model.contracts import Array
-from ...gr_model.errors import DataError
+from ...contracts import Array
+from ...errors import DataError
 from ..files import load_array, read_json
 from ..locations import Location, cached
 from ..readers.record import Record
 from ..readers.source import open_source
-from ..shards import list_shards
+from ..store.shards import list_shards
 from .datasets import DatasetAccumulator, DatasetStatistics
 
 NUM_EXAMPLES = 5

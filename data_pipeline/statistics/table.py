@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ...gr_model.errors import DataError
+from ...errors import DataError
 from ..files import write_json
 from .check import GRIPPER_MARGIN
 from .datasets import LARGEST_NUMBER, DatasetAccumulator, RowFaults, RowLayout

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ...gr_model.contracts import JointCommand
-from ...gr_model.errors import ConfigError, ControlError
-from ..robots import RobotModel
-from ..transforms import Array
-from ..urdf import robot_urdf
+from ...contracts import JointCommand
+from ...errors import ConfigError, ControlError
+from ..robot.robots import RobotModel
+from ..robot.transforms import Array
+from ..robot.urdf import robot_urdf
 from .driver import Measurement, Pacer
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
-from ...gr_model.contracts import JointCommand
-from ..robots import RobotModel
-from ..transforms import Array
+from ...contracts import JointCommand
+from ..robot.robots import RobotModel
+from ..robot.transforms import Array
 
 if TYPE_CHECKING:
     from typing import Self

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...gr_model.contracts import JointCommand
-from ...gr_model.errors import ControlError, EnvironmentMissing
-from ..robots import RobotModel
-from ..transforms import Array
+from ...contracts import JointCommand
+from ...errors import ControlError, EnvironmentMissing
+from ..robot.robots import RobotModel
+from ..robot.transforms import Array
 from .driver import Measurement, Pacer
 from .kortex_endpoint import IN_FAULT, SERVOING_LOW_LEVEL, Feedback, Frame, KortexEndpoint, vendor_endpoint
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
-from ...gr_model.errors import ControlError, EnvironmentMissing
+from ...errors import ControlError, EnvironmentMissing
 
 TCP_PORT, UDP_PORT = 10000, 10001
 """Ports of configuration and of cyclic frames."""

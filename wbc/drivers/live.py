@@ -7,7 +7,7 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ...gr_model.contracts import ActionTrajectory
+from ...contracts import ActionTrajectory
 from .loop import ControlLoop
 
 if TYPE_CHECKING:

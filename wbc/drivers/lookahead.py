@@ -17,9 +17,9 @@ import threading
 
 import numpy as np
 
-from ...gr_model.contracts import JointCommand
-from ..robots import RobotModel
-from ..transforms import Array
+from ...contracts import JointCommand
+from ..robot.robots import RobotModel
+from ..robot.transforms import Array
 
 _EXACT = 1e-9
 """Share of a tick below which an instant counts as the tick itself."""

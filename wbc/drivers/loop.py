@@ -18,11 +18,11 @@ from typing import Protocol
 
 import numpy as np
 
-from ...gr_model.contracts import ActionTrajectory, JointCommand
-from ...gr_model.errors import ConfigError, ControlError
-from ..robots import RobotModel
+from ...contracts import ActionTrajectory, JointCommand
+from ...errors import ConfigError, ControlError
+from ..robot.robots import RobotModel
+from ..robot.transforms import Array
 from ..status import EMERGENCY_STOP, PROTECTIVE_STOP
-from ..transforms import Array
 from ..validation import REJECTED_STOPPED
 from .driver import Driver, Measurement
 from .lookahead import LookAhead

@@ -1,0 +1,440 @@
+"""Record scripted demonstrations and unlabelled play: chains of skills, with disturbed hands and clean labels."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+from tqdm import tqdm
+
+from ...contracts import Episode, Observation
+from ...data_pipeline.curation.ingest import write_video_shards
+from ...data_pipeline.executors import worker_pool
+from ...data_pipeline.files import write_json
+from ...data_pipeline.store.episodes import write_episode
+from ...errors import ConfigError, DataError
+from ..playtable.cameras import CALVIN_PX, CameraConfig
+from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
+from ..playtable.feasibility import feasible
+from ..playtable.instructions import draw_sentence
+from ..playtable.robot import FINGER_OPEN
+from ..playtable.sampling import sample_joints, sample_scene
+from ..playtable.scenes import ROBOT_BASE, scene
+from ..playtable.tasks import ALL_TASKS, choose_tasks
+from ..simulation.control import make_control
+from ..simulation.world import WorldState
+from .calvin_pieces import join_pieces, write_piece
+from .expert_motion import ExpertStyle
+from .experts import act
+
+if TYPE_CHECKING:
+    from ...gr_model.act.policy import Policy
+
+Layout = Literal["episodes", "shards", "calvin"]
+
+SEGMENTS_PER_CHAIN = 6
+_TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 5.0, "lift": 3.0,
+                "rotate": 2.0, "push_into": 2.0, "unstack": 6.0, "place": 8.0, "stack": 8.0}  # fmt: skip
+"""How often a family is drawn. Few states allow a push, and what can be done with a block in the hand only then."""
+
+_NEEDS_BLOCK_IN_HAND = ("place", "stack")
+_DEAL_SHARE = 0.5
+"""How often the scene is dealt anew before a skill, for a task drawn by its weight; few states allow a push."""
+_MAX_STEPS = 200
+_PILOT_STEPS = (10, 90)
+"""Range of control steps for which a policy drives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What a recording holds; equal configurations give equal recordings.
+
+    tasks: "demonstrated", "all" or names; layout: of the files; chains: how many chains of up to six skills, or 0 for
+    as many as it takes to get `episodes` labelled ones;
+    play_share: share of chains kept whole and without a sentence; noise_share: share of segments with a disturbed
+    hand; image_px: picture side [px], 0 for CALVIN's two; frame_stride: control steps from picture to picture;
+    policy: folder of the policy that drives the first part of each skill, or ""; calvin_root: clone, or "".
+    """
+
+    scenes: str
+    tasks: str
+    layout: Layout
+    chains: int
+    episodes: int
+    play_share: float
+    noise_share: float
+    image_px: int
+    frame_stride: int
+    policy: str
+    calvin_root: str
+    seed: int
+
+
+class _Pilot:
+    """Lets a learned policy drive the first part of a skill, so that the expert labels the states it gets into.
+
+    Half of the skills are driven through the whole-body control, half through CALVIN's: they go astray differently.
+
+    Source: DAgger, Ross, Gordon and Bagnell, arXiv 1011.0686.
+    """
+
+    def __init__(self, env: PlayTable, policy: Policy, instruction: str, rng: np.random.Generator) -> None:
+        self.policy, self.instruction = policy, instruction
+        self.steps = int(rng.integers(*_PILOT_STEPS))
+        self.control = make_control("wbc" if rng.random() < 0.5 else "calvin", env)
+        policy.reset()
+
+    def drive(self, step: int, observation: Observation) -> None:
+        """Advance by one control step; the policy is asked anew as often as it wants."""
+        if step == 0:
+            self.control.reset()
+        if step % self.policy.executed_steps == 0:
+            self.control.follow(self.policy.act(replace(observation, instruction=self.instruction)))
+        self.control.step()
+
+
+class _Hand:
+    """Disturbs what the expert commands: a slowly wandering error, now and then a shove."""
+
+    def __init__(self, rng: np.random.Generator, active: bool) -> None:
+        self.rng, self.active = rng, active
+        self.scale = rng.uniform(0.3, 1.0) if active else 0.0
+        self.error, self.turn, self.shove = np.zeros(3), np.zeros(3), np.zeros(3)
+        self.shove_left = 0
+
+    def __call__(self, position: np.ndarray, quaternion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if not self.active:
+            return position, quaternion
+        self.error = 0.85 * self.error + self.scale * self.rng.normal(0, 0.006, 3)
+        self.turn = 0.85 * self.turn + self.scale * self.rng.normal(0, 0.03, 3)
+        if self.shove_left == 0 and self.rng.random() < 0.025:
+            self.shove_left = int(self.rng.integers(3, 8))
+            self.shove = self.rng.normal(0, 0.022, 3)
+        shove = self.shove if self.shove_left else 0.0
+        self.shove_left = max(0, self.shove_left - 1)
+        turned = Rotation.from_rotvec(self.turn) * Rotation.from_quat(quaternion)
+        return position + self.error + shove, turned.as_quat()
+
+
+@dataclass
+class _Tape:
+    """Pictures, states and labels of one segment; CALVIN's own arrays where its layout is written."""
+
+    images: dict[str, list[np.ndarray]]
+    states: list[np.ndarray]
+    actions: list[np.ndarray]
+    robot_obs: list[np.ndarray]
+    scene_obs: list[np.ndarray]
+
+    @staticmethod
+    def empty() -> _Tape:
+        return _Tape({name: [] for name in CAMERAS}, [], [], [], [])
+
+    def note(self, env: PlayTable) -> None:
+        """Append CALVIN's arrays of this moment."""
+        self.robot_obs.append(env.robot_obs())
+        self.scene_obs.append(env.scene_obs())
+
+    def episode(self, instruction: str, stride: int, source: str) -> Episode:
+        """Stack the tape into an episode; picture i belongs to step `i * stride`."""
+        return Episode(
+            images={name: np.stack(frames) for name, frames in self.images.items()},
+            states=np.stack(self.states).astype(np.float32),
+            actions=np.stack(self.actions).astype(np.float32),
+            instruction=instruction,
+            control_hz=float(CONTROL_HZ),
+            frame_stride=stride,
+            source=source,
+        )
+
+
+def _run_segment(
+    env: PlayTable,
+    task: str,
+    tape: _Tape,
+    config: RecordConfig,
+    rng: np.random.Generator,
+    offset: int,
+    pilot: _Pilot | None,
+) -> tuple[bool, int]:
+    """Let the expert act until its task is done and a few steps more; return success and steps taken."""
+    start: WorldState = env.world_state()
+    style, hand = ExpertStyle.sample(rng), _Hand(rng, rng.random() < config.noise_share)
+    extra, done_at, state = int(rng.integers(0, 5)), None, start
+    for step in range(_MAX_STEPS):
+        observation = env.observe("", images=(offset + step) % config.frame_stride == 0)
+        for name, frame in observation.images.items():
+            tape.images[name].append(frame)
+        if config.layout == "calvin":
+            tape.note(env)
+        position, quaternion, gripper = act(task, state, env.spec_scene, style)
+        tape.states.append(observation.state_vector())
+        tape.actions.append(np.array([*(position - ROBOT_BASE), *quaternion, gripper]))
+        if pilot is not None and step < pilot.steps:
+            pilot.drive(step, observation)
+        else:
+            env.step_pose(*hand(position, quaternion), gripper)
+        state = env.world_state()
+        if done_at is None and ALL_TASKS[task].done(start, state):
+            done_at = step
+        if done_at is not None and step >= done_at + extra:
+            return True, step + 1
+    return False, _MAX_STEPS
+
+
+def _draw_task(names: Sequence[str], rng: np.random.Generator) -> str:
+    weights = np.array([_TASK_WEIGHT[ALL_TASKS[name].family] for name in names])
+    return names[rng.choice(len(names), p=weights / weights.sum())]
+
+
+def _choose(env: PlayTable, config: RecordConfig, previous: str | None, rng: np.random.Generator) -> str | None:
+    """Draw a task that can be begun from where the world is."""
+    state, spec = env.world_state(), env.spec_scene
+    names = [n for n in choose_tasks(config.tasks) if n != previous and feasible(n, state, spec)]
+    return _draw_task(names, rng) if names else None
+
+
+def _deal(env: PlayTable, config: RecordConfig, rng: np.random.Generator, *, keep_arm: bool) -> str:
+    """Draw a task by its weight, put the scene into a state in which it can be begun, and return the task."""
+    names = [n for n in choose_tasks(config.tasks) if ALL_TASKS[n].family not in _NEEDS_BLOCK_IN_HAND]
+    spec, robot_obs = env.spec_scene, env.robot_obs()
+    if not keep_arm:
+        robot_obs[6], robot_obs[14] = 2 * FINGER_OPEN, 1.0
+        robot_obs[7:14] = sample_joints(rng)
+    while True:
+        wanted = _draw_task(names, rng)
+        for _ in range(100):
+            env.set_state(robot_obs, sample_scene(spec, rng))
+            if feasible(wanted, env.world_state(), spec):
+                return wanted
+
+
+def _can_use_what_it_holds(env: PlayTable, config: RecordConfig) -> bool:
+    """Say whether the block in the hand allows a task that no deal can begin."""
+    wanted = [n for n in choose_tasks(config.tasks) if ALL_TASKS[n].family in _NEEDS_BLOCK_IN_HAND]
+    state = env.world_state() if wanted else None
+    return state is not None and any(feasible(name, state, env.spec_scene) for name in wanted)
+
+
+def _hand_is_free(env: PlayTable) -> bool:
+    """Say whether the hand is clear of everything that a new deal could put in its place."""
+    _, y, z = env.world_state().tool_position
+    return bool(z > 0.5 and y < -0.08)
+
+
+def _record_chain(
+    env: PlayTable, config: RecordConfig, chain: int, policy: Policy | None
+) -> Iterator[tuple[_Tape, str, dict[str, Any]]]:
+    """Yield tape, sentence and facts of the pieces of one chain: labelled segments, or one unlabelled piece of play."""
+    rng = np.random.default_rng([config.seed, chain])
+    env.reset()
+    play = rng.random() < config.play_share
+    whole, task, success, offset = _Tape.empty(), None, False, 0
+    for segment in range(SEGMENTS_PER_CHAIN):
+        deals = not play and (not success or rng.random() < _DEAL_SHARE) and not _can_use_what_it_holds(env, config)
+        if segment == 0 or deals:
+            task = _deal(env, config, rng, keep_arm=success and _hand_is_free(env))
+        else:
+            task = _choose(env, config, task, rng)
+        if task is None:
+            break
+        tape = whole if play else _Tape.empty()
+        instruction = draw_sentence(task, rng)
+        drive = np.random.default_rng([config.seed, chain, segment])
+        pilot = _Pilot(env, policy, instruction, drive) if policy is not None and not play else None
+        success, steps = _run_segment(env, task, tape, config, rng, offset, pilot)
+        offset = offset + steps if play else 0
+        facts = {
+            "scene": env.spec_scene.name,
+            "task": task,
+            "chain": chain,
+            "segment": segment,
+            "scripted": True,
+        }
+        if not play and success:
+            if config.layout == "calvin":
+                tape.note(env)
+            yield tape, instruction, facts
+        if play and not success:
+            break
+    if play and len(whole.states) > 2 * config.frame_stride:
+        facts = {"scene": env.spec_scene.name, "task": None, "chain": chain, "segment": 0, "scripted": True}
+        if config.layout == "calvin":
+            whole.note(env)
+        yield whole, "", facts
+
+
+def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: list[int]) -> None:
+    """Record some chains of one scene in this process."""
+    sizes = (config.image_px, config.image_px) if config.image_px else CALVIN_PX
+    camera = CameraConfig(static_px=sizes[0], gripper_px=sizes[1])
+    root = Path(config.calvin_root) if config.calvin_root else None
+    env = PlayTable(scene_name, camera=camera, calvin_root=root, render_mode=None)
+    policy = _load_policy(config.policy, config.frame_stride) if config.policy else None
+    try:
+        for chain in chains:
+            counts = {"labelled": 0, "play": 0}
+            for number, (tape, sentence, facts) in enumerate(_record_chain(env, config, chain, policy)):
+                index = chain * SEGMENTS_PER_CHAIN + number
+                counts["labelled" if sentence else "play"] += 1
+                if config.layout == "calvin":
+                    write_piece(
+                        out, index, images={n: np.stack(f) for n, f in tape.images.items()},
+                        robot_obs=np.stack(tape.robot_obs), scene_obs=np.stack(tape.scene_obs), sentence=sentence,
+                        task=facts["task"] or "", scene=scene_name,
+                    )  # fmt: skip
+                elif not (out / f"episode_{index:06d}").exists():
+                    source = f"playtable/{scene_name}/{chain}/{facts['segment'] if sentence else 'play'}"
+                    write_episode(out, index, tape.episode(sentence, config.frame_stride, source), facts)
+            write_json(out / "chains" / f"{chain:06d}.json", counts)
+    finally:
+        env.close()
+
+
+def _load_policy(source: str, executed_steps: int) -> Policy:
+    import torch
+
+    from ...gr_model.act.loading import load_policy
+
+    torch.set_num_threads(1)
+    return load_policy(source, executed_steps=executed_steps)
+
+
+def _batches(config: RecordConfig, chains: int, finished: set[int], size: int = 8) -> list[tuple[str, list[int]]]:
+    """Split the chains into batches of one scene each; chain i happens in scene i modulo the number of scenes."""
+    batches = []
+    for position, name in enumerate(config.scenes):
+        mine = [c for c in range(position, chains, len(config.scenes)) if c not in finished]
+        batches += [(name, mine[begin : begin + size]) for begin in range(0, len(mine), size)]
+    return sorted(batches, key=lambda batch: batch[1])
+
+
+def record(
+    *,
+    out: Path,
+    scenes: str = "D",
+    tasks: str = "demonstrated",
+    chains: int = 200,
+    episodes: int | None = None,
+    layout: Layout = "episodes",
+    play_share: float = 0.08,
+    noise_share: float = 0.7,
+    image_px: int | None = None,
+    frame_stride: int | None = None,
+    policy: str = "",
+    calvin_root: Path | None = None,
+    workers: int = 2,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Record scripted demonstrations in the PlayTable simulator; run again to go on where it stopped.
+
+    Args:
+        out: folder for the episodes, or the split of a CALVIN data set, as in task_D_D/training.
+        scenes: letters of the scenes to use, e.g. ABCD.
+        tasks: "demonstrated" (17), "all" (34), or names separated by commas.
+        chains: number of chains of up to six skills.
+        episodes: go on until there are as many labelled episodes at least; `chains` does not count then.
+        layout: "episodes" (videos) for `gr2 data shards`, "shards" to run that at once (both lie in `out`), or
+            "calvin" (one npz a frame), which every CALVIN loader and `gr2 data shards` read.
+        play_share: share of chains kept whole, without a sentence.
+        noise_share: share of skills acted with a disturbed hand (labels stay clean).
+        image_px: picture side [px]; by default 64, and 200 and 84 in CALVIN's layout.
+        frame_stride: control steps (30 Hz) from picture to picture; by default 5, and 1 in CALVIN's layout.
+        policy: folder of a released model that drives the first part of each skill; the expert labels every step
+            and finishes the skill (DAgger). Without it the expert acts alone.
+        calvin_root: a clone of mees/calvin, whose assets are used instead of ours.
+        workers: processes.
+        seed: seed of everything that is drawn.
+
+    Returns:
+        Numbers of labelled episodes and of pieces of play, and the seconds it took.
+
+    Raises:
+        ConfigError: an impossible value.
+        DataError: `out` holds a recording of another configuration.
+    """
+    for letter in scenes:
+        scene(letter)
+    stride = frame_stride if frame_stride is not None else 1 if layout == "calvin" else 5
+    if not scenes or min(chains, workers, stride, 1 if episodes is None else episodes) < 1:
+        raise ConfigError(
+            "record: expected at least one scene, chain, episode, worker and a frame stride of 1 or more."
+        )
+    if layout == "calvin" and stride != 1:
+        raise ConfigError(f"--frame_stride: CALVIN's layout holds every step, got {stride}; leave the option out.")
+    if all(ALL_TASKS[name].family in _NEEDS_BLOCK_IN_HAND for name in choose_tasks(tasks)):
+        raise ConfigError(f"--tasks {tasks}: expected a task that can be begun with an empty hand; add one that lifts.")
+    config = RecordConfig(
+        scenes=scenes, tasks=tasks, layout="calvin" if layout == "calvin" else "episodes",
+        chains=0 if episodes else chains, episodes=episodes or 0,
+        play_share=play_share, noise_share=noise_share,
+        image_px=image_px if image_px is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
+        policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed,
+    )  # fmt: skip
+    place = out / "episodes" if layout == "shards" else out
+    (place / "chains").mkdir(parents=True, exist_ok=True)
+    _check_configuration(place / "recording.json", config)
+    started = time.monotonic()
+    counts = _record_all(place, config, workers)
+    if layout == "calvin":
+        join_pieces(place)
+    elif layout == "shards":
+        write_video_shards(source=str(place), out=out / "shards", num_workers=workers)
+    return {
+        "labelled": sum(c["labelled"] for c in counts.values()),
+        "play": sum(c["play"] for c in counts.values()),
+        "seconds": round(time.monotonic() - started),
+    }
+
+
+def _record_all(out: Path, config: RecordConfig, workers: int) -> dict[int, dict[str, int]]:
+    """Record what is missing in worker processes; return the counts of all chains."""
+    with tqdm(desc="record", unit="chain") as bar, worker_pool(workers) as pool:
+        wanted = config.chains or _chains_for(config.episodes)
+        while True:
+            finished = _finished_chains(out)
+            bar.total, bar.n = wanted, len(finished)
+            batches = _batches(config, wanted, set(finished))
+            futures = {pool.submit(_record_chains, out, config, name, mine): len(mine) for name, mine in batches}
+            for future in as_completed(futures):
+                future.result()
+                bar.update(futures[future])
+            counts = _finished_chains(out)
+            missing = config.episodes - sum(c["labelled"] for number, c in counts.items() if number < wanted)
+            if missing <= 0:
+                break
+            if all(c["labelled"] == 0 for c in counts.values()):
+                raise DataError(
+                    f"{out}: expected demonstrations, none of {wanted} chains gave one; choose other --tasks."
+                )
+            wanted += _chains_for(missing)
+    return counts
+
+
+def _chains_for(episodes: int) -> int:
+    """Return how many chains hold so many labelled episodes at most: more may be needed."""
+    return -(-episodes // SEGMENTS_PER_CHAIN)
+
+
+def _finished_chains(out: Path) -> dict[int, dict[str, int]]:
+    """Return the counts of the chains that are recorded, by number."""
+    return {int(p.stem): json.loads(p.read_text()) for p in sorted((out / "chains").glob("*.json"))}
+
+
+def _check_configuration(file: Path, config: RecordConfig) -> None:
+    wanted = asdict(config)
+    if file.exists():
+        found = json.loads(file.read_text())
+        if found != wanted:
+            raise DataError(
+                f"{file.parent}: expected a recording with {wanted}, found one with {found}; choose another folder."
+            )
+        return
+    write_json(file, wanted)

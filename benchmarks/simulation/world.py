@@ -1,0 +1,78 @@
+"""What a simulator offers: the state that tasks and experts read, and the methods that test episodes call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...contracts import Observation
+from ..playtable.scenes import SceneSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldState:
+    """Simulator state that tasks and scripted experts read.
+
+    tool_position [m] and tool_quaternion xyzw in the world; finger_width [m]; gripper_command 0 or 1;
+    slider, drawer, button, switch: joint values [m]; bulb, led: lit or not;
+    blocks: colour -> (position `[3]` [m], quaternion `[4]` xyzw);
+    contacts: block colour -> set of (body, link) names that touch it, link "" except for the table's;
+    robot_contacts: names of the bodies that touch the robot; velocities: colour -> linear [m/s] and angular
+    [rad/s] velocity, `[6]`.
+    """
+
+    tool_position: np.ndarray
+    tool_quaternion: np.ndarray
+    finger_width: float
+    gripper_command: float
+    slider: float
+    drawer: float
+    button: float
+    switch: float
+    bulb: bool
+    led: bool
+    blocks: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    contacts: Mapping[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
+    robot_contacts: frozenset[str] = frozenset()
+    velocities: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class World(Protocol):
+    """What test episodes need of a simulator: `PlayTable`, or the official one (`calvin.official`)."""
+
+    spec_scene: SceneSpec
+    calvin_root: Path | None
+
+    def reset(self, *, options: Mapping[str, Any] | None = None) -> Any:
+        """Start an episode; `options` may hold `robot_obs` `[15]` and `scene_obs` `[24]`."""
+
+    def set_state(self, robot_obs: Any = None, scene_obs: Any = None) -> None:
+        """Put arm and scene in place in the present world."""
+
+    def step(self, action: np.ndarray) -> Any:
+        """Move by one of CALVIN's relative actions `[7]`."""
+
+    def step_pose(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
+        """Move for one control step towards a world tool pose with CALVIN's own control."""
+
+    def observe(self, instruction: str, *, images: bool = True) -> Observation:
+        """Return what a policy sees."""
+
+    def draw(self, camera: str) -> np.ndarray:
+        """Draw one camera: uint8 `[px px 3]`."""
+
+    def world_state(self) -> WorldState:
+        """Return the privileged state that tasks and experts read."""
+
+    def robot_obs(self) -> np.ndarray:
+        """Return CALVIN's `robot_obs` `[15]`."""
+
+    def scene_obs(self) -> np.ndarray:
+        """Return CALVIN's `scene_obs` `[24]`."""
+
+    def close(self) -> None:
+        """Let go of the physics server."""

@@ -1,0 +1,330 @@
+"""Token shards, opened for reading at any place: columns mapped into memory, codes and steps read when asked for.
+
+Opening costs the same for a thousand clips and for fifty million; memory holds what a batch needs. The operating system
+keeps what is read often, so a small corpus is read from memory after the first epoch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ...contracts import Array
+from ...errors import DataError
+from ..locations import Location, as_location, cached, joined
+from ..store.columns import ABSENT, open_columns
+from ..store.shards import read_index
+from ..store.stages import read_manifest
+
+_OPEN_FILES = 256
+"""Shards that a process keeps open, over all folders: many systems allow 1024 files."""
+
+_open: OrderedDict[str, int] = OrderedDict()
+
+
+class ShardFiles:
+    """Read byte ranges of shards, from one thread of each process."""
+
+    def __init__(self, shards: Sequence[Location]) -> None:
+        self.shards = tuple(shards)
+        for shard in self.shards:  # it may have been written again since this process opened it
+            if (descriptor := _open.pop(str(shard), None)) is not None:
+                os.close(descriptor)
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """Read `size` bytes of a shard.
+
+        Raises:
+            DataError: the shard cannot be opened or ends before.
+        """
+        data = os.pread(_descriptor(self.shards[shard]), size, offset)
+        if len(data) != size:
+            raise DataError(
+                f"{self.shards[shard]}: expected {size} bytes at {offset}, got {len(data)}; the shard is truncated, "
+                "copy or write it again."
+            )
+        return data
+
+
+def _descriptor(shard: Location) -> int:
+    name = str(shard)
+    found = _open.get(name)
+    if found is not None:
+        _open.move_to_end(name)
+        return found
+    try:
+        descriptor = os.open(cached(shard), os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{shard}: cannot be opened ({error}); copy or write it again.") from error
+    _open[name] = descriptor
+    if len(_open) > _OPEN_FILES:
+        os.close(_open.popitem(last=False)[1])
+    return descriptor
+
+
+class TokenFolder:
+    """One folder of token shards.
+
+    columns: as `columns.token_columns` describes them.
+    has_text_features: whether the features of the sentences lie beside them.
+    """
+
+    def __init__(self, folder: Location) -> None:
+        self.folder = as_location(folder)
+        manifest = read_manifest(self.folder, "token_shards")
+        self.tokenizer: Mapping[str, Any] = manifest["tokenizer"]
+        self.names: list[str] = manifest["columns"]
+        self.columns = open_columns(self.folder, [n for n in self.names if not n.startswith("sentence_")])
+        self.files = ShardFiles([joined(self.folder, name) for name in manifest["shards"]])
+        self.num_texts: int = manifest["num_texts"]
+        self.has_text_features: bool = manifest["parameters"].get("texts", True)
+
+    def __len__(self) -> int:
+        return len(self.columns["frames"])
+
+    @cached_property
+    def sentence_ends(self) -> Array:
+        """Say where each sentence ends in `sentence_bytes`, int64 `[S]`."""
+        return open_columns(self.folder, ["sentence_ends"])["sentence_ends"]
+
+    @cached_property
+    def _sentence_bytes(self) -> Array:
+        return open_columns(self.folder, ["sentence_bytes"])["sentence_bytes"]
+
+    def sentence(self, text_id: int) -> str:
+        """Return a sentence.
+
+        Raises:
+            DataError: the columns of sentences are broken.
+        """
+        start = int(self.sentence_ends[text_id - 1]) if text_id else 0
+        data = bytes(self._sentence_bytes[start : int(self.sentence_ends[text_id])])
+        try:
+            if len(data) != self.sentence_ends[text_id] - start:
+                raise ValueError(f"it ends after {len(self._sentence_bytes)} bytes")
+            return data.decode()
+        except ValueError as error:
+            raise DataError(
+                f"{self.folder}: sentence {text_id} cannot be read from sentence_bytes.npy ({error}); run "
+                "`gr2 data tokens` again."
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        # mapped columns travel by name: a worker maps them again instead of receiving copies
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]
+
+
+class TokenStore:
+    """The episodes of some folders of token shards, numbered through; `e` counts episodes, `S` sentences.
+
+    cameras: the cameras asked for, in that order; an episode may lack some of them.
+    tokenizer: facts of the tokenizers that made the codes, `codebook_size` and `grid` among them.
+    source_starts: number of the first episode of each folder.
+    state_dim, action_dim: numbers of a state and of an action, 0 for video alone.
+    """
+
+    def __init__(self, folders: Sequence[TokenFolder], cameras: Sequence[str], load_steps: bool) -> None:
+        self.folders = tuple(folders)
+        self.cameras = tuple(cameras)
+        self.tokenizer = self.folders[0].tokenizer
+        self.load_steps = load_steps
+        self._starts = np.cumsum([0, *(len(folder) for folder in folders)])
+        self.source_starts: list[int] = self._starts[:-1].tolist()
+        self._text_starts = np.cumsum([0, *(folder.num_texts for folder in folders)])
+        self._code_dtype = np.min_scalar_type(self.tokenizer["codebook_size"] - 1)
+        self.num_tokens = int(self.tokenizer["grid"][0] * self.tokenizer["grid"][1])
+        self.state_dim, self.action_dim = self._step_dims() if load_steps else (0, 0)
+
+    @classmethod
+    def open(cls, paths: Sequence[Location], cameras: Sequence[str], load_steps: bool = True) -> TokenStore:
+        """Open token shards.
+
+        Args:
+            paths: folders or URLs that `write_token_shards` wrote.
+            cameras: cameras to read; an episode may lack some of them.
+            load_steps: read states and actions; False for video alone, or sources of different dimensions.
+
+        Raises:
+            DataError: where a stage is not finished, the tokenizers differ, no episode has one of the
+                cameras, or sources have states or actions of different dimensions.
+        """
+        if not paths or not cameras:
+            raise DataError(f"token store: expected folders and cameras, got {list(paths)}, {list(cameras)}.")
+        folders = [TokenFolder(path) for path in paths]
+        for folder in folders:
+            _expect_same_tokenizer(folder, folders[0])
+            found = sorted(name[6:] for name in folder.names if name.startswith("codes_"))
+            if not set(found) & set(cameras):
+                raise DataError(
+                    f"{folder.folder}: expected episodes with one of the cameras {list(cameras)}, found only "
+                    f"{found}; ask for one of those."
+                )
+        return cls(folders, cameras, load_steps)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def column(self, name: str) -> Array:
+        """Return a column of all episodes `[e]`, mapped from the file where there is one folder."""
+        parts = [folder.columns[name] for folder in self.folders]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def values(self, name: str, episodes: Array, absent: int = 0) -> Array:
+        """Return a column at some episodes, int64 `[b]`; `absent` where a folder has no such column."""
+        out = np.full(len(episodes), absent, np.int64)
+        source = self.source_of(episodes)
+        for number, folder in enumerate(self.folders):
+            if name in folder.columns:
+                here = source == number
+                out[here] = folder.columns[name][episodes[here] - self._starts[number]]
+        return out
+
+    def source_of(self, episodes: Array) -> Array:
+        """Tell which folder episodes come from, int64 `[b]`."""
+        return np.searchsorted(self._starts, episodes, side="right") - 1
+
+    @property
+    def num_frames(self) -> Array:
+        """Frames of each episode, int32 `[e]`."""
+        return self.column("frames")
+
+    @property
+    def frame_stride(self) -> Array:
+        """Steps between two frames of each episode, int32 `[e]`."""
+        return self.column("stride")
+
+    @property
+    def num_steps(self) -> Array:
+        """Steps of each episode that are read, int32 `[e]`; 0 for video alone."""
+        steps = self.column("steps")
+        return steps if self.load_steps else np.zeros_like(steps)
+
+    @property
+    def labelled(self) -> Array:
+        """Tell which episodes have actions and a sentence, bool `[e]`."""
+        spoken = [np.diff(folder.sentence_ends, prepend=0)[folder.columns["text_id"]] > 0 for folder in self.folders]
+        return (self.num_steps > 0) & np.concatenate(spoken)
+
+    def text_ids(self, episodes: Array) -> Array:
+        """Return the row of `texts` and the number of `sentence` of episodes, int64 `[b]`."""
+        return self.values("text_id", episodes) + self._text_starts[self.source_of(episodes)]
+
+    def sentence(self, text_id: int) -> str:
+        """Return the sentence of a number that `text_ids` gave.
+
+        Raises:
+            DataError: there is none of this number, or it cannot be read.
+        """
+        if not 0 <= text_id < self._text_starts[-1]:
+            raise DataError(
+                f"token store: expected the number of a sentence below {self._text_starts[-1]}, got {text_id}; take "
+                "numbers from the batches of this store."
+            )
+        number = int(np.searchsorted(self._text_starts, text_id, side="right")) - 1
+        return self.folders[number].sentence(int(text_id - self._text_starts[number]))
+
+    @property
+    def has_text_features(self) -> bool:
+        """Tell whether every folder holds the features of its sentences."""
+        return all(folder.has_text_features for folder in self.folders)
+
+    @cached_property
+    def texts(self) -> tuple[Array, Array]:
+        """Load the features of all sentences: float32 `[S l d]`, and their mask bool `[S l]`.
+
+        Raises:
+            DataError: they were not encoded, or the file is broken.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        parts = []
+        for folder in self.folders:
+            if not folder.has_text_features:
+                raise DataError(
+                    f"{folder.folder}: expected features of the sentences, got sentences alone; encode them while "
+                    "training (`gr2 pretrain --text`), or write the tokens again without `--text_features false`."
+                )
+            path = cached(joined(folder.folder, "texts.safetensors"))
+            try:
+                parts.append(load_file(path))
+            except (OSError, SafetensorError) as error:
+                raise DataError(f"{path}: cannot be read ({error}); encode the sentences again.") from error
+        return np.concatenate([p["features"] for p in parts]), np.concatenate([p["mask"] for p in parts])
+
+    def key(self, episode: int) -> str:
+        """Return the name of an episode, from the index of its shard."""
+        number = int(self.source_of(np.array([episode]))[0])
+        folder, local = self.folders[number], episode - int(self._starts[number])
+        shards = folder.columns["shard"]
+        first = int(np.searchsorted(shards, shards[local]))
+        key: str = read_index(folder.files.shards[int(shards[local])])["samples"][local - first]["key"]
+        return f"{folder.folder}: {key}"
+
+    def read_codes(self, camera: str, episodes: Array, frames: Array) -> tuple[Array, Array]:
+        """Read codes of frames.
+
+        Args:
+            camera: one of `cameras`.
+            episodes: `[b]`; frames: `[b h]`, each inside its episode.
+
+        Returns:
+            Unsigned `[b h n]`, 0 where the camera is absent, and bool `[b]`, True where it is present.
+        """
+        offsets = self.values(f"codes_{camera}", episodes, ABSENT)
+        out = np.zeros((*frames.shape, self.num_tokens), self._code_dtype)
+        self._read_rows(out, episodes, offsets, frames)
+        return out, offsets != ABSENT
+
+    def read_steps(self, name: str, episodes: Array, steps: Array) -> Array:
+        """Read `states` or `actions` of episodes `[b]` at steps `[b i]`: float32 `[b i d]`, 0 where there are none."""
+        dim = self.state_dim if name == "states" else self.action_dim
+        out = np.zeros((*steps.shape, dim), np.float32)
+        self._read_rows(out, episodes, self.values(name, episodes, ABSENT), steps)
+        return out
+
+    def _read_rows(self, out: Array, episodes: Array, offsets: Array, rows: Array) -> None:
+        """Fill `out` `[b r w]` with rows `[b r]` of arrays that begin at `offsets` `[b]`, one read for each episode."""
+        width, dtype = out.shape[-1], out.dtype
+        size = width * dtype.itemsize
+        first, last = rows.min(axis=1), rows.max(axis=1)
+        sources, shards = self.source_of(episodes).tolist(), self.values("shard", episodes).tolist()
+        starts, counts = (offsets + first * size).tolist(), (last - first + 1).tolist()
+        shifted = rows - first[:, None]
+        for i, present in enumerate((offsets != ABSENT).tolist()):
+            if present:
+                data = self.folders[sources[i]].files.read(shards[i], starts[i], counts[i] * size)
+                out[i] = np.frombuffer(data, dtype).reshape(counts[i], width)[shifted[i]]
+
+    def _step_dims(self) -> tuple[int, int]:
+        dims = {}
+        for name in ("state_dim", "action_dim"):
+            found: set[int] = set()
+            for folder in self.folders:
+                found.update(np.unique(folder.columns[name]).tolist())
+            found.discard(0)
+            if len(found) > 1:
+                raise DataError(
+                    f"token store: the sources have {name[:-4]}s of {sorted(found)} numbers, expected one width; "
+                    "open them apart, or without steps."
+                )
+            dims[name] = found.pop() if found else 0
+        return dims["state_dim"], dims["action_dim"]
+
+
+def _expect_same_tokenizer(folder: TokenFolder, first: TokenFolder) -> None:
+    if folder.tokenizer != first.tokenizer:
+        names = {*folder.tokenizer, *first.tokenizer}
+        changed = sorted(name for name in names if folder.tokenizer.get(name) != first.tokenizer.get(name))
+        raise DataError(
+            f"{folder.folder}: expected the tokenizer of {first.folder}, but {', '.join(changed)} differ; encode "
+            "both with the same tokenizers."
+        )

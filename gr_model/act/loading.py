@@ -1,0 +1,128 @@
+"""Put a released model and its frozen encoders together, as a policy too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...contracts import Array, Observation
+from ...cvae_head.trajectory import JOINT_FEATURES
+from ...data_pipeline.statistics.check import state_contradiction
+from ...errors import CheckpointError, ShapeError
+from ...tokenizers.text import TextEncoder
+from ...tokenizers.text_weights import load_text_encoder
+from ...tokenizers.vqgan import VQGAN
+from ...tokenizers.weights import load_vqgan
+from ..model.context import Context
+from ..model.release import Release, load_release
+from ..train.tokenizer_stages import codebook_fingerprint
+from .policy import EncodeImages, EncodeText, GR2Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """A model with the encoders it was trained with."""
+
+    release: Release
+    vqgan: VQGAN
+    text: TextEncoder
+
+    def to(self, device: str) -> Assembled:
+        """Move the model and its image tokenizer to a device; sentences are encoded once, where they are."""
+        self.release.model.to(device)
+        self.vqgan.to(device)
+        return self
+
+
+def release_folder(source: str | Path) -> Path:
+    """Return the folder of "pretrained" (shipped) or of a path.
+
+    Raises:
+        CheckpointError: this installation ships no policy.
+    """
+    if str(source) != "pretrained":
+        return Path(source)
+    folder = Path(__file__).parents[1] / "weights" / "reference"
+    if not folder.is_dir():
+        raise CheckpointError(
+            "Policy 'pretrained': expected shipped weights, got none in this installation; train one with "
+            "`gr2 demo` and give its finetune folder."
+        )
+    return folder
+
+
+def assemble(source: str | Path) -> Assembled:
+    """Load a release, its image tokenizer and its text encoder, and check that they belong together.
+
+    Raises:
+        CheckpointError: something is missing, damaged or does not belong.
+    """
+    folder = release_folder(source)
+    release = load_release(folder)
+    places = {}
+    for kind in ("tokenizer", "text"):
+        name = str(release.provenance.get(f"{kind}_source", "small"))
+        places[kind] = str(folder / name) if name == kind else name
+    vqgan, text = load_vqgan(places["tokenizer"]), load_text_encoder(places["text"])
+    for kind, got, wanted in (
+        ("tokenizer", codebook_fingerprint(vqgan), release.tokenizer),
+        ("text", text.fingerprint, release.text),
+    ):
+        if got != wanted:
+            raise CheckpointError(
+                f"{folder}: expected the {kind} encoder {wanted[:12]}, found {got[:12]} at {places[kind]}; "
+                "put back the one that the model was trained with."
+            )
+    return Assembled(release=release, vqgan=vqgan, text=text)
+
+
+def load_policy(source: str | Path, *, executed_steps: int = 5) -> GR2Policy:
+    """Load a released model as a policy.
+
+    Args:
+        source: "pretrained" or a folder that `gr2 finetune` wrote.
+        executed_steps: control steps of each chunk carried out before the next call.
+    """
+    return policy_of(assemble(source), executed_steps=executed_steps)
+
+
+class ReleasedPolicy(GR2Policy):
+    """A policy that refuses states unlike all that its model was trained on: in [mm], degrees, of another gripper."""
+
+    def __init__(
+        self, release: Release, *, encode_images: EncodeImages, encode_text: EncodeText, executed_steps: int = 5
+    ) -> None:
+        super().__init__(
+            release.model,
+            encode_images=encode_images,
+            encode_text=encode_text,
+            control_hz=release.control_hz,
+            executed_steps=executed_steps,
+        )
+        self.datasets = release.datasets
+
+    def remember(self, observation: Observation, codes: dict[str, Array]) -> Context:
+        """Append a frame to the history and return what the model sees.
+
+        Raises:
+            ShapeError: the state contradicts the statistics that the release keeps of its data.
+        """
+        state = observation.state_vector()
+        num_read = len(state) if self.model.config.state_joints else len(state) - JOINT_FEATURES
+        reason = state_contradiction(self.datasets, state, num_read)
+        if reason:
+            raise ShapeError(
+                f"observation: expected a state like those the policy was trained on, got {reason}; give [m], [rad] "
+                "and openings from 0 to 1 in the robot base frame, or finetune on episodes of this robot."
+            )
+        return super().remember(observation, codes)
+
+
+def policy_of(parts: Assembled, *, executed_steps: int) -> GR2Policy:
+    """Make a policy with a history of its own over a loaded model."""
+    return ReleasedPolicy(
+        parts.release,
+        encode_images=parts.vqgan.encode_frames,
+        encode_text=parts.text.encode,
+        executed_steps=executed_steps,
+    )

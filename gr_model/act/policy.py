@@ -1,0 +1,217 @@
+"""From observations to trajectories: the model as a policy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...contracts import ActionTrajectory, Array, Observation
+from ...cvae_head.ensemble import TemporalEnsemble
+from ...cvae_head.trajectory import to_trajectory
+from ...errors import ConfigError, ShapeError
+from ..model.context import Context
+from ..model.world_model import WorldModel
+
+EncodeImages = Callable[[Array], Array]
+"""uint8 `[m h w 3]` -> codes `[m n]`."""
+
+EncodeText = Callable[[Sequence[str]], tuple[Array, Array]]
+"""Sentences -> features `[b l t]` and mask `[b l]`."""
+
+
+class Policy(Protocol):
+    """What drives a robot or a simulator.
+
+    executed_steps: poses of a trajectory to be executed before the next call of `act`.
+    """
+
+    executed_steps: int
+
+    def reset(self) -> None:
+        """Forget the past; called when an episode or a sub-task begins."""
+        ...
+
+    def act(self, observation: Observation) -> ActionTrajectory:
+        """Return the trajectory that follows `observation`."""
+        ...
+
+
+class GR2Policy:
+    """One forward pass a call; frames are never predicted while acting.
+
+    Args:
+        encode_images: of the frozen image tokenizer, on pictures of the size it was trained for.
+        encode_text: of the frozen text encoder.
+        control_hz: rate of the predicted poses [Hz].
+        executed_steps: poses to be executed between calls; with a context of more than one frame this is also
+            the distance of the remembered frames, so give the distance the model was trained with.
+        ensemble: averages overlapping trajectories; None executes the newest.
+        seed: of the choice among motions. The choice follows from it, the time and the state alone, so that an
+            episode is the same whichever others are acted out beside it.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        *,
+        encode_images: EncodeImages,
+        encode_text: EncodeText,
+        control_hz: float,
+        executed_steps: int = 5,
+        ensemble: TemporalEnsemble | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not 1 <= executed_steps <= model.config.chunk_length:
+            raise ConfigError(
+                f"GR2Policy.executed_steps: expected 1 to {model.config.chunk_length} (the chunk), got "
+                f"{executed_steps}; "
+                "execute fewer steps or train a longer chunk."
+            )
+        self.model = model.eval()
+        self.encode_images, self.encode_text = encode_images, encode_text
+        self.dt = 1.0 / control_hz
+        self.executed_steps = executed_steps
+        self.ensemble = ensemble
+        self.seed = seed
+        self.history: deque[tuple[dict[str, Array], Array]] = deque(maxlen=model.config.max_context)
+        self._instruction = ""
+        self._text: tuple[Tensor, Tensor] | None = None
+
+    def reset(self) -> None:
+        """Forget remembered frames and trajectories."""
+        self.history.clear()
+        if self.ensemble is not None:
+            self.ensemble.reset()
+
+    def act(self, observation: Observation) -> ActionTrajectory:
+        """Encode the pictures, predict a chunk, place it at the present tool pose.
+
+        Raises:
+            ShapeError: none of the model's cameras is observed.
+        """
+        return act_together([self], [observation])[0]
+
+    def remember(self, observation: Observation, codes: dict[str, Array]) -> Context:
+        """Append a frame to the history and return what the model sees."""
+        self.history.append((codes, observation.state_vector()))
+        return self.context(observation.instruction)
+
+    def noise(self, observation: Observation) -> Array:
+        """Return the head's noise `[z]` for an observation."""
+        said = observation.state_vector().tobytes() + repr((self.seed, float(observation.time))).encode()
+        rng = np.random.default_rng(np.frombuffer(hashlib.sha256(said).digest(), np.uint32))
+        return rng.standard_normal(self.model.head.noise_dim, dtype=np.float32)
+
+    def place(self, chunk: Array, observation: Observation) -> ActionTrajectory:
+        """Turn a predicted chunk `[k 7]` into the trajectory to follow."""
+        trajectory = to_trajectory(chunk, observation, self.dt)
+        return trajectory if self.ensemble is None else self.ensemble.blend(trajectory)
+
+    def context(self, instruction: str) -> Context:
+        """Return what the model sees: the remembered frames and states and the sentence."""
+        device = self.model.device
+        text, text_mask = self._encode_text(instruction)
+        cameras = set.intersection(*(set(codes) for codes, _ in self.history))
+        codes = {
+            name: torch.as_tensor(np.stack([frame[name] for frame, _ in self.history]))[None].to(device)
+            for name in cameras
+        }
+        states = torch.as_tensor(np.stack([state for _, state in self.history]))[None].to(device)
+        return Context(codes=codes, text=text, text_mask=text_mask, states=states)
+
+    def _encode_text(self, instruction: str) -> tuple[Tensor, Tensor]:
+        if self._text is None or instruction != self._instruction:
+            features, mask = self.encode_text([instruction])
+            length = min(int(np.sum(mask)), self.model.config.text_length)
+            device = self.model.device
+            self._text = (
+                torch.as_tensor(features[:, : max(length, 1)]).float().to(device),
+                torch.as_tensor(mask[:, : max(length, 1)]).to(device),
+            )
+            self._instruction = instruction
+        return self._text
+
+
+@torch.inference_mode()
+def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observation]) -> list[ActionTrajectory]:
+    """Let policies over one model act at once: pictures of one size are encoded, and alike contexts passed, together.
+
+    A trajectory may differ in its last digits from the one that its policy would give alone. Where the pass fails, no
+    policy remembers it.
+
+    Raises:
+        ShapeError: none of the model's cameras is observed.
+    """
+    codes = _encode_all(policies[0], observations)
+    histories = [policy.history.copy() for policy in policies]
+    try:
+        return _pass_together(policies, observations, codes)
+    except Exception:
+        for policy, history in zip(policies, histories, strict=True):
+            policy.history = history
+        raise
+
+
+def _pass_together(
+    policies: Sequence[GR2Policy], observations: Sequence[Observation], codes: Sequence[dict[str, Array]]
+) -> list[ActionTrajectory]:
+    contexts = [p.remember(o, c) for p, o, c in zip(policies, observations, codes, strict=True)]
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for i, context in enumerate(contexts):
+        frames = next(iter(context.codes.values())).shape[1]
+        alike.setdefault((frames, *sorted(context.codes)), []).append(i)
+    trajectories: dict[int, ActionTrajectory] = {}
+    for members in alike.values():
+        model = policies[0].model
+        noise = torch.as_tensor(np.stack([policies[i].noise(observations[i]) for i in members]), device=model.device)
+        chunks = model.act(_merge([contexts[i] for i in members]), noise=noise).float().cpu().numpy()
+        for i, chunk in zip(members, chunks, strict=True):
+            trajectories[i] = policies[i].place(chunk, observations[i])
+    return [trajectories[i] for i in range(len(policies))]
+
+
+def _encode_all(policy: GR2Policy, observations: Sequence[Observation]) -> list[dict[str, Array]]:
+    """Encode the pictures of all observations, those of one size in one go."""
+    cameras = [c.name for c in policy.model.config.cameras]
+    places: dict[tuple[int, ...], list[tuple[int, str]]] = {}
+    for i, observation in enumerate(observations):
+        names = [name for name in cameras if name in observation.images]
+        if not names:
+            raise ShapeError(
+                f"GR2Policy: expected a picture of one of {cameras}, got {sorted(observation.images)}; switch the "
+                "cameras on."
+            )
+        for name in names:
+            places.setdefault(np.shape(observation.images[name]), []).append((i, name))
+    codes: list[dict[str, Array]] = [{} for _ in observations]
+    for members in places.values():
+        found = policy.encode_images(np.stack([np.asarray(observations[i].images[name]) for i, name in members]))
+        for (i, name), code in zip(members, found, strict=True):
+            codes[i][name] = np.asarray(code, np.int64)
+    return codes
+
+
+def _merge(contexts: Sequence[Context]) -> Context:
+    """Stack contexts of the same frames and cameras; shorter sentences are padded."""
+    if len(contexts) == 1:
+        return contexts[0]
+    longest = max(context.text.shape[1] for context in contexts)
+    texts, masks = [], []
+    for context in contexts:
+        missing = longest - context.text.shape[1]
+        texts.append(functional.pad(context.text, (0, 0, 0, missing)))
+        masks.append(functional.pad(context.text_mask, (0, missing)))
+    states = [context.states for context in contexts if context.states is not None]
+    return Context(
+        codes={name: torch.cat([context.codes[name] for context in contexts]) for name in contexts[0].codes},
+        text=torch.cat(texts),
+        text_mask=torch.cat(masks),
+        states=torch.cat(states) if states else None,
+    )

@@ -1,0 +1,196 @@
+"""`gr2 serve`: a policy behind HTTP. Observations that wait at the same moment pass through the model together."""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+
+from ...contracts import ActionTrajectory, Observation
+from ...errors import ConfigError, EnvironmentMissing, Gr2Error
+from .policy import GR2Policy, act_together
+from .remote import MAX_BYTES, pack_trajectory, unpack_observation, unpack_session
+
+_FORGET_AFTER = 3600.0
+"""A session that has not asked for so long [s] is forgotten."""
+
+
+@dataclass
+class _Session:
+    policy: GR2Policy
+    last_seen: float = field(default_factory=time.monotonic)
+
+
+class BatchedPolicy:
+    """One model, many sessions: a thread gathers what waits and answers it in one pass.
+
+    Args:
+        make: makes a policy over the shared model for a new session.
+        max_batch: most observations in one pass.
+        max_wait: how long the first one waits for others [s].
+    """
+
+    def __init__(self, make: Callable[[], GR2Policy], *, max_batch: int = 64, max_wait: float = 0.002) -> None:
+        self.make, self.max_batch, self.max_wait = make, max_batch, max_wait
+        self.executed_steps = make().executed_steps
+        self._sessions: dict[str, _Session] = {}
+        self._lock = threading.Lock()
+        self._waiting: queue.Queue[tuple[GR2Policy, Observation, Future[ActionTrajectory]]] = queue.Queue()
+        threading.Thread(target=self._answer, daemon=True).start()
+
+    def reset(self, session: str) -> None:
+        """Begin an episode of a session."""
+        self._policy(session).reset()
+
+    def act(self, session: str, observation: Observation) -> ActionTrajectory:
+        """Wait for the trajectory of a session's observation."""
+        future: Future[ActionTrajectory] = Future()
+        self._waiting.put((self._policy(session), observation, future))
+        return future.result()
+
+    def _policy(self, session: str) -> GR2Policy:
+        with self._lock:
+            now = time.monotonic()
+            for name in [n for n, s in self._sessions.items() if now - s.last_seen > _FORGET_AFTER]:
+                del self._sessions[name]
+            found = self._sessions.get(session)
+            if found is None:
+                found = self._sessions[session] = _Session(self.make())
+            found.last_seen = now
+            return found.policy
+
+    def _answer(self) -> None:
+        while True:
+            batch = [self._waiting.get()]
+            until = time.monotonic() + self.max_wait
+            while len(batch) < self.max_batch:
+                try:
+                    batch.append(self._waiting.get(timeout=max(0.0, until - time.monotonic())))
+                except queue.Empty:
+                    break
+            policies, observations, futures = zip(*batch, strict=True)
+            try:
+                answers: Sequence[ActionTrajectory] = act_together(policies, observations)
+            except Exception as error:
+                if len(batch) == 1:
+                    futures[0].set_exception(error)
+                    continue
+                for one in batch:  # whoever sent something unusable gets the error, the others their answer
+                    self._answer_alone(*one)
+                continue
+            for future, answer in zip(futures, answers, strict=True):
+                future.set_result(answer)
+
+    @staticmethod
+    def _answer_alone(policy: GR2Policy, observation: Observation, future: Future[ActionTrajectory]) -> None:
+        try:
+            future.set_result(policy.act(observation))
+        except Exception as error:
+            future.set_exception(error)
+
+
+def make_server(policy: BatchedPolicy, name: str, host: str, port: int) -> ThreadingHTTPServer:
+    """Return a server that listens; `serve_forever` answers.
+
+    Raises:
+        EnvironmentMissing: the port cannot be had.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            """Say which policy answers here."""
+            if self.path == "/info":
+                self._send(200, json.dumps({"policy": name, "executed_steps": policy.executed_steps}).encode())
+            else:
+                self._send(404, b"expected GET /info, POST /reset or POST /act")
+
+        def do_POST(self) -> None:
+            """Reset a session, or answer its observation."""
+            stated = self.headers.get("Content-Length") or ""
+            length = int(stated) if stated.isdigit() else 0
+            if not 0 < length <= MAX_BYTES:
+                self.close_connection = True
+                self._send(413, f"expected a Content-Length of 1 to {MAX_BYTES}, got {stated!r}".encode())
+                return
+            body = self.rfile.read(length)
+            try:
+                if self.path == "/reset":
+                    policy.reset(unpack_session(body))
+                    self._send(200, b"")
+                elif self.path == "/act":
+                    observation, session = unpack_observation(body)
+                    self._send(200, pack_trajectory(policy.act(session, observation)))
+                else:
+                    self._send(404, b"expected GET /info, POST /reset or POST /act")
+            except Gr2Error as error:
+                self._send(400, str(error).encode())
+            except Exception as error:
+                self._send(500, repr(error).encode())
+
+        def _send(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keep quiet: a line for each control step helps nobody."""
+
+    try:
+        server = ThreadingHTTPServer((host, port), Handler)
+    except OSError as error:
+        raise EnvironmentMissing(
+            f"--host {host} --port {port}: expected a free port, got {error.strerror}; choose another one."
+        ) from error
+    server.daemon_threads = True
+    return server
+
+
+def serve(
+    *,
+    policy: str = "pretrained",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    executed_steps: int = 5,
+    max_batch: int = 64,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int = 2,
+) -> None:
+    """Answer observations with trajectories over HTTP until interrupted.
+
+    Args:
+        policy: "pretrained" (shipped) or a folder with a released model.
+        host: address to listen at; 0.0.0.0 lets other machines ask (there is no password: use a trusted network).
+        port: port to listen at.
+        executed_steps: control steps of each chunk carried out before the policy is asked again.
+        max_batch: most observations in one pass of the model.
+        device: where the model runs; auto takes a GPU where there is one.
+        threads: CPU threads, 0 leaves torch's choice.
+
+    Raises:
+        ConfigError: an impossible number.
+        EnvironmentMissing: the port is taken, or there is no CUDA device.
+    """
+    import torch
+
+    from ..train.distributed import torch_device
+    from .loading import assemble, policy_of
+
+    if max_batch < 1 or not 0 < port < 65536:
+        raise ConfigError(f"serve: expected max_batch >= 1 and a port up to 65535, got {max_batch} and {port}.")
+    if threads:
+        torch.set_num_threads(threads)
+    parts = assemble(policy).to(torch_device(device))
+    batched = BatchedPolicy(lambda: policy_of(parts, executed_steps=executed_steps), max_batch=max_batch)
+    with make_server(batched, policy, host, port) as server:
+        print(f"policy {policy} listens at http://{host}:{port}", file=sys.stderr, flush=True)
+        server.serve_forever()

@@ -1,0 +1,162 @@
+"""Configuration of the world model; everything the weights' shapes follow from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+from ...cvae_head.cvae import CVAEConfig
+from ...cvae_head.head import ChunkShape
+from ...cvae_head.kinds import HeadConfig, num_queries
+from ...cvae_head.trajectory import CHUNK_DIM, JOINT_FEATURES, POSE_DIM, STATE_FEATURES
+from ...errors import ConfigError
+
+Decoding = Literal["masked", "raster"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraSpec:
+    """A camera and its grid of image tokens (rows, columns)."""
+
+    name: str
+    grid: tuple[int, int] = (8, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes of `WorldModel`.
+
+    width, depth, heads: the GPT body.
+    cameras: in the order of the sequence.
+    codebook_size, codebook_dim: of the frozen image tokenizer.
+    token_packing: p; p x p neighbouring codes share one position.
+    head_dim: width of the frame head before the codes; head_hidden: of a hidden layer of it, 0 for none (many codes
+        in one position need one).
+    text_dim, text_length: width of the text features and the most positions they may take.
+    state_joints: whether joint angles are among the state features.
+    max_context: most context frames; num_targets: frames predicted in one pass, each one frame step further.
+    chunk_length: k, poses of a chunk.
+    decoding: "masked" predicts a frame in parallel (bidirectional inside it), "raster" code by code.
+    dropout: residual and attention dropout; the others are probabilities, in training, that a context code,
+        the states of a sample or its text are hidden.
+    code_renaming: probability, in training, that codes of a sample are renamed at random, in all frames alike: what
+        stands still stays to be copied in scenes that training never showed.
+    scored_share: share of the predicted positions, drawn anew each step, on which the frame loss is computed; scoring
+        every code of every position costs more than the trunk of a small model.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    cameras: tuple[CameraSpec, ...]
+    codebook_size: int
+    codebook_dim: int
+    text_dim: int
+    token_packing: int = 1
+    head_dim: int = 384
+    head_hidden: int = 0
+    text_length: int = 77
+    state_joints: bool = False
+    max_context: int = 1
+    num_targets: int = 1
+    chunk_length: int = 10
+    decoding: Decoding = "masked"
+    dropout: float = 0.0
+    token_dropout: float = 0.05
+    state_dropout: float = 0.0
+    text_dropout: float = 0.0
+    code_renaming: float = 0.0
+    scored_share: float = 1.0
+    gradient_checkpointing: bool = False
+    head: HeadConfig = field(default_factory=CVAEConfig)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "width",
+            "depth",
+            "heads",
+            "codebook_size",
+            "codebook_dim",
+            "text_dim",
+            "token_packing",
+            "head_dim",
+        ):
+            _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
+        for name in ("text_length", "max_context", "num_targets", "chunk_length"):
+            _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
+        for name in ("dropout", "token_dropout", "state_dropout", "text_dropout", "code_renaming"):
+            _require(0 <= getattr(self, name) <= 1, name, "a probability", getattr(self, name))
+        _require(self.head_hidden >= 0, "head_hidden", "0 or a positive number", self.head_hidden)
+        _require(0 < self.scored_share <= 1, "scored_share", "a share above 0 and up to 1", self.scored_share)
+        _require(self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})", self.width)
+        _require(len(self.cameras) > 0, "cameras", "at least one camera", self.cameras)
+        names = [camera.name for camera in self.cameras]
+        _require(len(set(names)) == len(names), "cameras", "different names", names)
+        for camera in self.cameras:
+            fits = all(side >= 1 and side % self.token_packing == 0 for side in camera.grid)
+            _require(
+                fits,
+                f"cameras[{camera.name}].grid",
+                f"sides divisible by p = {self.token_packing}",
+                camera.grid,
+            )
+
+    @property
+    def state_dim(self) -> int:
+        """Number of state features."""
+        return STATE_FEATURES + (JOINT_FEATURES if self.state_joints else 0)
+
+    @property
+    def chunk_shape(self) -> ChunkShape:
+        """Steps and columns of a chunk."""
+        return ChunkShape(length=self.chunk_length, width=CHUNK_DIM, binary=tuple(range(POSE_DIM, CHUNK_DIM)))
+
+    @property
+    def num_queries(self) -> int:
+        """Positions of the action query."""
+        return num_queries(self.head, self.chunk_shape)
+
+    @property
+    def codes_per_position(self) -> int:
+        """p * p."""
+        return self.token_packing**2
+
+    @property
+    def packed_grids(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of positions for each camera."""
+        p = self.token_packing
+        return tuple((camera.grid[0] // p, camera.grid[1] // p) for camera in self.cameras)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChanges:
+    """What differs from a named size; see `ModelConfig`. None leaves what the size has.
+
+    decoding: masked predicts a frame in parallel, raster code by code.
+    width, depth, heads: of the GPT.
+    token_packing: p x p codes share a position (tiny: a quarter of the grid, others 1).
+    dropout: residual and attention dropout.
+    token_dropout, state_dropout, text_dropout: how often context codes, robot states and sentences are hidden in
+        training; guidance needs some text dropout.
+    code_renaming: how often codes of a sample are renamed in training, for scenes that it never shows.
+    """
+
+    decoding: Decoding | None = None
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    token_packing: int | None = None
+    dropout: float | None = None
+    token_dropout: float | None = None
+    state_dropout: float | None = None
+    text_dropout: float | None = None
+    code_renaming: float | None = None
+
+    def apply(self, config: ModelConfig) -> ModelConfig:
+        """Return `config` with the changes."""
+        return replace(config, **{name: value for name, value in asdict(self).items() if value is not None})
+
+
+def _require(ok: bool, name: str, expected: str, got: object) -> None:
+    if not ok:
+        raise ConfigError(f"ModelConfig.{name}: expected {expected}, got {got}; change the configuration.")

@@ -1,0 +1,238 @@
+"""Training losses and evaluation figures of the world model on a loader batch.
+
+Batch: `codes` {camera: int64 `[b f n]`} (context frames, then targets), `frame_mask` bool `[b f]`, `states`
+`[b f 16]`, `actions` `[b k 8]` and `action_mask` `[b k]` at the last context frame, `text_id` `[b]`
+(negative: no sentence), and optionally `camera_mask` {camera: bool `[b]`} and `state_mask` bool `[b f]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...cvae_head.trajectory import POSE_DIM, chunk_targets
+from ...errors import ShapeError
+from .context import Context, Targets
+from .world_model import WorldModel
+
+Batch = Mapping[str, Any]
+
+_STATE_SHARE = 0.7
+"""Share of the samples that see the robot's state when they predict frames; the others learn to go on with video."""
+
+_TARGET_STATE_SHARE = 0.7
+"""Of those, the share that also sees the state at the target frames, to which a trajectory would lead."""
+
+
+def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
+    """Take the context out of a batch; also return its number of frames h."""
+    codes: Mapping[str, Tensor] = batch["codes"]
+    known = {camera.name: codes[camera.name] for camera in model.config.cameras if camera.name in codes}
+    if not known:
+        raise ShapeError(
+            f"batch: expected codes of cameras {[c.name for c in model.config.cameras]}, got "
+            f"{sorted(codes)}; "
+            "load the cameras that the model was configured for."
+        )
+    h = min(next(iter(known.values())).shape[1], model.config.max_context)
+    text, text_mask = model.texts_of(batch["text_id"])
+    states, frame_mask, state_mask = (batch.get(name) for name in ("states", "frame_mask", "state_mask"))
+    context = Context(
+        codes={name: values[:, :h] for name, values in known.items()},
+        text=text,
+        text_mask=text_mask,
+        states=None if states is None else states[:, :h],
+        state_mask=None if state_mask is None else state_mask[:, :h],
+        frame_mask=None if frame_mask is None else frame_mask[:, :h],
+        camera_mask=batch.get("camera_mask"),
+    )
+    return context, h
+
+
+def read_targets(
+    model: WorldModel, batch: Batch, context: Context, h: int
+) -> tuple[Int[Tensor, "b g frame pp"], Bool[Tensor, "b g frame"]]:
+    """Arrange the target frames; also say which positions are image tokens that count in a loss."""
+    g = model.config.num_targets
+    codes = {name: batch["codes"][name][:, h : h + g] for name in context.codes}
+    got = next(iter(codes.values())).shape[1]
+    if got != g:
+        raise ShapeError(
+            f"batch: expected {g} target frames after {h} context frames, got {got}; "
+            "ask the loader for max_context + num_targets frames."
+        )
+    packed = model.embed.arrange(codes)
+    valid = packed[..., 0] != model.embed.null_code
+    valid = valid & model.camera_keep(context, len(packed))[:, None]
+    if batch.get("frame_mask") is not None:
+        valid = valid & batch["frame_mask"][:, h : h + g, None]
+    return packed, valid
+
+
+def next_positions(
+    packed: Int[Tensor, "b g frame pp"], valid: Bool[Tensor, "b g frame"]
+) -> tuple[Int[Tensor, "b g frame pp"], Bool[Tensor, "b g frame"]]:
+    """Shift by one: what each position predicts in raster decoding, and whether that counts."""
+    where = valid.roll(-1, dims=-1)
+    where[..., -1] = False
+    return packed.roll(-1, dims=-2), where
+
+
+def random_mask(packed: Int[Tensor, "b g frame pp"], valid: Bool[Tensor, "b g frame"]) -> Bool[Tensor, "b g frame pp"]:
+    """Hide a random share `cos(pi u / 2)` of the codes at valid positions, u uniform for each frame.
+
+    Codes that share a position are hidden one by one, so that they are learned, and drawn, given each other.
+
+    Source: MaskGIT, arXiv 2202.04200, section 3.1.
+    """
+    share = torch.cos(0.5 * math.pi * torch.rand(valid.shape[:2], device=valid.device))
+    return (torch.rand(packed.shape, device=valid.device) < share[..., None, None]) & valid[..., None]
+
+
+def code_loss(
+    model: WorldModel,
+    features: Float[Tensor, "b g frame d"],
+    packed: Int[Tensor, "b g frame pp"],
+    where: Bool[Tensor, "b g frame pp"],
+    reference: Int[Tensor, "b 1 frame pp"],
+) -> dict[str, Tensor]:
+    """Return the cross-entropy [nats] and the accuracy of the codes `packed` that `where` marks."""
+    rows = where.any(-1)
+    logits = model.frame_logits(features[rows], reference.expand_as(packed)[rows])[where[rows]]
+    wanted = packed[where]
+    count = max(wanted.numel(), 1)
+    loss = F.cross_entropy(logits.float(), wanted, reduction="sum") / count
+    accuracy = (logits.detach().argmax(-1) == wanted).sum() / count
+    return {"frame_loss": loss, "token_accuracy": accuracy}
+
+
+def read_chunk(model: WorldModel, batch: Batch, h: int) -> tuple[Float[Tensor, "b k c"], Bool[Tensor, "b k c"]]:
+    """Return the normalized commands that follow the last context frame, and which numbers count."""
+    target = chunk_targets(batch["states"][:, h - 1].float(), batch["actions"].float())
+    poses = model.action_normalizer(target[..., :POSE_DIM])
+    chunk = torch.cat((poses, target[..., POSE_DIM:]), dim=-1)
+    return chunk, batch["action_mask"][..., None].expand_as(chunk)
+
+
+def rename_codes(
+    codes: Mapping[str, Int[Tensor, "b f n"]], codebook_size: int, probability: float
+) -> dict[str, Int[Tensor, "b f n"]]:
+    """Rename codes of some samples, in all frames and cameras alike; each of those has its own share of renamed codes.
+
+    A renamed texture is one that training never showed: where nothing moves, only copying predicts it.
+    """
+    b, device = len(next(iter(codes.values()))), next(iter(codes.values())).device
+    share = torch.rand(b, 1, device=device) * (torch.rand(b, 1, device=device) < probability)
+    names = torch.arange(codebook_size, device=device).expand(b, -1)
+    others = torch.randint(codebook_size, (b, codebook_size), device=device)
+    names = torch.where(torch.rand(b, codebook_size, device=device) < share, others, names)
+    return {camera: names.gather(1, c.flatten(1)).view(c.shape) for camera, c in codes.items()}
+
+
+def training_losses(
+    model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool, step: int | None = None
+) -> dict[str, Tensor]:
+    """Run one training pass; `step` is that of the training, for weights that change.
+
+    Returns:
+        Scalars: `frame_loss`, `token_accuracy` with frames; `action_loss` and its parts with actions.
+    """
+    if model.training and model.config.code_renaming:
+        renamed = rename_codes(batch["codes"], model.config.codebook_size, model.config.code_renaming)
+        batch = {**batch, "codes": renamed}
+    context, h = read_context(model, batch)
+    targets = None
+    if with_frames:
+        context = _show_states(model, context, batch, h)
+        packed, valid = read_targets(model, batch, context, h)
+        if model.config.decoding == "masked":
+            where = random_mask(packed, valid)
+            targets = Targets(packed=packed, masked=where)
+        else:
+            targets = Targets(packed=packed, masked=None)
+            packed, valid = next_positions(packed, valid)
+            where = valid[..., None].expand_as(packed)
+        if model.training and model.config.scored_share < 1:
+            scored = torch.rand(valid.shape, device=valid.device) < model.config.scored_share
+            where = where & scored[..., None]
+    chunk = read_chunk(model, batch, h) if with_actions else None
+    condition, features = model.predict(context, targets, with_actions=with_actions, chunk=chunk and chunk[0])
+    losses: dict[str, Tensor] = {}
+    if features is not None:
+        losses |= code_loss(model, features, packed, where, model.reference(context))
+    if condition is not None and chunk is not None:
+        losses |= model.head.loss(condition, *chunk, step=step)
+    return losses
+
+
+def _show_states(model: WorldModel, context: Context, batch: Batch, h: int) -> Context:
+    """Hide the states of some samples, in training; show those of the target frames to some of the others."""
+    if not model.training or context.states is None:
+        return context
+    b, g = len(context.states), model.config.num_targets
+    seen = torch.rand(b, 1, device=model.device) < _STATE_SHARE
+    ahead = (seen & (torch.rand(b, 1, device=model.device) < _TARGET_STATE_SHARE)).expand(b, g)
+    seen = seen.expand(context.states.shape[:2])
+    for name in ("state_mask", "frame_mask"):
+        if batch.get(name) is not None:
+            ahead = ahead & batch[name][:, h : h + g]
+    return replace(
+        context,
+        state_mask=seen if context.state_mask is None else context.state_mask & seen,
+        target_states=batch["states"][:, h : h + g],
+        target_state_mask=ahead,
+    )
+
+
+@torch.no_grad()
+def evaluation_figures(model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool) -> dict[str, Tensor]:
+    """Return figures a person can read, deterministic in evaluation mode.
+
+    Returns:
+        Frames (predicted from nothing but the context when decoding is "masked", teacher-forced when
+        "raster"): `frame_loss` [nats], `token_accuracy`, `copy_accuracy` (of repeating the current frame),
+        `changed_accuracy` (on codes that change). Actions: `action_l1_mm` [mm], `action_l1_deg` [deg],
+        `gripper_accuracy`.
+    """
+    figures: dict[str, Tensor] = {}
+    context, h = read_context(model, batch)
+    if with_frames:
+        figures |= _frame_figures(model, batch, context, h)
+    if with_actions:
+        chunk = model.act(context)
+        target = chunk_targets(batch["states"][:, h - 1].float(), batch["actions"].float())
+        keep = batch["action_mask"]
+        error = (chunk - target).abs()[keep]
+        right = (chunk[..., 6] > 0.5) == (target[..., 6] > 0.5)
+        figures["action_l1_mm"] = 1e3 * error[:, :3].mean()
+        figures["action_l1_deg"] = torch.rad2deg(error[:, 3:6].mean())
+        figures["gripper_accuracy"] = right[keep].float().mean()
+    return figures
+
+
+def _frame_figures(model: WorldModel, batch: Batch, context: Context, h: int) -> dict[str, Tensor]:
+    packed, valid = read_targets(model, batch, context, h)
+    now = model.reference(context).expand_as(packed)
+    if model.config.decoding == "masked":
+        everything = valid[..., None].expand_as(packed)
+        _, features = model.predict(context, Targets(packed=packed, masked=everything), with_actions=False)
+        wanted, where = packed, valid
+    else:
+        _, features = model.predict(context, Targets(packed=packed, masked=None), with_actions=False)
+        wanted, where = next_positions(packed, valid)
+    assert features is not None
+    logits, target = model.frame_logits(features[where], now[where]), wanted[where]
+    right, changed = logits.argmax(-1) == target, now[where] != target
+    return {
+        "frame_loss": F.cross_entropy(logits.flatten(0, 1).float(), target.flatten()),
+        "token_accuracy": right.float().mean(),
+        "copy_accuracy": 1 - changed.float().mean(),
+        "changed_accuracy": (right & changed).sum() / changed.sum().clamp(min=1),
+    }

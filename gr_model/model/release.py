@@ -1,0 +1,223 @@
+"""The release format: `model.safetensors` beside `config.json`, checked on loading.
+
+`config.json` holds the format version, the model's configuration, the normalisation statistics (for people;
+the weights hold them, too), the statistics of the datasets it was trained on, the fingerprints of the image
+tokenizer and of the text encoder, the weight file's SHA-256 and its provenance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ...cvae_head.kinds import head_config_from_dict
+from ...data_pipeline.files import write_json
+from ...data_pipeline.statistics.datasets import DatasetStatistics, read_datasets
+from ...errors import CheckpointError, ConfigError, DataError
+from .config import CameraSpec, ModelConfig
+from .normalization import Normalization
+from .world_model import WorldModel
+
+FORMAT_VERSION = 1
+WEIGHTS, RECORD = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A loaded model and what is known about it.
+
+    frame_step: distance of successive frames [control steps]; control_hz: rate of the chunk's poses [Hz].
+    provenance: command, seed, steps and whatever the writer added.
+    datasets: fingerprint -> statistics of the states and actions it was trained on; empty where nobody kept them.
+    """
+
+    model: WorldModel
+    tokenizer: str
+    text: str
+    frame_step: int
+    control_hz: float
+    provenance: Mapping[str, Any]
+    datasets: Mapping[str, DatasetStatistics] = field(default_factory=dict)
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """What the model normalizes with, and the data that it is for; None where it was not finetuned."""
+        if not self.model.acts:
+            return None
+        return Normalization(statistics=self.model.get_statistics(), datasets=self.datasets)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
+    """Rebuild a configuration from `dataclasses.asdict` or its JSON.
+
+    Raises:
+        CheckpointError: unknown, missing or unusable values.
+    """
+    try:
+        known = {entry.name for entry in fields(ModelConfig)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise CheckpointError(
+                f"model configuration: expected only known values, got {unknown} as well; update gr2."
+            )
+        cameras = tuple(
+            CameraSpec(name=camera["name"], grid=(int(camera["grid"][0]), int(camera["grid"][1])))
+            for camera in values["cameras"]
+        )
+        return ModelConfig(**{**values, "cameras": cameras, "head": head_config_from_dict(values["head"])})
+    except (KeyError, TypeError, IndexError, ConfigError) as error:
+        raise CheckpointError(
+            f"model configuration: expected the values of ModelConfig, got an unusable one ({error}); "
+            "the file is damaged or of another version: export the model again."
+        ) from error
+
+
+def save_release(
+    folder: Path,
+    model: WorldModel,
+    *,
+    tokenizer: str,
+    text: str,
+    frame_step: int,
+    control_hz: float,
+    provenance: Mapping[str, Any],
+    datasets: Mapping[str, DatasetStatistics] | None = None,
+) -> Path:
+    """Write a release; the record comes last, so that a folder with a record is whole.
+
+    Args:
+        tokenizer, text: fingerprints of the frozen encoders the model was trained with.
+        frame_step: distance of successive frames [control steps].
+        control_hz: steps a second of the predicted chunk [Hz].
+        provenance: seed, steps, data; the command line is added.
+        datasets: fingerprint -> statistics of the states and actions it was trained on.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / f".{WEIGHTS}.{os.getpid()}"
+    try:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, weights)
+    except BaseException:
+        weights.unlink(missing_ok=True)
+        raise
+    record = {
+        "format_version": FORMAT_VERSION,
+        "model": asdict(model.config),
+        "statistics": model.get_statistics().to_dict(),
+        "datasets": {key: dataset.to_dict() for key, dataset in (datasets or {}).items()},
+        "tokenizer": tokenizer,
+        "text": text,
+        "frame_step": frame_step,
+        "control_hz": control_hz,
+        "sha256": _sha256(weights),
+        "provenance": {"command": " ".join(["gr2", *sys.argv[1:]]), **provenance},
+    }
+    os.replace(weights, folder / WEIGHTS)
+    write_json(folder / RECORD, record)
+    return folder
+
+
+def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None = None) -> Release:
+    """Read a release and check that it fits the encoders at hand.
+
+    Args:
+        tokenizer, text: fingerprints that the release must have been trained with; None skips the check.
+
+    Raises:
+        CheckpointError: files missing, damaged, of another version, or other encoders.
+    """
+    record = read_record(folder)
+    for kind, wanted in (("tokenizer", tokenizer), ("text", text)):
+        if wanted is not None and record[kind] != wanted:
+            raise CheckpointError(
+                f"{folder}: expected a model trained with the {kind} encoder {wanted}, got one trained with "
+                f"{record[kind]}; "
+                "use the encoder of the training run."
+            )
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise CheckpointError(f"{weights}: expected the weight file, got none; copy the whole release folder.")
+    if _sha256(weights) != record["sha256"]:
+        raise CheckpointError(
+            f"{weights}: expected the SHA-256 that {RECORD} states, got another; the file is truncated or "
+            f"changed: "
+            "copy the release again."
+        )
+    model = WorldModel(config_from_dict(record["model"]))
+    try:
+        model.load_state_dict(load_file(weights))
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{weights}: expected the tensors of the configuration, got others ({error}); export the model again."
+        ) from error
+    if record["statistics"] != json.loads(json.dumps(model.get_statistics().to_dict())):
+        raise CheckpointError(
+            f"{folder}: expected one normalisation, got statistics in {RECORD} that differ from those in {WEIGHTS}; "
+            "both files must come from the same release: copy it again."
+        )
+    return Release(
+        model=model.eval(),
+        tokenizer=record["tokenizer"],
+        text=record["text"],
+        frame_step=record["frame_step"],
+        control_hz=record["control_hz"],
+        provenance=record["provenance"],
+        datasets=_read_datasets(folder, record),
+    )
+
+
+def _read_datasets(folder: Path, record: Mapping[str, Any]) -> dict[str, DatasetStatistics]:
+    try:
+        return read_datasets(record.get("datasets", {}))
+    except DataError as error:
+        raise CheckpointError(f"{folder / RECORD}: {error}") from error
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read `config.json` of a release.
+
+    Raises:
+        CheckpointError: missing, damaged or of another version.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: expected a release folder with {RECORD} and {WEIGHTS}, got no {RECORD}; give the "
+            f"folder that "
+            "training wrote."
+        )
+    try:
+        record = json.loads(path.read_text())
+        version = record["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: expected the record of a release, got unreadable JSON ({error}); copy it again."
+        ) from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: expected format version {FORMAT_VERSION}, got {version}; use the gr2 version that "
+            f"wrote it or "
+            "export the model again."
+        )
+    missing = {"model", "statistics", "tokenizer", "text", "frame_step", "control_hz", "sha256", "provenance"} - set(
+        record
+    )
+    if missing:
+        raise CheckpointError(f"{path}: expected the values {sorted(missing)}, got none; copy it again.")
+    return dict(record)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,351 @@
+"""The world model: one GPT that predicts the next frame's codes and, at the action query, a chunk of poses.
+
+Tensors: b samples, f frames (context, then targets), n codes of a frame, l text positions, k poses of a
+chunk.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ...cvae_head.kinds import make_head
+from ...cvae_head.tokens import TokensHead
+from ...cvae_head.trajectory import POSE_DIM
+from ...errors import ShapeError
+from .config import ModelConfig
+from .context import Context, Targets
+from .embedding import TokenEmbedding
+from .gpt import GPT
+from .normalization import Standardize, Statistics
+from .sequence import SequenceLayout, make_layout
+
+if TYPE_CHECKING:
+    from .sentences import SentenceFeatures
+
+_COPY_GATE_START = 3.0
+"""What the code of the newest frame is worth at first, in logits: training begins where copying leaves off."""
+
+
+class WorldModel(nn.Module):
+    """GPT, embeddings, frame head and trajectory head.
+
+    Physical numbers go in and come out; statistics and codebook are buffers, so a state dict is complete.
+    """
+
+    text_features: Tensor
+    text_mask: Tensor
+
+    def __init__(
+        self, config: ModelConfig, *, codebook: Tensor | None = None, statistics: Statistics | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = TokenEmbedding(config)
+        self.gpt = GPT(
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            dropout=config.dropout,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
+        self.frame_features = _frame_features(config)
+        self.frame_codes = nn.Linear(config.head_dim, config.codebook_size)
+        self.copy_gate = nn.Linear(config.width, config.codes_per_position)
+        nn.init.zeros_(self.copy_gate.weight)
+        nn.init.constant_(self.copy_gate.bias, _COPY_GATE_START)
+        self.head = make_head(config.head, condition_dim=config.width, shape=config.chunk_shape)
+        self.action_normalizer = Standardize(config.chunk_length, POSE_DIM)
+        self.register_buffer("text_features", torch.zeros(0, 1, config.text_dim), persistent=False)
+        self.register_buffer("text_mask", torch.zeros(0, 1, dtype=torch.bool), persistent=False)
+        self._sentences: SentenceFeatures | None = None
+        self._cached: dict[tuple[SequenceLayout, torch.device], dict[str, Tensor]] = {}
+        if codebook is not None:
+            self.embed.set_codebook(codebook)
+        if statistics is not None:
+            self.set_statistics(statistics)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed.vectors.device
+
+    def set_statistics(self, statistics: Statistics) -> None:
+        """Copy normalisation statistics into the buffers."""
+        self.embed.state_normalizer.set(statistics.state_mean, statistics.state_std)
+        self.action_normalizer.set(statistics.action_mean, statistics.action_std)
+
+    @property
+    def acts(self) -> bool:
+        """Whether the model was finetuned on robot episodes: until then states and trajectories mean nothing to it."""
+        return bool((self.action_normalizer.std != 1).any())
+
+    def set_texts(self, features: Float[Tensor, "s l t"], mask: Bool[Tensor, "s l"]) -> None:
+        """Keep the features of all training sentences, cut to the longest; `text_id` of a batch indexes them.
+
+        They are not part of the state dict.
+
+        Raises:
+            ShapeError: another feature width, or a sentence longer than `text_length`.
+        """
+        longest = max(int(mask.any(0).nonzero().max()) + 1, 1) if bool(mask.any()) else 1
+        self._expect_texts(features.shape[-1], longest)
+        self.text_features = features[:, :longest].detach().float().to(self.device)
+        self.text_mask = mask[:, :longest].to(self.device)
+        self._sentences = None
+
+    def set_sentences(self, sentences: SentenceFeatures) -> None:
+        """Let features of training sentences be computed when a batch asks for them, in place of the table.
+
+        They are not part of the state dict. All batches have the encoder's full length.
+
+        Raises:
+            ShapeError: another feature width, or sentences longer than `text_length`.
+        """
+        self._expect_texts(sentences.width, sentences.length)
+        self.text_features = torch.zeros(0, sentences.length, sentences.width, device=self.device)
+        self.text_mask = torch.zeros(0, sentences.length, dtype=torch.bool, device=self.device)
+        self._sentences = sentences
+
+    def _expect_texts(self, width: int, length: int) -> None:
+        if width != self.config.text_dim or length > self.config.text_length:
+            raise ShapeError(
+                f"texts: expected features of width {self.config.text_dim} and at most "
+                f"{self.config.text_length} positions, "
+                f"got width {width} and {length}; use the text encoder that the configuration "
+                f"names."
+            )
+
+    def texts_of(self, text_id: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b l t"], Bool[Tensor, "b l"]]:
+        """Return features and mask of training sentences; a negative number has none.
+
+        Raises:
+            ShapeError: a number beyond the table.
+        """
+        if self._sentences is not None:
+            return self._sentences.of(text_id.tolist(), self.device)
+        ids = text_id.clamp(min=0)
+        if not len(self.text_features) or int(ids.max()) >= len(self.text_features):
+            raise ShapeError(
+                f"batch: expected text_id below {len(self.text_features)}, got {int(ids.max())}; "
+                "hand the sentences' features to the model with set_texts first."
+            )
+        return self.text_features[ids], self.text_mask[ids] & (text_id >= 0)[:, None]
+
+    def get_statistics(self) -> Statistics:
+        """Return the statistics in use."""
+        state, action = self.embed.state_normalizer, self.action_normalizer
+        return Statistics(
+            state_mean=tuple(state.mean.tolist()),
+            state_std=tuple(state.std.tolist()),
+            action_mean=tuple(tuple(row) for row in action.mean.tolist()),
+            action_std=tuple(tuple(row) for row in action.std.tolist()),
+        )
+
+    def layout(self, context: Context, *, with_frames: bool, with_action: bool) -> SequenceLayout:
+        """Return the layout of a pass over `context`."""
+        num_context = next(iter(context.codes.values())).shape[1]
+        if not 1 <= num_context <= self.config.max_context:
+            raise ShapeError(
+                f"context: expected 1 to {self.config.max_context} frames, got {num_context}; "
+                "shorten the history or raise max_context."
+            )
+        return make_layout(
+            self.config,
+            text_length=context.text.shape[1],
+            num_context=num_context,
+            with_frames=with_frames,
+            with_action=with_action,
+        )
+
+    def constants(self, layout: SequenceLayout) -> dict[str, Tensor]:
+        """Return the layout's mask, attributes and index lists as tensors on the model's device."""
+        key = (layout, self.device)
+        if key not in self._cached:
+            arrays = {
+                "mask": layout.mask,
+                "attributes": layout.attributes,
+                "action": layout.positions("action"),
+                "target": layout.positions("target"),
+            }
+            self._cached[key] = {name: torch.tensor(a, device=self.device) for name, a in arrays.items()}
+        return self._cached[key]
+
+    def assemble(
+        self,
+        layout: SequenceLayout,
+        context: Context,
+        targets: Targets | None,
+        queries: Float[Tensor, "b a d"] | None = None,
+    ) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b 1 n n"]]:
+        """Embed a sequence and derive its attention mask from the layout's rules and from what is absent."""
+        constants = self.constants(layout)
+        x, keep = self.embed_context(layout, context, queries)
+        if targets is not None:
+            frames = self.embed.targets(targets.packed, targets.masked, self.reference(context))
+            x = torch.cat((x, frames.flatten(1, 2)), dim=1)
+            present = self.camera_keep(context, len(x))
+            keep = torch.cat((keep, present.repeat(1, layout.num_targets)), dim=1)
+        x = x + self.embed.positions(layout, constants["attributes"])
+        return x, constants["mask"] & keep[:, None, None, :]
+
+    def embed_context(
+        self, layout: SequenceLayout, context: Context, queries: Float[Tensor, "b a d"] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Embed all but target frames, without positions; also say which keys are present.
+
+        `queries` is what the positions of the action query read, nothing without.
+        """
+        frames = self.embed.frames(self.embed.drop_codes(self.embed.arrange(context.codes)))
+        b, h = frames.shape[:2]
+        no_text = ~context.text_mask.any(dim=1)
+        if self.training and self.config.text_dropout:
+            no_text = no_text | (torch.rand(b, device=frames.device) < self.config.text_dropout)
+        text = self.embed.prefix(context.text, no_text)
+        text_keep = context.text_mask & ~no_text[:, None]
+        text_keep = torch.cat((text_keep[:, :1] | no_text[:, None], text_keep[:, 1:]), dim=1)
+        states, state_keep = self._embed_states(context, b, h, frames)
+        camera_keep = self.camera_keep(context, b)
+        frame_keep = frames.new_ones(b, h, dtype=torch.bool) if context.frame_mask is None else context.frame_mask
+        parts, keeps = [text], [text_keep]
+        for step in range(h):
+            parts += [frames[:, step], states[:, step : step + 1]]
+            keeps += [camera_keep & frame_keep[:, step, None], state_keep[:, step : step + 1]]
+        if layout.num_queries:
+            nothing = frames.new_zeros(b, layout.num_queries, frames.shape[-1])
+            parts.append(nothing if queries is None else queries)
+            keeps.append(torch.ones_like(nothing[..., 0], dtype=torch.bool))
+        if layout.num_targets:
+            ahead, ahead_keep = self._embed_target_states(context, layout.num_targets, frames)
+            parts.append(ahead)
+            keeps.append(ahead_keep)
+        return torch.cat(parts, dim=1), torch.cat(keeps, dim=1)
+
+    def _embed_states(self, context: Context, b: int, h: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        if context.states is None:
+            return like.new_zeros(b, h, like.shape[-1]), like.new_zeros(b, h, dtype=torch.bool)
+        keep = like.new_ones(b, h, dtype=torch.bool) if context.state_mask is None else context.state_mask
+        if context.frame_mask is not None:
+            keep = keep & context.frame_mask
+        if self.training and self.config.state_dropout:
+            keep = keep & (torch.rand(b, 1, device=keep.device) >= self.config.state_dropout)
+        return self.embed.states(context.states), keep
+
+    def _embed_target_states(self, context: Context, g: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        b = len(like)
+        if context.target_states is None:
+            return like.new_zeros(b, g, like.shape[-1]), like.new_zeros(b, g, dtype=torch.bool)
+        keep = context.target_state_mask
+        return self.embed.states(context.target_states), like.new_ones(b, g, dtype=torch.bool) if keep is None else keep
+
+    def camera_keep(self, context: Context, b: int) -> Bool[Tensor, "b frame"]:
+        """Say which positions of a frame belong to cameras that are present."""
+        parts = []
+        for camera, (rows, columns) in zip(self.config.cameras, self.config.packed_grids, strict=True):
+            mask = torch.full((b,), camera.name in context.codes, dtype=torch.bool, device=self.device)
+            if context.camera_mask is not None and camera.name in context.camera_mask:
+                mask = mask & context.camera_mask[camera.name]
+            parts.append(mask[:, None].expand(-1, 1 + rows * columns))
+        return torch.cat(parts, dim=1)
+
+    def reference(self, context: Context) -> Int[Tensor, "b 1 frame pp"]:
+        """Return the codes of the newest frame, each at the target position that predicts it.
+
+        Most of a picture stays as it is, so targets are predicted as changes: the reference enters the target's
+        embedding, and a gate adds to the score of its code.
+        """
+        newest = self.embed.arrange({name: codes[:, -1:] for name, codes in context.codes.items()})
+        if self.config.decoding == "masked":
+            return newest
+        shifted = newest.roll(-1, dims=2)
+        shifted[:, :, -1] = self.embed.null_code
+        return shifted
+
+    def frame_logits(
+        self, features: Float[Tensor, "*n d"], reference: Int[Tensor, "*n pp"]
+    ) -> Float[Tensor, "*n pp v"]:
+        """Score every code of the positions whose trunk outputs and reference codes are given."""
+        wide = self.frame_features(features).unflatten(-1, (self.config.codes_per_position, -1))
+        logits = self.frame_codes(wide)
+        gate = self.copy_gate(features) * (reference != self.embed.null_code)
+        places = reference.clamp(max=self.config.codebook_size - 1)[..., None]
+        return logits.scatter_add(-1, places, gate[..., None].to(logits.dtype))
+
+    def act(self, context: Context, *, noise: Float[Tensor, "b z"] | None = None) -> Float[Tensor, "b k 7"]:
+        """Predict the chunk at the last context step in one pass without target frames.
+
+        Args:
+            context: what is seen.
+            noise: standard normal numbers, `head.noise_dim` a sample, that choose among motions; None is zeros.
+
+        Returns:
+            Position deltas [m], rotation vectors [rad] and the probability that the gripper is open.
+        """
+        layout = self.layout(context, with_frames=False, with_action=True)
+        x, mask = self.assemble(layout, context, None)
+        if isinstance(self.head, TokensHead):
+            chunk = self._draw_tokens(self.head, x, mask, noise)
+        else:
+            condition = self.gpt(x, mask, self.constants(layout)["action"])[:, 0]
+            chunk = self.head.sample(condition, noise)
+        return torch.cat((self.action_normalizer.invert(chunk[..., :POSE_DIM]), chunk[..., POSE_DIM:]), dim=-1)
+
+    @torch.no_grad()
+    def _draw_tokens(
+        self,
+        head: TokensHead,
+        x: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b 1 n n"],
+        noise: Float[Tensor, "b z"] | None,
+    ) -> Float[Tensor, "b k c"]:
+        """Draw action tokens one by one, over the keys and values of what came before."""
+        start = x.shape[1] - head.num_tokens
+        past = self.gpt.make_past(x, x.shape[1])
+        tokens = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
+        self.gpt.extend(x[:, :start], mask[:, :, :start, :start], past, tokens.new_empty(0))
+        for i in range(head.num_tokens):
+            stop = start + i + 1
+            here = x[:, stop - 1 : stop] + head.inputs(tokens)[:, -1:]
+            y = self.gpt.extend(here, mask[:, :, stop - 1 : stop, :stop], past)[:, 0]
+            token = head.draw(y, None if noise is None or not head.noise_dim else noise[:, i])
+            tokens = torch.cat((tokens, token[:, None]), dim=1)
+        return head.detokenize(tokens)
+
+    def predict(
+        self,
+        context: Context,
+        targets: Targets | None,
+        *,
+        with_actions: bool,
+        chunk: Float[Tensor, "b k c"] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Run the trunk once; `chunk` is the true one, which a head of tokens reads as it goes.
+
+        Returns:
+            The action query's outputs, side by side, `[b d]`, and the outputs at the target positions `[b g frame
+            d]`, None where not asked.
+        """
+        layout = self.layout(context, with_frames=targets is not None, with_action=with_actions)
+        queries = None
+        if with_actions and chunk is not None and isinstance(self.head, TokensHead):
+            queries = self.head.inputs(self.head.tokenize(chunk))
+        x, mask = self.assemble(layout, context, targets, queries)
+        constants = self.constants(layout)
+        read = torch.cat((constants["action"], constants["target"]))
+        y = self.gpt(x, mask, read)
+        condition = y[:, : layout.num_queries].flatten(1) if with_actions else None
+        if targets is None:
+            return condition, None
+        frames = y[:, -len(constants["target"]) :].unflatten(1, (layout.num_targets, layout.frame_length))
+        return condition, frames
+
+
+def _frame_features(config: ModelConfig) -> nn.Module:
+    """Make the layers from a position to the features of its codes."""
+    wide = config.codes_per_position * config.head_dim
+    if not config.head_hidden:
+        return nn.Linear(config.width, wide)
+    return nn.Sequential(nn.Linear(config.width, config.head_hidden), nn.GELU(), nn.Linear(config.head_hidden, wide))

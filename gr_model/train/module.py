@@ -1,0 +1,381 @@
+"""One training module for pretraining (frames alone) and finetuning (frames and actions).
+
+Every random draw of step i follows from (seed, rank, i), so that a resumed run repeats the unbroken one
+exactly without storing generators.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from ...errors import CheckpointError, ConfigError, DataError
+from ...layers import fast_bfloat16
+from ..model.objectives import Batch, evaluation_figures, training_losses
+from ..model.world_model import WorldModel
+from .averaging import WeightAverage
+from .bad_samples import NameEpisode, describe_bad_samples, find_bad_samples
+from .distributed import WholePass, any_rank, full, gather_texts, mean_over_ranks
+from .metrics_log import MetricsLog
+from .optimizer import MuonAdamW
+from .preemption import StopRequest
+from .progress import SaveLast
+from .throughput import StepCost, rate_figures, step_cost
+
+Precision = Literal["auto", "32", "bf16"]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Optimisation.
+
+    with_actions: train the trajectory head (finetuning) or frames alone (pretraining).
+    frame_weight, action_weight: factors of the losses.
+    frame_fraction: share of the steps that predict frames when actions are trained, too; frames double the
+        sequence.
+    learning_rate: peak of AdamW's; Muon's, for the trunk's matrices, is `muon_factor` times that. Both rise over
+        `warmup` steps and fall along a cosine to `final_rate` times the peak.
+    weight_average: decay of the moving average of the weights; 0 evaluates the last weights.
+    accumulate: batches whose gradients are averaged in one step.
+    compile: let torch.compile fuse the trunk's blocks.
+    gradient_checkpointing: compute a block's activations again in the backward pass instead of keeping them; None
+        leaves it to the model's size.
+    """
+
+    with_actions: bool = True
+    frame_weight: float = 0.3
+    action_weight: float = 1.0
+    frame_fraction: float = 1.0
+    learning_rate: float = 1e-3
+    muon_factor: float = 4.0
+    warmup: int = 50
+    final_rate: float = 0.01
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = 1.0
+    weight_average: float = 0.0
+    precision: Precision = "auto"
+    accumulate: int = 1
+    compile: bool = False
+    gradient_checkpointing: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.frame_fraction <= 1 or not 0 <= self.weight_average < 1:
+            raise ConfigError(
+                "TrainingConfig: expected frame_fraction in [0, 1] and weight_average in [0, 1), got "
+                f"{self.frame_fraction} and {self.weight_average}; change the values."
+            )
+        if self.accumulate < 1:
+            raise ConfigError(f"--accumulate {self.accumulate}: expected at least 1 batch a step; change the number.")
+
+
+def computes_in_bfloat16(precision: Precision) -> bool:
+    """Say whether matrix products are computed in bfloat16; "auto" does so where the machine is faster at it."""
+    return precision == "bf16" or (precision == "auto" and fast_bfloat16())
+
+
+def learning_rate_factor(step: int, *, steps: int, warmup: int, final: float) -> float:
+    """Return the factor of the peak rate: linear rise, then a cosine down to `final`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class TrainingModule(L.LightningModule):
+    """Optimisation, averaging, figures and checkpoints of a `WorldModel`."""
+
+    def __init__(self, model: WorldModel, config: TrainingConfig, *, steps: int) -> None:
+        super().__init__()
+        self.model, self.config, self.steps = model, config, steps
+        self.average = WeightAverage(model, config.weight_average) if config.weight_average else None
+        self.validation: Sequence[Batch] = ()
+        self.metrics: MetricsLog | None = None
+        self.checkpoints: SaveLast | None = None
+        self.stop_request = StopRequest()
+        self.name_episode: NameEpisode | None = None
+        self.peak_flops: float | None = None
+        self.log_every = self.validate_every = 0
+        self.last_figures: dict[str, float] = {}
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._interval = (0, 0.0)
+        self._stopping = False
+        self._whole: list[WholePass] = []  # in a list, so that its weights are not registered twice
+        self._gathered: dict[str, Tensor] | None = None
+        if config.gradient_checkpointing is not None:
+            model.gpt.gradient_checkpointing = config.gradient_checkpointing
+
+    def configure_model(self) -> None:
+        """Compile the blocks and, under FSDP, spread the weights over the processes."""
+        if self.config.compile:
+            for block in self.model.gpt.blocks[:-1]:  # the last one computes only what is read
+                block.compile()
+        from .sharding import ShardedStrategy, shard
+
+        if isinstance(self.trainer.strategy, ShardedStrategy) and not self._whole:
+            self._whole.append(WholePass(self.model))
+            shard(self._whole[0], self.trainer.strategy.device_mesh["data_parallel"])
+            if self.average is not None:
+                self.average = WeightAverage(self.model, self.config.weight_average)
+
+    def compute(self, function: Callable[[WorldModel], Result]) -> Result:
+        """Return `function(model)`, with the weights gathered for it where they are spread over processes."""
+        return self._whole[0](function) if self._whole else function(self.model)
+
+    def configure_optimizers(self) -> Any:
+        """Return Muon for the trunk's matrices and AdamW for the rest, with the rates changed every step."""
+        c = self.config
+        optimizer = MuonAdamW(
+            self.model,
+            self._matrices(),
+            learning_rate=c.learning_rate,
+            muon_learning_rate=c.muon_factor * c.learning_rate,
+            weight_decay=c.weight_decay,
+            betas=c.betas,
+            bfloat16=computes_in_bfloat16(c.precision),
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(step, steps=self.steps, warmup=c.warmup, final=c.final_rate),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _matrices(self) -> list[Tensor]:
+        return [p for p in self.model.gpt.parameters() if p.ndim == 2]
+
+    def optimizer_groups(self) -> list[list[list[str]]]:
+        """Name the parameters of each group of each part of the optimiser."""
+        optimizer = self.configure_optimizers()["optimizer"]
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        return [[[names[id(p)] for p in group["params"]] for group in part.param_groups] for part in optimizer.parts]
+
+    def predicts_frames(self, step: int) -> bool:
+        """Say whether `step` computes the frame loss; the share over any stretch is `frame_fraction`."""
+        if not self.config.with_actions:
+            return True
+        fraction = self.config.frame_fraction
+        return math.floor((step + 1) * fraction) > math.floor(step * fraction)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the weighted loss.
+
+        Raises:
+            DataError: the loss is not finite, on this process or on another.
+        """
+        c, step = self.config, self.global_step
+        seed = (c.seed * 1_000_003 + step) * 4099 + self.global_rank
+        torch.manual_seed(seed + batch_idx % c.accumulate * 2**50)
+        losses = self.compute(lambda model: self._losses(model, batch))
+        loss = self._weigh(losses)
+        bad, self._stopping = any_rank([not torch.isfinite(loss), self.stop_request.came], self.device)
+        if bad:
+            self._refuse_loss(batch, loss.detach())
+        for name, value in {"loss": loss, **losses}.items():
+            self._add(name, value.detach())
+        return loss
+
+    def _losses(self, model: WorldModel, batch: Batch) -> dict[str, Tensor]:
+        step, acts = self.global_step, self.config.with_actions
+        return training_losses(model, batch, with_actions=acts, with_frames=self.predicts_frames(step), step=step)
+
+    def _weigh(self, losses: Mapping[str, Tensor]) -> Tensor:
+        c = self.config
+        loss = next(iter(losses.values())).new_zeros(())
+        if "frame_loss" in losses:
+            loss = loss + (c.frame_weight if c.with_actions else 1.0) * losses["frame_loss"]
+        if "action_loss" in losses:
+            loss = loss + c.action_weight * losses["action_loss"]
+        return loss
+
+    def _refuse_loss(self, batch: Batch, loss: Tensor) -> None:
+        """Say which samples are to blame, on every process, before anything is changed."""
+        told = ""
+        if not torch.isfinite(loss):
+            alone = None if self._whole else lambda sample: self._weigh(self._losses(self.model, sample))
+            told = describe_bad_samples(batch, find_bad_samples(batch, alone), self.name_episode)
+            told = told or "no single sample of the batch"
+        blamed = "; ".join(text for text in gather_texts(told) if text)
+        raise DataError(
+            f"training: expected a finite loss, got {loss.item()} at step {self.global_step} from {blamed}; mend or "
+            f"leave out these samples, or lower the learning rate ({self.config.learning_rate}). The weights are those "
+            "of the step before, and so is the last checkpoint or older."
+        )
+
+    def _add(self, name: str, value: Tensor) -> None:
+        total, count = self._sums.get(name, (torch.zeros_like(value), 0))
+        self._sums[name] = (total + value, count + 1)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Clip the gradient's norm; Lightning's own clipping refuses fused optimisers in mixed precision.
+
+        Raises:
+            DataError: the norm is not finite.
+        """
+        norm = full(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm))
+        if not torch.isfinite(norm):
+            raise DataError(
+                f"training: expected a finite gradient, got a norm of {norm.item()} at step {self.global_step} from a "
+                f"finite loss; lower the learning rate ({self.config.learning_rate}) or train with "
+                "--compute.precision 32. The weights are those of the step before."
+            )
+        self._add("gradient_norm", norm)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, then move the weight average."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.average is not None:
+            self.average.update()
+
+    def on_train_start(self) -> None:
+        """Take over the signals that Lightning has taken."""
+        self.stop_request.listen()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """After a step, write the log, validate and save where it is time."""
+        if (batch_idx + 1) % self.config.accumulate:
+            return
+        step = self.global_step
+        if self.log_every and (step % self.log_every == 0 or step == self.steps):
+            self._log_interval(step, batch)
+        if self.validate_every and self.validation and (step % self.validate_every == 0 or step == self.steps):
+            self.last_figures = self.evaluate()
+            self._write(step, {f"val/{name}": value for name, value in self.last_figures.items()})
+        if self.checkpoints is not None:
+            self.checkpoints.after_step(self.trainer, stop=self._stopping)
+
+    def on_train_end(self) -> None:
+        """Under FSDP, gather the released weights while all processes are there."""
+        if self._whole:
+            from .sharding import gathered_state
+
+            with self._averaged():
+                self._gathered = gathered_state(self.model)
+
+    def _log_interval(self, step: int, batch: Batch) -> None:
+        now = time.perf_counter()
+        figures = {f"train/{name}": float(total) / count for name, (total, count) in self._sums.items()}
+        figures = mean_over_ranks(figures, self.device)
+        begin, since = self._interval
+        if since:
+            rate = (step - begin) * len(batch["text_id"]) * self.config.accumulate / (now - since)
+            figures["train/sequences_per_s"] = rate * self.trainer.world_size
+            rates = rate_figures(rate, self.cost(), self.peak_flops)
+            rates["tokens_per_s"] *= self.trainer.world_size
+            figures |= {f"train/{name}": value for name, value in rates.items()}
+        figures["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self._interval, self._sums = (step, now), {}
+        self._write(step, figures)
+
+    def cost(self) -> StepCost:
+        """Return what a sequence costs on average over the steps with and without frames."""
+        length, acts = self.model.text_features.shape[1], self.config.with_actions
+        share = self.config.frame_fraction if acts else 1.0
+        tokens = flops = 0.0
+        for weight, with_frames in ((share, True), (1 - share, False)):
+            if weight:
+                cost = step_cost(self.model, text_length=length, with_frames=with_frames, with_actions=acts)
+                tokens, flops = tokens + weight * cost.tokens, flops + weight * cost.flops
+        return StepCost(tokens=tokens, flops=flops)
+
+    def _write(self, step: int, figures: Mapping[str, float]) -> None:
+        if self.metrics is not None and self.trainer.is_global_zero:
+            self.metrics.add(step, figures)
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure the averaged (or last) weights on the validation batches; see `evaluation_figures`."""
+        with self._averaged():
+            return evaluate(self.model, self.validation, with_actions=self.config.with_actions, compute=self.compute)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.applied()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the configuration, the weight average and the figures of the interval at hand."""
+        checkpoint["model_config"] = asdict(self.model.config)
+        checkpoint["accumulate"] = self.config.accumulate
+        checkpoint["interval_sums"] = self._sums
+        if self.average is not None:
+            checkpoint["weight_average"] = self.average.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the weight average and the figures of the interval at hand.
+
+        Raises:
+            CheckpointError: the checkpoint is of another configuration.
+        """
+        saved, ours = checkpoint.get("model_config"), asdict(self.model.config)
+        if saved != ours:
+            changed = [name for name in ours if not isinstance(saved, dict) or saved.get(name) != ours[name]]
+            raise CheckpointError(
+                f"resume: expected a checkpoint of this configuration, got one that differs in {changed}; "
+                "use another output folder or the same configuration."
+            )
+        accumulate = checkpoint.get("accumulate", 1)
+        if accumulate != self.config.accumulate:
+            raise CheckpointError(
+                f"resume: expected --accumulate {accumulate} as this run began, got {self.config.accumulate}; keep it, "
+                "or use another output folder."
+            )
+        self._sums = {
+            name: (total.to(self.device), count) for name, (total, count) in checkpoint.get("interval_sums", {}).items()
+        }
+        if self.average is not None and "weight_average" in checkpoint:
+            self.average.load_state_dict(checkpoint["weight_average"])
+
+    def use_average(self) -> WorldModel:
+        """Return the model with the averaged weights for good, whole and in evaluation mode."""
+        if self._gathered is not None:
+            whole = WorldModel(self.model.config)
+            whole.load_state_dict(self._gathered)
+            return whole.eval()
+        if self.average is not None:
+            self.average.copy_to_module()
+        return self.model.eval()
+
+
+def evaluate(
+    model: WorldModel,
+    batches: Sequence[Batch],
+    *,
+    with_actions: bool,
+    compute: Callable[[Callable[[WorldModel], dict[str, Tensor]]], dict[str, Tensor]] | None = None,
+) -> dict[str, float]:
+    """Average `evaluation_figures` over batches, in evaluation mode; the model's mode is restored.
+
+    Args:
+        compute: how a function of the model is run (see `TrainingModule.compute`); None calls it.
+    """
+    was_training = model.training
+    model.eval()
+    totals: dict[str, float] = {}
+    weight = 0
+    for batch in batches:
+        moved = _to_device(batch, model.device)
+
+        def measure(model: WorldModel, moved: Batch = moved) -> dict[str, Tensor]:
+            return evaluation_figures(model, moved, with_actions=with_actions, with_frames=True)
+
+        with torch.no_grad():
+            figures = measure(model) if compute is None else compute(measure)
+        size = len(batch["text_id"])
+        weight += size
+        for name, value in figures.items():
+            totals[name] = totals.get(name, 0.0) + size * float(value)
+    model.train(was_training)
+    return {name: total / weight for name, total in totals.items()}
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _to_device(item, device) for name, item in value.items()}
+    return value.to(device)

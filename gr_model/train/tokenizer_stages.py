@@ -1,0 +1,263 @@
+"""Stages around the tokenizers: train the VQGAN and the text tower on video shards, write token shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from ...contracts import Array
+from ...data_pipeline.store.shards import list_shards, read_index, read_indexed
+from ...data_pipeline.tokens import DecodedWindow, decode_sample, write_token_shards
+from ...errors import DataError
+from ...tokenizers.training_options import VQGANTrainingConfig
+
+if TYPE_CHECKING:
+    from ...tokenizers.text import TextEncoder
+    from ...tokenizers.vqgan import VQGAN
+
+_VALIDATION_SHARE = 0.03
+
+
+def _decoded_windows(shards: Path, image_size: int) -> Iterator[DecodedWindow]:
+    """Yield the decodable windows of video shards, in order, with a progress bar."""
+    files = list_shards(shards)
+    with tqdm(total=sum(len(read_index(file)["samples"]) for file in files), desc="decode", unit="clip") as progress:
+        for sample in (sample for file in files for sample in read_indexed(file)):
+            yield from (window for window in decode_sample(sample, image_size, None) if not window.problem)
+            progress.update()
+
+
+def read_frames(shards: Path, *, image_size: int, max_frames: int, seed: int) -> tuple[Array, Array]:
+    """Decode pictures of all cameras for tokenizer training.
+
+    Args:
+        image_size: side [px].
+        max_frames: keep a random choice of at most so many.
+
+    Returns:
+        Training and validation frames, uint8 `[n size size 3]`; whole windows fall on one side.
+
+    Raises:
+        DataError: fewer than two windows can be decoded.
+    """
+    rng = np.random.default_rng(seed)
+    kept: list[Array] = []
+    num_frames = 0
+    for number, window in enumerate(_decoded_windows(shards, image_size), start=1):
+        frames = np.concatenate(list(window.images.values()))
+        if num_frames + len(frames) <= max_frames:
+            kept.append(frames)
+            num_frames += len(frames)
+        elif (place := int(rng.integers(number))) < len(kept):  # every window stays with the same probability
+            num_frames += len(frames) - len(kept[place])
+            kept[place] = frames
+    if len(kept) < 2:
+        raise DataError(f"{shards}: expected at least two decodable clips, got {len(kept)}; write more shards.")
+    num_validation = max(1, round(len(kept) * _VALIDATION_SHARE))
+    order = rng.permutation(len(kept))
+    validation = np.concatenate([kept[i] for i in order[:num_validation]])
+    return np.concatenate([kept[i] for i in order[num_validation:]]), validation[:1024]
+
+
+def train_tokenizer(
+    *,
+    shards: Path,
+    out: Path,
+    preset: Literal["small", "f16_1024", "f16_16384"] = "small",
+    steps: int = 4000,
+    batch_size: int = 32,
+    max_frames: int = 100_000,
+    stream: bool = False,
+    num_workers: int = 0,
+    training: VQGANTrainingConfig = VQGANTrainingConfig(),  # noqa: B008  (frozen)
+    validate_every: int | None = None,
+    checkpoint_every: int = 500,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 0,
+) -> None:
+    """Train the VQGAN image tokenizer on the pictures of video shards.
+
+    Args:
+        shards: folder that `gr2 data shards` wrote.
+        out: folder for the weights, the log and pictures of reconstructions; a stopped run goes on.
+        preset: shape of the network.
+        steps: optimisation steps.
+        batch_size: pictures a step.
+        max_frames: pictures held in memory; without streaming, the training sees no more than these.
+        stream: decode pictures as they are needed, so that the corpus may be larger than memory.
+        num_workers: processes that decode ahead when streaming; 0 decodes in this process.
+        training: optimisation and losses; where nothing is chosen, f16 presets take the published learning rate.
+        validate_every: steps between figures and pictures of held-out videos; a tenth of the run by default.
+        checkpoint_every: steps between checkpoints.
+        device: where to train; auto takes a GPU where there is one.
+        seed: seed of weights and batches.
+    """
+    import torch
+
+    from ...tokenizers import vqgan
+    from ...tokenizers.training import train_vqgan
+    from ...tokenizers.training_options import f16_recipe
+    from .image_batches import open_picture_stream
+    from .loop import choose_accelerator
+
+    accelerator = choose_accelerator(device)
+    torch.set_num_threads(2 if torch.get_num_threads() > 2 else torch.get_num_threads())
+    config = {"small": vqgan.small, "f16_1024": vqgan.f16_1024, "f16_16384": vqgan.f16_16384}[preset]()
+    if preset != "small" and training == VQGANTrainingConfig():
+        training = f16_recipe(batch_size)
+    sample_batch: Any
+    if stream:
+        sample_batch, validation = open_picture_stream(
+            shards, image_size=config.resolution, steps=steps, batch_size=batch_size, num_workers=num_workers, seed=seed
+        )
+    else:
+        train, validation = read_frames(shards, image_size=config.resolution, max_frames=max_frames, seed=seed)
+
+        def sample_batch(size: int, generator: np.random.Generator) -> Array:
+            return train[generator.integers(len(train), size=size)]
+
+    train_vqgan(
+        sample_batch=sample_batch, validation=validation, out=out, config=config, training=training, steps=steps,
+        batch_size=batch_size, seed=seed, checkpoint_every=checkpoint_every, validate_every=validate_every,
+        accelerator=accelerator,
+    )  # fmt: skip
+
+
+def train_text(
+    *,
+    shards: Path,
+    out: Path,
+    image_size: int = 64,
+    steps: int = 1500,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> None:
+    """Train the small CLIP on first and last frames of captioned clips; keep its text tower.
+
+    Args:
+        shards: folder that `gr2 data shards` wrote.
+        out: folder for the weights and the log; a stopped run goes on.
+        image_size: picture side [px].
+        steps: optimisation steps.
+        batch_size: pairs a step.
+        seed: seed of weights and batches.
+    """
+    from ...tokenizers import text_training
+
+    pairs, sentences = [], []
+    for window in _decoded_windows(shards, image_size):
+        if window.description["caption"]:
+            frames = next(iter(window.images.values()))
+            pairs.append(np.stack([frames[0], frames[-1]]))
+            sentences.append(window.description["caption"])
+    if len(pairs) < 2:
+        raise DataError(f"{shards}: expected captioned clips, got {len(pairs)}; give shards with captions.")
+    stacked = np.stack(pairs)
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    held, kept = np.split(order, [max(1, round(len(order) * _VALIDATION_SHARE))])
+
+    def pick(indices: Array) -> tuple[Array, list[str]]:
+        return stacked[indices], [sentences[i] for i in indices]
+
+    text_training.train_text(
+        sample_pairs=lambda size, generator: pick(kept[generator.integers(len(kept), size=size)]),
+        sentences=sorted(set(sentences)),
+        validation=pick(held),
+        out=out,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+def tokenizer_facts(vqgan: VQGAN, text: TextEncoder) -> dict[str, Any]:
+    """Return what identifies a pair of tokenizers: kept in token shards and in checkpoints."""
+    return {
+        "codebook_size": int(vqgan.codebook.shape[0]),
+        "codebook_dim": int(vqgan.codebook.shape[1]),
+        "grid": list(vqgan.grid),
+        "sha256": codebook_fingerprint(vqgan),
+        "text_fingerprint": text.fingerprint,
+        "text_width": text.width,
+        "text_length": text.context_length,
+    }
+
+
+def codebook_fingerprint(vqgan: VQGAN) -> str:
+    """Return a digest of all weights that turn pictures into codes and back."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vqgan.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class ImageEncoder:
+    """Encodes frames where it is called: a worker that was sent one moves the network to its own device."""
+
+    def __init__(self, vqgan: VQGAN, device: Literal["auto", "cpu", "cuda"]) -> None:
+        self.vqgan, self.device = vqgan, device
+
+    def __call__(self, frames: Array) -> Array:
+        """Return the codes, integers `[f n]`, of uint8 frames `[f h w 3]`."""
+        import torch
+
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return self.vqgan.to(device).encode_frames(frames)
+
+
+def tokens(
+    *,
+    shards: str,
+    out: Path,
+    tokenizer: str = "small",
+    text: str = "small",
+    text_features: bool = True,
+    target_fps: float | None = None,
+    executor: Literal["local", "ray"] = "local",
+    num_workers: int = 1,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    overwrite: bool = False,
+) -> Mapping[str, Any]:
+    """Encode every picture and sentence of video shards with the frozen tokenizers.
+
+    Args:
+        shards: folder of video shards, its URL, or tars by pattern (`https://host/shard-{000000..000127}.tar`).
+        out: folder for the token shards.
+        tokenizer: "small" (shipped), a folder of `gr2 tokenizer train`, or a published VQGAN checkpoint.
+        text: "small" (shipped), a folder of `gr2 text train`, or an open_clip model (`ViT-B-32:openai`).
+        text_features: encode the sentences too; without, only the sentences are kept (a corpus in which every clip has
+            its own caption would need about 160 KB of features for each).
+        target_fps: frames a second to keep; all by default.
+        executor: `local` encodes in this process, `ray` a shard in each worker of the cluster at RAY_ADDRESS.
+        num_workers: processes that decode for this process; workers of Ray.
+        device: where pictures are encoded; auto takes a GPU where there is one. With Ray, `cuda` gives each worker one.
+        overwrite: replace an earlier result.
+    """
+    from ...tokenizers.text_weights import load_text_encoder
+    from ...tokenizers.weights import load_vqgan
+
+    if device == "cuda" and executor == "local":
+        from .loop import choose_accelerator
+
+        choose_accelerator(device)  # says what is missing before any work
+    vqgan, encoder = load_vqgan(tokenizer), load_text_encoder(text)
+    return write_token_shards(
+        shards=shards,
+        out=out,
+        encode_images=ImageEncoder(vqgan, device),
+        encode_texts=encoder.encode if text_features else None,
+        tokenizer_facts=tokenizer_facts(vqgan, encoder),
+        image_size=vqgan.config.resolution,
+        target_fps=target_fps,
+        executor=executor,
+        num_workers=num_workers,
+        num_gpus=int(device == "cuda"),
+        overwrite=overwrite,
+    )

@@ -1,0 +1,192 @@
+"""The whole chain on almost nothing: every stage really runs, every file the next one needs is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gr2.benchmarks.calvin.evaluate import EvaluationConfig, Job, choose_part, evaluate, run_evaluation
+from gr2.benchmarks.calvin.results import summarize
+from gr2.benchmarks.demo import ChainPreset, demo
+from gr2.benchmarks.demonstrations.record import record
+from gr2.benchmarks.imagine.run import imagine
+from gr2.benchmarks.report.page import write_report
+from gr2.data_pipeline.curation.filters import FilterConfig
+from gr2.data_pipeline.curation.ingest import write_video_shards
+from gr2.data_pipeline.store.episodes import list_episodes, read_episode, read_facts
+from gr2.data_pipeline.store.shards import read_samples
+from gr2.errors import CheckpointError, ConfigError, DataError
+from gr2.gr_model.model.config import ModelChanges
+from gr2.gr_model.train.stages import finetune, pretrain
+from gr2.gr_model.train.tokenizer_stages import tokens, train_text, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run folder whose stages up to finetuning are done, with two or three optimisation steps each."""
+    out = tmp_path_factory.mktemp("run")
+    record(out=out / "record", scenes="AD", chains=6, workers=1, seed=3)
+    write_video_shards(source=out / "record", out=out / "shards")
+    train_tokenizer(shards=out / "shards", out=out / "tokenizer", steps=3, batch_size=8)
+    train_text(shards=out / "shards", out=out / "text", steps=3, batch_size=8)
+    frozen = {"tokenizer": str(out / "tokenizer"), "text": str(out / "text")}
+    tokens(shards=out / "shards", out=out / "tokens", **frozen)
+    small = {"batch_size": 8, "threads": 1, **frozen}
+    pretrain(tokens=[out / "tokens"], out=out / "pretrain", steps=3, **small)
+    finetune(tokens=[out / "tokens"], init=out / "pretrain", out=out / "finetune", steps=3, **small)
+    return out
+
+
+def test_recorded_episodes_are_whole(run):
+    folders = list_episodes(run / "record")
+    assert len(folders) >= 10
+    for folder in folders:
+        episode, facts = read_episode(folder), read_facts(folder)
+        steps = len(episode.states)
+        assert all(len(frames) == -(-steps // episode.frame_stride) for frames in episode.images.values())
+        assert np.allclose(np.linalg.norm(episode.actions[:, 3:7], axis=1), 1, atol=1e-5)
+        assert set(np.unique(episode.actions[:, 7])) <= {0.0, 1.0}
+        assert bool(episode.instruction) == (facts["task"] is not None)
+    scenes = {read_facts(folder)["scene"] for folder in folders}
+    assert scenes == {"A", "D"}
+
+
+def test_recording_goes_on_where_it_was_killed(run, tmp_path):
+    record(out=tmp_path / "a", scenes="D", chains=2, workers=1, seed=5)
+    (tmp_path / "b").mkdir()
+    record(out=tmp_path / "b", scenes="D", chains=2, workers=1, seed=5)
+    first = sorted((tmp_path / "b" / "chains").glob("*.json"))[0]
+    first.unlink()
+    record(out=tmp_path / "b", scenes="D", chains=2, workers=1, seed=5)
+    names = [p.name for p in list_episodes(tmp_path / "a")]
+    assert names == [p.name for p in list_episodes(tmp_path / "b")]
+    for name in names:
+        left, right = read_episode(tmp_path / "a" / name), read_episode(tmp_path / "b" / name)
+        assert np.array_equal(left.states, right.states)
+        assert np.array_equal(left.images["static"], right.images["static"])
+
+
+def test_a_policy_may_drive_while_the_expert_labels(run, tmp_path):
+    alone, driven = tmp_path / "alone", tmp_path / "driven"
+    record(out=alone, scenes="D", chains=1, workers=1, noise_share=0.0, seed=8)
+    record(out=driven, scenes="D", chains=1, workers=1, noise_share=0.0, seed=8, policy=str(run / "finetune"))
+    first, corrected = (read_episode(list_episodes(folder)[0]) for folder in (alone, driven))
+    assert first.instruction == corrected.instruction
+    assert np.array_equal(first.states[0], corrected.states[0])
+    assert np.allclose(first.actions[0], corrected.actions[0], atol=1e-6)
+    assert not np.allclose(first.states[6, :3], corrected.states[6, :3], atol=1e-4)
+
+
+def test_recording_refuses_another_configuration(run):
+    with pytest.raises(DataError, match="choose another folder"):
+        record(out=run / "record", scenes="D", chains=6, workers=1, seed=3)
+
+
+def test_acting_imagining_and_the_report(run):
+    results = evaluate(
+        policy=str(run / "finetune"), out=run / "act", tasks="open_drawer,turn_on_led", control="both", starts=1,
+        sequences=1, chains=1, max_steps=12, workers=1, films="failed",
+    )  # fmt: skip
+    for control in ("wbc", "calvin"):
+        assert set(results["controls"][control]["tasks"]) == {"open_drawer", "turn_on_led"}
+        assert len(results["controls"][control]["chains"]) == len(results["controls"][control]["sequences"]) == 1
+    assert len(results["weights_sha256"]) == 64 and results["versions"]["pybullet"]
+    films = list((run / "act" / "films").glob("*.mp4"))
+    failures = [r for c in results["controls"].values() for r in c["tasks"].values() if not r["success"]]
+    assert len(films) >= len(failures) > 0 and (run / "act" / "films" / "sheet.png").is_file()
+    limits = results["controls"]["wbc"]["limits"]
+    assert limits["ticks"] > 0
+    assert limits["position_violations"] == limits["velocity_violations"] == 0
+    done = imagine(policy=str(run / "finetune"), out=run / "imagine", episodes=1, metric_episodes=2, horizon=2)
+    assert done["metric_episodes"] >= 1
+    metrics = json.loads((run / "imagine" / "metrics.json").read_text())
+    assert [row["horizon"] for row in metrics["per_step"]] == [1, 2]
+    (run / "run.json").write_text(json.dumps({"preset": "test", "seed": 0}))
+    page = write_report(run=run).read_text()
+    assert "open_drawer" in page or "open drawer" in page
+
+
+def test_parts_of_an_evaluation_make_the_whole():
+    jobs = [Job(control="wbc", kind="chain", index=i) for i in range(5)]
+    assert sorted(job.index for part in ("1/2", "2/2") for job in choose_part(jobs, part)) == [0, 1, 2, 3, 4]
+    for wrong in ("0/2", "3/2", "2", "a/b"):
+        with pytest.raises(ConfigError, match="expected i/n"):
+            choose_part(jobs, wrong)
+
+
+def test_evaluation_goes_on_and_ends_the_same(run, tmp_path):
+    config = EvaluationConfig(
+        policy=str(run / "finetune"), weights="", scene="D", calvin_root="", executed_steps=5, max_steps=7,
+        image_px=64, renderer="tiny", fast_drawing=False, backend="gr2",
+        seed=1,
+    )  # fmt: skip
+    jobs = [Job(control="calvin", kind="turn_on_led", index=i) for i in range(2)]
+    whole = run_evaluation(config, jobs, file=tmp_path / "whole.jsonl", workers=1)
+    part = tmp_path / "part.jsonl"
+    run_evaluation(config, jobs[:1], file=part, workers=1)
+    part.write_text(part.read_text() + '{"key": "calvin/turn_on')
+    resumed = run_evaluation(config, jobs, file=part, workers=1)
+    assert summarize(whole, ["calvin"]) == summarize(resumed, ["calvin"])
+    assert len(part.read_text().splitlines()) == 3
+
+
+def test_real_clips_join_the_pretraining(run, tmp_path):
+    real = Path(__file__).resolve().parents[3] / "shared" / "real_samples"
+    if not real.is_dir():
+        pytest.skip("real clips (../shared/real_samples) are absent")
+    manifest = write_video_shards(
+        source=real, out=tmp_path / "shards", filters=FilterConfig(min_frames=2, min_seconds=0.0, min_motion=0.0)
+    )
+    wanted = {str(p.relative_to(real)) for p in real.rglob("*.mp4")} - {"edge/corrupted.mp4"}
+    kept = {json.loads(s["json"])["source"] for s in read_samples(tmp_path / "shards")}
+    assert all(any(name in source or source in name for source in kept) for name in wanted), (wanted, kept)
+    assert manifest["counts"]["dropped"] == {"undecodable": 1}
+    frozen = {"tokenizer": str(run / "tokenizer"), "text": str(run / "text")}
+    tokens(shards=tmp_path / "shards", out=tmp_path / "tokens", target_fps=6.0, **frozen)
+    figures = pretrain(
+        tokens=[run / "tokens", tmp_path / "tokens"], out=tmp_path / "p", steps=2, batch_size=8, threads=1, **frozen
+    )
+    assert figures["windows"] > 100
+
+
+def test_another_tokenizer_is_refused(run, tmp_path):
+    train_tokenizer(shards=run / "shards", out=tmp_path / "other", steps=2, batch_size=8, seed=9)
+    with pytest.raises(CheckpointError, match="expected the tokenizer that made the tokens"):
+        pretrain(tokens=[run / "tokens"], out=tmp_path / "p", tokenizer=str(tmp_path / "other"), steps=2, batch_size=8)
+
+
+def test_changes_of_a_size_reach_the_release_and_leave_an_initial_model_alone(run, tmp_path):
+    changes, frozen = ModelChanges(decoding="raster", code_renaming=0.5), {"tokenizer": str(run / "tokenizer")}
+    options = {"tokens": [run / "tokens"], "text": str(run / "text"), "batch_size": 8, "threads": 1, **frozen}
+    pretrain(out=tmp_path / "p", steps=1, model=changes, **options)
+    release = json.loads((tmp_path / "p/config.json").read_text())
+    assert (release["model"]["decoding"], release["model"]["code_renaming"]) == ("raster", 0.5)
+    pretrain(out=tmp_path / "q", steps=1, frame_step=2, **options)
+    wider = json.loads((tmp_path / "q/config.json").read_text())
+    assert wider["frame_step"] == 2 * release["frame_step"]
+    assert 0 < wider["provenance"]["windows"] < release["provenance"]["windows"]
+    with pytest.raises(ConfigError, match="leave --model out"):
+        finetune(out=tmp_path / "f", init=tmp_path / "p", steps=1, model=changes, **options)
+
+
+def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatch, capsys):
+    tiny = ChainPreset(
+        name="demo", scenes="D", chains=4, tokenizer_steps=0, text_steps=0, pretrain_steps=2, correction_chains=1,
+        imitation_steps=2, finetune_steps=2, batch_size=8, learning_rate=1e-3, frame_fraction=0.5, starts=1,
+        test_chains=1, max_steps=3, shown_episodes=1, metric_episodes=2,
+    )  # fmt: skip
+    monkeypatch.setattr("gr2.benchmarks.demo.demo_preset", lambda: tiny)
+    report = demo(out=tmp_path / "run", workers=1)
+    assert report.is_file()
+    stages = json.loads((tmp_path / "run" / "stages.json").read_text())
+    names = ["record", "shards", "tokens", "pretrain", "imitate", "correct", "correction shards", "correction tokens"]
+    assert [row["name"] for row in stages] == [*names, "finetune", "act", "imagine"]
+    assert all(row["command"].startswith("gr2 ") for row in stages)
+    capsys.readouterr()
+    demo(out=tmp_path / "run", workers=1)
+    assert capsys.readouterr().out.count("done before") == len(stages)
+    with pytest.raises(DataError, match="add --fresh"):
+        demo(out=tmp_path / "run", workers=1, seed=1)

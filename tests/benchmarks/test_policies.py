@@ -1,0 +1,289 @@
+"""Policies from outside: a class of the user's, a server; what they do wrong is named in one sentence."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pybullet
+import pytest
+import torch
+from model_cases import make_model, small_config
+
+from gr2.benchmarks.calvin.episodes import run_task, task_start
+from gr2.benchmarks.calvin.evaluate import EvaluationConfig, Job, _run_jobs
+from gr2.benchmarks.playtable.environment import PlayTable
+from gr2.benchmarks.policies.opening import open_policy
+from gr2.benchmarks.simulation.control import make_control
+from gr2.contracts import ActionTrajectory, Observation
+from gr2.errors import DataError, EnvironmentMissing, Gr2Error, PolicyError
+from gr2.gr_model.act.policy import GR2Policy, act_together
+from gr2.gr_model.act.remote import (
+    RemotePolicy,
+    pack,
+    pack_observation,
+    pack_trajectory,
+    unpack,
+    unpack_observation,
+    unpack_trajectory,
+)
+from gr2.gr_model.act.serving import BatchedPolicy, make_server
+
+USER_POLICY = '''
+import numpy as np
+from gr2.contracts import ActionTrajectory
+
+class Still:
+    """Stay where the tool is."""
+    def reset(self):
+        pass
+    def act(self, observation):
+        k = 10
+        return ActionTrajectory(
+            positions=np.repeat(observation.tool_position[None], k, 0),
+            quaternions=np.repeat(observation.tool_quaternion[None], k, 0),
+            gripper=np.ones(k), dt=1 / 30, start_time=observation.time)
+
+class Nan(Still):
+    def act(self, observation):
+        good = super().act(observation)
+        return ActionTrajectory(positions=good.positions * np.nan, quaternions=good.quaternions,
+                                gripper=good.gripper, dt=good.dt, start_time=good.start_time)
+
+class Silent(Still):
+    def act(self, observation):
+        return None
+
+class NoAct:
+    def reset(self):
+        pass
+
+class Picky:
+    def __init__(self, size):
+        pass
+
+number = 3
+'''
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[PlayTable]:
+    env = PlayTable("D", render_mode=None)
+    yield env
+    env.close()
+
+
+@pytest.fixture
+def user_file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(USER_POLICY)
+    return path
+
+
+def observation(seed: int = 0, instruction: str = "open the drawer") -> Observation:
+    rng = np.random.default_rng(seed)
+    return Observation(
+        images={name: rng.integers(0, 255, (32, 32, 3)).astype(np.uint8) for name in ("static", "gripper")},
+        tool_position=rng.normal(size=3),
+        tool_quaternion=np.array([0.0, 0.0, 0.0, 1.0]),
+        gripper_opening=0.5,
+        gripper_command=1.0,
+        joint_positions=rng.normal(size=7),
+        instruction=instruction,
+        time=0.1 * seed,
+    )
+
+
+def test_a_class_of_the_user_acts(world: PlayTable, user_file: Path) -> None:
+    policy = open_policy(f"{user_file}:Still", world)
+    task_start(world, "open_drawer", 1, 0)
+    control = make_control("calvin", world)
+    control.reset()
+    result = run_task(world, policy, control, "open_drawer", executed_steps=policy.executed_steps, max_steps=6)
+    assert not result.success and result.steps == 6
+
+
+def test_the_experts_act_as_a_policy(world: PlayTable) -> None:
+    policy = open_policy("scripted", world)
+    task_start(world, "turn_on_led", 1, 0)
+    control = make_control("calvin", world)
+    control.reset()
+    assert run_task(world, policy, control, "turn_on_led", executed_steps=5, max_steps=60).success
+
+
+def test_an_evaluation_leaves_no_simulator_behind(tmp_path: Path) -> None:
+    def connected() -> list[int]:
+        return [client for client in range(64) if pybullet.isConnected(client)]
+
+    config = EvaluationConfig(
+        policy="scripted", weights="", scene="D", calvin_root="", executed_steps=5, max_steps=5, image_px=16,
+        renderer="tiny", fast_drawing=False, backend="gr2", seed=0,
+    )  # fmt: skip
+    before = connected()
+    for index in range(2):
+        _run_jobs(config, [Job(control="calvin", kind="open_drawer", index=index)], "none", tmp_path)
+    assert connected() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("Nan", "act.. failed.*expected finite numbers"),
+        ("Silent", "expected act.. to return an ActionTrajectory, got NoneType"),
+    ],
+)
+def test_a_wrong_answer_is_named(world: PlayTable, user_file: Path, name: str, sentence: str) -> None:
+    policy = open_policy(f"{user_file}:{name}", world)
+    with pytest.raises(PolicyError, match=sentence):
+        policy.act(observation())
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("NoAct", "without act"),
+        ("Picky", "must work without arguments"),
+        ("number", "expected a class or function 'number'"),
+        ("Missing", "found none there"),
+    ],
+)
+def test_what_is_no_policy_is_refused(world: PlayTable, user_file: Path, name: str, sentence: str) -> None:
+    with pytest.raises(PolicyError, match=sentence):
+        open_policy(f"{user_file}:{name}", world)
+
+
+def test_modules_that_cannot_be_imported_are_named(world: PlayTable, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    for source in (f"{tmp_path}/broken.py:f", f"{tmp_path}/absent.py:f", "no_such_package.policies:f"):
+        with pytest.raises(PolicyError, match=r"cannot be imported|expected a Python file"):
+            open_policy(source, world)
+
+
+def test_messages_come_back() -> None:
+    sent = observation(3, "größer")
+    got, session = unpack_observation(pack_observation(sent, "s1"))
+    assert session == "s1" and got.instruction == "größer" and got.time == sent.time
+    assert np.array_equal(got.state_vector(), sent.state_vector())
+    assert all(np.array_equal(got.images[name], sent.images[name]) for name in sent.images)
+    trajectory = ActionTrajectory(
+        positions=np.ones((4, 3)), quaternions=np.ones((4, 4)), gripper=np.zeros(4), dt=0.1, start_time=2.0
+    )
+    back = unpack_trajectory(pack_trajectory(trajectory))
+    assert np.array_equal(back.positions, trajectory.positions) and (back.dt, back.start_time) == (0.1, 2.0)
+
+
+def test_messages_hold_no_objects() -> None:
+    with pytest.raises(DataError, match="expected an npz file"):
+        unpack(b"nothing")
+    with pytest.raises(DataError, match="Object arrays cannot be loaded"):
+        unpack(pack({"a": np.array({"x": 1}, dtype=object)}))
+    with pytest.raises(DataError, match="expected the arrays"):
+        unpack_observation(pack({"time": np.array(1.0)}))
+
+
+def small_policy() -> GR2Policy:
+    """Make a policy whose tokenizers are stand-ins: codes are pixel values, words their lengths."""
+    model = small_policy_model()
+    grids = {camera.name: camera.grid for camera in model.config.cameras}
+
+    def encode_images(frames: np.ndarray) -> np.ndarray:
+        n = grids["static"][0] * grids["static"][1]
+        return frames.reshape(len(frames), -1)[:, :n].astype(np.int64) % model.config.codebook_size
+
+    def encode_text(sentences: object) -> tuple[np.ndarray, np.ndarray]:
+        words = [str(s).split() for s in sentences]  # type: ignore[attr-defined]
+        features = np.zeros((len(words), model.config.text_length, model.config.text_dim), np.float32)
+        mask = np.zeros(features.shape[:2], bool)
+        for row, sentence in enumerate(words):
+            for column, word in enumerate(sentence[: model.config.text_length]):
+                features[row, column] = len(word)
+                mask[row, column] = True
+        return features, mask
+
+    return GR2Policy(model, encode_images=encode_images, encode_text=encode_text, control_hz=30.0, executed_steps=1)
+
+
+_MODEL: list[torch.nn.Module] = []
+
+
+def small_policy_model():  # type: ignore[no-untyped-def]
+    if not _MODEL:
+        from gr2.gr_model.model.config import CameraSpec
+
+        cameras = (CameraSpec(name="static", grid=(4, 4)), CameraSpec(name="gripper", grid=(4, 4)))
+        _MODEL.append(make_model(small_config(cameras=cameras)))
+    return _MODEL[0]
+
+
+def test_acting_together_equals_acting_alone() -> None:
+    seen = [observation(i, text) for i, text in enumerate(["open the drawer", "push", "lift the red block up"])]
+    alone = [small_policy().act(o) for o in seen]
+    policies = [small_policy() for _ in seen]
+    together = act_together(policies, seen)
+    for left, right in zip(alone, together, strict=True):
+        assert np.allclose(left.positions, right.positions, atol=1e-5)
+        assert left.start_time == right.start_time
+    policies[0].reset()
+    mixed = act_together(policies, seen)  # histories of different length
+    assert np.allclose(mixed[0].positions, alone[0].positions, atol=1e-5)
+
+
+def test_a_pass_that_fails_is_not_remembered() -> None:
+    good, bad = small_policy(), small_policy()
+
+    def no_words(sentences: object) -> tuple[np.ndarray, np.ndarray]:
+        raise ValueError("no words")
+
+    bad.encode_text = no_words
+    with pytest.raises(ValueError, match="no words"):
+        act_together([good, bad], [observation(0), observation(1)])
+    assert len(good.history) == len(bad.history) == 0
+    assert len(good.act(observation(0)).positions) and len(good.history) == 1
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    server = make_server(BatchedPolicy(small_policy, max_wait=0.02), "small", "127.0.0.1", 0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_server_answers_many_clients_each_with_its_own_history(address: str, world: PlayTable) -> None:
+    local, answers = small_policy(), {}
+    expected = [local.act(observation(i)).positions for i in range(3)]
+
+    def client(number: int) -> None:
+        policy = open_policy(address, world)
+        policy.reset()
+        answers[number] = [policy.act(observation(i)).positions for i in range(3)]
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 4
+    for got in answers.values():
+        assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_server_says_what_is_wrong(address: str) -> None:
+    policy = RemotePolicy(address)
+    blind = Observation(**{name: getattr(observation(), name) for name in observation().__slots__} | {"images": {}})
+    with pytest.raises(PolicyError, match="400: GR2Policy: expected a picture"):
+        policy.act(blind)
+    assert policy.act(observation()).positions.shape[1] == 3
+    policy.close()
+
+
+def test_nobody_at_the_address_is_named() -> None:
+    with pytest.raises(EnvironmentMissing, match="expected a running `gr2 serve`"):
+        RemotePolicy("http://127.0.0.1:9")
+    with pytest.raises(Gr2Error, match="expected an address"):
+        RemotePolicy("https://host")

@@ -1,0 +1,224 @@
+"""The trajectory heads: one interface, masks, noise, and several motions that answer one observation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from model_cases import make_batch, make_context, make_model, small_config
+
+from gr2.cvae_head import kinds
+from gr2.cvae_head.cvae import COLLAPSED_KL, CVAEConfig, CVAEHead
+from gr2.cvae_head.diffusion import cosine_schedule
+from gr2.cvae_head.head import ChunkShape, TrajectoryHead
+from gr2.cvae_head.kinds import HeadConfig, HeadOptions, head_config_from_dict, make_head
+from gr2.cvae_head.losses import kl_between_normals, kl_to_standard_normal
+from gr2.cvae_head.networks import time_features
+from gr2.cvae_head.regression import RegressionConfig
+from gr2.cvae_head.tokens import TokensConfig, TokensHead
+from gr2.cvae_head.two_ways import TREE, judge, train_two_ways
+from gr2.errors import ConfigError
+
+SHAPE = ChunkShape(length=5, width=7, binary=(6,))
+KINDS = ("cvae", "regression", "flow", "diffusion")
+CONFIGS: list[HeadConfig] = [kinds.small(kind) for kind in KINDS]
+CONFIGS += [replace(kinds.reference(kind), width=32) for kind in KINDS]
+CONFIGS += [
+    CVAEConfig(network="mlp", prior="gaussian"),
+    CVAEConfig(network="mlp", prior="flow"),
+    HeadOptions(kind="diffusion", prediction="epsilon", steps=50).apply(kinds.small()),
+]
+
+
+def name_of(config: HeadConfig) -> str:
+    return f"{config.kind}-{config.network}-{getattr(config, 'prior', '')}{getattr(config, 'prediction', '')}"
+
+
+def make(config: HeadConfig, seed: int = 0) -> TrajectoryHead:
+    torch.manual_seed(seed)
+    head = make_head(config, condition_dim=32, shape=SHAPE)
+    for parameter in head.parameters():  # last layers begin at zero: let every path count
+        torch.nn.init.normal_(parameter, std=0.1)
+    return head
+
+
+def chunks(count: int) -> torch.Tensor:
+    chunk = torch.randn(count, SHAPE.length, SHAPE.width)
+    chunk[..., 6] = (chunk[..., 6] > 0).float()
+    return chunk
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_what_is_masked_changes_no_loss(config: HeadConfig) -> None:
+    head = make(config)
+    condition, chunk = torch.randn(4, 32), chunks(4)
+    mask = torch.ones(4, 5, 7, dtype=torch.bool)
+    mask[:, 3:] = False
+    mask[0, :, 2] = False
+    losses = []
+    for filling in (0.0, 7.0):
+        torch.manual_seed(1)
+        losses.append(head.loss(condition, torch.where(mask, chunk, filling), mask))
+    assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
+    assert torch.isfinite(losses[0]["action_loss"])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_equal_noise_gives_equal_chunks_and_other_noise_others(config: HeadConfig) -> None:
+    head = make(config).eval()
+    condition, noise = torch.randn(4, 32), torch.randn(4, head.noise_dim)
+    first = head.sample(condition, noise)
+    assert first.shape == (4, 5, 7)
+    assert (first[..., 6] >= 0).all() and (first[..., 6] <= 1).all()
+    assert torch.equal(first, head.sample(condition, noise))
+    torch.testing.assert_close(head.sample(condition[1:2], noise[1:2]), first[1:2])
+    if head.noise_dim:
+        assert not torch.equal(first, head.sample(condition, -noise))
+    assert torch.equal(head.sample(condition), head.sample(condition, torch.zeros_like(noise)))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_every_head_learns_one_batch(config: HeadConfig) -> None:
+    torch.manual_seed(0)
+    head = make_head(config, condition_dim=32, shape=SHAPE)
+    condition, chunk = torch.randn(8, 32), chunks(8)
+    mask = torch.ones(8, 5, 7, dtype=torch.bool)
+    optimizer = torch.optim.Adam(head.parameters(), lr=2e-3)
+    for _ in range(1500 if getattr(config, "prediction", "") == "epsilon" else 400):
+        optimizer.zero_grad()
+        head.loss(condition, chunk, mask)["action_loss"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        answer = head.sample(condition, torch.randn(8, head.noise_dim))
+    guess = chunk[..., :6] - chunk[..., :6].mean(0)
+    assert float((answer - chunk)[..., :6].abs().mean()) < 0.6 * float(guess.abs().mean())
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_a_configuration_survives_its_record(config: HeadConfig) -> None:
+    assert head_config_from_dict(asdict(config)) == config
+
+
+def test_records_of_the_first_release_take_the_mean_of_the_prior() -> None:
+    old = {"latent_dim": 16, "kind": "mlp", "width": 256, "heads": 8, "encoder_blocks": 4, "decoder_blocks": 4,
+           "pose_norm": "l1", "pose_weight": 1.0, "gripper_weight": 0.3, "kl_weight": 0.3}  # fmt: skip
+    read = head_config_from_dict(old)
+    assert isinstance(read, CVAEConfig) and not read.sample_latent and read.network == "mlp"
+    assert make_head(read, condition_dim=8, shape=SHAPE).noise_dim == 0
+    assert isinstance(head_config_from_dict({**old, "latent_dim": 0}), RegressionConfig)
+
+
+def test_options_must_fit_the_kind() -> None:
+    with pytest.raises(ConfigError, match=r"--head.kl_weight: expected an option of the head flow \(.*steps.*got 0.1"):
+        HeadOptions(kind="flow", kl_weight=0.1).apply(kinds.small())
+    assert HeadOptions().apply(kinds.small()) == kinds.small()
+    chosen = HeadOptions(kind="flow", steps=3).apply(kinds.small())
+    assert chosen.kind == "flow" and chosen.steps == 3 and chosen.network == "mlp"
+    with pytest.raises(ConfigError, match="expected a kind of cvae"):
+        head_config_from_dict({"kind": "mixture"})
+
+
+def test_divergences_agree_with_torch_distributions() -> None:
+    mean, log_variance, prior_mean, prior_log_variance = torch.randn(4, 6, 5).unbind()
+    posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    prior = torch.distributions.Normal(prior_mean, (0.5 * prior_log_variance).exp())
+    expected = torch.distributions.kl_divergence(posterior, prior)
+    torch.testing.assert_close(kl_between_normals(mean, log_variance, prior_mean, prior_log_variance), expected)
+    standard = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0))
+    torch.testing.assert_close(kl_to_standard_normal(mean, log_variance), standard)
+
+
+def test_free_bits_and_warm_up_make_the_latent_cheap() -> None:
+    torch.manual_seed(0)
+    condition, chunk, mask = torch.randn(4, 32), chunks(4), torch.ones(4, 5, 7, dtype=torch.bool)
+    head = make(CVAEConfig(network="mlp", latent_dim=4, kl_weight=1.0, kl_warmup=10))
+    assert isinstance(head, CVAEHead)
+
+    def penalty(step: int | None) -> float:
+        torch.manual_seed(1)
+        losses = head.loss(condition, chunk, mask, step=step)
+        return float(losses["action_loss"] - losses["continuous_loss"] - 0.01 * losses["binary_loss"])
+
+    assert penalty(0) == pytest.approx(0.1 * penalty(None), rel=1e-3)
+    assert penalty(9) == pytest.approx(penalty(None)) == pytest.approx(penalty(1000))
+    free = make(CVAEConfig(network="mlp", latent_dim=4, kl_weight=1.0, free_bits=1e6))
+    losses = free.loss(condition, chunk, mask)
+    rest = losses["action_loss"] - losses["continuous_loss"] - 0.01 * losses["binary_loss"]
+    assert float(rest) == pytest.approx(4e6)
+
+
+def test_tokens_of_a_chunk_give_it_back_up_to_half_a_bin() -> None:
+    chunk = chunks(6).clamp(-2, 2)
+    steps = TokensHead(TokensConfig(bins=64, bound=4.0), width=16, shape=SHAPE)
+    back = steps.detokenize(steps.tokenize(chunk))
+    assert float((back - chunk)[..., :6].abs().max()) <= 4 / 64 + 1e-6
+    assert torch.equal(back[..., 6].round(), chunk[..., 6])
+    whole = TokensHead(TokensConfig(bins=4096, dct=5), width=16, shape=SHAPE)
+    torch.testing.assert_close(whole.detokenize(whole.tokenize(chunk)), chunk, atol=5e-3, rtol=0)
+    smooth = chunk.mean(1, keepdim=True).expand(-1, 5, -1)
+    few = TokensHead(TokensConfig(bins=4096, dct=1), width=16, shape=SHAPE)
+    assert few.num_queries == 7
+    torch.testing.assert_close(few.detokenize(few.tokenize(smooth))[..., :6], smooth[..., :6], atol=5e-3, rtol=0)
+
+
+def test_tokens_drawn_one_by_one_are_those_of_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read back through the trunk at once, the tokens of an answer are the likeliest everywhere."""
+    model = make_model(small_config(head=TokensConfig(bins=8, dct=2, temperature=0.0)))
+    head = model.head
+    assert isinstance(head, TokensHead)
+    context = make_context(model, make_batch(model.config))
+    drawn: list[torch.Tensor] = []
+    read = head.detokenize
+    monkeypatch.setattr(head, "detokenize", lambda tokens: drawn.append(tokens) or read(tokens))
+    with torch.no_grad():
+        assert model.act(context).shape == (3, 5, 7)
+    tokens = drawn[0]
+    layout = model.layout(context, with_frames=False, with_action=True)
+    x, mask = model.assemble(layout, context, None, head.inputs(tokens))
+    y = model.gpt(x, mask, model.constants(layout)["action"])
+    assert len(layout.positions("action")) == 14
+    assert torch.equal(head.logits(y).argmax(-1), tokens)
+
+
+def test_tokens_follow_their_distribution() -> None:
+    head = TokensHead(TokensConfig(bins=4), width=16, shape=SHAPE)
+    with torch.no_grad():
+        head.logits.weight.zero_()
+        head.logits.bias.copy_(torch.tensor([0.1, 0.4, 0.3, 0.2]).log())
+        tokens = head.draw(torch.zeros(4000, 16), torch.randn(4000, generator=torch.Generator().manual_seed(0)))
+        assert int(head.draw(torch.zeros(1, 16), None)) == 1  # the median
+    shares = torch.bincount(tokens, minlength=4) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.4, 0.3, 0.2]), atol=0.03, rtol=0)
+
+
+def test_noise_levels_and_times_are_ordered_and_distinct() -> None:
+    signal = cosine_schedule(100)
+    assert (signal.diff() < 0).all() and signal[0] > 0.99 and signal[-1] < 0.01
+    features = time_features(torch.linspace(0, 1, 11))
+    assert torch.cdist(features, features).fill_diagonal_(1).min() > 0.1
+
+
+TWO_WAYS = {
+    "regression": (HeadOptions(kind="regression"), False),
+    "cvae at z = 0": (HeadOptions(kind="cvae", sample_latent=False), False),
+    "cvae": (HeadOptions(kind="cvae"), True),
+    "flow": (HeadOptions(kind="flow"), True),
+    "diffusion": (HeadOptions(kind="diffusion"), True),
+}
+
+
+@pytest.mark.parametrize("name", TWO_WAYS)
+def test_two_ways_round_a_tree(name: str) -> None:
+    """Half of the demonstrations pass left, half right: an average hits the tree."""
+    options, both = TWO_WAYS[name]
+    result = judge(train_two_ways(options.apply(kinds.small()), seed=0), count=400, seed=1)
+    if both:
+        assert result.hits < 0.1 and min(result.left, result.right) > 0.25, result
+    else:
+        assert max(result.left, result.right) > 0.99 or result.hits > 0.5, result
+
+
+def test_the_tree_stands_in_the_way() -> None:
+    assert TREE.distance(np.zeros((1, 3, 2)) + [[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])[0] < 0 < COLLAPSED_KL

@@ -1,0 +1,368 @@
+"""The stages from a dataset to token shards: nothing is lost without a reason, nothing is done twice."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stage_cases import contents, run_and_kill
+
+from gr2.contracts import Episode
+from gr2.data_pipeline.curation.filters import FilterConfig
+from gr2.data_pipeline.curation.ingest import cut_windows, write_video_shards
+from gr2.data_pipeline.executors import Executor, ordered_map
+from gr2.data_pipeline.files import load_array
+from gr2.data_pipeline.loading.token_store import TokenStore
+from gr2.data_pipeline.readers.source import open_source
+from gr2.data_pipeline.store.episodes import write_episode
+from gr2.data_pipeline.store.shards import (
+    ShardWriter,
+    list_shards,
+    read_indexed,
+    read_samples,
+)
+from gr2.data_pipeline.tokens import write_token_shards
+from gr2.data_pipeline.video.reader import open_video, write_video
+from gr2.errors import ConfigError, DataError, WorkerDied
+
+SAMPLES = Path(__file__).parents[2] / "../shared/real_samples"
+needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="real sample videos are not beside the checkout")
+
+FACTS = {"codebook_size": 256, "grid": [4, 4], "sha256": "fake"}
+KEEP_ALL = FilterConfig(min_frames=1, min_seconds=0, min_motion=0)
+
+
+def encode_images(frames: np.ndarray) -> np.ndarray:
+    """Stand in for the image tokenizer: the red values of a 4 x 4 grid of pixels."""
+    return frames[:, 8::16, 8::16, 0].reshape(len(frames), 16).astype(np.int64)
+
+
+def encode_texts(sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Stand in for the text encoder: the length of each sentence."""
+    lengths = np.array([len(sentence) for sentence in sentences], np.float32)
+    return np.broadcast_to(lengths[:, None, None], (len(lengths), 4, 3)), np.ones((len(lengths), 4), bool)
+
+
+def noise(num_frames: int, size: int = 64, seed: int = 0) -> np.ndarray:
+    """Draw coarse coloured noise that changes with each frame: uint8 `[f h w 3]`."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (num_frames, 4, 4, 3), dtype=np.uint8)
+    return coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
+
+
+def write_folder(root: Path, count: int) -> None:
+    """Write short videos `clip_00.mp4` and so on, a static one and a broken one, with a table of captions."""
+    for i in range(count):
+        write_video(root / f"clip_{i:02d}.mp4", noise(12, seed=i), fps=10)
+    write_video(root / "static.mp4", np.full((12, 64, 64, 3), 90, np.uint8), fps=10)
+    (root / "broken.mp4").write_bytes((root / "clip_00.mp4").read_bytes()[:1500])
+    rows = "".join(f'clip_{i:02d}.mp4,"push, block {i}"\n' for i in range(count))
+    (root / "captions.csv").write_text("file,caption\n" + rows)
+
+
+def test_shards_are_plain_webdataset_with_true_offsets(tmp_path: Path) -> None:
+    import webdataset
+
+    wanted = {f"sample-{i}-{'x' * 90}": {"static.mp4": os.urandom(700 * i + 1), "json": b"{}"} for i in range(9)}
+    with ShardWriter(tmp_path, max_bytes=8000) as writer:
+        for key, members in wanted.items():
+            writer.write(key, members)
+            if writer.is_full:
+                writer.finish_shard()
+    shards = list_shards(tmp_path)
+    assert len(shards) > 2 and all(shard.stat().st_size < 8000 + 8000 + 10240 for shard in shards)
+    plain = list(webdataset.WebDataset([str(s) for s in shards], shardshuffle=False))
+    assert [sample["__key__"] for sample in plain] == list(wanted)
+    assert all(sample["static.mp4"] == wanted[sample["__key__"]]["static.mp4"] for sample in plain)
+    assert [sample["__key__"] for sample in read_samples(tmp_path)] == list(wanted)
+    assert dict(pair for shard in shards for pair in read_indexed(shard)) == wanted
+
+
+def write_same_key_twice(out: Path) -> None:
+    """Write two samples of one name."""
+    with ShardWriter(out, max_bytes=100) as writer:
+        writer.write("a", {"json": b"{}"})
+        writer.write("a", {"json": b"{}"})
+
+
+def test_writer_leaves_nothing_half_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="got the last one again"):
+        write_same_key_twice(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DataError, match="no dots"), ShardWriter(tmp_path, max_bytes=100) as writer:
+        writer.write("a.b", {"json": b"{}"})
+
+
+def test_filters_count_and_name_what_they_drop(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 3)
+    write_video(tmp_path / "in/short.mp4", noise(3), fps=10)
+    manifest = write_video_shards(source=tmp_path / "in", out=tmp_path / "out")
+    assert manifest["counts"]["records"] == 6 and manifest["counts"]["kept"] == 3
+    assert manifest["counts"]["dropped"] == {"undecodable": 1, "static": 1, "too_short": 1}
+    assert {reason: examples[0]["source"] for reason, examples in manifest["examples"].items()} == {
+        "undecodable": "broken.mp4",
+        "static": "static.mp4",
+        "too_short": "short.mp4",
+    }
+    for sample in read_samples(tmp_path / "out"):
+        description = json.loads(sample["json"])
+        source = tmp_path / "in" / description["source"]
+        assert sample["static.mp4"] == source.read_bytes()
+        assert description["caption"] == f"push, block {int(source.stem[-2:])}"
+        assert description["windows"] == [{"start": 0, "stop": 12, "caption": description["caption"]}]
+    (tmp_path / "only_static").mkdir()
+    shutil.copy(tmp_path / "in/static.mp4", tmp_path / "only_static")
+    with pytest.raises(DataError, match=r"static\.mp4: mean frame difference"):
+        write_video_shards(source=tmp_path / "only_static", out=tmp_path / "none")
+
+
+def test_windows_cover_a_long_video_once() -> None:
+    for num_frames, fps, longest in (
+        (1000, 29.97, 10.0),
+        (1, 3.0, 60.0),
+        (600, 10.0, 60.0),
+        (601, 10.0, 60.0),
+    ):
+        windows = cut_windows(num_frames, fps, longest)
+        assert [i for start, stop in windows for i in range(start, stop)] == list(range(num_frames))
+        assert all((stop - start) / fps <= longest for start, stop in windows)
+    assert len(cut_windows(600, 10.0, 60.0)) == 1 and len(cut_windows(601, 10.0, 60.0)) == 2
+
+
+@pytest.mark.parametrize("after", [0, 4, 7])
+def test_killed_stages_go_on_to_the_same_bytes(tmp_path: Path, after: int) -> None:
+    write_folder(tmp_path / "in", 8)
+    clip = (tmp_path / "in/clip_00.mp4").stat().st_size
+    video = {"source": tmp_path / "in", "shard_megabytes": 2.5 * clip / 1e6}
+    whole = write_video_shards(out=tmp_path / "whole", **video)
+    assert len(whole["shards"]) >= 3
+    run_and_kill(write_video_shards, after, {"out": tmp_path / "killed", **video})
+    (tmp_path / "killed/.manifest.json.1.tmp").write_text("half a manifest")
+    (tmp_path / "killed/shard-000009.tar").write_text("a tar without an index")
+    assert write_video_shards(out=tmp_path / "killed", **video) == whole
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+    tokens = {
+        "shards": tmp_path / "whole",
+        "encode_images": encode_images,
+        "encode_texts": encode_texts,
+        "tokenizer_facts": FACTS,
+        "image_size": 64,
+    }
+    write_token_shards(out=tmp_path / "tokens", **tokens)
+    run_and_kill(write_token_shards, after, {"out": tmp_path / "tokens_killed", **tokens})
+    with pytest.raises(DataError, match="not finished"):
+        TokenStore.open([tmp_path / "tokens_killed"], ["static"])
+    write_token_shards(out=tmp_path / "tokens_killed", **tokens)
+    assert contents(tmp_path / "tokens_killed") == contents(tmp_path / "tokens")
+
+
+def test_a_kill_between_the_last_shard_and_the_manifest_loses_nothing(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 3)
+    clip = (tmp_path / "in/clip_00.mp4").stat().st_size
+    options = {"source": str(tmp_path / "in"), "out": tmp_path / "out", "shard_megabytes": 1.5 * clip / 1e6}
+    whole = write_video_shards(**options)
+    before = contents(tmp_path / "out")
+    running = json.loads(before["manifest.json"]) | {"status": "running"}
+    (tmp_path / "out/manifest.json").write_text(json.dumps(running))
+    assert write_video_shards(**options) == whole and contents(tmp_path / "out") == before
+
+
+def test_a_damaged_sample_is_named_before_it_is_used(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 3)
+    write_video_shards(source=str(tmp_path / "in"), out=tmp_path / "out")
+    (shard,) = list_shards(tmp_path / "out")
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"push, block 1")] ^= 1
+    shard.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"clip_01_mp4-\w+\.json: expected the checksum 0x\w+, got 0x\w+; the shard is"):
+        list(read_indexed(shard))
+
+
+def test_finished_stage_is_skipped_and_other_parameters_are_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 2)
+    first = write_video_shards(source=tmp_path / "in", out=tmp_path / "out")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert write_video_shards(source=tmp_path / "in", out=tmp_path / "out", num_workers=2) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == stamps
+    with pytest.raises(DataError, match="filters changed"):
+        write_video_shards(source=tmp_path / "in", out=tmp_path / "out", filters=KEEP_ALL)
+    again = write_video_shards(
+        source=tmp_path / "in", out=tmp_path / "out", filters=KEEP_ALL, overwrite=True, num_workers=2
+    )
+    assert again["counts"]["kept"] == 3 and again["counts"]["dropped"] == {"undecodable": 1}
+
+
+def test_changed_source_is_noticed_when_a_stage_goes_on(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 6)
+    options = {"source": tmp_path / "in", "out": tmp_path / "out", "shard_megabytes": 1e-6}
+    run_and_kill(write_video_shards, 3, options)
+    (tmp_path / "in/clip_00.mp4").unlink()
+    with pytest.raises(DataError, match="source has changed"):
+        write_video_shards(**options)
+
+
+def recorded_episode(num_steps: int, stride: int, seed: int, instruction: str) -> Episode:
+    """Make an episode of noise."""
+    rng = np.random.default_rng(seed)
+    num_frames = -(-num_steps // stride)
+    return Episode(
+        images={"static": noise(num_frames, seed=seed), "gripper": noise(num_frames, 32, seed + 100)},
+        states=rng.normal(size=(num_steps, 16)).astype(np.float32),
+        actions=rng.normal(size=(num_steps, 8)).astype(np.float32),
+        instruction=instruction,
+        control_hz=20.0,
+        frame_stride=stride,
+    )
+
+
+def test_long_episodes_become_windows_with_their_own_steps(tmp_path: Path) -> None:
+    episode = recorded_episode(97, 4, 0, "lift it")
+    write_episode(tmp_path / "in", 0, episode, {"task": "lift"})
+    write_video_shards(source=tmp_path / "in", out=tmp_path / "video", window_seconds=2.0)
+    manifest = write_token_shards(
+        shards=tmp_path / "video",
+        out=tmp_path / "tokens",
+        encode_images=encode_images,
+        encode_texts=encode_texts,
+        tokenizer_facts=FACTS,
+        image_size=64,
+    )
+    assert manifest["counts"]["windows"] == 3 and manifest["counts"]["frames"] == 25
+    samples = list(read_samples(tmp_path / "tokens"))
+    codes = np.concatenate([load_array(sample["codes.static.npy"]) for sample in samples])
+    with open_video(tmp_path / "in/episode_000000/static.mp4") as reader:
+        assert np.array_equal(codes, encode_images(reader.get_batch(range(25))))
+    for member, values in (("states.npy", episode.states), ("actions.npy", episode.actions)):
+        assert np.array_equal(np.concatenate([load_array(sample[member]) for sample in samples]), values)
+    for sample in samples:
+        description = json.loads(sample["json"])
+        assert description["num_frames"] == -(-len(load_array(sample["states.npy"])) // 4)
+        assert description["video"] == "episode_000000"
+
+
+def test_a_video_greater_than_a_shard_becomes_clips_of_every_frame(tmp_path: Path) -> None:
+    write_video(tmp_path / "in/long.mp4", noise(95), fps=10)
+    (tmp_path / "in/long.txt").write_text("a long afternoon")
+    write_video(tmp_path / "in/short.mp4", noise(12, seed=5), fps=10)
+    size = (tmp_path / "in/long.mp4").stat().st_size
+    manifest = write_video_shards(
+        source=str(tmp_path / "in"), out=tmp_path / "out", window_seconds=2.0, shard_megabytes=0.5 * size / 1e6
+    )
+    assert manifest["counts"]["kept"] == 6 and manifest["counts"]["frames"] == 107
+    *parts, short = read_samples(tmp_path / "out")
+    assert all(shard.stat().st_size < size for shard in list_shards(tmp_path / "out"))
+    frames = []
+    for part in parts:
+        assert json.loads(part["json"])["caption"] == "a long afternoon"
+        with open_video(part["static.mp4"]) as reader:
+            frames.append(reader.get_batch(range(len(reader))))
+    with open_video(tmp_path / "in/long.mp4") as reader:
+        whole = reader.get_batch(range(95))
+    assert np.abs(np.concatenate(frames).astype(int) - whole).mean() < 2
+    assert short["static.mp4"] == (tmp_path / "in/short.mp4").read_bytes()
+    (tmp_path / "in/long.mp4").write_bytes((tmp_path / "in/long.mp4").read_bytes()[: size // 2])
+    broken = write_video_shards(source=str(tmp_path / "in"), out=tmp_path / "again", shard_megabytes=0.2 * size / 1e6)
+    assert broken["counts"]["dropped"] == {"unreadable": 1}
+
+
+def test_thinner_frames_keep_their_steps(tmp_path: Path) -> None:
+    write_episode(tmp_path / "in", 0, recorded_episode(100, 2, 0, "lift it"), {})
+    write_video_shards(source=tmp_path / "in", out=tmp_path / "video")
+    write_token_shards(
+        shards=tmp_path / "video",
+        out=tmp_path / "tokens",
+        encode_images=encode_images,
+        encode_texts=encode_texts,
+        tokenizer_facts=FACTS,
+        image_size=64,
+        target_fps=5.0,
+    )
+    (sample,) = read_samples(tmp_path / "tokens")
+    description = json.loads(sample["json"])
+    assert (description["fps"], description["frame_stride"], description["num_frames"]) == (5.0, 4, 25)
+    with open_video(tmp_path / "in/episode_000000/static.mp4") as reader:
+        assert np.array_equal(load_array(sample["codes.static.npy"]), encode_images(reader.get_batch(range(0, 50, 2))))
+
+
+def test_tokenizer_that_contradicts_its_facts_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 1)
+    write_video_shards(source=tmp_path / "in", out=tmp_path / "video")
+    for facts in (
+        {"codebook_size": 16, "grid": [4, 4]},
+        {"codebook_size": 256, "grid": [8, 8]},
+        {"grid": [4, 4]},
+    ):
+        with pytest.raises(ConfigError, match="expected"):
+            write_token_shards(
+                shards=tmp_path / "video",
+                out=tmp_path / "tokens",
+                encode_images=encode_images,
+                encode_texts=encode_texts,
+                tokenizer_facts=facts,
+                image_size=64,
+                overwrite=True,
+            )
+
+
+def test_captions_come_from_json_or_text_beside_the_video(tmp_path: Path) -> None:
+    for name in ("a.mp4", "sub/b.gif", "c.webm"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"not decoded by a reader")
+    (tmp_path / "c.txt").write_text("a hand\n")
+    (tmp_path / "captions.json").write_text('[{"file": "a", "label": "pour water"}, {"id": "b.gif", "text": "cut"}]')
+    records = list(open_source(tmp_path))
+    assert [(r.source, r.caption) for r in records] == [
+        ("a.mp4", "pour water"),
+        ("c.webm", "a hand"),
+        ("sub/b.gif", "cut"),
+    ]
+    assert len({record.key for record in records}) == 3
+    (tmp_path / "captions.json").write_text('[{"clip": "a"}]')
+    with pytest.raises(DataError, match="rename the columns"):
+        list(open_source(tmp_path))
+
+
+@needs_samples
+def test_every_real_file_is_kept_or_named(tmp_path: Path) -> None:
+    manifest = write_video_shards(
+        source=SAMPLES, out=tmp_path / "video", filters=KEEP_ALL, shard_megabytes=1.0, num_workers=2
+    )
+    assert manifest["counts"]["kept"] == 13
+    assert manifest["counts"]["dropped"] == {"undecodable": 1}
+    assert manifest["examples"]["undecodable"][0]["source"] == "edge/corrupted.mp4"
+    tokens = write_token_shards(
+        shards=tmp_path / "video",
+        out=tmp_path / "tokens",
+        encode_images=encode_images,
+        encode_texts=encode_texts,
+        tokenizer_facts=FACTS,
+        image_size=64,
+        num_workers=2,
+    )
+    assert tokens["counts"]["windows"] == 13 and tokens["counts"]["dropped"] == {}
+    assert tokens["counts"]["frames"] == manifest["counts"]["frames"]
+    assert all(load_array(sample["codes.static.npy"]).dtype == np.uint8 for sample in read_samples(tmp_path / "tokens"))
+
+
+@needs_samples
+@pytest.mark.parametrize(("name", "sentence"), [("rt1", "pick brown chip bag"), ("bridge", "Place the cloth")])
+def test_robot_annotations_give_sentences_states_and_actions(tmp_path: Path, name: str, sentence: str) -> None:
+    records = list(open_source(SAMPLES / name))
+    assert len(records) == 2 and any(record.caption.startswith(sentence) for record in records)
+    for record in records:
+        assert record.states is not None and record.actions is not None
+        assert len(record.states) == len(record.actions) and record.actions.shape[1] == 7
+        assert not record.actions[-1, :-1].any()
+    manifest = write_video_shards(source=SAMPLES / name, out=tmp_path / "out")
+    assert manifest["counts"]["kept"] == manifest["counts"]["with_actions"] == 2
+
+
+def _vanish(number: int) -> int:
+    os._exit(number)
+
+
+def test_a_worker_that_dies_is_told_in_a_sentence() -> None:
+    with pytest.raises(WorkerDied, match="run the same command again"):
+        list(ordered_map(_vanish, [3, 3, 3], Executor(num_workers=2)))

@@ -1,0 +1,194 @@
+"""Smallest capsules around meshes, cylinders and boxes, and the vertices of mesh files."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize, minimize_scalar
+from scipy.spatial import ConvexHull, QhullError
+
+from ...errors import ConfigError, ShapeError
+from .transforms import Array
+
+LEAST_RADIUS = 1e-4
+"""Radius [m] of a capsule around points that lie on one segment."""
+
+MAX_MESH_BYTES = 256 * 2**20
+"""Size above which a mesh file is refused."""
+
+
+class FittedCapsule(NamedTuple):
+    """A segment from `start` to `end` `[3]` [m] with a radius [m], in the frame of what it covers."""
+
+    start: Array
+    end: Array
+    radius: float
+
+    @property
+    def volume(self) -> float:
+        """Volume [m^3]."""
+        length = float(np.linalg.norm(self.end - self.start))
+        return math.pi * self.radius**2 * (length + 4 / 3 * self.radius)
+
+    def excess(self, points: Array) -> float:
+        """Return how far [m] the farthest of `points` `[n 3]` lies outside; negative where all are inside."""
+        along = self.end - self.start
+        share = (points - self.start) @ along / max(float(along @ along), 1e-30)
+        nearest = self.start + np.clip(share, 0.0, 1.0)[:, None] * along
+        return float(np.linalg.norm(points - nearest, axis=1).max()) - self.radius
+
+
+def _corners(points: Array) -> Array:
+    """Return the points that span the convex hull `[m 3]`; all of them where they are flat or few."""
+    distinct = np.unique(points, axis=0)
+    if len(distinct) <= 4:
+        return distinct
+    try:
+        return distinct[ConvexHull(distinct).vertices]
+    except QhullError:
+        return distinct
+
+
+def _around_axis(corners: Array, direction: Array, center: Array, widening: float) -> FittedCapsule:
+    """Return the shortest capsule that covers `corners`, its segment along `direction` through `center`.
+
+    A point at distance rho from the axis is covered where the segment comes within `sqrt(r^2 - rho^2)` of it
+    along the axis, which gives both ends in closed form.
+
+    Args:
+        widening: length [m] by which the radius exceeds the least one, in quadrature.
+    """
+    offsets = corners - center
+    along = offsets @ direction
+    off_axis = np.maximum(np.einsum("pi,pi->p", offsets, offsets) - along**2, 0.0)
+    radius = max(math.sqrt(float(off_axis.max()) + widening**2), LEAST_RADIUS)
+    slack = np.sqrt(np.maximum(radius**2 - off_axis, 0.0))
+    last, first = float((along - slack).max()), float((along + slack).min())
+    if last < first:
+        first = last = (first + last) / 2
+    return FittedCapsule(center + first * direction, center + last * direction, radius)
+
+
+def fit_capsule(points: Array) -> FittedCapsule:
+    """Return a capsule that covers all `points` `[n 3]` [m], of nearly the least volume.
+
+    From each of the three principal axes a simplex search moves the direction (2 numbers), the place (2) and
+    the radius (1); the segment's ends follow from them. The best is widened until it covers every point.
+
+    Raises:
+        ShapeError: points of another shape, none, or not finite.
+    """
+    points = np.asarray(points, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0 or not np.isfinite(points).all():
+        raise ShapeError(
+            f"points to cover have shape {points.shape}; expected [n 3] finite numbers with n > 0; check the mesh."
+        )
+    corners = _corners(points)
+    middle = (corners.min(0) + corners.max(0)) / 2
+    size = max(float(np.ptp(corners, axis=0).max()), LEAST_RADIUS)
+    axes = np.linalg.svd(corners - corners.mean(0), full_matrices=True)[2]
+
+    def candidate(x: Array, frame: Array) -> FittedCapsule:
+        direction = frame[0] + x[0] * frame[1] + x[1] * frame[2]
+        direction = direction / np.linalg.norm(direction)
+        center = middle + size * (x[2] * frame[1] + x[3] * frame[2])
+        return _around_axis(corners, direction, center, size * float(x[4]))
+
+    best: FittedCapsule | None = None
+    for turn in range(3):
+        frame = np.roll(axes, -turn, axis=0)
+        place = np.zeros(5)
+        for spread in (0.15, 0.03):
+            found = minimize(
+                lambda x, frame=frame: candidate(x, frame).volume,
+                place,
+                method="Nelder-Mead",
+                options={
+                    "initial_simplex": np.vstack([place, place + spread * np.eye(5)]),
+                    "maxfev": 500,
+                    "xatol": 1e-5,
+                    "fatol": 1e-7 * size**3,
+                },
+            )
+            place = found.x
+        capsule = candidate(place, frame)
+        if best is None or capsule.volume < best.volume:
+            best = capsule
+    assert best is not None
+    missing = best.excess(points)
+    return best._replace(radius=best.radius + missing + 1e-9) if missing > -1e-9 else best
+
+
+def capsule_around_cylinder(radius: float, length: float) -> FittedCapsule:
+    """Return the least capsule around a cylinder on the z axis, centred at the origin [m]."""
+
+    def capsule(inset: float) -> FittedCapsule:
+        half = length / 2 - inset
+        return FittedCapsule(np.array([0.0, 0.0, -half]), np.array([0.0, 0.0, half]), math.hypot(radius, inset))
+
+    found = minimize_scalar(lambda inset: capsule(inset).volume, bounds=(0.0, length / 2), method="bounded")
+    return capsule(float(found.x))
+
+
+def capsule_around_box(size: Array) -> FittedCapsule:
+    """Return the least capsule around a box of edge lengths `size` `[3]` [m] at the origin, along its longest."""
+    longest = int(np.argmax(size))
+    others = np.delete(size, longest)
+    along_z = capsule_around_cylinder(math.hypot(*others.tolist()) / 2, float(size[longest]))
+    axis = np.eye(3)[longest]
+    return FittedCapsule(along_z.start[2] * axis, along_z.end[2] * axis, along_z.radius)
+
+
+def read_vertices(path: Path) -> Array:
+    """Read the vertices `[n 3]` of a mesh file: STL (binary or text) or OBJ, in the file's own unit.
+
+    Raises:
+        ConfigError: another format, or a file that is missing, too large, truncated or without vertices.
+    """
+    if not path.is_file():
+        raise ConfigError(f"mesh file {path} does not exist; give its folder in package_dirs, or pass capsules=.")
+    if path.stat().st_size > MAX_MESH_BYTES:
+        raise ConfigError(f"mesh file {path} is larger than {MAX_MESH_BYTES >> 20} MiB; simplify it first.")
+    suffix = path.suffix.lower()
+    if suffix not in (".stl", ".obj"):
+        raise ConfigError(
+            f"mesh file {path} is '{suffix or 'without suffix'}'; expected .stl or .obj; convert it, or pass capsules=."
+        )
+    data = path.read_bytes()
+    try:
+        vertices = _stl_vertices(data) if suffix == ".stl" else _obj_vertices(data)
+    except (ValueError, IndexError) as error:
+        raise ConfigError(f"mesh file {path} is damaged ({error}); export it again.") from error
+    if len(vertices) == 0 or not np.isfinite(vertices).all():
+        raise ConfigError(
+            f"mesh file {path} has {len(vertices)} vertices, all of which must be finite numbers; export it again."
+        )
+    return vertices
+
+
+def _stl_vertices(data: bytes) -> Array:
+    """Read triangles: 84 bytes of header and 50 a triangle, or text with `vertex x y z` lines."""
+    count = int.from_bytes(data[80:84], "little") if len(data) >= 84 else -1
+    if len(data) == 84 + 50 * count:
+        triangle = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+        return np.frombuffer(data, triangle, offset=84)["corners"].reshape(-1, 3).astype(np.float64)
+    if not data.lstrip().startswith(b"solid"):
+        raise ValueError(f"{len(data)} bytes, expected {84 + 50 * max(count, 0)}")
+    if b"endsolid" not in data:
+        raise ValueError("text without 'endsolid'")
+    return _number_rows(data, b"vertex")
+
+
+def _obj_vertices(data: bytes) -> Array:
+    return _number_rows(data, b"v")
+
+
+def _number_rows(data: bytes, keyword: bytes) -> Array:
+    """Read the three numbers behind `keyword` on each line that begins with it."""
+    rows = [words[1:4] for line in data.splitlines() if (words := line.split()) and words[0] == keyword]
+    if any(len(row) != 3 for row in rows):
+        raise ValueError(f"a '{keyword.decode()}' line without three numbers")
+    return np.array(rows, dtype=np.float64).reshape(-1, 3) if rows else np.empty((0, 3))
