@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from ..data_pipeline.files import write_json
 from ..errors import ConfigError, DataError
+from ..gr_model.cli import call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class _Journal:
             print(f"    done before, in {done['seconds']:.0f} s", flush=True)
             return done["summary"]
         started_at, begin = time.strftime("%Y-%m-%dT%H:%M:%S"), time.monotonic()
-        result = target(**options)
+        result = call(target, options)
         seconds = time.monotonic() - begin
         summary = (
             {k: v for k, v in result.items() if isinstance(v, int | float | str)} if isinstance(result, dict) else {}

@@ -6,14 +6,15 @@ import difflib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .failures import UsageError, describe_failure, flatten_usage_error, plain_types
 
 if TYPE_CHECKING:
     from argparse import Action
+    from inspect import Parameter
 
     from jsonargparse import ArgumentParser
 
@@ -329,17 +330,42 @@ def build_parser(command: Command, target: Target) -> ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="Read options from a yaml file.")
-    parser.add_function_arguments(target, as_group=False, fail_untyped=True)
+    options = options_class(target)
+    if options is None:
+        parser.add_function_arguments(target, as_group=False, fail_untyped=True)
+    else:
+        parser.add_class_arguments(options, nested_key=None, as_group=False, fail_untyped=True)
     return parser
+
+
+def options_class(target: Target) -> type | None:
+    """Return the class of the one parameter `options` that holds all options of a target, None for plain functions."""
+    import inspect
+    from typing import get_type_hints
+
+    if list(inspect.signature(target).parameters) != ["options"]:
+        return None
+    found: type = get_type_hints(target)["options"]
+    return found
+
+
+def call(target: Target, values: Mapping[str, Any]) -> object:
+    """Call a target with options by name."""
+    options = options_class(target)
+    return target(**values) if options is None else target(options(**values))
+
+
+def _parameters(target: Target) -> Mapping[str, Parameter]:
+    """Return the parameters that are options on the command line."""
+    import inspect
+
+    return inspect.signature(options_class(target) or target).parameters
 
 
 def spell_options(argv: Sequence[str], target: Target) -> list[str]:
     """Return `argv` as the parser wants it: `--flag` alone is `--flag=true`, `--an-option` is `--an_option`."""
-    import inspect
-
     argv = [_underscored(word) if word.startswith("--") else word for word in argv]
-    signature = inspect.signature(target)
-    flags = {f"--{p.name}" for p in signature.parameters.values() if p.annotation in (bool, "bool")}
+    flags = {f"--{p.name}" for p in _parameters(target).values() if p.annotation in (bool, "bool")}
     followers = [*argv[1:], "--"]
     alone = [word in flags and next_word.startswith("--") for word, next_word in zip(argv, followers, strict=False)]
     return [f"{word}=true" if flag else word for word, flag in zip(argv, alone, strict=True)]
@@ -347,11 +373,10 @@ def spell_options(argv: Sequence[str], target: Target) -> list[str]:
 
 def _name_bare(option: str, argv: Sequence[str], target: Target) -> list[str]:
     """Put the option's name before the word that `argv` begins with, before all such words where it is a list."""
-    import inspect
     import itertools
     import json
 
-    if not str(inspect.signature(target).parameters[option].annotation).startswith("list["):
+    if not str(_parameters(target)[option].annotation).startswith("list["):
         return [f"--{option}", *argv]
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
     return [f"--{option}={json.dumps(words)}", *argv[len(words) :]]
@@ -368,18 +393,18 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
 
     target = command.target()
     parser = build_parser(command, target)
-    options = [key for key in parser.get_defaults().keys() if key != "config"]  # noqa: SIM118 (a Namespace)
+    names = [key for key in parser.get_defaults().keys() if key != "config"]  # noqa: SIM118 (a Namespace)
     if command.bare and argv and not argv[0].startswith("-"):
         argv = _name_bare(command.bare, argv, target)
     try:
         parsed = parser.parse_args(spell_options(argv, target))
     except ArgumentError as error:
-        raise UsageError(flatten_usage_error(str(error), options)) from error
+        raise UsageError(flatten_usage_error(str(error), names)) from error
     if command.prints_options:
         print(f"gr2 {command.words}\n{parser.dump(parsed).rstrip()}", file=sys.stderr)
     values = parser.instantiate(parsed).as_dict()
     values.pop("config", None)
-    result = target(**values)
+    result = call(target, values)
     if isinstance(result, os.PathLike):
         print(os.fspath(result))
     return result if isinstance(result, int) and not isinstance(result, bool) else 0

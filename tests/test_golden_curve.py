@@ -20,7 +20,8 @@ import torch
 from gr2.gr_model.model import presets
 from gr2.gr_model.model.world_model import WorldModel
 from gr2.gr_model.train.loop import train
-from gr2.gr_model.train.module import TrainingConfig, TrainingModule, evaluate
+from gr2.gr_model.train.module import TrainingModule, evaluate
+from gr2.gr_model.train.recipe import TrainingConfig
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_loss.txt"
 HEADER = """\

@@ -24,12 +24,6 @@ from .world_model import WorldModel
 
 Batch = Mapping[str, Any]
 
-_STATE_SHARE = 0.7
-"""Share of the samples that see the robot's state when they predict frames; the others learn to go on with video."""
-
-_TARGET_STATE_SHARE = 0.7
-"""Of those, the share that also sees the state at the target frames, to which a trajectory would lead."""
-
 
 def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
     """Take the context out of a batch; also return its number of frames h."""
@@ -137,9 +131,20 @@ def rename_codes(
 
 
 def training_losses(
-    model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool, step: int | None = None
+    model: WorldModel,
+    batch: Batch,
+    *,
+    with_actions: bool,
+    with_frames: bool,
+    step: int | None = None,
+    state_shares: tuple[float, float] = (0.7, 0.7),
 ) -> dict[str, Tensor]:
-    """Run one training pass; `step` is that of the training, for weights that change.
+    """Compute the losses of a batch.
+
+    Args:
+        step: of the training, for weights that change; None is after all of it.
+        state_shares: share of the samples that see the robot's state when they predict frames, and of those, the share
+            that also sees the state at the target frames, to which a trajectory would lead.
 
     Returns:
         Scalars: `frame_loss`, `token_accuracy` with frames; `action_loss` and its parts with actions.
@@ -150,7 +155,7 @@ def training_losses(
     context, h = read_context(model, batch)
     targets = None
     if with_frames:
-        context = _show_states(model, context, batch, h)
+        context = _show_states(model, context, batch, h, state_shares)
         packed, valid = read_targets(model, batch, context, h)
         if model.config.decoding == "masked":
             where = random_mask(packed, valid)
@@ -172,13 +177,13 @@ def training_losses(
     return losses
 
 
-def _show_states(model: WorldModel, context: Context, batch: Batch, h: int) -> Context:
+def _show_states(model: WorldModel, context: Context, batch: Batch, h: int, shares: tuple[float, float]) -> Context:
     """Hide the states of some samples, in training; show those of the target frames to some of the others."""
     if not model.training or context.states is None:
         return context
     b, g = len(context.states), model.config.num_targets
-    seen = torch.rand(b, 1, device=model.device) < _STATE_SHARE
-    ahead = (seen & (torch.rand(b, 1, device=model.device) < _TARGET_STATE_SHARE)).expand(b, g)
+    seen = torch.rand(b, 1, device=model.device) < shares[0]
+    ahead = (seen & (torch.rand(b, 1, device=model.device) < shares[1])).expand(b, g)
     seen = seen.expand(context.states.shape[:2])
     for name in ("state_mask", "frame_mask"):
         if batch.get(name) is not None:

@@ -20,28 +20,11 @@ from .bad_samples import NameEpisode
 from .distributed import Distribution, choose_accelerator, cluster_environment
 from .memory_estimate import device_memory, estimate_memory
 from .metrics_log import LogName, MetricsLog, open_sinks
-from .module import (
-    Precision,
-    TrainingConfig,
-    TrainingModule,
-    computes_in_bfloat16,
-    evaluate,
-    learning_rate_factor,
-)
+from .module import TrainingModule
 from .preemption import Preempted
 from .progress import Progress, SaveLast, StatefulLoader, StepStream, restore_interrupted
+from .recipe import Precision, computes_in_bfloat16
 from .throughput import device_peak
-
-__all__ = [
-    "TrainingConfig",
-    "TrainingModule",
-    "choose_accelerator",
-    "evaluate",
-    "learning_rate_factor",
-    "lightning_precision",
-    "read_step",
-    "train",
-]
 
 
 def lightning_precision(precision: Precision) -> str:

@@ -10,15 +10,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from ...errors import CheckpointError, ConfigError, DataError
-from ...layers import fast_bfloat16
+from ...errors import CheckpointError, DataError
 from ..model.objectives import Batch, evaluation_figures, training_losses
 from ..model.world_model import WorldModel
 from .averaging import WeightAverage
@@ -28,68 +27,10 @@ from .metrics_log import MetricsLog
 from .optimizer import MuonAdamW
 from .preemption import StopRequest
 from .progress import SaveLast
+from .recipe import TrainingConfig, computes_in_bfloat16, learning_rate_factor
 from .throughput import StepCost, rate_figures, step_cost
 
-Precision = Literal["auto", "32", "bf16"]
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Optimisation.
-
-    with_actions: train the trajectory head (finetuning) or frames alone (pretraining).
-    frame_weight, action_weight: factors of the losses.
-    frame_fraction: share of the steps that predict frames when actions are trained, too; frames double the
-        sequence.
-    learning_rate: peak of AdamW's; Muon's, for the trunk's matrices, is `muon_factor` times that. Both rise over
-        `warmup` steps and fall along a cosine to `final_rate` times the peak.
-    weight_average: decay of the moving average of the weights; 0 evaluates the last weights.
-    accumulate: batches whose gradients are averaged in one step.
-    compile: let torch.compile fuse the trunk's blocks.
-    gradient_checkpointing: compute a block's activations again in the backward pass instead of keeping them; None
-        leaves it to the model's size.
-    """
-
-    with_actions: bool = True
-    frame_weight: float = 0.3
-    action_weight: float = 1.0
-    frame_fraction: float = 1.0
-    learning_rate: float = 1e-3
-    muon_factor: float = 4.0
-    warmup: int = 50
-    final_rate: float = 0.01
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip_norm: float = 1.0
-    weight_average: float = 0.0
-    precision: Precision = "auto"
-    accumulate: int = 1
-    compile: bool = False
-    gradient_checkpointing: bool | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.frame_fraction <= 1 or not 0 <= self.weight_average < 1:
-            raise ConfigError(
-                "TrainingConfig: expected frame_fraction in [0, 1] and weight_average in [0, 1), got "
-                f"{self.frame_fraction} and {self.weight_average}; change the values."
-            )
-        if self.accumulate < 1:
-            raise ConfigError(f"--accumulate {self.accumulate}: expected at least 1 batch a step; change the number.")
-
-
-def computes_in_bfloat16(precision: Precision) -> bool:
-    """Say whether matrix products are computed in bfloat16; "auto" does so where the machine is faster at it."""
-    return precision == "bf16" or (precision == "auto" and fast_bfloat16())
-
-
-def learning_rate_factor(step: int, *, steps: int, warmup: int, final: float) -> float:
-    """Return the factor of the peak rate: linear rise, then a cosine down to `final`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class TrainingModule(L.LightningModule):
@@ -186,7 +127,10 @@ class TrainingModule(L.LightningModule):
 
     def _losses(self, model: WorldModel, batch: Batch) -> dict[str, Tensor]:
         step, acts = self.global_step, self.config.with_actions
-        return training_losses(model, batch, with_actions=acts, with_frames=self.predicts_frames(step), step=step)
+        shares = (self.config.state_share, self.config.target_state_share)
+        return training_losses(
+            model, batch, with_actions=acts, with_frames=self.predicts_frames(step), step=step, state_shares=shares
+        )
 
     def _weigh(self, losses: Mapping[str, Tensor]) -> Tensor:
         c = self.config

@@ -20,6 +20,7 @@ from gr2.data_pipeline.store.episodes import list_episodes, read_episode, read_f
 from gr2.data_pipeline.store.shards import read_samples
 from gr2.errors import CheckpointError, ConfigError, DataError
 from gr2.gr_model.model.config import ModelChanges
+from gr2.gr_model.train.options import FinetuneOptions, TrainingOptions
 from gr2.gr_model.train.stages import finetune, pretrain
 from gr2.gr_model.train.tokenizer_stages import tokens, train_text, train_tokenizer
 
@@ -35,8 +36,8 @@ def run(tmp_path_factory) -> Path:
     frozen = {"tokenizer": str(out / "tokenizer"), "text": str(out / "text")}
     tokens(shards=out / "shards", out=out / "tokens", **frozen)
     small = {"batch_size": 8, "threads": 1, **frozen}
-    pretrain(tokens=[out / "tokens"], out=out / "pretrain", steps=3, **small)
-    finetune(tokens=[out / "tokens"], init=out / "pretrain", out=out / "finetune", steps=3, **small)
+    pretrain(TrainingOptions(tokens=[out / "tokens"], out=out / "pretrain", steps=3, **small))
+    finetune(FinetuneOptions(tokens=[out / "tokens"], init=out / "pretrain", out=out / "finetune", steps=3, **small))
     return out
 
 
@@ -147,7 +148,9 @@ def test_real_clips_join_the_pretraining(run, tmp_path):
     frozen = {"tokenizer": str(run / "tokenizer"), "text": str(run / "text")}
     tokens(shards=tmp_path / "shards", out=tmp_path / "tokens", target_fps=6.0, **frozen)
     figures = pretrain(
-        tokens=[run / "tokens", tmp_path / "tokens"], out=tmp_path / "p", steps=2, batch_size=8, threads=1, **frozen
+        TrainingOptions(
+            tokens=[run / "tokens", tmp_path / "tokens"], out=tmp_path / "p", steps=2, batch_size=8, threads=1, **frozen
+        )
     )
     assert figures["windows"] > 100
 
@@ -155,21 +158,25 @@ def test_real_clips_join_the_pretraining(run, tmp_path):
 def test_another_tokenizer_is_refused(run, tmp_path):
     train_tokenizer(shards=run / "shards", out=tmp_path / "other", steps=2, batch_size=8, seed=9)
     with pytest.raises(CheckpointError, match="expected the tokenizer that made the tokens"):
-        pretrain(tokens=[run / "tokens"], out=tmp_path / "p", tokenizer=str(tmp_path / "other"), steps=2, batch_size=8)
+        pretrain(
+            TrainingOptions(
+                tokens=[run / "tokens"], out=tmp_path / "p", tokenizer=str(tmp_path / "other"), steps=2, batch_size=8
+            )
+        )
 
 
 def test_changes_of_a_size_reach_the_release_and_leave_an_initial_model_alone(run, tmp_path):
     changes, frozen = ModelChanges(decoding="raster", code_renaming=0.5), {"tokenizer": str(run / "tokenizer")}
     options = {"tokens": [run / "tokens"], "text": str(run / "text"), "batch_size": 8, "threads": 1, **frozen}
-    pretrain(out=tmp_path / "p", steps=1, model=changes, **options)
+    pretrain(TrainingOptions(out=tmp_path / "p", steps=1, model=changes, **options))
     release = json.loads((tmp_path / "p/config.json").read_text())
     assert (release["model"]["decoding"], release["model"]["code_renaming"]) == ("raster", 0.5)
-    pretrain(out=tmp_path / "q", steps=1, frame_step=2, **options)
+    pretrain(TrainingOptions(out=tmp_path / "q", steps=1, frame_step=2, **options))
     wider = json.loads((tmp_path / "q/config.json").read_text())
     assert wider["frame_step"] == 2 * release["frame_step"]
     assert 0 < wider["provenance"]["windows"] < release["provenance"]["windows"]
     with pytest.raises(ConfigError, match="leave --model out"):
-        finetune(out=tmp_path / "f", init=tmp_path / "p", steps=1, model=changes, **options)
+        finetune(FinetuneOptions(out=tmp_path / "f", init=tmp_path / "p", steps=1, model=changes, **options))
 
 
 def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatch, capsys):

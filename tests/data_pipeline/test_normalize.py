@@ -451,23 +451,24 @@ def write_trainable(out: Path, num_episodes: int, change=None) -> Path:
 
 
 def test_finetuning_keeps_and_guards_the_statistics_of_its_data(tmp_path: Path) -> None:
+    from gr2.gr_model.train.options import FinetuneOptions
     from gr2.gr_model.train.stages import finetune
 
     options = {"steps": 2, "batch_size": 4, "threads": 1, "device": "cpu"}
     data, run = write_trainable(tmp_path / "data", 60), tmp_path / "run"
     other = write_trainable(tmp_path / "other", 60, scale(0, slice(9, 16), 180 / np.pi))
-    finetune(tokens=[data], out=run, **options)
+    finetune(FinetuneOptions(tokens=[data], out=run, **options))
     release = load_release(run)
     assert set(release.datasets) == {measure(range(60)).fingerprint}
     record = json.loads((run / RECORD).read_text())
-    finetune(tokens=[data], out=run, **options)
+    finetune(FinetuneOptions(tokens=[data], out=run, **options))
     again = json.loads((run / RECORD).read_text())
     assert (again["statistics"], again["datasets"]) == (record["statistics"], record["datasets"])
     with pytest.raises(CheckpointError, match=r"data that this run began with, got others .*joint"):
-        finetune(tokens=[other], out=run, **options)
+        finetune(FinetuneOptions(tokens=[other], out=run, **options))
     with pytest.raises(CheckpointError, match=r"degrees or .*--statistics measure"):
-        finetune(tokens=[other], out=tmp_path / "next", init=run, **options)
-    finetune(tokens=[other], out=tmp_path / "next", init=run, statistics="keep", **options)
+        finetune(FinetuneOptions(tokens=[other], out=tmp_path / "next", init=run, **options))
+    finetune(FinetuneOptions(tokens=[other], out=tmp_path / "next", init=run, statistics="keep", **options))
     kept = load_release(tmp_path / "next")
     assert kept.model.get_statistics() == release.model.get_statistics() and len(kept.datasets) == 2
 

@@ -41,8 +41,9 @@ from gr2.gr_model.train.distributed import Distribution
 from gr2.gr_model.train.loop import train
 from gr2.gr_model.train.memory_estimate import estimate_memory
 from gr2.gr_model.train.metrics_log import open_sinks
-from gr2.gr_model.train.module import TrainingConfig, TrainingModule
+from gr2.gr_model.train.module import TrainingModule
 from gr2.gr_model.train.preemption import EXIT_STATUS, Preempted, StopRequest
+from gr2.gr_model.train.recipe import TrainingConfig
 from gr2.gr_model.train.throughput import device_peak, step_cost
 
 

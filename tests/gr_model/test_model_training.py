@@ -15,9 +15,11 @@ from gr2.errors import CheckpointError, DataError
 from gr2.gr_model.model.normalization import Statistics, measure_statistics
 from gr2.gr_model.model.objectives import evaluation_figures, training_losses
 from gr2.gr_model.train.averaging import WeightAverage
-from gr2.gr_model.train.loop import TrainingConfig, TrainingModule, learning_rate_factor, train
+from gr2.gr_model.train.loop import train
 from gr2.gr_model.train.metrics_log import MetricsLog
+from gr2.gr_model.train.module import TrainingModule
 from gr2.gr_model.train.optimizer import Float32Muon, MuonAdamW
+from gr2.gr_model.train.recipe import TrainingConfig, learning_rate_factor
 
 
 def fit(out: Path, *, steps: int = 4, stop_after: int | None = None, **changes: Any) -> TrainingModule:

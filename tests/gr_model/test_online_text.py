@@ -39,7 +39,10 @@ from gr2.gr_model.model.objectives import evaluation_figures, training_losses
 from gr2.gr_model.model.sentences import GROUP, SentenceFeatures
 from gr2.gr_model.train.bad_samples import find_bad_samples
 from gr2.gr_model.train.distributed import Distribution
-from gr2.gr_model.train.loop import TrainingConfig, TrainingModule, train
+from gr2.gr_model.train.loop import train
+from gr2.gr_model.train.module import TrainingModule
+from gr2.gr_model.train.options import FinetuneOptions, TrainingOptions
+from gr2.gr_model.train.recipe import TrainingConfig
 from gr2.gr_model.train.stages import finetune, pretrain
 from gr2.gr_model.train.texts import give_sentences
 from gr2.gr_model.train.tokenizer_stages import tokenizer_facts
@@ -341,7 +344,8 @@ def test_stages_train_on_sentences_alone_as_on_their_features(
     released = []
     for names in (("af", "bf"), ("a", "b"), ("a", "bf")):
         out = tmp_path / "-".join(names)
-        figures = stage(tokens=[corpora[name] for name in names], out=out, **settings)
+        options = TrainingOptions if stage is pretrain else FinetuneOptions
+        figures = stage(options(tokens=[corpora[name] for name in names], out=out, **settings))
         assert np.isfinite(figures["frame_loss"])
         released.append((out / "model.safetensors").read_bytes())
     assert released[0] == released[1] == released[2]
@@ -352,12 +356,12 @@ def test_the_encoder_must_be_that_of_the_tokens(
 ) -> None:
     settings = {"out": tmp_path / "out", "steps": 1, "threads": 1, "device": "cpu"}
     with pytest.raises(CheckpointError, match="nowhere: expected a folder or weight file of a text encoder, got none"):
-        pretrain(tokens=[corpora["a"]], text=str(tmp_path / "nowhere"), **settings)
+        pretrain(TrainingOptions(tokens=[corpora["a"]], text=str(tmp_path / "nowhere"), **settings))
     monkeypatch.setattr("gr2.gr_model.train.texts.load_text_encoder", lambda text: make_encoder())
     with pytest.raises(
         CheckpointError, match=r"--text other: expected the text encoder of the tokens \([0-9a-f]{16}\)"
     ):
-        pretrain(tokens=[corpora["a"]], text="other", **settings)
+        pretrain(TrainingOptions(tokens=[corpora["a"]], text="other", **settings))
     assert not (tmp_path / "out").exists()
 
 
