@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from video_cases import BACKENDS, EVEN, FILES, encode, encode_streams
 
-from gr2.data_pipeline.video.reader import decoders, open_video
+from gr2.data_pipeline.video import decoders
+from gr2.data_pipeline.video.reader import open_video
 from gr2.errors import ConfigError, DataError
 
 
