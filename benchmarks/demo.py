@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from ..data_pipeline.files import write_json
 from ..errors import ConfigError, DataError
-from ..gr_model.cli import call
+from ..gr_model.targets import call
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,18 +8,16 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .failures import UsageError, describe_failure, flatten_usage_error, plain_types
+from .targets import Target, call, options_class
 
 if TYPE_CHECKING:
     from argparse import Action
     from inspect import Parameter
 
     from jsonargparse import ArgumentParser
-
-Target = Callable[..., object]
-"""A plain function with typed keyword-only parameters; returns an exit status, anything else is success."""
 
 
 def _demo() -> Target:
@@ -336,23 +334,6 @@ def build_parser(command: Command, target: Target) -> ArgumentParser:
     else:
         parser.add_class_arguments(options, nested_key=None, as_group=False, fail_untyped=True)
     return parser
-
-
-def options_class(target: Target) -> type | None:
-    """Return the class of the one parameter `options` that holds all options of a target, None for plain functions."""
-    import inspect
-    from typing import get_type_hints
-
-    if list(inspect.signature(target).parameters) != ["options"]:
-        return None
-    found: type = get_type_hints(target)["options"]
-    return found
-
-
-def call(target: Target, values: Mapping[str, Any]) -> object:
-    """Call a target with options by name."""
-    options = options_class(target)
-    return target(**values) if options is None else target(options(**values))
 
 
 def _parameters(target: Target) -> Mapping[str, Parameter]:
