@@ -6,6 +6,7 @@ keeps what is read often, so a small corpus is read from memory after the first 
 
 from __future__ import annotations
 
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,27 @@ class TokenFolder:
                 "`gr2 data tokens` again."
             ) from error
 
+    def descriptions(self) -> list[Mapping[str, Any]]:
+        """Read what the first episode of each shard says of itself: cameras in order, fps, frame_stride, control_hz.
+
+        Raises:
+            DataError: a shard cannot be read.
+        """
+        found = []
+        for number, shard in enumerate(self.files.shards):
+            samples = read_index(shard)["samples"]
+            if samples:
+                offset, size, _ = samples[0]["members"]["json"]
+                found.append(json.loads(self.files.read(number, offset, size)))
+        return found
+
+    @cached_property
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras of the episodes: in the order of the first one, those that only others have behind them."""
+        named = [name[6:] for name in self.names if name.startswith("codes_")]
+        first = self.descriptions()[0]["cameras"] if len(self) else []
+        return tuple(dict.fromkeys([*(name for name in first if name in named), *named]))
+
     def __getstate__(self) -> dict[str, Any]:
         # mapped columns travel by name: a worker maps them again instead of receiving copies
         return {"folder": self.folder}
@@ -144,21 +166,25 @@ class TokenStore:
         self.state_dim, self.action_dim = self._step_dims() if load_steps else (0, 0)
 
     @classmethod
-    def open(cls, paths: Sequence[Location], cameras: Sequence[str], load_steps: bool = True) -> TokenStore:
+    def open(
+        cls, paths: Sequence[Location], cameras: Sequence[str] | None = None, load_steps: bool = True
+    ) -> TokenStore:
         """Open token shards.
 
         Args:
             paths: folders or URLs that `write_token_shards` wrote.
-            cameras: cameras to read; an episode may lack some of them.
+            cameras: cameras to read; an episode may lack some of them. None reads all, in the order of the data.
             load_steps: read states and actions; False for video alone, or sources of different dimensions.
 
         Raises:
             DataError: where a stage is not finished, the tokenizers differ, no episode has one of the
                 cameras, or sources have states or actions of different dimensions.
         """
-        if not paths or not cameras:
-            raise DataError(f"token store: expected folders and cameras, got {list(paths)}, {list(cameras)}.")
+        if not paths or (cameras is not None and not cameras):
+            raise DataError(f"token store: expected folders and cameras, got {list(paths)}, {cameras}.")
         folders = [TokenFolder(path) for path in paths]
+        if cameras is None:
+            cameras = list(dict.fromkeys(name for folder in folders for name in folder.cameras))
         for folder in folders:
             _expect_same_tokenizer(folder, folders[0])
             found = sorted(name[6:] for name in folder.names if name.startswith("codes_"))
@@ -171,6 +197,14 @@ class TokenStore:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def step_rates(self) -> list[float]:
+        """Return the different numbers of steps a second [Hz], ascending; of video alone, of frames.
+
+        Read from the first episode of each shard.
+        """
+        said = [description for folder in self.folders for description in folder.descriptions()]
+        return sorted({round(d["fps"] * d["frame_stride"], 3) for d in said})
 
     def column(self, name: str) -> Array:
         """Return a column of all episodes `[e]`, mapped from the file where there is one folder."""

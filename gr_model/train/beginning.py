@@ -63,6 +63,14 @@ def first_model(
             f"--init {options.init}: made for chunks of {found.chunk_length} and {found.max_context} context frames, "
             f"asked for {options.chunk_length} and {options.context}; pretrain with the same numbers."
         )
+    names = [camera.name for camera in found.cameras]
+    if not set(names) & set(cameras):
+        raise ConfigError(
+            f"--init {options.init}: made for the cameras {names}, got data of {list(cameras)}; rename the cameras of "
+            "the data, or start from nothing."
+        )
+    if extra := [name for name in cameras if name not in names]:
+        print(f"{options.init}: was not made for the cameras {extra} of the data; they are left out")
     torch.manual_seed(options.seed)
     return with_head(release.model, options.head).train(), release.normalization
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError, DataError
 from ..model.objectives import Batch, evaluation_figures, training_losses
+from ..model.release import config_from_dict
 from ..model.world_model import WorldModel
 from .averaging import WeightAverage
 from .bad_samples import NameEpisode, describe_bad_samples, find_bad_samples
@@ -257,9 +258,10 @@ class TrainingModule(L.LightningModule):
         Raises:
             CheckpointError: the checkpoint is of another configuration.
         """
-        saved, ours = checkpoint.get("model_config"), asdict(self.model.config)
+        ours = asdict(self.model.config)
+        saved = asdict(config_from_dict(checkpoint["model_config"])) if "model_config" in checkpoint else {}
         if saved != ours:
-            changed = [name for name in ours if not isinstance(saved, dict) or saved.get(name) != ours[name]]
+            changed = [name for name in ours if saved.get(name) != ours[name]]
             raise CheckpointError(
                 f"resume: expected a checkpoint of this configuration, got one that differs in {changed}; "
                 "use another output folder or the same configuration."

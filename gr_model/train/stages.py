@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .distributed import Distribution
     from .recipe import TrainingConfig
 
-CAMERAS = ("static", "gripper")
 _VALIDATION_SHARE, _VALIDATION_BATCHES = 0.03, 8
 
 
@@ -52,7 +51,7 @@ def _open(options: TrainingOptions, *, labelled_only: bool) -> _Inputs:
     distribution = Distribution(
         device=options.device, devices=options.devices, strategy=options.strategy, num_nodes=options.num_nodes
     )
-    store = TokenStore.open(options.tokens, CAMERAS, load_steps=labelled_only)
+    store = TokenStore.open(options.tokens, load_steps=labelled_only)
 
     def make(
         split: Literal["train", "validation"], batch_size: int, config: LoaderConfig, rank: int, world_size: int
@@ -94,6 +93,7 @@ def _run(
     from .texts import give_sentences
 
     store, encoders = inputs.store, inputs.encoders
+    control_hz = _control_hz(store, acts=recipe.with_actions)
     model.embed.set_codebook(encoders.vqgan.codebook.detach())
     give_sentences(model, store, encoders.text)
     module = TrainingModule(model, recipe, steps=options.steps)
@@ -121,11 +121,26 @@ def _run(
         tokenizer=str(encoders.facts["sha256"]),
         text=str(encoders.facts["text_fingerprint"]),
         frame_step=options.frame_step * int(np.median(store.frame_stride)),
-        control_hz=30.0,
+        control_hz=control_hz,
         provenance={"seed": options.seed, **windows, **sources},
         datasets=datasets,
     )
     return metrics | windows
+
+
+def _control_hz(store: TokenStore, *, acts: bool) -> float:
+    """Return the steps a second [Hz] of a chunk; of video alone, the middle rate of the sources.
+
+    Raises:
+        DataError: a policy would learn from sources of different rates.
+    """
+    rates = store.step_rates()
+    if acts and len(rates) > 1:
+        raise DataError(
+            f"--tokens: expected episodes of one control rate, got {', '.join(f'{rate:g}' for rate in rates)} Hz; a "
+            "chunk would take another time in each: train a policy on one rate, or write the others again at it."
+        )
+    return float(np.median(rates))
 
 
 def pretrain(options: TrainingOptions) -> dict[str, float]:
@@ -137,7 +152,7 @@ def pretrain(options: TrainingOptions) -> dict[str, float]:
     from .beginning import new_model
 
     inputs = _open(options, labelled_only=False)
-    model = new_model(options, inputs.encoders.facts, CAMERAS)
+    model = new_model(options, inputs.encoders.facts, inputs.store.cameras)
     return _run(model, inputs, options, options.recipe(with_actions=False))
 
 
@@ -151,7 +166,7 @@ def finetune(options: FinetuneOptions) -> dict[str, float]:
     from .beginning import first_model
 
     inputs = _open(options, labelled_only=True)
-    model, start = first_model(options, inputs.encoders.facts, CAMERAS)
+    model, start = first_model(options, inputs.encoders.facts, inputs.store.cameras)
     chosen = choose_normalization(
         options.statistics,
         tokens=options.tokens,
