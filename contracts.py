@@ -7,7 +7,7 @@ Quaternions are `xyzw`, unit length. Tool poses map tool coordinates to the robo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,10 @@ joints [rad] 9-15."""
 
 ACTION_DIM = 8
 """Commanded tool pose: position [m] 0-2, quaternion xyzw 3-6, gripper command 7 (1 open, 0 closed)."""
+
+
+def _empty() -> Array:
+    return np.zeros(0)
 
 
 def _expect(name: str, array: Array, shape: tuple[int | None, ...]) -> None:
@@ -100,30 +104,37 @@ class TokenSequence:
 class Observation:
     """What a policy or a controller sees at one instant.
 
-    images: camera name -> uint8 `[h w 3]`; empty where no picture was asked for.
-    tool_position: `[3]` [m], robot base frame.
-    tool_quaternion: `[4]` xyzw.
+    images: camera name -> uint8 `[h w 3]`; empty where no image was asked for.
+    tool_position: `[3]` [m], robot base frame; empty for a robot that is described by `state` alone.
+    tool_quaternion: `[4]` xyzw; empty likewise.
     gripper_opening: 0 closed to 1 open.
     gripper_command: last commanded opening.
     joint_positions: `[j]` [rad].
     time: seconds since the episode began.
+    state: `[s]` in the order of an embodiment's state signals; empty where it is packed from the fields above.
     """
 
     images: Mapping[str, Array]
-    tool_position: Array
-    tool_quaternion: Array
-    gripper_opening: float
-    gripper_command: float
-    joint_positions: Array
+    tool_position: Array = field(default_factory=_empty)
+    tool_quaternion: Array = field(default_factory=_empty)
+    gripper_opening: float = 0.0
+    gripper_command: float = 0.0
+    joint_positions: Array = field(default_factory=_empty)
     instruction: str
     time: float
+    state: Array = field(default_factory=_empty)
 
     def __post_init__(self) -> None:
+        if len(self.state):
+            _expect("Observation.state", self.state, (None,))
+            return
         _expect("Observation.tool_position", self.tool_position, (3,))
         _expect("Observation.tool_quaternion", self.tool_quaternion, (4,))
 
     def state_vector(self) -> Array:
-        """Pack the robot state as float32 `[STATE_DIM]`, in the order that `STATE_DIM` documents."""
+        """Return `state` as float32 `[s]`; without one, pack the other fields in the order of `STATE_DIM`."""
+        if len(self.state):
+            return np.asarray(self.state, np.float32)
         return np.concatenate(
             [
                 self.tool_position,
@@ -153,6 +164,21 @@ class ActionTrajectory:
         _expect("ActionTrajectory.positions", self.positions, (k, 3))
         _expect("ActionTrajectory.quaternions", self.quaternions, (k, 4))
         _expect("ActionTrajectory.gripper", self.gripper, (k,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalTrajectory:
+    """Timed actions of any robot, in the order, units and references of its embodiment's action signals.
+
+    values: `[k a]`; row i is due at `start_time + (i + 1) * dt` [s].
+    """
+
+    values: Array
+    dt: float
+    start_time: float
+
+    def __post_init__(self) -> None:
+        _expect("SignalTrajectory.values", self.values, (None, None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ...contracts import Array
 from .datasets import LARGEST_NUMBER, DatasetStatistics, action_layout, state_layout
@@ -92,30 +92,30 @@ def _gripper_reason(stored: RowStatistics, new: RowStatistics, i: int) -> str:
     )
 
 
-def state_contradiction(datasets: Mapping[str, DatasetStatistics], state: Array, num_read: int) -> str:
+def state_contradiction(datasets: Mapping[str, DatasetStatistics], state: Array, read: Collection[int]) -> str:
     """Say how a state differs from all that a model was trained on by more than a robot of that kind can.
 
     Args:
         datasets: what the model was trained on.
         state: `[s]`, the robot's state now.
-        num_read: the model reads the first so many numbers.
+        read: the numbers that the model reads.
 
     Returns:
         The dimension and the figures, of the dataset that fits best; empty where the state fits one, or none is known.
     """
     reasons = [
-        _state_reasons(statistics.states, state, statistics.state_gripper, num_read)
+        _state_reasons(statistics.states, state, statistics.state_gripper, read)
         for statistics in datasets.values()
         if statistics.states is not None
     ]
     return next(iter(sorted(reasons, key=len)[0]), "") if reasons else ""
 
 
-def _state_reasons(rows: RowStatistics, state: Array, gripper: Sequence[int], num_read: int) -> list[str]:
+def _state_reasons(rows: RowStatistics, state: Array, gripper: Sequence[int], read: Collection[int]) -> list[str]:
     if rows.width != len(state):
         return [f"{rows.width} numbers in training, {len(state)} here"]
     layout, reasons = state_layout(rows.width), []
-    for i in range(min(num_read, rows.width)):
+    for i in sorted(read):
         if i in layout.quaternion_parts:
             continue
         span = float(rows.max[i] - rows.min[i])

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...contracts import Array, Observation
-from ...cvae_head.trajectory import JOINT_FEATURES
 from ...data_pipeline.statistics.check import state_contradiction
 from ...errors import CheckpointError, ShapeError
 from ...tokenizers.text import TextEncoder
@@ -108,8 +107,7 @@ class ReleasedPolicy(GR2Policy):
             ShapeError: the state contradicts the statistics that the release keeps of its data.
         """
         state = observation.state_vector()
-        num_read = len(state) if self.model.config.state_joints else len(state) - JOINT_FEATURES
-        reason = state_contradiction(self.datasets, state, num_read)
+        reason = state_contradiction(self.datasets, state, self.model.config.coding.read_columns)
         if reason:
             raise ShapeError(
                 f"observation: expected a state like those the policy was trained on, got {reason}; give [m], [rad] "

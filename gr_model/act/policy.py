@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...contracts import ActionTrajectory, Array, Observation
+from ...contracts import ActionTrajectory, Array, Observation, SignalTrajectory
 from ...cvae_head.ensemble import TemporalEnsemble
-from ...cvae_head.trajectory import to_trajectory
+from ...cvae_head.signals import place_chunk
+from ...embodiment import Embodiment
 from ...errors import ConfigError, ShapeError
 from ..model.context import Context
 from ..model.world_model import WorldModel
@@ -109,10 +110,18 @@ class GR2Policy:
         rng = np.random.default_rng(np.frombuffer(hashlib.sha256(said).digest(), np.uint32))
         return rng.standard_normal(self.model.head.noise_dim, dtype=np.float32)
 
-    def place(self, chunk: Array, observation: Observation) -> ActionTrajectory:
-        """Turn a predicted chunk `[k 7]` into the trajectory to follow."""
-        trajectory = to_trajectory(chunk, observation, self.dt)
-        return trajectory if self.ensemble is None else self.ensemble.blend(trajectory)
+    @property
+    def embodiment(self) -> Embodiment:
+        """The robot that the policy was trained on."""
+        return self.model.config.embodiment
+
+    def place(self, chunk: Array, observation: Observation) -> ActionTrajectory | SignalTrajectory:
+        """Turn a predicted chunk `[k c]` into what is to be followed."""
+        state, coding = observation.state_vector(), self.model.config.coding
+        trajectory = place_chunk(coding, chunk, state, dt=self.dt, start_time=observation.time)
+        if self.ensemble is None or isinstance(trajectory, SignalTrajectory):
+            return trajectory
+        return self.ensemble.blend(trajectory)
 
     def context(self, instruction: str) -> Context:
         """Return what the model sees: the remembered frames and states and the sentence."""

@@ -8,7 +8,8 @@ from typing import Literal
 from ...cvae_head.cvae import CVAEConfig
 from ...cvae_head.head import ChunkShape
 from ...cvae_head.kinds import HeadConfig, num_queries
-from ...cvae_head.trajectory import CHUNK_DIM, JOINT_FEATURES, POSE_DIM, STATE_FEATURES
+from ...cvae_head.signals import SignalCoding, coding_of
+from ...embodiment import TOOL_ARM, Embodiment
 from ...errors import ConfigError
 
 Decoding = Literal["masked", "raster"]
@@ -33,7 +34,8 @@ class ModelConfig:
     head_dim: width of the frame head before the codes; head_hidden: of a hidden layer of it, 0 for none (many codes
         in one position need one).
     text_dim, text_length: width of the text features and the most positions they may take.
-    state_joints: whether joint angles are among the state features.
+    state_joints: whether joint angles are read beside the tool's pose by a policy that commands tool poses.
+    embodiment: the robot's cameras, signals and rate.
     max_context: most context frames; num_targets: frames predicted in one pass, each one frame step further.
     chunk_length: k, poses of a chunk.
     decoding: "masked" predicts a frame in parallel (bidirectional inside it), "raster" code by code.
@@ -69,6 +71,7 @@ class ModelConfig:
     scored_share: float = 1.0
     gradient_checkpointing: bool = False
     head: HeadConfig = field(default_factory=CVAEConfig)
+    embodiment: Embodiment = TOOL_ARM
 
     def __post_init__(self) -> None:
         for name in (
@@ -102,14 +105,19 @@ class ModelConfig:
             )
 
     @property
+    def coding(self) -> SignalCoding:
+        """What is learned of the robot's states and actions."""
+        return coding_of(self.embodiment, self.state_joints)
+
+    @property
     def state_dim(self) -> int:
         """Number of state features."""
-        return STATE_FEATURES + (JOINT_FEATURES if self.state_joints else 0)
+        return self.coding.num_features
 
     @property
     def chunk_shape(self) -> ChunkShape:
         """Steps and columns of a chunk."""
-        return ChunkShape(length=self.chunk_length, width=CHUNK_DIM, binary=tuple(range(POSE_DIM, CHUNK_DIM)))
+        return self.coding.shape(self.chunk_length)
 
     @property
     def num_queries(self) -> int:

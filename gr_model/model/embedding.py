@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...cvae_head.trajectory import state_features
 from ...errors import ShapeError
 from .config import ModelConfig
 from .normalization import Standardize
@@ -113,10 +112,9 @@ class TokenEmbedding(nn.Module):
         """Embed the codes that target frames are expected to repeat."""
         return self.before(F.embedding(reference, self.vectors).flatten(-2))
 
-    def states(self, states: Float[Tensor, "b f 16"]) -> Float[Tensor, "b f d"]:
+    def states(self, states: Float[Tensor, "b f s"]) -> Float[Tensor, "b f d"]:
         """Embed robot states."""
-        features = state_features(states.float(), joints=self.config.state_joints)
-        return self.state(self.state_normalizer(features))
+        return self.state(self.state_normalizer(self.config.coding.features(states.float())))
 
     def prefix(self, text: Float[Tensor, "b l t"], dropped: Bool[Tensor, " b"] | None = None) -> Float[Tensor, "b l d"]:
         """Embed text features; samples `dropped` carry the no-text embedding instead."""

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ...contracts import Array
-from ...cvae_head.trajectory import POSE_DIM, chunk_targets, state_features
+from ...cvae_head.signals import SignalCoding, coding_of
 from ...data_pipeline.files import read_json, write_json
 from ...data_pipeline.locations import Location
 from ...data_pipeline.statistics.check import contradictions
 from ...data_pipeline.statistics.datasets import DatasetStatistics, read_datasets
 from ...data_pipeline.statistics.normalize import Mode, Normalizer, measure_rows
+from ...embodiment import TOOL_ARM
 from ...errors import CheckpointError, ConfigError, DataError
 
 StatisticsChoice = Literal["check", "keep", "measure"]
@@ -61,13 +62,13 @@ class Statistics:
         )
 
     @staticmethod
-    def neutral(state_dim: int, chunk_length: int) -> Statistics:
+    def neutral(state_dim: int, chunk_length: int, num_continuous: int = 6) -> Statistics:
         """Return statistics that change nothing."""
         return Statistics(
             state_mean=(0.0,) * state_dim,
             state_std=(1.0,) * state_dim,
-            action_mean=((0.0,) * POSE_DIM,) * chunk_length,
-            action_std=((1.0,) * POSE_DIM,) * chunk_length,
+            action_mean=((0.0,) * num_continuous,) * chunk_length,
+            action_std=((1.0,) * num_continuous,) * chunk_length,
         )
 
 
@@ -76,22 +77,23 @@ def measure_statistics(
     actions: Array,
     action_mask: Array | None = None,
     *,
-    joints: bool = False,
+    coding: SignalCoding = coding_of(TOOL_ARM),  # noqa: B008  (made once)
     mode: Mode = "moments",
 ) -> Statistics:
     """Measure statistics on training windows.
 
     Args:
-        states: `[m 16]`, the state at which each chunk begins.
-        actions: `[m k 8]`, commanded poses; action_mask: `[m k]`, True = keep.
-        joints: whether the model reads joint angles.
+        states: `[m s]`, the state at which each chunk begins.
+        actions: `[m k a]`; action_mask: `[m k]`, True = keep.
+        coding: what is learned of them.
         mode: what is mapped to where.
 
     Raises:
         DataError: no step is kept, or a number is not finite.
     """
-    features = state_features(np.asarray(states, np.float64), joints=joints)
-    poses = chunk_targets(np.asarray(states, np.float64), np.asarray(actions, np.float64))[..., :POSE_DIM]
+    features = coding.features(np.asarray(states, np.float64))
+    chunk = coding.encode(np.asarray(states, np.float64), np.asarray(actions, np.float64))
+    poses = chunk[..., list(coding.shape(chunk.shape[-2]).continuous)]
     keep = np.ones(poses.shape[:2], bool) if action_mask is None else np.asarray(action_mask, bool)
     kept = poses[keep]
     if not len(kept) or not keep.any(0).all() or not (np.isfinite(kept).all() and np.isfinite(features).all()):

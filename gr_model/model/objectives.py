@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...cvae_head.trajectory import POSE_DIM, chunk_targets
 from ...errors import ShapeError
 from .context import Context, Targets
 from .world_model import WorldModel
@@ -109,9 +108,8 @@ def code_loss(
 
 def read_chunk(model: WorldModel, batch: Batch, h: int) -> tuple[Float[Tensor, "b k c"], Bool[Tensor, "b k c"]]:
     """Return the normalized commands that follow the last context frame, and which numbers count."""
-    target = chunk_targets(batch["states"][:, h - 1].float(), batch["actions"].float())
-    poses = model.action_normalizer(target[..., :POSE_DIM])
-    chunk = torch.cat((poses, target[..., POSE_DIM:]), dim=-1)
+    target = model.config.coding.encode(batch["states"][:, h - 1].float(), batch["actions"].float())
+    chunk = model.normalize_chunk(target)
     return chunk, batch["action_mask"][..., None].expand_as(chunk)
 
 
@@ -203,8 +201,8 @@ def evaluation_figures(model: WorldModel, batch: Batch, *, with_actions: bool, w
     Returns:
         Frames (predicted from nothing but the context when decoding is "masked", teacher-forced when
         "raster"): `frame_loss` [nats], `token_accuracy`, `copy_accuracy` (of repeating the current frame),
-        `changed_accuracy` (on codes that change). Actions: `action_l1_mm` [mm], `action_l1_deg` [deg],
-        `gripper_accuracy`.
+        `changed_accuracy` (on codes that change). Actions: `action_l1_mm` [mm] of positions, `action_l1_deg` [deg]
+        of turns, `action_l1_*` of other kinds of signals, `gripper_accuracy`.
     """
     figures: dict[str, Tensor] = {}
     context, h = read_context(model, batch)
@@ -212,14 +210,26 @@ def evaluation_figures(model: WorldModel, batch: Batch, *, with_actions: bool, w
         figures |= _frame_figures(model, batch, context, h)
     if with_actions:
         chunk = model.act(context)
-        target = chunk_targets(batch["states"][:, h - 1].float(), batch["actions"].float())
-        keep = batch["action_mask"]
-        error = (chunk - target).abs()[keep]
-        right = (chunk[..., 6] > 0.5) == (target[..., 6] > 0.5)
-        figures["action_l1_mm"] = 1e3 * error[:, :3].mean()
-        figures["action_l1_deg"] = torch.rad2deg(error[:, 3:6].mean())
-        figures["gripper_accuracy"] = right[keep].float().mean()
+        figures |= _chunk_figures(model, chunk, batch, h)
     return figures
+
+
+def _chunk_figures(model: WorldModel, chunk: Float[Tensor, "b k c"], batch: Batch, h: int) -> dict[str, Tensor]:
+    """Compare chunks signal by signal; positions in [mm], turns in [deg], others in their own units."""
+    target = model.config.coding.encode(batch["states"][:, h - 1].float(), batch["actions"].float())
+    keep = batch["action_mask"]
+    error, right = (chunk - target).abs()[keep], ((chunk > 0.5) == (target > 0.5))[keep].float()
+    found: dict[str, list[Tensor]] = {}
+    for part in model.config.coding.parts:
+        if part.rule == "binary":
+            found.setdefault("gripper_accuracy", []).append(right[:, part.chunk].mean())
+        elif part.signal.kind == "position":
+            found.setdefault("action_l1_mm", []).append(1e3 * error[:, part.chunk].mean())
+        elif part.rule in ("turn", "step_turn"):
+            found.setdefault("action_l1_deg", []).append(torch.rad2deg(error[:, part.chunk].mean()))
+        else:
+            found.setdefault(f"action_l1_{part.signal.kind}", []).append(error[:, part.chunk].mean())
+    return {name: torch.stack(values).mean() for name, values in found.items()}
 
 
 def _frame_figures(model: WorldModel, batch: Batch, context: Context, h: int) -> dict[str, Tensor]:

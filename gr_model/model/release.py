@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from ...cvae_head.kinds import head_config_from_dict
 from ...data_pipeline.files import write_json
 from ...data_pipeline.statistics.datasets import DatasetStatistics, read_datasets
+from ...embodiment import Embodiment
 from ...errors import CheckpointError, ConfigError, DataError
 from .config import CameraSpec, ModelConfig
 from .normalization import Normalization
@@ -73,12 +74,19 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
             CameraSpec(name=camera["name"], grid=(int(camera["grid"][0]), int(camera["grid"][1])))
             for camera in values["cameras"]
         )
-        return ModelConfig(**{**values, "cameras": cameras, "head": head_config_from_dict(values["head"])})
+        return ModelConfig(
+            **{**values, "cameras": cameras, "head": head_config_from_dict(values["head"]), **_embodiment(values)}
+        )
     except (KeyError, TypeError, IndexError, ConfigError) as error:
         raise CheckpointError(
             f"model configuration: expected the values of ModelConfig, got an unusable one ({error}); "
             "the file is damaged or of another version: export the model again."
         ) from error
+
+
+def _embodiment(values: Mapping[str, Any]) -> dict[str, Embodiment]:
+    """Read the embodiment; a record of gr2 0.1.0 has none."""
+    return {"embodiment": Embodiment.from_dict(values["embodiment"])} if "embodiment" in values else {}
 
 
 def save_release(

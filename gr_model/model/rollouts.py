@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...cvae_head.trajectory import state_after
 from .context import Context
 
 if TYPE_CHECKING:
@@ -45,7 +44,8 @@ def own_states(model: WorldModel, context: Context, frame_step: int) -> Float[Te
     if context.states is None or not 0 < frame_step * g <= model.config.chunk_length:
         return None
     state, chunk = context.states[:, -1], model.act(context)
-    return torch.stack([state_after(state, chunk, frame_step * (i + 1)) for i in range(g)], dim=1)
+    after = model.config.coding.after
+    return torch.stack([after(state, chunk, frame_step * (i + 1)) for i in range(g)], dim=1)
 
 
 def beside_without_text(context: Context) -> Context:

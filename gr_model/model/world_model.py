@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ...cvae_head.kinds import make_head
 from ...cvae_head.tokens import TokensHead
-from ...cvae_head.trajectory import POSE_DIM
 from ...errors import ShapeError
 from .config import ModelConfig
 from .context import Context, Targets
@@ -58,7 +57,9 @@ class WorldModel(nn.Module):
         nn.init.zeros_(self.copy_gate.weight)
         nn.init.constant_(self.copy_gate.bias, _COPY_GATE_START)
         self.head = make_head(config.head, condition_dim=config.width, shape=config.chunk_shape)
-        self.action_normalizer = Standardize(config.chunk_length, POSE_DIM)
+        shape = config.chunk_shape
+        self.continuous = list(shape.continuous)
+        self.action_normalizer = Standardize(config.chunk_length, len(self.continuous))
         self.register_buffer("text_features", torch.zeros(0, 1, config.text_dim), persistent=False)
         self.register_buffer("text_mask", torch.zeros(0, 1, dtype=torch.bool), persistent=False)
         self._sentences: SentenceFeatures | None = None
@@ -274,7 +275,7 @@ class WorldModel(nn.Module):
         places = reference.clamp(max=self.config.codebook_size - 1)[..., None]
         return logits.scatter_add(-1, places, gate[..., None].to(logits.dtype))
 
-    def act(self, context: Context, *, noise: Float[Tensor, "b z"] | None = None) -> Float[Tensor, "b k 7"]:
+    def act(self, context: Context, *, noise: Float[Tensor, "b z"] | None = None) -> Float[Tensor, "b k c"]:
         """Predict the chunk at the last context step in one pass without target frames.
 
         Args:
@@ -282,7 +283,7 @@ class WorldModel(nn.Module):
             noise: standard normal numbers, `head.noise_dim` a sample, that choose among motions; None is zeros.
 
         Returns:
-            Position deltas [m], rotation vectors [rad] and the probability that the gripper is open.
+            Numbers as `config.coding` describes them, in physical units; binary columns are probabilities.
         """
         layout = self.layout(context, with_frames=False, with_action=True)
         x, mask = self.assemble(layout, context, None)
@@ -291,7 +292,15 @@ class WorldModel(nn.Module):
         else:
             condition = self.gpt(x, mask, self.constants(layout)["action"])[:, 0]
             chunk = self.head.sample(condition, noise)
-        return torch.cat((self.action_normalizer.invert(chunk[..., :POSE_DIM]), chunk[..., POSE_DIM:]), dim=-1)
+        physical = chunk.clone()
+        physical[..., self.continuous] = self.action_normalizer.invert(chunk[..., self.continuous])
+        return physical
+
+    def normalize_chunk(self, chunk: Float[Tensor, "b k c"]) -> Float[Tensor, "b k c"]:
+        """Normalize the continuous columns of a chunk; the head learns the result."""
+        normalized = chunk.clone()
+        normalized[..., self.continuous] = self.action_normalizer(chunk[..., self.continuous])
+        return normalized
 
     @torch.no_grad()
     def _draw_tokens(

@@ -15,6 +15,7 @@ from .encoders import FrozenEncoders, keep_encoders, load_encoders
 from .options import FinetuneOptions, TrainingOptions
 
 if TYPE_CHECKING:
+    from ...cvae_head.signals import SignalCoding
     from ...data_pipeline.loading.loader import BatchLoader
     from ...data_pipeline.loading.token_store import TokenStore
     from ...data_pipeline.statistics.datasets import DatasetStatistics
@@ -173,14 +174,14 @@ def finetune(options: FinetuneOptions) -> dict[str, float]:
         out=options.out,
         init=options.init,
         start=start,
-        measure=lambda: _measure(inputs.loader, options),
+        measure=lambda: _measure(inputs.loader, options, model.config.coding),
     )
     model.set_statistics(chosen.statistics)
     recipe = options.recipe(with_actions=True, frame_weight=options.frame_weight, frame_fraction=options.frame_fraction)
     return _run(model, inputs, options, recipe, chosen.datasets)
 
 
-def _measure(loader: BatchLoader, options: FinetuneOptions) -> Statistics:
+def _measure(loader: BatchLoader, options: FinetuneOptions, coding: SignalCoding) -> Statistics:
     """Measure normalization statistics on up to 20,000 windows of the training split."""
     from ..model.normalization import measure_statistics
 
@@ -194,4 +195,6 @@ def _measure(loader: BatchLoader, options: FinetuneOptions) -> Statistics:
         return np.concatenate([batch[name].numpy() for batch in batches])
 
     states = gather("states")[:, options.context - 1]
-    return measure_statistics(states, gather("actions"), gather("action_mask"), mode=options.normalization)
+    return measure_statistics(
+        states, gather("actions"), gather("action_mask"), coding=coding, mode=options.normalization
+    )

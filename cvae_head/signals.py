@@ -1,0 +1,245 @@
+"""What a policy learns of an embodiment: features of its state, and chunks of its actions seen from that state.
+
+Every signal has a rule of its own. A commanded position or joint that the state measures under the same name is
+learned as its distance from there, a commanded rotation as the turn from there (a rotation vector); other rotations are
+learned in the continuous 6-D form, whatever their storage; a binary gripper as 0 or 1; all others as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from ..contracts import ActionTrajectory, SignalTrajectory
+from ..embodiment import Embodiment, Signal
+from ..errors import ShapeError
+from .head import ChunkShape
+from .rotations import from_quaternion, to_quaternion
+from .trajectory import (
+    GRIPPER_THRESHOLD,
+    _namespace,
+    conjugate_quaternion,
+    multiply_quaternions,
+    quaternion_to_rotation_vector,
+    rotation_columns,
+    rotation_vector_to_quaternion,
+)
+
+Rule = Literal["distance", "turn", "rotation", "step_turn", "binary", "plain"]
+_WIDTHS = {"turn": 3, "rotation": 6, "step_turn": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """An action signal, where its numbers stand in actions, chunks and (where it is measured) states, and its rule."""
+
+    signal: Signal
+    rule: Rule
+    action: slice
+    chunk: slice
+    state: slice | None
+    state_signal: Signal | None
+
+
+class SignalCoding:
+    """States to features, actions to chunks, and back. Functions take numpy arrays or torch tensors alike.
+
+    read: state signals that the model reads; parts: action signals with their rules; tool: position, rotation and
+    gripper where actions are absolute poses of one tool, else None.
+
+    Args:
+        embodiment: whose numbers they are.
+        joints: whether joints are read beside the tool's pose by a policy that commands tool poses; others always are.
+    """
+
+    def __init__(self, embodiment: Embodiment, *, joints: bool = False) -> None:
+        self.embodiment = embodiment
+        slices = embodiment.state_slices()
+        skipped = _commands_tool_poses(embodiment) and not joints
+        self.read = tuple(s for s in embodiment.state if not (skipped and s.kind == "joint_position"))
+        self._read_slices = tuple(slices[s.name] for s in self.read)
+        self.num_features = sum(6 if s.kind == "rotation" else s.width for s in self.read)
+        measured = {s.name: s for s in embodiment.state}
+        parts, start = [], 0
+        for signal in embodiment.action:
+            same = measured.get(signal.name)
+            rule = _rule(signal, same)
+            width = _WIDTHS.get(rule, signal.width)
+            parts.append(
+                Part(
+                    signal=signal,
+                    rule=rule,
+                    action=embodiment.action_slices()[signal.name],
+                    chunk=slice(start, start + width),
+                    state=slices[same.name] if same is not None else None,
+                    state_signal=same,
+                )
+            )
+            start += width
+        self.parts, self.width = tuple(parts), start
+        self.tool = _tool_parts(self.parts)
+
+    def shape(self, length: int) -> ChunkShape:
+        """Return the shape of a chunk of so many steps."""
+        binary = [i for p in self.parts if p.rule == "binary" for i in range(p.chunk.start, p.chunk.stop)]
+        return ChunkShape(length=length, width=max(self.width, 1), binary=tuple(binary))
+
+    @cached_property
+    def read_columns(self) -> tuple[int, ...]:
+        """The numbers of a state that are read."""
+        return tuple(i for s in self._read_slices for i in range(s.start, s.stop))
+
+    def features(self, states: Any) -> Any:
+        """Describe states `[.. s]` by `num_features` numbers that do not depend on the storage of rotations."""
+        self._expect("states", states, self.embodiment.state_dim)
+        parts = []
+        for signal, at in zip(self.read, self._read_slices, strict=True):
+            here = states[..., at]
+            parts.append(rotation_columns(to_quaternion(here, signal.rotation)) if signal.kind == "rotation" else here)
+        return _namespace(states).concatenate(parts, axis=-1) if parts else states[..., :0]
+
+    def encode(self, state: Any, actions: Any) -> Any:
+        """Express actions `[.. k a]` as a chunk `[.. k c]`, seen from the state `[.. s]` when it begins.
+
+        Raises:
+            ShapeError: a last axis that is not the embodiment's.
+        """
+        self._expect("state", state, self.embodiment.state_dim)
+        self._expect("actions", actions, self.embodiment.action_dim)
+        xp = _namespace(actions)
+        return xp.concatenate([self._encode(part, state, actions[..., part.action]) for part in self.parts], axis=-1)
+
+    @staticmethod
+    def _encode(part: Part, state: Any, values: Any) -> Any:
+        xp = _namespace(values)
+        if part.rule == "distance":
+            return values - state[..., None, part.state]
+        if part.rule == "binary":
+            return xp.where(values > GRIPPER_THRESHOLD, xp.ones_like(values), 0.0)
+        if part.rule == "plain":
+            return values
+        q = to_quaternion(values, part.signal.rotation)
+        if part.rule == "rotation":
+            return rotation_columns(q)
+        if part.rule == "turn":
+            assert part.state_signal is not None
+            now = to_quaternion(state[..., None, part.state], part.state_signal.rotation)
+            q = multiply_quaternions(q, conjugate_quaternion(now))
+        return quaternion_to_rotation_vector(q)
+
+    def decode(self, state: Any, chunk: Any) -> Any:
+        """Turn chunks `[.. k c]` into actions `[.. k a]` from states `[.. s]`, numpy; binary columns become 0 or 1."""
+        state, chunk = np.asarray(state, np.float64), np.asarray(chunk, np.float64)
+        self._expect("chunk", chunk, self.width)
+        return np.concatenate([self._decode(part, state, chunk[..., part.chunk]) for part in self.parts], axis=-1)
+
+    @staticmethod
+    def _decode(part: Part, state: Any, values: Any) -> Any:
+        if part.rule == "distance":
+            return values + state[..., None, part.state]
+        if part.rule == "binary":
+            return (values > GRIPPER_THRESHOLD).astype(np.float64)
+        if part.rule == "plain":
+            return values
+        if part.rule == "rotation":
+            q = to_quaternion(values, "rotation_6d")
+        else:
+            q = rotation_vector_to_quaternion(values)
+        if part.rule == "turn":
+            assert part.state_signal is not None
+            now = to_quaternion(state[..., None, part.state], part.state_signal.rotation)
+            q = multiply_quaternions(q, now / np.linalg.norm(now, axis=-1, keepdims=True))
+        return from_quaternion(q / np.linalg.norm(q, axis=-1, keepdims=True), part.signal.rotation)
+
+    def after(self, state: Any, chunk: Any, steps: int) -> Any:
+        """Return the states `[.. s]` that following chunks `[.. k c]` for so many control steps leads to.
+
+        What is commanded is taken to be reached, fingers half-way; what no action commands is kept as it was.
+        """
+        xp = _namespace(state)
+        rows = state.detach().cpu().double().numpy() if xp is not np else np.asarray(state, np.float64)
+        values = chunk.detach().cpu().double().numpy() if xp is not np else np.asarray(chunk, np.float64)
+        last = min(steps, values.shape[-2]) - 1
+        action = self.decode(rows, values[..., last : last + 1, :])[..., 0, :]
+        out, commands = rows.copy(), self.embodiment.state_slices()
+        for part in self.parts:
+            command = action[..., part.action]
+            told = commands.get(f"{part.signal.name}_command")
+            if told is not None:
+                out[..., told] = command
+            half_way = part.signal.kind == "gripper"
+            if part.state is None or (part.rule in ("plain", "step_turn", "rotation") and not half_way):
+                continue
+            out[..., part.state] = 0.5 * (out[..., part.state] + command) if half_way else command
+        return out if xp is np else xp.as_tensor(out, dtype=state.dtype, device=state.device)
+
+    @staticmethod
+    def _expect(name: str, array: Any, size: int) -> None:
+        if array.shape[-1] != size:
+            raise ShapeError(
+                f"{name}: expected a last axis of {size}, got shape {tuple(array.shape)}; pass the numbers of the "
+                "embodiment in its order."
+            )
+
+
+@lru_cache(maxsize=64)
+def coding_of(embodiment: Embodiment, joints: bool = False) -> SignalCoding:
+    """Return the coding of an embodiment, made once."""
+    return SignalCoding(embodiment, joints=joints)
+
+
+def _tool_parts(parts: Sequence[Part]) -> tuple[Part, Part, Part | None] | None:
+    """Return position, rotation and gripper of a robot that is commanded by absolute poses of one tool, else None."""
+    positions = [p for p in parts if p.signal.kind == "position"]
+    rotations = [p for p in parts if p.signal.kind == "rotation"]
+    grippers = [p for p in parts if p.signal.kind == "gripper"]
+    one = len(positions) == len(rotations) == 1 and len(grippers) <= 1
+    whole = len(parts) == 2 + len(grippers)
+    fixed = all(p.signal.reference == "absolute" for p in parts)
+    known = all(p.signal.is_opening for p in grippers)
+    if not (one and whole and fixed and known):
+        return None
+    return positions[0], rotations[0], grippers[0] if grippers else None
+
+
+def _commands_tool_poses(embodiment: Embodiment) -> bool:
+    kinds = [{s.kind for s in signals} for signals in (embodiment.state, embodiment.action)]
+    return all({"position", "rotation"} <= kind for kind in kinds) and "joint_position" not in kinds[1]
+
+
+def _rule(signal: Signal, same: Signal | None) -> Rule:
+    measured = same is not None and (same.kind, same.unit) == (signal.kind, signal.unit)
+    if signal.kind == "gripper":
+        return "binary" if signal.binary else "plain"
+    if signal.kind == "rotation":
+        if signal.reference in ("relative", "delta"):
+            return "step_turn"
+        return "turn" if measured and signal.reference == "absolute" else "rotation"
+    alike = measured and same is not None and same.width == signal.width
+    return "distance" if alike and signal.reference == "absolute" else "plain"
+
+
+def place_chunk(
+    coding: SignalCoding, chunk: Any, state: Any, *, dt: float, start_time: float
+) -> ActionTrajectory | SignalTrajectory:
+    """Turn a chunk `[k c]` seen from a state `[s]` into what is to be followed; row i is due `(i + 1) * dt` [s] later.
+
+    Returns:
+        Tool poses where the robot is commanded by absolute ones, else its actions as they are.
+    """
+    actions = coding.decode(state, chunk)
+    if coding.tool is None:
+        return SignalTrajectory(values=actions, dt=dt, start_time=start_time)
+    position, rotation, gripper = coding.tool
+    opening = np.ones(len(actions)) if gripper is None else actions[:, gripper.action.start]
+    return ActionTrajectory(
+        positions=actions[:, position.action],
+        quaternions=to_quaternion(actions[:, rotation.action], rotation.signal.rotation),
+        gripper=opening,
+        dt=dt,
+        start_time=start_time,
+    )
