@@ -1,4 +1,4 @@
-"""Types that cross folder borders: frozen, keyword-only, numpy arrays alone.
+"""Types that cross folder borders: frozen, keyword-only, numpy arrays alone; and what a policy is.
 
 Axes: `t` steps, `f` video frames, `h` rows, `w` columns, `n` image tokens of a frame, `k` poses of a chunk, `j` joints.
 Quaternions are `xyzw`, unit length. Tool poses map tool coordinates to the robot base frame.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -153,6 +153,29 @@ class ActionTrajectory:
         _expect("ActionTrajectory.positions", self.positions, (k, 3))
         _expect("ActionTrajectory.quaternions", self.quaternions, (k, 4))
         _expect("ActionTrajectory.gripper", self.gripper, (k,))
+
+
+class Policy(Protocol):
+    """What drives a robot or a simulator: observations in, trajectories out.
+
+    executed_steps: poses of a trajectory to be executed before the next call of `act`.
+
+    A policy may have two more members, which are looked up and may be absent:
+    `act_together(policies, observations) -> list[ActionTrajectory]` lets policies of one kind, this one among them, act
+    in one go; `uses_images = False` spares drawing the images of its observations.
+    """
+
+    executed_steps: int
+
+    def reset(self) -> None:
+        """Forget the past; called when an episode or a sub-task begins."""
+
+    def act(self, observation: Observation) -> ActionTrajectory:
+        """Return the trajectory that follows `observation`."""
+        ...
+
+    def close(self) -> None:
+        """Release what the policy holds open; it is not asked again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

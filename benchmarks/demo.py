@@ -89,7 +89,9 @@ class _Journal:
     def run(self, words: str, target: Callable[..., Any], options: Mapping[str, Any], *, name: str = "") -> Any:
         """Run a stage unless the same command is finished; return its summary."""
         name = name or words.split()[-1]
-        command = " ".join(["gr2", words, *(f"--{key} {_text(value)}" for key, value in options.items())])
+        command = " ".join(
+            ["gr2", words, *(f"--{key.replace('_', '-')} {_text(value)}" for key, value in options.items())]
+        )
         self.number += 1
         done = next((row for row in self.rows if row["name"] == name and row["command"] == command), None)
         print(f"\n[{self.number}/{self.stages}] {name}: {command}", flush=True)
@@ -171,7 +173,7 @@ def demo(
     preset: Literal["demo", "reference"] = "demo",
     videos: Path | None = None,
     fresh: bool = False,
-    workers: int = 2,
+    num_workers: int = 2,
     seed: int = 0,
 ) -> Path:
     """Run the whole chain, from recording demonstrations to the report; run it again to go on where it stopped.
@@ -181,23 +183,23 @@ def demo(
         preset: "demo" (ten minutes on two cores) or "reference" (ninety minutes, tokenizers included).
         videos: folder of your own clips, with or without captions, that pretraining sees too.
         fresh: start over: empty the folder first.
-        workers: processes for recording and acting.
+        num_workers: processes for recording and acting.
         seed: seed of everything.
 
     Returns:
         The report's path.
     """
-    if workers < 1:
-        raise ConfigError(f"--workers: expected 1 or more, got {workers}.")
+    if num_workers < 1:
+        raise ConfigError(f"--num-workers: expected 1 or more, got {num_workers}.")
     chosen = demo_preset() if preset == "demo" else reference_preset()
     _prepare(out, chosen, seed, fresh)
     began = time.monotonic()
     trains_tokenizers = chosen.tokenizer_steps > 0
     stages = 8 + 2 * trains_tokenizers + 2 * (videos is not None) + 4 * bool(chosen.correction_chains)
     journal = _Journal(out, stages)
-    _make_data(journal, out, chosen, videos, workers, seed)
-    _train(journal, out, chosen, videos, workers, seed)
-    _judge(journal, out, chosen, workers, seed)
+    _make_data(journal, out, chosen, videos, num_workers, seed)
+    _train(journal, out, chosen, videos, num_workers, seed)
+    _judge(journal, out, chosen, num_workers, seed)
     from .report.page import write_report
 
     report = journal_report(journal, out, write_report)
@@ -208,19 +210,21 @@ def demo(
     return report
 
 
-def _make_data(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
+def _make_data(
+    journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, num_workers: int, seed: int
+) -> None:
     from ..data_pipeline.curation.ingest import write_video_shards
     from ..gr_model.train.tokenizer_stages import tokens, train_text, train_tokenizer
     from .demonstrations.record import record
 
     journal.run(
         "data record", record,
-        {"out": out / "record", "scenes": preset.scenes, "chains": preset.chains, "workers": workers, "seed": seed},
+        {"out": out / "record", "scenes": preset.scenes, "chains": preset.chains, "num_workers": num_workers, "seed": seed},
     )  # fmt: skip
     journal.run(
         "data shards",
         write_video_shards,
-        {"source": out / "record", "out": out / "shards", "num_workers": workers},
+        {"source": out / "record", "out": out / "shards", "num_workers": num_workers},
     )
     tokenizer, text = "small", "small"
     if preset.tokenizer_steps:
@@ -249,7 +253,7 @@ def _make_data(journal: _Journal, out: Path, preset: ChainPreset, videos: Path |
         )  # fmt: skip
 
 
-def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
+def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, num_workers: int, seed: int) -> None:
     """Pretrain, finetune on demonstrations, let that policy drive while the expert corrects, finetune on both."""
     from ..data_pipeline.curation.ingest import write_video_shards
     from ..gr_model.train.stages import finetune, pretrain
@@ -269,10 +273,15 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
     first, corrections = out / "imitate", out / "corrections"
     imitate = {"out": first, "steps": preset.imitation_steps, "frame_fraction": _IMITATION_FRAMES}
     journal.run("finetune", finetune, demonstrated | imitate, name="imitate")
-    recorded = {"scenes": preset.scenes, "chains": preset.correction_chains, "play_share": 0.0, "workers": workers}
+    recorded = {
+        "scenes": preset.scenes,
+        "chains": preset.correction_chains,
+        "play_share": 0.0,
+        "num_workers": num_workers,
+    }
     recorded |= {"out": corrections / "record", "policy": str(first), "seed": seed + 1}
     journal.run("data record", record, recorded, name="correct")
-    shards = {"source": corrections / "record", "out": corrections / "shards", "num_workers": workers}
+    shards = {"source": corrections / "record", "out": corrections / "shards", "num_workers": num_workers}
     journal.run("data shards", write_video_shards, shards, name="correction shards")
     encoded = {"shards": corrections / "shards", "out": corrections / "tokens", **frozen}
     journal.run("data tokens", tokens, encoded, name="correction tokens")
@@ -280,14 +289,14 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
     journal.run("finetune", finetune, both | last | common)
 
 
-def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed: int) -> None:
+def _judge(journal: _Journal, out: Path, preset: ChainPreset, num_workers: int, seed: int) -> None:
     from .calvin.evaluate import evaluate
     from .imagine.run import imagine
 
     journal.run(
         "benchmark calvin", evaluate,
         {"policy": str(out / "finetune"), "out": out / "act", "control": "both", "sequences": 0,
-         "starts": preset.starts, "chains": preset.test_chains, "max_steps": preset.max_steps, "workers": workers,
+         "starts": preset.starts, "chains": preset.test_chains, "max_steps": preset.max_steps, "num_workers": num_workers,
          "seed": seed + 100},
         name="act",
     )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,23 +23,6 @@ EncodeImages = Callable[[Array], Array]
 
 EncodeText = Callable[[Sequence[str]], tuple[Array, Array]]
 """Sentences -> features `[b l t]` and mask `[b l]`."""
-
-
-class Policy(Protocol):
-    """What drives a robot or a simulator.
-
-    executed_steps: poses of a trajectory to be executed before the next call of `act`.
-    """
-
-    executed_steps: int
-
-    def reset(self) -> None:
-        """Forget the past; called when an episode or a sub-task begins."""
-        ...
-
-    def act(self, observation: Observation) -> ActionTrajectory:
-        """Return the trajectory that follows `observation`."""
-        ...
 
 
 class GR2Policy:
@@ -97,6 +79,14 @@ class GR2Policy:
             ShapeError: none of the model's cameras is observed.
         """
         return act_together([self], [observation])[0]
+
+    @staticmethod
+    def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observation]) -> list[ActionTrajectory]:
+        """Let policies over one model act in one forward pass; see the function of this name."""
+        return act_together(policies, observations)
+
+    def close(self) -> None:
+        """Do nothing: a policy holds nothing open, and the model may serve others."""
 
     def remember(self, observation: Observation, codes: dict[str, Array]) -> Context:
         """Append a frame to the history and return what the model sees."""
