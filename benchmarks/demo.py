@@ -210,21 +210,20 @@ def demo(
     return report
 
 
-def _make_data(
-    journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, num_workers: int, seed: int
-) -> None:
+def _make_data(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
     from ..data_pipeline.curation.ingest import write_video_shards
     from ..gr_model.train.tokenizer_stages import tokens, train_text, train_tokenizer
     from .demonstrations.record import record
 
     journal.run(
         "data record", record,
-        {"out": out / "record", "scenes": preset.scenes, "chains": preset.chains, "num_workers": num_workers, "seed": seed},
+        {"out": out / "record", "scenes": preset.scenes, "chains": preset.chains, "num_workers": workers,
+         "seed": seed},
     )  # fmt: skip
     journal.run(
         "data shards",
         write_video_shards,
-        {"source": out / "record", "out": out / "shards", "num_workers": num_workers},
+        {"source": out / "record", "out": out / "shards", "num_workers": workers},
     )
     tokenizer, text = "small", "small"
     if preset.tokenizer_steps:
@@ -253,7 +252,7 @@ def _make_data(
         )  # fmt: skip
 
 
-def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, num_workers: int, seed: int) -> None:
+def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
     """Pretrain, finetune on demonstrations, let that policy drive while the expert corrects, finetune on both."""
     from ..data_pipeline.curation.ingest import write_video_shards
     from ..gr_model.train.stages import finetune, pretrain
@@ -277,11 +276,11 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
         "scenes": preset.scenes,
         "chains": preset.correction_chains,
         "play_share": 0.0,
-        "num_workers": num_workers,
+        "num_workers": workers,
     }
     recorded |= {"out": corrections / "record", "policy": str(first), "seed": seed + 1}
     journal.run("data record", record, recorded, name="correct")
-    shards = {"source": corrections / "record", "out": corrections / "shards", "num_workers": num_workers}
+    shards = {"source": corrections / "record", "out": corrections / "shards", "num_workers": workers}
     journal.run("data shards", write_video_shards, shards, name="correction shards")
     encoded = {"shards": corrections / "shards", "out": corrections / "tokens", **frozen}
     journal.run("data tokens", tokens, encoded, name="correction tokens")
@@ -289,14 +288,14 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
     journal.run("finetune", finetune, both | last | common)
 
 
-def _judge(journal: _Journal, out: Path, preset: ChainPreset, num_workers: int, seed: int) -> None:
+def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed: int) -> None:
     from .calvin.evaluate import evaluate
     from .imagine.run import imagine
 
     journal.run(
         "benchmark calvin", evaluate,
         {"policy": str(out / "finetune"), "out": out / "act", "control": "both", "sequences": 0,
-         "starts": preset.starts, "chains": preset.test_chains, "max_steps": preset.max_steps, "num_workers": num_workers,
+         "starts": preset.starts, "chains": preset.test_chains, "max_steps": preset.max_steps, "num_workers": workers,
          "seed": seed + 100},
         name="act",
     )  # fmt: skip

@@ -86,8 +86,7 @@ def rollout(
         expert = partial(suite.expert, control, executed_steps)
         source = "pretrained" if pretrained else policy
         with closing(open_policy(source, executed_steps=executed_steps, expert=expert)) as actor:
-            limits = {"executed_steps": executed_steps, "max_steps": max_steps}
-            results, total = _act_out(suite, actor, names, control, film, limits)
+            results, total = _act_out(suite, actor, names, control, film, executed_steps, max_steps)
         control_hz = suite.simulator.control_hz
     if film is not None:
         write_video(out, np.stack(film.frames), control_hz / _STRIDE, crf=23, pixel_format="yuv420p")
@@ -96,7 +95,13 @@ def rollout(
 
 
 def _act_out(
-    suite: Suite, policy: Policy, tasks: list[str], control: str, film: _Film | None, limits: dict[str, int]
+    suite: Suite,
+    policy: Policy,
+    tasks: list[str],
+    control: str,
+    film: _Film | None,
+    executed_steps: int,
+    max_steps: int,
 ) -> tuple[list[TaskResult], int]:
     """Let the policy act a chain, or each of `tasks` from a start of its own; return results and number of tasks."""
     simulator = suite.simulator
@@ -115,7 +120,10 @@ def _act_out(
             elif step % _STRIDE == 0:
                 film.shoot(simulator, instruction)
 
-        result = run_task(simulator, policy, mode, name, instruction=instruction, watch=watch, **limits)
+        result = run_task(
+            simulator, policy, mode, name, instruction=instruction, executed_steps=executed_steps,
+            max_steps=max_steps, watch=watch,
+        )  # fmt: skip
         results.append(result)
         done = "done" if result.success else "not done"
         print(f"{instruction}: {done} after {result.steps} steps", file=sys.stderr)

@@ -95,7 +95,8 @@ def imagine(
         return _go_on(out, dream, read_start(parts, image, clip, num_frames), text, num_frames, grid)
     acted = act_out_all(
         policy_of(parts, executed_steps=executed_steps), scene=scene, num_shown=episodes,
-        num_measured=metric_episodes, executed_steps=executed_steps, image_size=image_size, stride=frame_stride, seed=seed,
+        num_measured=metric_episodes, executed_steps=executed_steps, image_size=image_size, stride=frame_stride,
+        seed=seed,
     )  # fmt: skip
     return _imagine_episodes(out, dream, parts, acted, horizon, CONTROL_HZ / frame_stride)
 

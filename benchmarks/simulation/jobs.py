@@ -31,12 +31,7 @@ Films = Literal["none", "failed", "all"]
 
 
 class Evaluation(Protocol):
-    """What is measured: a frozen dataclass of JSON values; equal ones give equal results.
-
-    policy: the policy, as users name it.
-    executed_steps: control steps of each chunk that are carried out.
-    max_steps: time limit a task in control steps.
-    """
+    """What is measured: a frozen dataclass of JSON values; equal ones give equal results."""
 
     @property
     def policy(self) -> str:

@@ -10,18 +10,27 @@ from ...wbc.robot.robots import RobotModel
 
 
 class Simulator(Protocol):
-    """A simulated robot among things, and the judge of its tasks.
+    """A simulated robot among things, and the judge of its tasks."""
 
-    name: of the simulator.
-    cameras: names of the cameras, which are those of the observations.
-    control_hz: control steps a second; `apply` advances by one.
-    task: the task that was begun last.
-    """
+    @property
+    def name(self) -> str:
+        """The simulator's name."""
+        ...
 
-    name: str
-    cameras: tuple[str, ...]
-    control_hz: float
-    task: str
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The names of the cameras, which are those of the observations."""
+        ...
+
+    @property
+    def control_hz(self) -> float:
+        """Control steps a second; `apply` advances by one."""
+        ...
+
+    @property
+    def task(self) -> str:
+        """The task that was begun last."""
+        ...
 
     def reset(self, *, options: Mapping[str, Any] | None = None) -> Any:
         """Start an episode; `options` describe the initial state in the simulator's own terms."""
@@ -56,18 +65,16 @@ class Simulator(Protocol):
 
 @runtime_checkable
 class JointSimulator(Simulator, Protocol):
-    """A simulator whose joints can be commanded, which our whole-body controller needs.
+    """A simulator whose joints can be commanded, which our whole-body controller needs."""
 
-    joint_hz: joint commands a second, a multiple of `control_hz`.
-    arm: the simulated arm, its tool frame the one of the observations.
-    gripper_command: last commanded opening.
-    """
-
-    joint_hz: int
+    @property
+    def joint_hz(self) -> float:
+        """Joint commands a second, a multiple of `control_hz`."""
+        ...
 
     @property
     def arm(self) -> RobotModel:
-        """The simulated arm."""
+        """The simulated arm, its tool frame the one of the observations."""
         ...
 
     @property

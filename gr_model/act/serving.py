@@ -203,7 +203,7 @@ def serve(
     if threads:
         torch.set_num_threads(threads)
     make = policy_maker(policy, executed_steps=executed_steps, device=torch_device(device))
-    with closing(PolicyServer(make, max_batch=max_batch)) as sessions:
-        with make_server(sessions, policy, host, port) as server:
-            print(f"policy {policy} listens at http://{host}:{port}", file=sys.stderr, flush=True)
-            server.serve_forever()
+    sessions = PolicyServer(make, max_batch=max_batch)
+    with closing(sessions), make_server(sessions, policy, host, port) as server:
+        print(f"policy {policy} listens at http://{host}:{port}", file=sys.stderr, flush=True)
+        server.serve_forever()
