@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from ...contracts import Policy
-from ..demonstrations.scripted_policy import ScriptedPolicy
 from ..playtable.cameras import CALVIN_PX, CameraConfig, Renderer
 from ..playtable.environment import PlayTable
 from ..playtable.instructions import evaluation_sentences
 from ..playtable.world import World
+from ..policies.scripted import ScriptedPolicy
 from .episodes import chain_start, sequence_start, task_start
 from .official import OfficialTable
 from .sequences import official_sequences

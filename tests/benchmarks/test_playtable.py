@@ -11,7 +11,6 @@ import pytest
 from gr2.benchmarks.calvin.episodes import chain_start, start_state, task_start
 from gr2.benchmarks.demonstrations.expert_motion import ExpertStyle
 from gr2.benchmarks.demonstrations.experts import act
-from gr2.benchmarks.demonstrations.scripted_policy import ScriptedPolicy
 from gr2.benchmarks.playtable.cameras import CameraConfig
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.playtable.feasibility import feasible
@@ -19,6 +18,7 @@ from gr2.benchmarks.playtable.sampling import sample_scene
 from gr2.benchmarks.playtable.scenes import scene
 from gr2.benchmarks.playtable.tasks import TASKS
 from gr2.benchmarks.playtable.world import WorldState
+from gr2.benchmarks.policies.scripted import ScriptedPolicy
 from gr2.benchmarks.simulation.control import PoseControl, WbcControl
 from gr2.benchmarks.simulation.episodes import run_chain
 from gr2.contracts import ActionTrajectory

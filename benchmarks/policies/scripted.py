@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ...contracts import ActionTrajectory, Observation
+from ..demonstrations.expert_motion import ExpertStyle
+from ..demonstrations.experts import act
 from ..playtable.environment import CONTROL_HZ, PlayTable
 from ..playtable.scenes import ROBOT_BASE
 from ..playtable.world import World
-from .expert_motion import ExpertStyle
-from .experts import act
 
 
 class ScriptedPolicy:
