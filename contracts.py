@@ -1,4 +1,4 @@
-"""Types that cross folder borders: frozen, keyword-only, numpy arrays alone.
+"""Types that cross folder borders: frozen, keyword-only, numpy arrays alone; and what a policy is.
 
 Axes: `t` steps, `f` video frames, `h` rows, `w` columns, `n` image tokens of a frame, `k` poses of a chunk, `j` joints.
 Quaternions are `xyzw`, unit length. Tool poses map tool coordinates to the robot base frame.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -179,6 +179,33 @@ class SignalTrajectory:
 
     def __post_init__(self) -> None:
         _expect("SignalTrajectory.values", self.values, (None, None))
+
+
+Trajectory = ActionTrajectory | SignalTrajectory
+"""What a policy answers: tool poses where the robot is commanded by them, else the actions of its embodiment."""
+
+
+class Policy(Protocol):
+    """What drives a robot or a simulator: observations in, trajectories out.
+
+    executed_steps: poses of a trajectory to be executed before the next call of `act`.
+
+    A policy may have two more members, which are looked up and may be absent:
+    `act_together(policies, observations) -> list[Trajectory]` lets policies of one kind, this one among them, act
+    in one go; `uses_images = False` spares drawing the images of its observations.
+    """
+
+    executed_steps: int
+
+    def reset(self) -> None:
+        """Forget the past; called when an episode or a sub-task begins."""
+
+    def act(self, observation: Observation) -> Trajectory:
+        """Return the trajectory that follows `observation`."""
+        ...
+
+    def close(self) -> None:
+        """Release what the policy holds open; it is not asked again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,7 +90,9 @@ class _Journal:
     def run(self, words: str, target: Callable[..., Any], options: Mapping[str, Any], *, name: str = "") -> Any:
         """Run a stage unless the same command is finished; return its summary."""
         name = name or words.split()[-1]
-        command = " ".join(["gr2", words, *(f"--{key} {_text(value)}" for key, value in options.items())])
+        command = " ".join(
+            ["gr2", words, *(f"--{key.replace('_', '-')} {_text(value)}" for key, value in options.items())]
+        )
         self.number += 1
         done = next((row for row in self.rows if row["name"] == name and row["command"] == command), None)
         print(f"\n[{self.number}/{self.stages}] {name}: {command}", flush=True)
@@ -172,7 +174,7 @@ def demo(
     preset: Literal["demo", "reference"] = "demo",
     videos: Path | None = None,
     fresh: bool = False,
-    workers: int = 2,
+    num_workers: int = 2,
     seed: int = 0,
 ) -> Path:
     """Run the whole chain, from recording demonstrations to the report; run it again to go on where it stopped.
@@ -182,23 +184,23 @@ def demo(
         preset: "demo" (ten minutes on two cores) or "reference" (ninety minutes, tokenizers included).
         videos: folder of your own clips, with or without captions, that pretraining sees too.
         fresh: start over: empty the folder first.
-        workers: processes for recording and acting.
+        num_workers: processes for recording and acting.
         seed: seed of everything.
 
     Returns:
         The report's path.
     """
-    if workers < 1:
-        raise ConfigError(f"--workers: expected 1 or more, got {workers}.")
+    if num_workers < 1:
+        raise ConfigError(f"--num-workers: expected 1 or more, got {num_workers}.")
     chosen = demo_preset() if preset == "demo" else reference_preset()
     _prepare(out, chosen, seed, fresh)
     began = time.monotonic()
     trains_tokenizers = chosen.tokenizer_steps > 0
     stages = 8 + 2 * trains_tokenizers + 2 * (videos is not None) + 4 * bool(chosen.correction_chains)
     journal = _Journal(out, stages)
-    _make_data(journal, out, chosen, videos, workers, seed)
-    _train(journal, out, chosen, videos, workers, seed)
-    _judge(journal, out, chosen, workers, seed)
+    _make_data(journal, out, chosen, videos, num_workers, seed)
+    _train(journal, out, chosen, videos, num_workers, seed)
+    _judge(journal, out, chosen, num_workers, seed)
     from .report.page import write_report
 
     report = journal_report(journal, out, write_report)
@@ -216,7 +218,8 @@ def _make_data(journal: _Journal, out: Path, preset: ChainPreset, videos: Path |
 
     journal.run(
         "data record", record,
-        {"out": out / "record", "scenes": preset.scenes, "chains": preset.chains, "workers": workers, "seed": seed},
+        {"out": out / "record", "scenes": preset.scenes, "chains": preset.chains, "num_workers": workers,
+         "seed": seed},
     )  # fmt: skip
     journal.run(
         "data shards",
@@ -270,7 +273,12 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
     first, corrections = out / "imitate", out / "corrections"
     imitate = {"out": first, "steps": preset.imitation_steps, "frame_fraction": _IMITATION_FRAMES}
     journal.run("finetune", finetune, demonstrated | imitate, name="imitate")
-    recorded = {"scenes": preset.scenes, "chains": preset.correction_chains, "play_share": 0.0, "workers": workers}
+    recorded = {
+        "scenes": preset.scenes,
+        "chains": preset.correction_chains,
+        "play_share": 0.0,
+        "num_workers": workers,
+    }
     recorded |= {"out": corrections / "record", "policy": str(first), "seed": seed + 1}
     journal.run("data record", record, recorded, name="correct")
     shards = {"source": corrections / "record", "out": corrections / "shards", "num_workers": workers}
@@ -288,7 +296,7 @@ def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed
     journal.run(
         "benchmark calvin", evaluate,
         {"policy": str(out / "finetune"), "out": out / "act", "control": "both", "sequences": 0,
-         "starts": preset.starts, "chains": preset.test_chains, "max_steps": preset.max_steps, "workers": workers,
+         "starts": preset.starts, "chains": preset.test_chains, "max_steps": preset.max_steps, "num_workers": workers,
          "seed": seed + 100},
         name="act",
     )  # fmt: skip

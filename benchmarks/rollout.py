@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +13,35 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from ..contracts import Array
+from ..contracts import Array, Policy
 from ..data_pipeline.video.reader import write_video
 from ..errors import ConfigError
-from .calvin.episodes import chain_start, run_task, task_start
+from ..gr_model.act.opening import open_policy
+from .calvin.suite import CalvinSuite, ControlMode
 from .playtable.cameras import CameraConfig
-from .playtable.environment import CONTROL_HZ, PlayTable
-from .playtable.instructions import sentences
+from .playtable.environment import PlayTable
 from .playtable.tasks import task
-from .policies.opening import open_policy
-from .simulation.control import ControlMode, make_control
+from .simulation.control import make_control
+from .simulation.episodes import TaskResult, run_task
+from .simulation.simulator import Simulator
+from .simulation.suite import Suite
 
 _SIDE, _BANNER, _STRIDE = 320, 34, 2
 
 
 class _Film:
-    """Collects frames: static camera large, hand camera beside it, the sentence above."""
+    """Collects frames: the cameras side by side, the instruction above."""
 
     def __init__(self) -> None:
         self.frames: list[Array] = []
         self.font = ImageFont.load_default(16)
 
-    def shoot(self, env: PlayTable, sentence: str) -> None:
-        """Draw both cameras now."""
-        static, gripper = env.draw("static", px=_SIDE), env.draw("gripper", px=_SIDE)
-        sheet = Image.new("RGB", (2 * _SIDE, _SIDE + _BANNER), (22, 24, 28))
-        sheet.paste(Image.fromarray(static), (0, _BANNER))
-        sheet.paste(Image.fromarray(gripper), (_SIDE, _BANNER))
-        ImageDraw.Draw(sheet).text((10, 8), sentence, fill=(235, 235, 235), font=self.font)
+    def shoot(self, simulator: Simulator, instruction: str) -> None:
+        """Draw all cameras now."""
+        sheet = Image.new("RGB", (len(simulator.cameras) * _SIDE, _SIDE + _BANNER), (22, 24, 28))
+        for number, camera in enumerate(simulator.cameras):
+            sheet.paste(Image.fromarray(simulator.draw(camera, px=_SIDE)), (number * _SIDE, _BANNER))
+        ImageDraw.Draw(sheet).text((10, 8), instruction, fill=(235, 235, 235), font=self.font)
         self.frames.append(np.asarray(sheet))
 
 
@@ -47,13 +50,13 @@ def rollout(
     pretrained: bool = False,
     policy: str = "",
     tasks: str = "chain",
-    scene_name: str = "D",
+    scene: str = "D",
     out: Path = Path("runs/rollout.mp4"),
     window: bool = False,
     control: ControlMode = "wbc",
     executed_steps: int = 5,
     max_steps: int = 360,
-    image_px: int = 64,
+    image_size: int = 64,
     seed: int = 7,
 ) -> dict[str, Any]:
     """Let a policy act in the simulator and show it.
@@ -62,13 +65,13 @@ def rollout(
         pretrained: use the shipped policy.
         policy: another policy instead of the shipped one, named as for `gr2 benchmark calvin`.
         tasks: "chain" for five tasks in a row, or comma-separated task names, each from a start of its own.
-        scene_name: A, B, C or D.
+        scene: A, B, C or D.
         out: video to write.
         window: open PyBullet's viewer instead of writing a video.
         control: our whole-body controller or CALVIN's own control.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
         max_steps: time limit for each task in control steps.
-        image_px: picture side [px] that the policy sees.
+        image_size: image side [px] that the policy sees.
         seed: seed of the start.
 
     Raises:
@@ -76,38 +79,54 @@ def rollout(
     """
     if pretrained == bool(policy):
         raise ConfigError("rollout: expected either --pretrained or --policy FOLDER; give one of them.")
-    env = PlayTable(
-        scene_name,
-        camera=CameraConfig(static_px=image_px, gripper_px=image_px),
-        render_mode=None,
-        window=window,
-    )
-    actor = open_policy("pretrained" if pretrained else policy, env, executed_steps=executed_steps)
-    names = chain_start(env, seed, 0)[1] if tasks == "chain" else [task(n.strip()).name for n in tasks.split(",")]
-    film, mode, results = _Film(), make_control(control, env), []
+    camera = CameraConfig(static_px=image_size, gripper_px=image_size)
+    names = [] if tasks == "chain" else [task(name.strip()).name for name in tasks.split(",")]
+    film = None if window else _Film()
+    with closing(CalvinSuite(PlayTable(scene, camera=camera, render_mode=None, window=window), seed=seed)) as suite:
+        expert = partial(suite.expert, control, executed_steps)
+        source = "pretrained" if pretrained else policy
+        with closing(open_policy(source, executed_steps=executed_steps, expert=expert)) as actor:
+            results, total = _act_out(suite, actor, names, control, film, executed_steps, max_steps)
+        control_hz = suite.simulator.control_hz
+    if film is not None:
+        write_video(out, np.stack(film.frames), control_hz / _STRIDE, crf=23, pixel_format="yuv420p")
+        print(out)
+    return {"success": sum(result.success for result in results), "tasks": total}
+
+
+def _act_out(
+    suite: Suite,
+    policy: Policy,
+    tasks: list[str],
+    control: str,
+    film: _Film | None,
+    executed_steps: int,
+    max_steps: int,
+) -> tuple[list[TaskResult], int]:
+    """Let the policy act a chain, or each of `tasks` from a start of its own; return results and number of tasks."""
+    simulator = suite.simulator
+    names = tasks or suite.start("chain", 0)
+    mode, results = make_control(control, simulator), []
     mode.reset()
     for number, name in enumerate(tqdm(names, desc="rollout", unit="task")):
-        if tasks != "chain":
-            task_start(env, name, seed, number)
+        if tasks:
+            suite.start(name, number)
             mode.reset()
-        sentence = sentences(name)[0]
+        instruction = suite.instruction(name)
 
-        def watch(world: PlayTable, step: int, sentence: str = sentence) -> None:
-            if window:
-                time.sleep(1 / CONTROL_HZ)
+        def watch(step: int, instruction: str = instruction) -> None:
+            if film is None:
+                time.sleep(1 / simulator.control_hz)
             elif step % _STRIDE == 0:
-                film.shoot(world, sentence)
+                film.shoot(simulator, instruction)
 
-        result = run_task(env, actor, mode, name, executed_steps=executed_steps, max_steps=max_steps, watch=watch)
+        result = run_task(
+            simulator, policy, mode, name, instruction=instruction, executed_steps=executed_steps,
+            max_steps=max_steps, watch=watch,
+        )  # fmt: skip
         results.append(result)
-        print(
-            f"{sentence}: {'done' if result.success else 'not done'} after {result.steps} steps",
-            file=sys.stderr,
-        )
-        if tasks == "chain" and not result.success:
+        done = "done" if result.success else "not done"
+        print(f"{instruction}: {done} after {result.steps} steps", file=sys.stderr)
+        if not tasks and not result.success:
             break
-    env.close()
-    if not window:
-        write_video(out, np.stack(film.frames), CONTROL_HZ / _STRIDE, crf=23, pixel_format="yuv420p")
-        print(out)
-    return {"success": sum(r.success for r in results), "tasks": len(names)}
+    return results, len(names)

@@ -155,7 +155,7 @@ class HeadOptions:
         if unfit:
             options = ", ".join(sorted(known & {field.name for field in fields(self)} - {"kind"}))
             raise ConfigError(
-                f"--head.{unfit[0]}: expected an option of the head {config.kind} ({options}), got "
+                f"--head.{unfit[0].replace('_', '-')}: expected an option of the head {config.kind} ({options}), got "
                 f"{changes[unfit[0]]!r}; choose another --head.kind or leave it out."
             )
         return replace(config, **changes)

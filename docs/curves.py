@@ -20,7 +20,8 @@ svg { --ink: #282c34; --ink-soft: #6a7080; --rule: #d8dbe2; --series-1: #2f6fdb;
 def curve(run: Path, colour: int) -> Series:
     """Read the validation losses of a run; sequences are counted from the command that its release keeps."""
     command = shlex.split(json.loads((run / "config.json").read_text())["provenance"]["command"])
-    batch_size = int(command[command.index("--batch_size") + 1]) if "--batch_size" in command else 64
+    words = [word.replace("_", "-") for word in command]
+    batch_size = int(command[words.index("--batch-size") + 1]) if "--batch-size" in words else 64
     with open(run / "metrics.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["val/frame_loss"]]
     return Series(

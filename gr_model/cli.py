@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .failures import UsageError, describe_failure, flatten_usage_error, plain_types
+from .failures import UsageError, describe_failure, flatten_usage_error, plain_types, renamed_option, spelled
 from .targets import Target, call, options_class
 
 if TYPE_CHECKING:
@@ -267,10 +268,14 @@ COMMANDS = (
     Command(words="benchmark speed", target=_benchmark_speed, group="results"),
     Command(words="benchmark video", target=_benchmark_video, group="results", prints_options=True),
     Command(words="benchmark wbc", target=_benchmark_wbc, group="results", bare="files"),
-    Command(words="benchmark wbc-pick", target=_benchmark_wbc_pick, group="results"),
+    Command(words="benchmark wbc pick", target=_benchmark_wbc_pick, group="results"),
     Command(words="wbc track", target=_wbc_track, group="results", bare="file"),
     Command(words="report", target=_report, group="results"),
 )
+
+
+RENAMED_COMMANDS = {"benchmark wbc-pick": "benchmark wbc pick"}
+"""Old words of commands."""
 
 
 def help_text(commands: Sequence[Command] = COMMANDS) -> str:
@@ -282,7 +287,7 @@ def help_text(commands: Sequence[Command] = COMMANDS) -> str:
         lines += [f"  {c.words:<{width}}{c.summary}" for c in commands if c.group == group]
         lines.append("")
     lines += [
-        "gr2 COMMAND --help lists options; --config FILE reads them from yaml, --print_config prints them.",
+        "gr2 COMMAND --help lists options; --config FILE reads them from yaml, --print-config prints them.",
         "gr2 --version prints the version; --debug (or GR2_DEBUG=1) shows tracebacks.",
     ]
     return "\n".join(lines)
@@ -299,6 +304,8 @@ def find_command(argv: Sequence[str], commands: Sequence[Command] = COMMANDS) ->
         for command in commands:
             if command.words == words:
                 return command, list(argv[num_words:])
+    if new := RENAMED_COMMANDS.get(" ".join(argv[:2])):
+        raise UsageError(f"gr2 {' '.join(argv[:2])} is now gr2 {new}.")
     inside = [c.words for c in commands if c.words.split()[0] == argv[0]]
     typed = " ".join([argv[0], *[word for word in argv[1:2] if not word.startswith("-")]])
     if inside and typed == argv[0]:
@@ -315,10 +322,14 @@ def build_parser(command: Command, target: Target) -> ArgumentParser:
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
     class PlainHelp(DefaultHelpFormatter):
-        """Show types by their names."""
+        """Show types by their names and options with hyphens."""
 
         def _expand_help(self, action: Action) -> str:
             return plain_types(super()._expand_help(action))
+
+        def format_help(self) -> str:
+            """Return the help of all options."""
+            return re.sub(r"(?<![\w-])--[a-z][\w.]*", lambda found: found[0].replace("_", "-"), super().format_help())
 
     parser = ArgumentParser(
         prog=f"gr2 {command.words}",
@@ -377,8 +388,13 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
     names = [key for key in parser.get_defaults().keys() if key != "config"]  # noqa: SIM118 (a Namespace)
     if command.bare and argv and not argv[0].startswith("-"):
         argv = _name_bare(command.bare, argv, target)
+    words = spell_options(argv, target)
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0] if word.startswith("--") else ""
+        if new := renamed_option(name, names):
+            raise UsageError(f"{spelled(name)} is now {spelled(new)}.")
     try:
-        parsed = parser.parse_args(spell_options(argv, target))
+        parsed = parser.parse_args(words)
     except ArgumentError as error:
         raise UsageError(flatten_usage_error(str(error), names)) from error
     if command.prints_options:

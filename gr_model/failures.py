@@ -23,6 +23,10 @@ _CUDA_MISSING = (
 """Pieces of the messages with which torch and Lightning refuse a machine without a usable CUDA device."""
 
 
+RENAMED_OPTIONS = {"workers": "num_workers", "scene_name": "scene", "image_px": "image_size", "out": "json"}
+"""Old names of options; a hint is given where a command has the new one and no longer the old one."""
+
+
 class UsageError(ConfigError):
     """A command, option or choice that does not exist."""
 
@@ -31,6 +35,17 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known word, or the list of known words."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(known)}."
+
+
+def spelled(option: str) -> str:
+    """Return an option as users write it: `num_workers` is `--num-workers`."""
+    return f"--{option.replace('_', '-')}"
+
+
+def renamed_option(option: str, options: Sequence[str]) -> str | None:
+    """Return the new name of an option that a command had before, None where it never had one or has it still."""
+    new = RENAMED_OPTIONS.get(option)
+    return new if new in options and option not in options else None
 
 
 def flatten_usage_error(message: str, options: Sequence[str]) -> str:
@@ -43,18 +58,21 @@ def flatten_usage_error(message: str, options: Sequence[str]) -> str:
     if unknown := re.search(r"unrecognized arguments: (\S+)", message):
         word = unknown[1].split("=")[0]
         if word.startswith("-"):
-            return f"unknown option '{word}'{did_you_mean(word, [f'--{option}' for option in options])}"
+            word = spelled(word.removeprefix("--")) if word.startswith("--") else word
+            return f"unknown option '{word}'{did_you_mean(word, [spelled(option) for option in options])}"
         return f"unexpected argument '{word}'; every value follows the name of its option, as in --out runs/a."
     if unknown := re.search(r"Option '([^']+)' is not accepted", message):
+        if new := renamed_option(unknown[1], options):
+            return f"'{unknown[1]}' in the configuration file is now '{new}'."
         return f"unknown option '{unknown[1]}' in the configuration file{did_you_mean(unknown[1], options)}"
     if wrong := re.search(r'key "([^"]+)":.*?Literal\[([^]]*)\].*Got value: (.*)', message, re.DOTALL):
         choices = [str(choice) for choice in ast.literal_eval(f"[{wrong[2]}]")]
-        return f"--{wrong[1]} cannot be '{wrong[3].strip()}'{did_you_mean(wrong[3].strip(), choices)}"
+        return f"{spelled(wrong[1])} cannot be '{wrong[3].strip()}'{did_you_mean(wrong[3].strip(), choices)}"
     if "Subtypes:" in message and (wrong := re.search(r'key "([^"]+)":.*Given value: (.*)', message, re.DOTALL)):
         wanted = [plain_types(name) for name in re.findall(r"Expected a (.+)", message)]
-        return f"--{wrong[1]} cannot be '{wrong[2].strip()}'; expected {' or '.join(dict.fromkeys(wanted))}."
+        return f"{spelled(wrong[1])} cannot be '{wrong[2].strip()}'; expected {' or '.join(dict.fromkeys(wanted))}."
     if wrong := re.search(r'key "([^"]+)":\s*(.*)', message, re.DOTALL):
-        return f"--{wrong[1]}: {plain_types(' '.join(wrong[2].split()))}"
+        return f"{spelled(wrong[1])}: {plain_types(' '.join(wrong[2].split()))}"
     return " ".join(message.split())
 
 

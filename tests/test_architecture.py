@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "gr_model.train": ("gr_model.model", "gr_model.train", *LEAVES, *ROOTS),
     "gr_model.act": ("gr_model.model", "gr_model.train", "gr_model.act", *LEAVES, *ROOTS),
     "gr_model": ("gr_model", *LEAVES, *ROOTS),
-    "benchmarks.playtable": ("benchmarks.playtable", "benchmarks.simulation.world", *LEAVES, *ROOTS),
+    "benchmarks.playtable": ("benchmarks.playtable", "benchmarks.simulation.simulator", *LEAVES, *ROOTS),
     "benchmarks": (*FOLDERS, *ROOTS),
 }
 ONLY_INSIDE_FUNCTIONS = {"gr_model.cli": ("benchmarks",)}
@@ -49,6 +49,7 @@ WITHOUT_TORCH = (
     "wbc",
     "gr_model.cli",
     "gr_model.failures",
+    "gr_model.act.opening",
     "gr_model.act.remote",
     "data_pipeline.video",
     "data_pipeline.store",

@@ -152,6 +152,62 @@ def test_integer_result_is_the_exit_status(status):
     assert main(["data", "count", "--status", str(status)], STAND_INS) == status
 
 
+def test_help_and_errors_spell_options_with_hyphens(capsys):
+    def act(*, max_steps: int = 1, num_workers: int = 1) -> None:
+        """Act.
+
+        Args:
+            max_steps: A number.
+            num_workers: A number.
+        """
+
+    command = Command(words="act", target=lambda: act, group="tests")
+    with pytest.raises(SystemExit):
+        main(["act", "--help"], (command,))
+    shown = capsys.readouterr().out
+    assert "--max-steps MAX_STEPS" in shown and "--print-config" in shown and "--max_steps" not in shown
+    assert main(["act", "--max_stepps", "3"], (command,)) == 2
+    assert "unknown option '--max-stepps'; did you mean '--max-steps'?" in capsys.readouterr().err
+    assert main(["act", "--max_steps", "many"], (command,)) == 2
+    assert "--max-steps: Expected a int" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["demo", "--workers", "2"], "--workers is now --num-workers."),
+        (["data", "record", "--workers=2"], "--workers is now --num-workers."),
+        (["data", "record", "--image_px", "64"], "--image-px is now --image-size."),
+        (["imagine", "--scene-name", "D"], "--scene-name is now --scene."),
+        (["rollout", "--scene_name", "D", "--pretrained"], "--scene-name is now --scene."),
+        (["benchmark", "calvin", "--image-px=0"], "--image-px is now --image-size."),
+        (["benchmark", "calvin", "speed", "--out", "a.json"], "--out is now --json."),
+        (["benchmark", "data", "--out", "a.json"], "--out is now --json."),
+        (["benchmark", "wbc", "pick", "--workers", "1"], "--workers is now --num-workers."),
+        (["benchmark", "wbc-pick", "--trials", "1"], "gr2 benchmark wbc-pick is now gr2 benchmark wbc pick."),
+    ],
+)
+def test_old_spellings_get_one_hint_and_status_2(argv, said, capsys):
+    assert main(argv) == 2
+    assert capsys.readouterr().err == f"gr2: {said}\n"
+
+
+def test_an_old_key_in_the_configuration_file_gets_the_hint(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("workers: 3\n")
+    assert main(["demo", "--config", str(tmp_path / "config.yaml")]) == 2
+    assert "'workers' in the configuration file is now 'num_workers'." in capsys.readouterr().err
+
+
+def test_every_command_spells_alike():
+    """Guard the words: one name for one idea, over all commands."""
+    import inspect
+
+    old = {"workers", "scene_name", "image_px"}
+    for command in COMMANDS:
+        names = set(inspect.signature(command.target()).parameters)
+        assert not names & old, f"{command.words}: {names & old}"
+
+
 def test_hyphens_in_options_are_underscores():
     def act(*, max_steps: int = 1, calvin_root: str = "", fast_drawing: bool = False) -> None:
         """Note what came.

@@ -1,41 +1,21 @@
-"""Test episodes: one task from a random start, or a chain of five, by CALVIN's rules."""
+"""The starts of CALVIN's test episodes: one task, five of our choice in a row, or an official sequence."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ...errors import SimulationError
-from ...gr_model.act.policy import Policy
 from ..demonstrations.expert_motion import ExpertStyle
 from ..demonstrations.experts import act
 from ..playtable.feasibility import feasible
-from ..playtable.instructions import sentences
 from ..playtable.robot import FINGER_OPEN
 from ..playtable.sampling import sample_scene
 from ..playtable.scenes import NEUTRAL_JOINTS
 from ..playtable.tasks import ALL_TASKS, COLOURS, TASKS, task
-from ..policies.scripted import ScriptedPolicy
-from ..simulation.control import CalvinControl, WbcControl
-from ..simulation.world import World
-from .films import Film
+from ..playtable.world import World
 from .sequences import EvaluationSequence, initial_scene
 
 CHAIN_LENGTH = 5
-Watch = Callable[[Any, int], None]
-"""Called before each control step with the environment and the step number: draws videos."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskResult:
-    """Outcome of one task: success and the control steps it took (`max_steps` when it failed)."""
-
-    task: str
-    success: bool
-    steps: int
 
 
 def neutral_robot(env: World) -> np.ndarray:
@@ -142,74 +122,3 @@ def sequence_start(env: World, sequence: EvaluationSequence) -> None:
             f"Official sequences: expected scene D, got {env.spec_scene.name}; their block places fit no other."
         )
     start_state(env, initial_scene(dict(sequence.initial_state)))
-
-
-def run_task(
-    env: World,
-    policy: Policy,
-    control: CalvinControl | WbcControl,
-    name: str,
-    *,
-    executed_steps: int,
-    max_steps: int,
-    instruction: str | None = None,
-    watch: Watch | None = None,
-    film: Film | None = None,
-) -> TaskResult:
-    """Let a policy act until its task is done or time is up; the judge looks after every control step.
-
-    Args:
-        instruction: the sentence; ours by default.
-        executed_steps: control steps of each chunk that are carried out before the policy is asked again.
-        max_steps: time limit in control steps (CALVIN: 360).
-        film: collects what the policy sees.
-    """
-    instruction = instruction or sentences(name)[0]
-    if isinstance(policy, ScriptedPolicy):
-        policy.task = name
-        if isinstance(control, CalvinControl):
-            policy.chunk_length = executed_steps  # it looks no farther ahead, and planning is most of the work
-    draws = film is not None or not isinstance(policy, ScriptedPolicy)
-    policy.reset()
-    start = env.world_state()
-    for step in range(max_steps):
-        if watch:
-            watch(env, step)
-        if step % executed_steps == 0:
-            observation = env.observe(instruction, images=draws)
-            if film is not None:
-                film(observation)
-            control.follow(policy.act(observation))
-        control.step()
-        if ALL_TASKS[name].done(start, env.world_state()):
-            return TaskResult(task=name, success=True, steps=step + 1)
-    return TaskResult(task=name, success=False, steps=max_steps)
-
-
-def run_chain(
-    env: World,
-    policy: Policy,
-    control: CalvinControl | WbcControl,
-    chain: Sequence[str],
-    *,
-    executed_steps: int,
-    max_steps: int,
-    instructions: Mapping[str, str] | None = None,
-    film: Film | None = None,
-) -> list[TaskResult]:
-    """Run tasks one after another without resetting the world; stop at the first failure."""
-    results: list[TaskResult] = []
-    for name in chain:
-        result = run_task(
-            env, policy, control, name, executed_steps=executed_steps, max_steps=max_steps,
-            instruction=(instructions or {}).get(name), film=film,
-        )  # fmt: skip
-        results.append(result)
-        if not result.success:
-            break
-    return results
-
-
-def as_record(results: list[TaskResult]) -> list[dict[str, Any]]:
-    """Return results as JSON values."""
-    return [{"task": r.task, "success": r.success, "steps": r.steps} for r in results]

@@ -15,15 +15,17 @@ import numpy as np
 import pybullet
 
 from ...contracts import Observation
+from ...data_pipeline.video.frames import resize_frames
 from ...errors import DataError, EnvironmentMissing
 from ..playtable.cameras import CameraConfig
 from ..playtable.environment import CAMERAS, CONTROL_HZ
 from ..playtable.robot import FINGER_OPEN
 from ..playtable.scenes import ROBOT_BASE, SceneSpec, scene
-from ..simulation.world import WorldState
+from ..playtable.table import Table
+from ..playtable.world import WorldState
 
 
-class OfficialTable:
+class OfficialTable(Table):
     """calvin_env's environment, moved by its own control; `camera` sets sizes and renderer.
 
     Every `reset` makes a new environment, resets it once as the official data collection does, and then puts the world
@@ -34,6 +36,8 @@ class OfficialTable:
         EnvironmentMissing: calvin_env is not installed, or its files lie elsewhere.
         SimulationError: unknown scene.
     """
+
+    name, cameras, control_hz = "calvin_env", CAMERAS, CONTROL_HZ
 
     def __init__(self, scene_name: str = "D", *, camera: CameraConfig | None = None, draws: bool = True) -> None:
         self.spec_scene: SceneSpec = scene(scene_name)
@@ -96,9 +100,13 @@ class OfficialTable:
             time=self._steps / CONTROL_HZ,
         )
 
-    def draw(self, camera: str) -> np.ndarray:
-        """Return the picture of the last step: uint8 `[px px 3]`; the official environment draws after every one."""
-        return np.ascontiguousarray(self._seen["rgb_obs"][f"rgb_{camera}"])
+    def draw(self, camera: str, *, px: int | None = None) -> np.ndarray:
+        """Return the image of the last step: uint8 `[px px 3]`; the official environment draws after every one.
+
+        Another size than the camera's is resized.
+        """
+        image = np.ascontiguousarray(self._seen["rgb_obs"][f"rgb_{camera}"])
+        return image if px is None else resize_frames(image[None], px)[0]
 
     def robot_obs(self) -> np.ndarray:
         """Return CALVIN's `robot_obs` `[15]`."""

@@ -12,6 +12,7 @@ from typing import Any
 from ...errors import Gr2Error
 from ..metrics.published import ABCD_D, PUBLISHED_PROTOCOL
 from ..metrics.statistics import bootstrap_mean, wilson_interval
+from ..playtable.robot import panda_model
 from ..simulation.control import LimitCounter
 from .episodes import CHAIN_LENGTH
 
@@ -80,7 +81,7 @@ def _order(key: str) -> tuple[str, int]:
 
 
 def _merge_limits(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    empty = LimitCounter().as_dict()
+    empty = LimitCounter(panda_model()).as_dict()
     if not rows:
         return empty
     merged: dict[str, float] = {

@@ -16,13 +16,13 @@ from ...data_pipeline.files import write_json
 from ...errors import ConfigError, EnvironmentMissing
 from ..playtable.cameras import CALVIN_PX, CameraConfig, Renderer
 from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
-from ..playtable.scenes import ROBOT_BASE
 from ..playtable.tasks import ALL_TASKS
-from ..simulation.world import World
+from ..playtable.world import World
+from ..simulation.jobs import Job, run_evaluation
 from .episodes import sequence_start
-from .evaluate import EvaluationConfig, Job, run_evaluation
 from .official import OfficialTable
 from .sequences import official_sequences
+from .suite import EvaluationConfig
 
 _CHUNK, _MAX_STEPS = 10, 360
 _PHYSICS_STEPS, _PICTURES = 300, 20
@@ -33,6 +33,9 @@ class Circling:
 
     def reset(self) -> None:
         """Nothing is remembered."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
     def act(self, observation: Observation) -> ActionTrajectory:
         """Return ten poses on a small circle; what is seen does not matter."""
@@ -53,8 +56,8 @@ def speed(
     official: bool = False,
     sequences: int = 20,
     rounds: int = 3,
-    workers: int = 2,
-    out: Path | None = None,
+    num_workers: int = 2,
+    json: Path | None = None,
 ) -> int:
     """Time physics, pictures and a whole evaluation beside CALVIN's loop, interleaved; print medians and ranges.
 
@@ -66,17 +69,17 @@ def speed(
         official: run CALVIN's loop in the installed calvin_env; otherwise our simulator does its work, call by call.
         sequences: how many sequences ours evaluates in each round (CALVIN's loop does one).
         rounds: how often everything is timed.
-        workers: processes of ours.
-        out: JSON file for the figures; none is written where it is not given.
+        num_workers: processes of ours.
+        json: file for the figures; none is written where it is not given.
 
     Raises:
         ConfigError: a number below 1.
         EnvironmentMissing: `official` without calvin_env.
     """
-    if min(sequences, rounds, workers) < 1:
+    if min(sequences, rounds, num_workers) < 1:
         raise ConfigError("speed: expected at least one sequence, round and worker; mend the numbers.")
     with contextlib.ExitStack() as open_worlds:
-        pieces = _pieces(calvin_root, open_worlds, official=official, sequences=sequences, workers=workers)
+        pieces = _pieces(calvin_root, open_worlds, official=official, sequences=sequences, num_workers=num_workers)
         figures: dict[str, list[float]] = {name: [] for name in pieces}
         for _ in range(rounds):
             for name, work in pieces.items():
@@ -86,8 +89,8 @@ def speed(
         print(f"{name:44}{statistics.median(values):9.1f}{min(values):11.1f} to {max(values):.1f}")
     ratios = [ours / theirs for ours, theirs in zip(figures[_OURS], figures[_THEIRS], strict=True)]
     print(f"{'an evaluation, ours / CALVIN, each round':44}{', '.join(f'{ratio:.1f}' for ratio in ratios)}")
-    if out is not None:
-        write_json(out, {"figures": figures, "ratios": ratios, "official": official, "workers": workers})
+    if json is not None:
+        write_json(json, {"figures": figures, "ratios": ratios, "official": official, "workers": num_workers})
     return 0
 
 
@@ -95,7 +98,7 @@ _THEIRS, _OURS = "CALVIN's loop [control steps/s]", "our evaluation [control ste
 
 
 def _pieces(
-    calvin_root: Path | None, open_worlds: contextlib.ExitStack, *, official: bool, sequences: int, workers: int
+    calvin_root: Path | None, open_worlds: contextlib.ExitStack, *, official: bool, sequences: int, num_workers: int
 ) -> dict[str, Callable[[], float]]:
     def table(*, fast: bool = False, renderer: Renderer = "tiny") -> PlayTable:
         camera = CameraConfig(fast=fast, renderer=renderer)
@@ -120,7 +123,7 @@ def _pieces(
     except EnvironmentMissing as error:
         print(error)
     pieces[_THEIRS] = lambda: _official_loop(theirs, draws=not official)
-    pieces[_OURS] = lambda: _our_evaluation(calvin_root, sequences, workers)
+    pieces[_OURS] = lambda: _our_evaluation(calvin_root, sequences, num_workers)
     return pieces
 
 
@@ -161,14 +164,14 @@ def _official_loop(env: World, *, draws: bool) -> float:
         if step % _CHUNK == 0:
             chunk = policy.act(env.observe("", images=False))
         now = step % _CHUNK
-        env.step_pose(chunk.positions[now] + ROBOT_BASE, chunk.quaternions[now], chunk.gripper[now])
+        env.apply(chunk.positions[now], chunk.quaternions[now], chunk.gripper[now])
         for name in CAMERAS if draws else ():
             env.draw(name)
         task.done(start, env.world_state())
     return _MAX_STEPS / (time.perf_counter() - begin)
 
 
-def _our_evaluation(calvin_root: Path | None, sequences: int, workers: int) -> float:
+def _our_evaluation(calvin_root: Path | None, sequences: int, num_workers: int) -> float:
     """Return the control steps per second of the first sequences, with the start of the worker processes."""
     config = EvaluationConfig(
         policy=f"{__name__}:{Circling.__name__}", weights="", scene="D", calvin_root=str(calvin_root or ""),
@@ -178,6 +181,6 @@ def _our_evaluation(calvin_root: Path | None, sequences: int, workers: int) -> f
     jobs = [Job(control="calvin", kind="sequence", index=index) for index in range(sequences)]
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        records = run_evaluation(config, jobs, file=Path(folder) / "episodes.jsonl", workers=workers)
+        records = run_evaluation(config, jobs, file=Path(folder) / "episodes.jsonl", num_workers=num_workers)
     steps = sum(result["steps"] for record in records.values() for result in record["results"])
     return steps / (time.perf_counter() - begin)

@@ -15,7 +15,7 @@ from ...data_pipeline.files import read_json, write_json
 from ...errors import DataError
 from ..playtable.environment import PlayTable
 from ..playtable.tasks import ALL_TASKS
-from ..simulation.world import World, WorldState
+from ..playtable.world import World, WorldState
 from .official import OfficialTable, read_info
 from .sequences import TASK_NAMES, generate_sequences, initial_scene, official_sequences, state_seed
 
@@ -250,7 +250,7 @@ def check_folder(folder: Path, calvin_root: Path | None = None, *, official: boo
         if not place.exists():
             yield f"{place.name}: not there, skipped"
         elif calvin_root is None:
-            yield f"{place.name}: skipped, replaying needs CALVIN's own files (--calvin_root)"
+            yield f"{place.name}: skipped, replaying needs CALVIN's own files (--calvin-root)"
         else:
             yield from replay(place, calvin_root)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import platform
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -36,7 +36,7 @@ def benchmark(
     model: Size | None = "tiny",
     batch_size: int = 64,
     damaged: int = 0,
-    out: Path | None = None,
+    json: Path | None = None,
 ) -> int:
     """Measure loader and curation on this machine, one process and one thread for each figure.
 
@@ -49,7 +49,7 @@ def benchmark(
         model: size whose training step is measured beside the loader; none leaves it out.
         batch_size: clips a step of that model.
         damaged: small files with random bytes changed that our decoder and decord read; 0 leaves it out.
-        out: Also write the figures as JSON to this file.
+        json: file for the figures.
 
     Raises:
         DataError: the folder holds no video that can be decoded.
@@ -67,8 +67,8 @@ def benchmark(
             figures["damaged"] = _damaged(folder, damaged)
     if model is not None:
         figures["model"] = _model(model, batch_size, figures["tokens"]["clips_a_second"])
-    if out is not None:
-        write_json(out, figures)
+    if json is not None:
+        write_json(json, figures)
     return 0
 
 
@@ -83,7 +83,7 @@ def _tokens(folder: Path, clips: int, rounds: int) -> dict[str, Any]:
     print(f"  one worker gives {ours * NUM_FRAMES:,.0f} frames/s, {ours * TOKENS_A_CLIP / 1e6:,.1f} M tokens/s")
     early, late = memory_over_epochs(open_loader(folder))
     print(f"  resident memory after 2 epochs {early:.1f} MB, after 20 {late:.1f} MB ({late / early - 1:+.2%})")
-    state = len(json.dumps(open_loader(folder).state_dict()))
+    state = len(dumps(open_loader(folder).state_dict()))
     print(f"  a resume point takes {state} bytes")
     return {
         "clips": clips,

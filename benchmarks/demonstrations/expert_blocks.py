@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ..playtable.scenes import SceneSpec
-from ..simulation.world import WorldState
+from ..playtable.world import WorldState
 from .expert_clearance import free_desk_place, grasp, hand, leans_at, level_hand, yaw_and_lean
 from .expert_motion import HOVER_Z, ExpertStyle, Goal, ramp, room_share, travel, yaw_error
 

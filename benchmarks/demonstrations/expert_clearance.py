@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ..playtable.scenes import BUTTON_RADIUS, SceneSpec, reachable
-from ..simulation.world import WorldState
+from ..playtable.world import WorldState
 from .expert_motion import Goal
 
 _FINGER_FROM_TOOL, _FINGER_RADIUS = 0.05, 0.016

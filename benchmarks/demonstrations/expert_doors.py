@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..playtable.scenes import PANEL_OUT, PANEL_UP, SceneSpec
-from ..simulation.world import WorldState
+from ..playtable.world import WorldState
 from .expert_motion import ExpertStyle, Goal, ramp, room_share, travel, yaw_error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..playtable.scenes import SceneSpec
-from ..simulation.world import WorldState
+from ..playtable.world import WorldState
 from .expert_blocks import grasp_from_above, let_go, lift
 from .expert_clearance import block_yaw, grasp, hand, held_block, level_hand, yaw_and_lean
 from .expert_doors import drawer

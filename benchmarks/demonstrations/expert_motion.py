@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..simulation.world import WorldState
+from ..playtable.world import WorldState
 
 HAND_DOWN = (np.pi, 0.0, np.pi / 2)
 """Fixed-axis euler angles of the hand that points down [rad]."""

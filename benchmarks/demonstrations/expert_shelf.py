@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..playtable.scenes import DOOR_WIDTH, SceneSpec
-from ..simulation.world import WorldState
+from ..playtable.world import WorldState
 from .expert_blocks import let_go, lift
 from .expert_clearance import block_at_hand, block_yaw, held_block
 from .expert_doors import slider

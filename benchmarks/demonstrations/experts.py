@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ..playtable.scenes import SceneSpec
-from ..simulation.world import WorldState
+from ..playtable.world import WorldState
 from .expert_blocks import let_go, lift, push
 from .expert_clearance import block_at_hand, neighbour_to_move, out_of_bar_gap, out_of_cabinet
 from .expert_doors import button, drawer, slider, switch

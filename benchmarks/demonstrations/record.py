@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from ...contracts import Episode, Observation
+from ...contracts import Episode, Observation, Policy
 from ...data_pipeline.curation.ingest import write_video_shards
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_json
@@ -28,14 +28,11 @@ from ..playtable.robot import FINGER_OPEN
 from ..playtable.sampling import sample_joints, sample_scene
 from ..playtable.scenes import ROBOT_BASE, scene
 from ..playtable.tasks import ALL_TASKS, choose_tasks
+from ..playtable.world import WorldState
 from ..simulation.control import make_control
-from ..simulation.world import WorldState
 from .calvin_pieces import join_pieces, write_piece
 from .expert_motion import ExpertStyle
 from .experts import act
-
-if TYPE_CHECKING:
-    from ...gr_model.act.policy import Policy
 
 Layout = Literal["episodes", "shards", "calvin"]
 
@@ -326,11 +323,11 @@ def record(
     layout: Layout = "episodes",
     play_share: float = 0.08,
     noise_share: float = 0.7,
-    image_px: int | None = None,
+    image_size: int | None = None,
     frame_stride: int | None = None,
     policy: str = "",
     calvin_root: Path | None = None,
-    workers: int = 2,
+    num_workers: int = 2,
     seed: int = 0,
 ) -> dict[str, int]:
     """Record scripted demonstrations in the PlayTable simulator; run again to go on where it stopped.
@@ -345,12 +342,12 @@ def record(
             "calvin" (one npz a frame), which every CALVIN loader and `gr2 data shards` read.
         play_share: share of chains kept whole, without a sentence.
         noise_share: share of skills acted with a disturbed hand (labels stay clean).
-        image_px: picture side [px]; by default 64, and 200 and 84 in CALVIN's layout.
+        image_size: image side [px]; by default 64, and 200 and 84 in CALVIN's layout.
         frame_stride: control steps (30 Hz) from picture to picture; by default 5, and 1 in CALVIN's layout.
         policy: folder of a released model that drives the first part of each skill; the expert labels every step
             and finishes the skill (DAgger). Without it the expert acts alone.
         calvin_root: a clone of mees/calvin, whose assets are used instead of ours.
-        workers: processes.
+        num_workers: processes.
         seed: seed of everything that is drawn.
 
     Returns:
@@ -363,30 +360,30 @@ def record(
     for letter in scenes:
         scene(letter)
     stride = frame_stride if frame_stride is not None else 1 if layout == "calvin" else 5
-    if not scenes or min(chains, workers, stride, 1 if episodes is None else episodes) < 1:
+    if not scenes or min(chains, num_workers, stride, 1 if episodes is None else episodes) < 1:
         raise ConfigError(
             "record: expected at least one scene, chain, episode, worker and a frame stride of 1 or more."
         )
     if layout == "calvin" and stride != 1:
-        raise ConfigError(f"--frame_stride: CALVIN's layout holds every step, got {stride}; leave the option out.")
+        raise ConfigError(f"--frame-stride: CALVIN's layout holds every step, got {stride}; leave the option out.")
     if all(ALL_TASKS[name].family in _NEEDS_BLOCK_IN_HAND for name in choose_tasks(tasks)):
         raise ConfigError(f"--tasks {tasks}: expected a task that can be begun with an empty hand; add one that lifts.")
     config = RecordConfig(
         scenes=scenes, tasks=tasks, layout="calvin" if layout == "calvin" else "episodes",
         chains=0 if episodes else chains, episodes=episodes or 0,
         play_share=play_share, noise_share=noise_share,
-        image_px=image_px if image_px is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
+        image_px=image_size if image_size is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
         policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed,
     )  # fmt: skip
     place = out / "episodes" if layout == "shards" else out
     (place / "chains").mkdir(parents=True, exist_ok=True)
     _check_configuration(place / "recording.json", config)
     started = time.monotonic()
-    counts = _record_all(place, config, workers)
+    counts = _record_all(place, config, num_workers)
     if layout == "calvin":
         join_pieces(place)
     elif layout == "shards":
-        write_video_shards(source=str(place), out=out / "shards", num_workers=workers)
+        write_video_shards(source=str(place), out=out / "shards", num_workers=num_workers)
     return {
         "labelled": sum(c["labelled"] for c in counts.values()),
         "play": sum(c["play"] for c in counts.values()),
@@ -394,9 +391,9 @@ def record(
     }
 
 
-def _record_all(out: Path, config: RecordConfig, workers: int) -> dict[int, dict[str, int]]:
+def _record_all(out: Path, config: RecordConfig, num_workers: int) -> dict[int, dict[str, int]]:
     """Record what is missing in worker processes; return the counts of all chains."""
-    with tqdm(desc="record", unit="chain") as bar, worker_pool(workers) as pool:
+    with tqdm(desc="record", unit="chain") as bar, worker_pool(num_workers) as pool:
         wanted = config.chains or _chains_for(config.episodes)
         while True:
             finished = _finished_chains(out)

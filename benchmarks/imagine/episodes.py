@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from ...contracts import Array
-from ..calvin.episodes import run_task, start_state, task_start
+from ...contracts import Array, Policy
+from ..calvin.episodes import start_state, task_start
 from ..demonstrations.expert_motion import ExpertStyle
 from ..demonstrations.experts import act
 from ..playtable.cameras import CameraConfig
@@ -17,9 +16,7 @@ from ..playtable.environment import CAMERAS, PlayTable
 from ..playtable.instructions import sentences
 from ..playtable.tasks import TASKS
 from ..simulation.control import make_control
-
-if TYPE_CHECKING:
-    from ...gr_model.act.policy import GR2Policy
+from ..simulation.episodes import run_task
 
 _SHOWN = (
     "open_drawer",
@@ -66,19 +63,19 @@ class TestSet:
 
 
 def act_out_all(
-    actor: GR2Policy,
+    actor: Policy,
     *,
-    scene_name: str,
+    scene: str,
     num_shown: int,
     num_measured: int,
     executed_steps: int,
-    image_px: int,
+    image_size: int,
     stride: int,
     seed: int,
 ) -> TestSet:
     """Act out episodes to measure and episodes to show; let the policy act from the starts of those to show."""
-    camera = CameraConfig(static_px=image_px, gripper_px=image_px)
-    env = PlayTable(scene_name, camera=camera, render_mode=None)
+    camera = CameraConfig(static_px=image_size, gripper_px=image_size)
+    env = PlayTable(scene, camera=camera, render_mode=None)
     try:
         names = list(TASKS)
         measured = test_episodes(env, [names[i % len(names)] for i in range(num_measured)], seed=seed, stride=stride)
@@ -117,19 +114,20 @@ def _act_out(env: PlayTable, task: str, *, seed: int, index: int, stride: int) -
     return None
 
 
-def _attempt(env: PlayTable, actor: GR2Policy, episode: TestEpisode, executed_steps: int, stride: int) -> Attempt:
+def _attempt(env: PlayTable, actor: Policy, episode: TestEpisode, executed_steps: int, stride: int) -> Attempt:
     """Let the policy act from the start of an episode."""
     start_state(env, episode.scene_obs)
     control = make_control("wbc", env)
     control.reset()
     images: dict[str, list[Array]] = {name: [] for name in CAMERAS}
 
-    def watch(world: PlayTable, step: int) -> None:
+    def watch(step: int) -> None:
         if step % stride == 0:
             for name, frames in images.items():
-                frames.append(world.draw(name))
+                frames.append(env.draw(name))
 
     result = run_task(
-        env, actor, control, episode.task, executed_steps=executed_steps, max_steps=_MAX_STEPS, watch=watch
-    )
+        env, actor, control, episode.task, instruction=episode.instruction, executed_steps=executed_steps,
+        max_steps=_MAX_STEPS, watch=watch,
+    )  # fmt: skip
     return Attempt(images={name: np.stack(frames) for name, frames in images.items()}, success=result.success)

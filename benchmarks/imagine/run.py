@@ -33,7 +33,7 @@ def imagine(
     text: str = "",
     num_frames: int = 24,
     grid: bool = False,
-    scene_name: str = "D",
+    scene: str = "D",
     episodes: int = 8,
     metric_episodes: int = 34,
     horizon: int = 4,
@@ -44,7 +44,7 @@ def imagine(
     top_p: float = 1.0,
     guidance: float = 1.0,
     executed_steps: int = 5,
-    image_px: int = 64,
+    image_size: int = 64,
     frame_stride: int = 5,
     device: Device = "auto",
     seed: int = 300,
@@ -60,7 +60,7 @@ def imagine(
         text: sentence that says what happens after `image` or the start of `clip`; empty for none.
         num_frames: frames to predict after them, any number.
         grid: also write `sheet.png`, a row of pictures for each camera.
-        scene_name: scene of the test episodes.
+        scene: scene of the test episodes.
         episodes: episodes shown as videos: predicted, real, and the policy's own roll-out.
         metric_episodes: episodes from which the figures are measured.
         horizon: predicted frames for the figures.
@@ -71,7 +71,7 @@ def imagine(
         top_p: draw only the likeliest codes that hold this share of the probability.
         guidance: above 1, follow the sentence more than the model by itself does (trained with text dropout).
         executed_steps: control steps of each chunk in the policy's roll-out.
-        image_px: picture side in the simulator [px].
+        image_size: image side in the simulator [px].
         frame_stride: control steps from frame to frame in the simulator.
         device: where the networks run; auto takes a GPU where there is one.
         seed: seed of starts and sampling.
@@ -94,8 +94,9 @@ def imagine(
     if image is not None or clip is not None:
         return _go_on(out, dream, read_start(parts, image, clip, num_frames), text, num_frames, grid)
     acted = act_out_all(
-        policy_of(parts, executed_steps=executed_steps), scene_name=scene_name, num_shown=episodes,
-        num_measured=metric_episodes, executed_steps=executed_steps, image_px=image_px, stride=frame_stride, seed=seed,
+        policy_of(parts, executed_steps=executed_steps), scene=scene, num_shown=episodes,
+        num_measured=metric_episodes, executed_steps=executed_steps, image_size=image_size, stride=frame_stride,
+        seed=seed,
     )  # fmt: skip
     return _imagine_episodes(out, dream, parts, acted, horizon, CONTROL_HZ / frame_stride)
 

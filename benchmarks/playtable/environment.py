@@ -17,12 +17,15 @@ import pybullet
 
 from ...contracts import JointCommand, Observation
 from ...errors import EnvironmentMissing, SimulationError
-from ..simulation.world import WorldState
+from ...wbc.robot.robots import RobotModel
 from . import cameras
 from .assets import builtin_assets
 from .calvin_assets import calvin_assets
-from .robot import FINGER_OPEN, REST_JOINTS, SimulatedPanda
+from .cameras import CameraConfig
+from .robot import FINGER_OPEN, REST_JOINTS, SimulatedPanda, panda_model
 from .scenes import NEUTRAL_JOINTS, ROBOT_BASE, SceneSpec, scene
+from .table import Table
+from .world import WorldState
 
 CONTROL_HZ = 30
 SIM_HZ = 240
@@ -33,7 +36,7 @@ _LIGHT_OFF = (1, 1, 1, 1)
 _BUTTON_PRESSED, _SWITCH_ON = 0.01, 0.044
 
 
-class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
+class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
     """One table, one arm, one physics client.
 
     Gymnasium actions are CALVIN's relative ones: `[7]` = tool translation in units of 0.02 m, rotation (fixed-axis
@@ -48,20 +51,21 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         SimulationError: unknown scene, action of the wrong shape or not finite.
     """
 
+    name, cameras, control_hz, joint_hz = "playtable", CAMERAS, CONTROL_HZ, SIM_HZ
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 (Gymnasium's own convention)
 
     def __init__(
         self,
         scene_name: str = "D",
         *,
-        camera: cameras.CameraConfig | None = None,
+        camera: CameraConfig | None = None,
         calvin_root: Path | None = None,
         render_mode: str | None = "rgb_array",
         window: bool = False,
     ) -> None:
         self.spec_scene: SceneSpec = scene(scene_name)
         self.calvin_root = calvin_root
-        self.camera = camera or cameras.CameraConfig()
+        self.camera = camera or CameraConfig()
         self.files = (
             calvin_assets(calvin_root, self.spec_scene, light=self.camera.fast)
             if calvin_root
@@ -279,6 +283,20 @@ class PlayTable(gymnasium.Env[dict[str, Any], np.ndarray]):
         for name, link, lit in (("bulb", "light_link", self.bulb), ("led", "led_link", self.led)):
             colour = _LIGHT_COLOURS[name] if lit else _LIGHT_OFF
             pybullet.changeVisualShape(self.table, self._links[link], rgbaColor=colour, physicsClientId=self.client)
+
+    @property
+    def arm(self) -> RobotModel:
+        """The simulated arm with CALVIN's tool point."""
+        return panda_model()
+
+    @property
+    def gripper_command(self) -> float:
+        """The last commanded opening."""
+        return self.robot.gripper_command
+
+    def joint_state(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the arm's positions `[7]` [rad] and velocities `[7]` [rad/s]."""
+        return self.robot.joint_state()
 
     # -- what is seen --------------------------------------------------------------------------------------------
 

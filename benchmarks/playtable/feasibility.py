@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..simulation.world import WorldState
 from .scenes import DOOR_WIDTH, SceneSpec, reachable
 from .tasks import COLOURS, held_alone, on_a_block_alone
+from .world import WorldState
 
 _HAND_ROOM = 0.065
 """Distance between block centres that leaves room for the fingers [m]."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pybullet
 
+from ...wbc.robot.robots import RobotModel, panda
 from .scenes import ROBOT_BASE
 
 LOWER_LIMITS = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
@@ -18,9 +19,17 @@ REST_JOINTS = (-1.21779206, 1.03987646, 2.11978261, -2.34205014, -0.87015947, 1.
 """What CALVIN's null-space inverse kinematics leans to [rad]. Source: its scene files."""
 
 FINGER_OPEN = 0.04
+TOOL_Z = 0.14
+"""Distance from the Panda's hand to CALVIN's tool point [m]."""
+
 _FORCE, _MAX_VELOCITY = 200.0, 2.0
 _DRIVE_SHARE = 0.95
 """Share of the velocity limits at which the simulated drives stop accelerating under our controller."""
+
+
+def panda_model() -> RobotModel:
+    """Return the arm as the whole-body controller knows it, with CALVIN's tool point."""
+    return panda(tool_z=TOOL_Z)
 
 
 class SimulatedPanda:

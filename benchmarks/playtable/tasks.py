@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ...errors import ConfigError
-from ..simulation.world import WorldState
+from .world import WorldState
 
 COLOURS = ("red", "blue", "pink")
 Judge = Callable[[WorldState, WorldState], bool]

@@ -9,13 +9,13 @@ from ..demonstrations.expert_motion import ExpertStyle
 from ..demonstrations.experts import act
 from ..playtable.environment import CONTROL_HZ, PlayTable
 from ..playtable.scenes import ROBOT_BASE
-from ..simulation.world import World
+from ..playtable.world import World
 
 
 class ScriptedPolicy:
-    """Plans a chunk by letting the expert act in a twin of the world; it reads the simulator's state, not pictures.
+    """Plans a chunk by letting the expert act in a twin of the world; it reads the simulator's state, not images.
 
-    Whoever runs the episode sets `task`, because the experts cannot read sentences.
+    The experts cannot read instructions: they do the task that was begun in the world.
 
     Args:
         env: the world it acts in.
@@ -23,11 +23,11 @@ class ScriptedPolicy:
     """
 
     executed_steps = 5
+    uses_images = False
 
     def __init__(self, env: World, *, chunk_length: int = 10) -> None:
         self.env, self.chunk_length = env, chunk_length
         self.twin = PlayTable(env.spec_scene.name, calvin_root=env.calvin_root, render_mode=None)
-        self.task = ""
         self.style = ExpertStyle()
 
     def reset(self) -> None:
@@ -38,7 +38,7 @@ class ScriptedPolicy:
         self.twin.set_state(self.env.robot_obs(), self.env.scene_obs())
         positions, quaternions, gripper = [], [], []
         for _ in range(self.chunk_length):
-            command = act(self.task, self.twin.world_state(), self.twin.spec_scene, self.style)
+            command = act(self.env.task, self.twin.world_state(), self.twin.spec_scene, self.style)
             positions.append(command[0] - ROBOT_BASE)
             quaternions.append(command[1])
             gripper.append(command[2])
@@ -52,5 +52,5 @@ class ScriptedPolicy:
         )
 
     def close(self) -> None:
-        """Let go of the twin."""
+        """Close the twin."""
         self.twin.close()

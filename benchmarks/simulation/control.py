@@ -1,29 +1,23 @@
-"""Two ways to make the simulated arm follow a trajectory: CALVIN's own control, and our whole-body controller."""
+"""Two ways to make a simulated arm follow a trajectory: the simulator's own control, and our whole-body controller."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from ...contracts import ActionTrajectory, JointCommand
-from ...errors import ConfigError
+from ...contracts import ActionTrajectory, JointCommand, Trajectory
+from ...errors import ConfigError, PolicyError
 from ...wbc.controller import ControllerConfig, WholeBodyController
 from ...wbc.optimization import OptimizationConfig
-from ...wbc.robot.robots import panda
+from ...wbc.robot.robots import RobotModel
 from ...wbc.smoothing import SmoothingConfig
 from ...wbc.tracking import TrackingConfig
 from ...wbc.waypoints import BlendConfig
-from ..playtable.environment import CONTROL_HZ, SIM_HZ, SUBSTEPS, PlayTable
-from ..playtable.robot import LOWER_LIMITS, UPPER_LIMITS, VELOCITY_LIMITS
-from ..playtable.scenes import ROBOT_BASE
-from .world import World
+from .simulator import JointSimulator, Simulator
 
-ControlMode = Literal["wbc", "calvin"]
 TICK_HZ = 200
-TOOL_Z = 0.14
-"""Distance from the Panda's hand to CALVIN's tool point [m]."""
 
 _LIMIT_TOLERANCE = 1e-6
 _POSITION_MARGIN = 0.03
@@ -35,24 +29,46 @@ _MOST_AHEAD = 0.06
 presses on is thrown back by the simulator's contacts, past its velocity limits."""
 
 
+def tool_poses(trajectory: Trajectory) -> ActionTrajectory:
+    """Return a trajectory of tool poses, which the simulators here follow.
+
+    Raises:
+        PolicyError: the policy commands signals of another robot.
+    """
+    if isinstance(trajectory, ActionTrajectory):
+        return trajectory
+    raise PolicyError(
+        f"policy: expected tool poses for this simulator, got {trajectory.values.shape[-1]} signals of another robot; "
+        "evaluate it with `gr2 benchmark actions`, or train it on data of tool poses."
+    )
+
+
 class Control(Protocol):
-    """Drives one environment along trajectories, one control step at a time."""
+    """Drives one simulator along trajectories, one control step at a time."""
 
     def reset(self) -> None:
         """Start anew from the arm's present state."""
 
-    def follow(self, trajectory: ActionTrajectory) -> None:
-        """Take over a new trajectory; its first pose is due after the next control step."""
+    def follow(self, trajectory: Trajectory) -> None:
+        """Take over a new trajectory; its first pose is due after the next control step.
+
+        Raises:
+            PolicyError: it holds no tool poses.
+        """
 
     def step(self) -> None:
-        """Advance the simulator by one control step (1/30 s)."""
+        """Advance the simulator by one control step."""
+
+    def report(self) -> dict[str, Any]:
+        """Return what was counted since the control was made, as JSON values; empty where nothing is."""
+        ...
 
 
-class CalvinControl:
-    """CALVIN's absolute Cartesian action: one inverse-kinematics call a step, joint position motors."""
+class PoseControl:
+    """The simulator's own control of tool poses, one pose a control step."""
 
-    def __init__(self, env: World) -> None:
-        self.env = env
+    def __init__(self, simulator: Simulator) -> None:
+        self.simulator = simulator
         self._trajectory: ActionTrajectory | None = None
         self._next = 0
 
@@ -60,9 +76,9 @@ class CalvinControl:
         """Forget the trajectory."""
         self._trajectory = None
 
-    def follow(self, trajectory: ActionTrajectory) -> None:
+    def follow(self, trajectory: Trajectory) -> None:
         """Begin at the first pose of `trajectory`."""
-        self._trajectory, self._next = trajectory, 0
+        self._trajectory, self._next = tool_poses(trajectory), 0
 
     def step(self) -> None:
         """Command the next pose; the last one is held."""
@@ -70,21 +86,27 @@ class CalvinControl:
         assert trajectory is not None, "follow() comes before step()"
         index = min(self._next, len(trajectory.positions) - 1)
         self._next += 1
-        position = trajectory.positions[index] + ROBOT_BASE
-        self.env.step_pose(position, trajectory.quaternions[index], float(trajectory.gripper[index]))
+        self.simulator.apply(
+            trajectory.positions[index], trajectory.quaternions[index], float(trajectory.gripper[index])
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Return nothing: the simulator's own control is not watched."""
+        return {}
 
 
 class LimitCounter:
     """Counts how often commanded or measured joints pass a limit of the robot."""
 
-    def __init__(self) -> None:
+    def __init__(self, robot: RobotModel) -> None:
+        self.robot = robot
         self.ticks = self.position_violations = self.velocity_violations = 0
         self.min_position_margin, self.max_velocity_ratio = np.inf, 0.0
 
     def see(self, positions: np.ndarray, velocities: np.ndarray) -> None:
-        """Check one instant: positions `[7]` [rad], velocities `[7]` [rad/s]."""
-        margin = float(np.minimum(positions - LOWER_LIMITS, UPPER_LIMITS - positions).min())
-        ratio = float((np.abs(velocities) / VELOCITY_LIMITS).max())
+        """Check one instant: positions `[j]` [rad], velocities `[j]` [rad/s]."""
+        margin = float(np.minimum(positions - self.robot.lower, self.robot.upper - positions).min())
+        ratio = float((np.abs(velocities) / self.robot.velocity).max())
         self.ticks += 1
         self.position_violations += margin < -_LIMIT_TOLERANCE
         self.velocity_violations += ratio > 1 + _LIMIT_TOLERANCE
@@ -103,30 +125,30 @@ class LimitCounter:
 
 
 class WbcControl:
-    """Our controller at 200 Hz; its commands are interpolated to the 240 Hz of the physics."""
+    """Our controller at 200 Hz; its commands are interpolated to the rate of the simulator's joint commands."""
 
-    def __init__(self, env: PlayTable, config: ControllerConfig | None = None) -> None:
-        self.env = env
-        robot = panda(tool_z=TOOL_Z)
+    def __init__(self, simulator: JointSimulator, config: ControllerConfig | None = None) -> None:
+        self.simulator = simulator
+        self.substeps = round(simulator.joint_hz / simulator.control_hz)
+        robot = simulator.arm
         inside = replace(robot, lower=robot.lower + _POSITION_MARGIN, upper=robot.upper - _POSITION_MARGIN)
-        self.controller = WholeBodyController(inside, config or playtable_config())
-        self.commanded, self.measured = LimitCounter(), LimitCounter()
+        self.controller = WholeBodyController(inside, config or controller_config())
+        self.commanded, self.measured = LimitCounter(robot), LimitCounter(robot)
         self._control_steps = 0
         self._ticks: list[JointCommand] = []
 
     def reset(self) -> None:
         """Start at rest from the measured joints."""
-        joints = self.env.robot.joint_state()[0]
-        self.controller.reset(joints, self.env.robot.gripper_command, 0.0)
-        self._control_steps, self._ticks = 0, []
+        joints, gripper = self.simulator.joint_state()[0], self.simulator.gripper_command
+        self.controller.reset(joints, gripper, 0.0)
+        self._control_steps = 0
         still = np.zeros_like(joints)
-        self._ticks.append(
-            JointCommand(positions=joints, velocities=still, gripper=self.env.robot.gripper_command, status="reset")
-        )
+        self._ticks = [JointCommand(positions=joints, velocities=still, gripper=gripper, status="reset")]
 
-    def follow(self, trajectory: ActionTrajectory) -> None:
+    def follow(self, trajectory: Trajectory) -> None:
         """Hand the trajectory over, re-timed to this control's own clock."""
-        now = self._control_steps / CONTROL_HZ
+        trajectory = tool_poses(trajectory)
+        now = self._control_steps / self.simulator.control_hz
         self.controller.accept(
             ActionTrajectory(
                 positions=trajectory.positions,
@@ -138,15 +160,24 @@ class WbcControl:
         )
 
     def step(self) -> None:
-        """Advance by 1/30 s: 8 physics steps, each with the command interpolated at its end."""
-        begin = self._control_steps * SUBSTEPS
-        measured = self.env.robot.joint_state()[0]
-        commands = [self._yielding(self._at((begin + i + 1) / SIM_HZ), measured) for i in range(SUBSTEPS)]
-        self.env.step_joints(commands)
+        """Advance by one control step, each joint command interpolated at its end."""
+        begin = self._control_steps * self.substeps
+        measured = self.simulator.joint_state()[0]
+        ends = [(begin + i + 1) / self.simulator.joint_hz for i in range(self.substeps)]
+        commands = [self._yielding(self._at(end), measured) for end in ends]
+        self.simulator.step_joints(commands)
         for command in commands:
             self.commanded.see(command.positions, command.velocities)
-        self.measured.see(*self.env.robot.joint_state())
+        self.measured.see(*self.simulator.joint_state())
         self._control_steps += 1
+
+    def report(self) -> dict[str, Any]:
+        """Return the counts of commanded and measured joints, and the controller's own."""
+        return {
+            "commanded": self.commanded.as_dict(),
+            "measured": self.measured.as_dict(),
+            "counters": dict(self.controller.counters),
+        }
 
     @staticmethod
     def _yielding(command: JointCommand, measured: np.ndarray) -> JointCommand:
@@ -172,8 +203,8 @@ class WbcControl:
         )
 
 
-def playtable_config() -> ControllerConfig:
-    """Return the controller's settings for PlayTable: demonstrations reach 0.6 m/s and 2 rad/s."""
+def controller_config() -> ControllerConfig:
+    """Return the controller's settings for table-top tasks: PlayTable's demonstrations reach 0.6 m/s and 2 rad/s."""
     return ControllerConfig(
         smoothing=SmoothingConfig(
             linear_speed=1.0, angular_speed=2.5, linear_acceleration=10.0, angular_acceleration=30.0
@@ -191,14 +222,17 @@ def playtable_config() -> ControllerConfig:
     )
 
 
-def make_control(mode: ControlMode, env: World) -> CalvinControl | WbcControl:
-    """Return the control called `mode` for an environment.
+def make_control(mode: str, simulator: Simulator) -> Control:
+    """Return our whole-body controller for the mode "wbc", the simulator's own control for any other.
 
     Raises:
-        ConfigError: our controller in a simulator that takes no joint commands at the rate of its physics.
+        ConfigError: our controller in a simulator that takes no joint commands.
     """
-    if mode == "calvin":
-        return CalvinControl(env)
-    if not isinstance(env, PlayTable):
-        raise ConfigError("--control wbc: expected --backend gr2, the official simulator takes no 240 Hz commands.")
-    return WbcControl(env)
+    if mode != "wbc":
+        return PoseControl(simulator)
+    if not isinstance(simulator, JointSimulator):
+        raise ConfigError(
+            f"--control wbc: expected a simulator that takes joint commands, got {simulator.name}; choose its own "
+            "control, or another simulator (--backend gr2)."
+        )
+    return WbcControl(simulator)

@@ -18,15 +18,14 @@ TICK_HZ = 200
 def _controller_tick() -> Callable[[], object]:
     from ...contracts import ActionTrajectory
     from ...wbc.controller import WholeBodyController
-    from ...wbc.robot.robots import panda
     from ..playtable.environment import PlayTable
-    from ..simulation.control import TOOL_Z, playtable_config
+    from ..simulation.control import controller_config
 
     env = PlayTable("D")
     env.reset()
     observation = env.observe("", images=False)
     env.close()
-    controller = WholeBodyController(panda(tool_z=TOOL_Z), playtable_config())
+    controller = WholeBodyController(env.arm, controller_config())
     controller.reset(observation.joint_positions, 1.0, 0.0)
     ramp = np.linspace(0.0, 0.05, 10)[:, None] * np.array([[0.0, 1.0, 0.0]])
     tick = 0

@@ -78,8 +78,8 @@ def frames_between(store: TokenStore, release: Release) -> int:
     stride = int(np.median(store.frame_stride))
     if release.frame_step % stride:
         raise ConfigError(
-            f"--frame_step: the model predicts frames {release.frame_step} steps apart, the tokens hold one every "
-            f"{stride}; say with --frame_step how many frames of the store one prediction goes on."
+            f"--frame-step: the model predicts frames {release.frame_step} steps apart, the tokens hold one every "
+            f"{stride}; say with --frame-step how many frames of the store one prediction goes on."
         )
     return release.frame_step // stride
 
@@ -118,8 +118,8 @@ def choose_clips(
     if len(episodes) < 2:
         raise DataError(
             f"clips: expected at least two held-out videos of {lowest + num_frames * frame_step + 1} frames or more, "
-            f"got {len(episodes)} ({int(held.sum())} of {len(store)} episodes are held out); shorten --num_frames, or "
-            "give tokens that the model was not trained on with --held_out 0."
+            f"got {len(episodes)} ({int(held.sum())} of {len(store)} episodes are held out); shorten --num-frames, or "
+            "give tokens that the model was not trained on with --held-out 0."
         )
     anchors = rng.integers(lowest, highest[episodes] + 1)
     windows = TokenWindows(
@@ -162,7 +162,7 @@ def mean_frames(
                 continue
             raise DataError(
                 f"mean frame: expected training videos of camera '{camera}' beside the test clips, got none; lower "
-                "--num_clips or name the training tokens with --train_tokens."
+                "--num-clips or name the training tokens with --train-tokens."
             )
         places = rng.integers(0, store.num_frames[episodes])
         codes, _ = store.read_codes(camera, episodes, places[:, None])

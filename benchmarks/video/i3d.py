@@ -141,7 +141,7 @@ def video_features(model: I3D, videos: Array, *, batch_size: int = 4) -> Array:
     """
     if videos.shape[1] < LEAST_FRAMES:
         raise ConfigError(
-            f"--fvd: expected videos of at least {LEAST_FRAMES} frames, got {videos.shape[1]}; raise --num_frames."
+            f"--fvd: expected videos of at least {LEAST_FRAMES} frames, got {videos.shape[1]}; raise --num-frames."
         )
     device = next(model.parameters()).device
     rows = []

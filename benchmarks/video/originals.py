@@ -60,7 +60,7 @@ def _window_row(shards: str, columns: dict[str, Array], store: TokenStore, episo
 
 
 def _frame_distance(files: ShardFiles, row: dict[str, int], store: TokenStore, episode: int) -> int:
-    """Return how many frames of the video lie between two that were encoded (`--target_fps` leaves some out)."""
+    """Return how many frames of the video lie between two that were encoded (`--target-fps` leaves some out)."""
     description = json.loads(files.read(row["shard"], row["json"], row["json_size"]))
     return int(store.frame_stride[episode]) // int(description["frame_stride"])
 

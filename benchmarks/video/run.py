@@ -143,7 +143,7 @@ def _default_sampling(protocol: Protocol) -> SamplingConfig:
 def _expect_long_enough(fvd: Path | None, length: int) -> None:
     if fvd is not None and length < LEAST_FRAMES:
         raise ConfigError(
-            f"--fvd: expected videos of at least {LEAST_FRAMES} frames, got {length}; raise --num_frames (the protocol "
+            f"--fvd: expected videos of at least {LEAST_FRAMES} frames, got {length}; raise --num-frames (the protocol "
             "best_of_n adds the context frames)."
         )
 

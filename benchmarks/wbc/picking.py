@@ -369,7 +369,7 @@ def benchmark(
     trials: int = 100,
     seed: int = 0,
     rate: float = 240.0,
-    workers: int = 2,
+    num_workers: int = 2,
     blind: bool = False,
     json: Path | None = None,
     video: Path | None = None,
@@ -382,18 +382,18 @@ def benchmark(
         trials: Trials, each with a world of its own.
         seed: Sets all worlds and all noise.
         rate: Physics steps and commands a second, 240 or 1000.
-        workers: Processes, 1 or 2.
+        num_workers: Processes, 1 or 2.
         blind: Tell the controller nothing of table, tray and obstacles, for comparison.
         json: File for the figures of every trial.
         video: mp4 file for a film of three trials with an obstacle in the way.
     """
-    if trials < 1 or workers not in (1, 2):
-        raise ConfigError(f"expected at least one trial and 1 or 2 workers, got {trials} and {workers}.")
+    if trials < 1 or num_workers not in (1, 2):
+        raise ConfigError(f"expected at least one trial and --num-workers 1 or 2, got {trials} and {num_workers}.")
     one = partial(run_trial, seed=seed, rate=rate, blind=blind)
-    if workers == 1:
+    if num_workers == 1:
         results = [one(trial) for trial in range(trials)]
     else:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             results = list(pool.map(one, range(trials)))
     print(report(results))
     if json is not None:

@@ -167,7 +167,7 @@ def _authorization(variable: str) -> dict[str, str]:
 
 def _mend(code: int) -> str:
     if code in (401, 403):
-        return "set the key in the environment variable that --ask.key_variable names."
+        return "set the key in the environment variable that --ask.key-variable names."
     return "check the address, the name of the model, and how many pictures it takes."
 
 

@@ -12,7 +12,7 @@ BROKEN_SHARE = 0.01
 """Share of broken records from which on something is wrong with the copy, not with a file."""
 
 LONG_CLIP_S = 60.0
-"""[s]: the default of `--window_seconds` of `gr2 data shards`."""
+"""[s]: the default of `--window-seconds` of `gr2 data shards`."""
 
 SLOW_DECODING = 2.0
 """A codec that takes this many times as long as H.264 is worth encoding anew."""
@@ -59,7 +59,7 @@ def _damage(summary: Mapping[str, Any]) -> Iterator[str]:
             f"Copy or download the broken records again ({summary['broken']} found, "
             f"{summary['broken_share']:.1%} of those looked at"
             + (f", the first {first['source']}" if first else "")
-            + "); `gr2 data shards` leaves them out and fails above `--max_dropped`."
+            + "); `gr2 data shards` leaves them out and fails above `--max-dropped`."
         )
 
 
@@ -73,7 +73,7 @@ def _leaks(summary: Mapping[str, Any]) -> Iterator[str]:
     if repeated["records"] and repeated["records"] > shared["records"] // 2:
         yield (
             f"Delete {repeated['records']} copies of other records ({' = '.join(repeated['examples'][0])}), or let "
-            "`gr2 data curate` drop them (`--thresholds.duplicate_bits`)."
+            "`gr2 data curate` drop them (`--thresholds.duplicate-bits`)."
         )
 
 
@@ -116,7 +116,7 @@ def _videos(summary: Mapping[str, Any]) -> Iterator[str]:
     if summary["seconds"]["longest"] > LONG_CLIP_S and summary["reader"] not in ("video_shards", "token_shards"):
         yield (
             f"Choose how long clips (up to {summary['seconds']['longest']:.0f} s) are divided with `gr2 data shards "
-            "--window_seconds`, or cut them at scene cuts with `gr2 data curate`."
+            "--window-seconds`, or cut them at scene cuts with `gr2 data curate`."
         )
     dropped = summary["would_be_dropped"]
     if dropped:
@@ -134,7 +134,7 @@ def _one_rate(rates: Sequence[float]) -> str:
     left = sorted(rate / max(1, round(rate / low)) for rate in rates)
     sentence = (
         f"Bring the frame rates together ({low:g} to {rates[-1]:g} frames a second) with `gr2 data tokens "
-        f"--target_fps {low:g}`"
+        f"--target-fps {low:g}`"
     )
     if left[-1] > left[0] * (1 + RATE_TOLERANCE):
         sentence += f", which leaves {left[0]:.3g} to {left[-1]:.3g}; for one rate: `{_ENCODE} -r {low:g} OUT.mp4`"

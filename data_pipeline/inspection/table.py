@@ -49,7 +49,7 @@ def _videos(summary: Mapping[str, Any]) -> Iterator[str]:
     probed, seconds = summary["probed"], summary["seconds"]
     if not probed["of"]:
         return
-    how = "" if probed["records"] == probed["of"] else ", spread evenly; --max_clips 0 opens all"
+    how = "" if probed["records"] == probed["of"] else ", spread evenly; --max-clips 0 opens all"
     yield ""
     if summary["reader"] != "calvin":  # whose probed frames are counted with each split
         yield _row("opened", f"{probed['records']} of {probed['of']} clips{how}")

@@ -285,7 +285,7 @@ class TokenStore:
             if not folder.has_text_features:
                 raise DataError(
                     f"{folder.folder}: expected features of the sentences, got sentences alone; encode them while "
-                    "training (`gr2 pretrain --text`), or write the tokens again without `--text_features false`."
+                    "training (`gr2 pretrain --text`), or write the tokens again without `--text-features false`."
                 )
             path = cached(joined(folder.folder, "texts.safetensors"))
             try:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...contracts import ActionTrajectory, Array, Observation, SignalTrajectory
+from ...contracts import Array, Observation, SignalTrajectory, Trajectory
 from ...cvae_head.ensemble import TemporalEnsemble
 from ...cvae_head.signals import place_chunk
 from ...embodiment import Embodiment
@@ -25,23 +24,6 @@ EncodeImages = Callable[[Array], Array]
 
 EncodeText = Callable[[Sequence[str]], tuple[Array, Array]]
 """Sentences -> features `[b l t]` and mask `[b l]`."""
-
-
-class Policy(Protocol):
-    """What drives a robot or a simulator.
-
-    executed_steps: poses of a trajectory to be executed before the next call of `act`.
-    """
-
-    executed_steps: int
-
-    def reset(self) -> None:
-        """Forget the past; called when an episode or a sub-task begins."""
-        ...
-
-    def act(self, observation: Observation) -> ActionTrajectory:
-        """Return the trajectory that follows `observation`."""
-        ...
 
 
 class GR2Policy:
@@ -91,13 +73,21 @@ class GR2Policy:
         if self.ensemble is not None:
             self.ensemble.reset()
 
-    def act(self, observation: Observation) -> ActionTrajectory:
+    def act(self, observation: Observation) -> Trajectory:
         """Encode the pictures, predict a chunk, place it at the present tool pose.
 
         Raises:
             ShapeError: none of the model's cameras is observed.
         """
         return act_together([self], [observation])[0]
+
+    @staticmethod
+    def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observation]) -> list[Trajectory]:
+        """Let policies over one model act in one forward pass; see the function of this name."""
+        return act_together(policies, observations)
+
+    def close(self) -> None:
+        """Do nothing: a policy holds nothing open, and the model may serve others."""
 
     def remember(self, observation: Observation, codes: dict[str, Array]) -> Context:
         """Append a frame to the history and return what the model sees."""
@@ -115,7 +105,7 @@ class GR2Policy:
         """The robot that the policy was trained on."""
         return self.model.config.embodiment
 
-    def place(self, chunk: Array, observation: Observation) -> ActionTrajectory | SignalTrajectory:
+    def place(self, chunk: Array, observation: Observation) -> Trajectory:
         """Turn a predicted chunk `[k c]` into what is to be followed."""
         state, coding = observation.state_vector(), self.model.config.coding
         trajectory = place_chunk(coding, chunk, state, dt=self.dt, start_time=observation.time)
@@ -149,7 +139,7 @@ class GR2Policy:
 
 
 @torch.inference_mode()
-def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observation]) -> list[ActionTrajectory]:
+def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observation]) -> list[Trajectory]:
     """Let policies over one model act at once: pictures of one size are encoded, and alike contexts passed, together.
 
     A trajectory may differ in its last digits from the one that its policy would give alone. Where the pass fails, no
@@ -170,13 +160,13 @@ def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observati
 
 def _pass_together(
     policies: Sequence[GR2Policy], observations: Sequence[Observation], codes: Sequence[dict[str, Array]]
-) -> list[ActionTrajectory]:
+) -> list[Trajectory]:
     contexts = [p.remember(o, c) for p, o, c in zip(policies, observations, codes, strict=True)]
     alike: dict[tuple[object, ...], list[int]] = {}
     for i, context in enumerate(contexts):
         frames = next(iter(context.codes.values())).shape[1]
         alike.setdefault((frames, *sorted(context.codes)), []).append(i)
-    trajectories: dict[int, ActionTrajectory] = {}
+    trajectories: dict[int, Trajectory] = {}
     for members in alike.values():
         model = policies[0].model
         noise = torch.as_tensor(np.stack([policies[i].noise(observations[i]) for i in members]), device=model.device)

@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ...contracts import ActionTrajectory, Array, Observation
+from ...contracts import ActionTrajectory, Array, Observation, SignalTrajectory, Trajectory
 from ...errors import DataError, EnvironmentMissing, PolicyError
 
 MAX_BYTES = 64 << 20
@@ -55,6 +55,7 @@ def pack_observation(observation: Observation, session: str) -> bytes:
         "joint_positions": np.asarray(observation.joint_positions, float),
         "instruction": np.array(observation.instruction),
         "time": np.array(observation.time),
+        "state": np.asarray(observation.state, float),
         "session": np.array(session),
     })  # fmt: skip
 
@@ -77,6 +78,7 @@ def unpack_observation(data: bytes) -> tuple[Observation, str]:
             joint_positions=arrays["joint_positions"],
             instruction=str(arrays["instruction"]),
             time=float(arrays["time"]),
+            state=arrays.get("state", np.zeros(0)),
         )
         return observation, str(arrays["session"])
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -95,8 +97,10 @@ def unpack_session(data: bytes) -> str:
     return str(arrays["session"])
 
 
-def pack_trajectory(trajectory: ActionTrajectory) -> bytes:
+def pack_trajectory(trajectory: Trajectory) -> bytes:
     """Write a trajectory as a message."""
+    if isinstance(trajectory, SignalTrajectory):
+        return pack({"values": trajectory.values, "times": np.array([trajectory.dt, trajectory.start_time])})
     return pack({
         "positions": trajectory.positions,
         "quaternions": trajectory.quaternions,
@@ -105,7 +109,7 @@ def pack_trajectory(trajectory: ActionTrajectory) -> bytes:
     })  # fmt: skip
 
 
-def unpack_trajectory(data: bytes) -> ActionTrajectory:
+def unpack_trajectory(data: bytes) -> Trajectory:
     """Read what `pack_trajectory` wrote.
 
     Raises:
@@ -114,6 +118,8 @@ def unpack_trajectory(data: bytes) -> ActionTrajectory:
     arrays = unpack(data)
     try:
         dt, start_time = arrays["times"].tolist()
+        if "values" in arrays:
+            return SignalTrajectory(values=arrays["values"], dt=dt, start_time=start_time)
         return ActionTrajectory(
             positions=arrays["positions"], quaternions=arrays["quaternions"], gripper=arrays["gripper"],
             dt=dt, start_time=start_time,
@@ -147,7 +153,7 @@ class RemotePolicy:
         """Begin a new episode or sub-task."""
         self._ask("POST", "/reset", pack({"session": np.array(self.session)}))
 
-    def act(self, observation: Observation) -> ActionTrajectory:
+    def act(self, observation: Observation) -> Trajectory:
         """Send the observation and return the trajectory."""
         return unpack_trajectory(self._ask("POST", "/act", pack_observation(observation, self.session)))
 

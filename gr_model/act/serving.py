@@ -1,4 +1,4 @@
-"""`gr2 serve`: a policy behind HTTP. Observations that wait at the same moment pass through the model together."""
+"""`gr2 serve`: any policy behind HTTP. Observations that wait at the same moment are answered together if it can."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-from ...contracts import ActionTrajectory, Observation
+from ...contracts import Observation, Policy, Trajectory
 from ...errors import ConfigError, EnvironmentMissing, Gr2Error
-from .policy import GR2Policy, act_together
+from .opening import policy_maker
 from .remote import MAX_BYTES, pack_trajectory, unpack_observation, unpack_session
 
 _FORGET_AFTER = 3600.0
@@ -24,45 +25,56 @@ _FORGET_AFTER = 3600.0
 
 @dataclass
 class _Session:
-    policy: GR2Policy
+    policy: Policy
     last_seen: float = field(default_factory=time.monotonic)
 
 
-class BatchedPolicy:
-    """One model, many sessions: a thread gathers what waits and answers it in one pass.
+class PolicyServer:
+    """A policy for each session: a thread gathers what waits and answers it, in one go where the policy offers that.
 
     Args:
-        make: makes a policy over the shared model for a new session.
-        max_batch: most observations in one pass.
+        make: makes the policy of a new session; all are of one kind.
+        max_batch: most observations in one go.
         max_wait: how long the first one waits for others [s].
     """
 
-    def __init__(self, make: Callable[[], GR2Policy], *, max_batch: int = 64, max_wait: float = 0.002) -> None:
+    def __init__(self, make: Callable[[], Policy], *, max_batch: int = 64, max_wait: float = 0.002) -> None:
         self.make, self.max_batch, self.max_wait = make, max_batch, max_wait
-        self.executed_steps = make().executed_steps
+        self._spare: Policy | None = make()  # the first session gets it
+        self.executed_steps = self._spare.executed_steps
         self._sessions: dict[str, _Session] = {}
         self._lock = threading.Lock()
-        self._waiting: queue.Queue[tuple[GR2Policy, Observation, Future[ActionTrajectory]]] = queue.Queue()
+        self._waiting: queue.Queue[tuple[Policy, Observation, Future[Trajectory]]] = queue.Queue()
         threading.Thread(target=self._answer, daemon=True).start()
 
     def reset(self, session: str) -> None:
         """Begin an episode of a session."""
         self._policy(session).reset()
 
-    def act(self, session: str, observation: Observation) -> ActionTrajectory:
+    def act(self, session: str, observation: Observation) -> Trajectory:
         """Wait for the trajectory of a session's observation."""
-        future: Future[ActionTrajectory] = Future()
+        future: Future[Trajectory] = Future()
         self._waiting.put((self._policy(session), observation, future))
         return future.result()
 
-    def _policy(self, session: str) -> GR2Policy:
+    def close(self) -> None:
+        """Close the policies of all sessions."""
+        with self._lock:
+            policies = [session.policy for session in self._sessions.values()]
+            policies += [] if self._spare is None else [self._spare]
+            self._sessions, self._spare = {}, None
+        for policy in policies:
+            policy.close()
+
+    def _policy(self, session: str) -> Policy:
         with self._lock:
             now = time.monotonic()
             for name in [n for n, s in self._sessions.items() if now - s.last_seen > _FORGET_AFTER]:
-                del self._sessions[name]
+                self._sessions.pop(name).policy.close()
             found = self._sessions.get(session)
             if found is None:
-                found = self._sessions[session] = _Session(self.make())
+                policy, self._spare = self._spare or self.make(), None
+                found = self._sessions[session] = _Session(policy)
             found.last_seen = now
             return found.policy
 
@@ -76,27 +88,28 @@ class BatchedPolicy:
                 except queue.Empty:
                     break
             policies, observations, futures = zip(*batch, strict=True)
+            together = getattr(policies[0], "act_together", None)
+            if together is None or len(batch) == 1:
+                self._answer_alone(batch)
+                continue
             try:
-                answers: Sequence[ActionTrajectory] = act_together(policies, observations)
-            except Exception as error:
-                if len(batch) == 1:
-                    futures[0].set_exception(error)
-                    continue
-                for one in batch:  # whoever sent something unusable gets the error, the others their answer
-                    self._answer_alone(*one)
+                answers: Sequence[Trajectory] = together(policies, observations)
+            except Exception:  # whoever sent something unusable gets the error, the others their answer
+                self._answer_alone(batch)
                 continue
             for future, answer in zip(futures, answers, strict=True):
                 future.set_result(answer)
 
     @staticmethod
-    def _answer_alone(policy: GR2Policy, observation: Observation, future: Future[ActionTrajectory]) -> None:
-        try:
-            future.set_result(policy.act(observation))
-        except Exception as error:
-            future.set_exception(error)
+    def _answer_alone(batch: Sequence[tuple[Policy, Observation, Future[Trajectory]]]) -> None:
+        for policy, observation, future in batch:
+            try:
+                future.set_result(policy.act(observation))
+            except Exception as error:
+                future.set_exception(error)
 
 
-def make_server(policy: BatchedPolicy, name: str, host: str, port: int) -> ThreadingHTTPServer:
+def make_server(policy: PolicyServer, name: str, host: str, port: int) -> ThreadingHTTPServer:
     """Return a server that listens; `serve_forever` answers.
 
     Raises:
@@ -107,7 +120,7 @@ def make_server(policy: BatchedPolicy, name: str, host: str, port: int) -> Threa
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            """Say which policy answers here."""
+            """Name the policy that answers here."""
             if self.path == "/info":
                 self._send(200, json.dumps({"policy": name, "executed_steps": policy.executed_steps}).encode())
             else:
@@ -168,12 +181,13 @@ def serve(
     """Answer observations with trajectories over HTTP until interrupted.
 
     Args:
-        policy: "pretrained" (shipped) or a folder with a released model.
+        policy: "pretrained" (shipped), a folder with a released model, or "file.py:name" or "package.module:name",
+            which makes a policy of your own for each client (docs/calvin.md).
         host: address to listen at; 0.0.0.0 lets other machines ask (there is no password: use a trusted network).
         port: port to listen at.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
-        max_batch: most observations in one pass of the model.
-        device: where the model runs; auto takes a GPU where there is one.
+        max_batch: most observations in one forward pass.
+        device: where a released model runs; auto takes a GPU where there is one.
         threads: CPU threads, 0 leaves torch's choice.
 
     Raises:
@@ -183,14 +197,13 @@ def serve(
     import torch
 
     from ..train.distributed import torch_device
-    from .loading import assemble, policy_of
 
     if max_batch < 1 or not 0 < port < 65536:
-        raise ConfigError(f"serve: expected max_batch >= 1 and a port up to 65535, got {max_batch} and {port}.")
+        raise ConfigError(f"serve: expected --max-batch >= 1 and a port up to 65535, got {max_batch} and {port}.")
     if threads:
         torch.set_num_threads(threads)
-    parts = assemble(policy).to(torch_device(device))
-    batched = BatchedPolicy(lambda: policy_of(parts, executed_steps=executed_steps), max_batch=max_batch)
-    with make_server(batched, policy, host, port) as server:
+    make = policy_maker(policy, executed_steps=executed_steps, device=torch_device(device))
+    sessions = PolicyServer(make, max_batch=max_batch)
+    with closing(sessions), make_server(sessions, policy, host, port) as server:
         print(f"policy {policy} listens at http://{host}:{port}", file=sys.stderr, flush=True)
         server.serve_forever()

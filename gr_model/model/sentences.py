@@ -1,7 +1,7 @@
 """Text features of a corpus in which every clip has its own caption: computed when a batch asks for them.
 
 Where token shards hold the features of their sentences, a model keeps them as one table (`WorldModel.set_texts`).
-Shards written with `--text_features false` hold the sentences alone; the frozen text encoder stands in for the table.
+Shards written with `--text-features false` hold the sentences alone; the frozen text encoder stands in for the table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where a run computes: one process or many, whole weights on each (DDP) or a share of them on each (FSDP).
 
     gr2 pretrain --devices 8                                one machine, Lightning starts the processes
-    srun gr2 pretrain --devices 8 --num_nodes 4             SLURM starts one process a device
+    srun gr2 pretrain --devices 8 --num-nodes 4             SLURM starts one process a device
     torchrun --nproc_per_node 8 $(which gr2) pretrain --devices 8
 
 Every process takes `batch_size` windows a batch, so that the global batch of a step is
@@ -70,14 +70,14 @@ class Distribution:
     def __post_init__(self) -> None:
         if self.num_nodes < 1 or (self.devices != "auto" and self.devices < 1):
             raise ConfigError(
-                f"--devices {self.devices} --num_nodes {self.num_nodes}: expected at least 1 of each; change the "
+                f"--devices {self.devices} --num-nodes {self.num_nodes}: expected at least 1 of each; change the "
                 "numbers."
             )
         gpus = torch.cuda.device_count() if self.device != "cpu" else 0
         if self.devices != "auto" and gpus and self.devices > gpus:
             raise ConfigError(
                 f"--devices {self.devices}: expected at most the {gpus} GPUs of this machine; ask for fewer, or for "
-                "more machines with --num_nodes."
+                "more machines with --num-nodes."
             )
 
     @property

@@ -47,7 +47,7 @@ class MemoryEstimate:
             return None
         return (
             f"about {self.total / _GIB:.1f} GiB are needed and the device has {available / _GIB:.1f}: use a smaller "
-            "--batch_size with --accumulate, --compute.gradient_checkpointing true, or --strategy fsdp on more devices."
+            "--batch-size with --accumulate, --compute.gradient-checkpointing true, or --strategy fsdp on more devices."
         )
 
 

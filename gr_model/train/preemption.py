@@ -4,7 +4,7 @@ A pre-empted run exits with status 75, "temporary failure, try again". SLURM req
 `RequeueExit` lists 75; elsewhere the last line of a job script does it:
 
     #SBATCH --requeue --signal=USR1@120
-    srun gr2 pretrain ... --devices 8 --num_nodes 4
+    srun gr2 pretrain ... --devices 8 --num-nodes 4
     [ $? -ne 75 ] || scontrol requeue $SLURM_JOB_ID
 
 Source: sysexits.h (EX_TEMPFAIL); https://slurm.schedmd.com/slurm.conf.html, RequeueExit.

@@ -23,7 +23,7 @@ from gr2.benchmarks.calvin.sequences import (
 from gr2.benchmarks.calvin.verify import check_folder, tasks_done, verify
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.playtable.tasks import ALL_TASKS, TASKS
-from gr2.benchmarks.simulation.world import WorldState
+from gr2.benchmarks.playtable.world import WorldState
 from gr2.errors import ConfigError, DataError
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "calvin" / "golden"

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gr2.benchmarks.calvin.evaluate import EvaluationConfig, Job, choose_part, evaluate, run_evaluation
+from gr2.benchmarks.calvin.evaluate import evaluate
 from gr2.benchmarks.calvin.results import summarize
+from gr2.benchmarks.calvin.suite import EvaluationConfig
 from gr2.benchmarks.demo import ChainPreset, demo
 from gr2.benchmarks.demonstrations.record import record
 from gr2.benchmarks.imagine.run import imagine
 from gr2.benchmarks.report.page import write_report
+from gr2.benchmarks.simulation.jobs import Job, choose_part, run_evaluation
 from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.curation.ingest import write_video_shards
 from gr2.data_pipeline.store.episodes import list_episodes, read_episode, read_facts
@@ -29,7 +31,7 @@ from gr2.gr_model.train.tokenizer_stages import tokens, train_text, train_tokeni
 def run(tmp_path_factory) -> Path:
     """A run folder whose stages up to finetuning are done, with two or three optimisation steps each."""
     out = tmp_path_factory.mktemp("run")
-    record(out=out / "record", scenes="AD", chains=6, workers=1, seed=3)
+    record(out=out / "record", scenes="AD", chains=6, num_workers=1, seed=3)
     write_video_shards(source=out / "record", out=out / "shards")
     train_tokenizer(shards=out / "shards", out=out / "tokenizer", steps=3, batch_size=8)
     train_text(shards=out / "shards", out=out / "text", steps=3, batch_size=8)
@@ -56,12 +58,12 @@ def test_recorded_episodes_are_whole(run):
 
 
 def test_recording_goes_on_where_it_was_killed(run, tmp_path):
-    record(out=tmp_path / "a", scenes="D", chains=2, workers=1, seed=5)
+    record(out=tmp_path / "a", scenes="D", chains=2, num_workers=1, seed=5)
     (tmp_path / "b").mkdir()
-    record(out=tmp_path / "b", scenes="D", chains=2, workers=1, seed=5)
+    record(out=tmp_path / "b", scenes="D", chains=2, num_workers=1, seed=5)
     first = sorted((tmp_path / "b" / "chains").glob("*.json"))[0]
     first.unlink()
-    record(out=tmp_path / "b", scenes="D", chains=2, workers=1, seed=5)
+    record(out=tmp_path / "b", scenes="D", chains=2, num_workers=1, seed=5)
     names = [p.name for p in list_episodes(tmp_path / "a")]
     assert names == [p.name for p in list_episodes(tmp_path / "b")]
     for name in names:
@@ -72,8 +74,8 @@ def test_recording_goes_on_where_it_was_killed(run, tmp_path):
 
 def test_a_policy_may_drive_while_the_expert_labels(run, tmp_path):
     alone, driven = tmp_path / "alone", tmp_path / "driven"
-    record(out=alone, scenes="D", chains=1, workers=1, noise_share=0.0, seed=8)
-    record(out=driven, scenes="D", chains=1, workers=1, noise_share=0.0, seed=8, policy=str(run / "finetune"))
+    record(out=alone, scenes="D", chains=1, num_workers=1, noise_share=0.0, seed=8)
+    record(out=driven, scenes="D", chains=1, num_workers=1, noise_share=0.0, seed=8, policy=str(run / "finetune"))
     first, corrected = (read_episode(list_episodes(folder)[0]) for folder in (alone, driven))
     assert first.instruction == corrected.instruction
     assert np.array_equal(first.states[0], corrected.states[0])
@@ -83,13 +85,13 @@ def test_a_policy_may_drive_while_the_expert_labels(run, tmp_path):
 
 def test_recording_refuses_another_configuration(run):
     with pytest.raises(DataError, match="choose another folder"):
-        record(out=run / "record", scenes="D", chains=6, workers=1, seed=3)
+        record(out=run / "record", scenes="D", chains=6, num_workers=1, seed=3)
 
 
 def test_acting_imagining_and_the_report(run):
     results = evaluate(
         policy=str(run / "finetune"), out=run / "act", tasks="open_drawer,turn_on_led", control="both", starts=1,
-        sequences=1, chains=1, max_steps=12, workers=1, films="failed",
+        sequences=1, chains=1, max_steps=12, num_workers=1, films="failed",
     )  # fmt: skip
     for control in ("wbc", "calvin"):
         assert set(results["controls"][control]["tasks"]) == {"open_drawer", "turn_on_led"}
@@ -125,11 +127,11 @@ def test_evaluation_goes_on_and_ends_the_same(run, tmp_path):
         seed=1,
     )  # fmt: skip
     jobs = [Job(control="calvin", kind="turn_on_led", index=i) for i in range(2)]
-    whole = run_evaluation(config, jobs, file=tmp_path / "whole.jsonl", workers=1)
+    whole = run_evaluation(config, jobs, file=tmp_path / "whole.jsonl", num_workers=1)
     part = tmp_path / "part.jsonl"
-    run_evaluation(config, jobs[:1], file=part, workers=1)
+    run_evaluation(config, jobs[:1], file=part, num_workers=1)
     part.write_text(part.read_text() + '{"key": "calvin/turn_on')
-    resumed = run_evaluation(config, jobs, file=part, workers=1)
+    resumed = run_evaluation(config, jobs, file=part, num_workers=1)
     assert summarize(whole, ["calvin"]) == summarize(resumed, ["calvin"])
     assert len(part.read_text().splitlines()) == 3
 
@@ -186,14 +188,14 @@ def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatc
         test_chains=1, max_steps=3, shown_episodes=1, metric_episodes=2,
     )  # fmt: skip
     monkeypatch.setattr("gr2.benchmarks.demo.demo_preset", lambda: tiny)
-    report = demo(out=tmp_path / "run", workers=1)
+    report = demo(out=tmp_path / "run", num_workers=1)
     assert report.is_file()
     stages = json.loads((tmp_path / "run" / "stages.json").read_text())
     names = ["record", "shards", "tokens", "pretrain", "imitate", "correct", "correction shards", "correction tokens"]
     assert [row["name"] for row in stages] == [*names, "finetune", "act", "imagine"]
     assert all(row["command"].startswith("gr2 ") for row in stages)
     capsys.readouterr()
-    demo(out=tmp_path / "run", workers=1)
+    demo(out=tmp_path / "run", num_workers=1)
     assert capsys.readouterr().out.count("done before") == len(stages)
     with pytest.raises(DataError, match="add --fresh"):
-        demo(out=tmp_path / "run", workers=1, seed=1)
+        demo(out=tmp_path / "run", num_workers=1, seed=1)

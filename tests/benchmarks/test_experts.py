@@ -27,7 +27,7 @@ from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.playtable.feasibility import feasible
 from gr2.benchmarks.playtable.scenes import scene
 from gr2.benchmarks.playtable.tasks import ALL_TASKS
-from gr2.benchmarks.simulation.world import WorldState
+from gr2.benchmarks.playtable.world import WorldState
 
 SPEC = scene("D")
 UPRIGHT = np.array([0.0, 0.0, np.sin(np.pi / 4), np.cos(np.pi / 4)])

@@ -177,7 +177,7 @@ def test_the_command_line_takes_a_clip_of_each_camera_and_shows_what_came(tmp_pa
     for name in ("static", "gripper"):
         moving_clip(tmp_path / f"{name}.mp4", frames=12, fps=6)
     clips = f'{{"static": "{tmp_path}/static.mp4", "gripper": "{tmp_path}/gripper.mp4"}}'
-    options = ["--text", "push the block", "--num_frames", "14", "--decoding_steps", "1", "--grid"]
+    options = ["--text", "push the block", "--num-frames", "14", "--decoding-steps", "1", "--grid"]
     assert main(["imagine", "--clip", clips, *options, "--out", str(tmp_path / "out")]) == 0
     for name in ("static", "gripper"):
         frames = read_frames(tmp_path / f"out/{name}.mp4")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gr2.benchmarks.calvin.episodes import chain_start, run_chain, start_state, task_start
+from gr2.benchmarks.calvin.episodes import chain_start, start_state, task_start
 from gr2.benchmarks.demonstrations.expert_motion import ExpertStyle
 from gr2.benchmarks.demonstrations.experts import act
 from gr2.benchmarks.playtable.cameras import CameraConfig
@@ -17,9 +17,10 @@ from gr2.benchmarks.playtable.feasibility import feasible
 from gr2.benchmarks.playtable.sampling import sample_scene
 from gr2.benchmarks.playtable.scenes import scene
 from gr2.benchmarks.playtable.tasks import TASKS
+from gr2.benchmarks.playtable.world import WorldState
 from gr2.benchmarks.policies.scripted import ScriptedPolicy
-from gr2.benchmarks.simulation.control import CalvinControl, WbcControl
-from gr2.benchmarks.simulation.world import WorldState
+from gr2.benchmarks.simulation.control import PoseControl, WbcControl
+from gr2.benchmarks.simulation.episodes import run_chain
 from gr2.contracts import ActionTrajectory
 from gr2.errors import ConfigError, SimulationError
 
@@ -168,23 +169,14 @@ def test_feasibility_wants_the_block_on_the_desk():
     assert not feasible("lift_red_block_table", state, spec)
 
 
-@pytest.mark.parametrize("make", [CalvinControl, WbcControl])
+@pytest.mark.parametrize("make", [PoseControl, WbcControl])
 def test_chain_under_both_controls_breaks_no_limit(env, make):
     policy, control = ScriptedPolicy(env), make(env)
     _, chain = chain_start(env, 11, 0)
     control.reset()
-
-    class Told(ScriptedPolicy):
-        def act(self, observation):
-            self.task = chain[len(done)]
-            return super().act(observation)
-
-    done: list[str] = []
-    policy.__class__ = Told
-    for name in chain[:3]:
-        [result] = run_chain(env, policy, control, [name], executed_steps=5, max_steps=200)
-        assert result.success, name
-        done.append(name)
+    results = run_chain(env, policy, control, chain[:3], instruction=str, executed_steps=5, max_steps=200)
+    assert [(r.task, r.success) for r in results] == [(name, True) for name in chain[:3]]
+    policy.close()
     if isinstance(control, WbcControl):
         for counter in (control.commanded, control.measured):
             assert counter.ticks > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,15 @@ import pytest
 import torch
 from model_cases import make_model, small_config
 
-from gr2.benchmarks.calvin.episodes import run_task, task_start
-from gr2.benchmarks.calvin.evaluate import EvaluationConfig, Job, _run_jobs
+from gr2.benchmarks.calvin.episodes import task_start
+from gr2.benchmarks.calvin.suite import CalvinSuite, EvaluationConfig
 from gr2.benchmarks.playtable.environment import PlayTable
-from gr2.benchmarks.policies.opening import open_policy
 from gr2.benchmarks.simulation.control import make_control
+from gr2.benchmarks.simulation.episodes import run_task
+from gr2.benchmarks.simulation.jobs import Job, run_jobs
 from gr2.contracts import ActionTrajectory, Observation
 from gr2.errors import DataError, EnvironmentMissing, Gr2Error, PolicyError
+from gr2.gr_model.act.opening import open_policy, policy_maker
 from gr2.gr_model.act.policy import GR2Policy, act_together
 from gr2.gr_model.act.remote import (
     RemotePolicy,
@@ -29,7 +32,7 @@ from gr2.gr_model.act.remote import (
     unpack_observation,
     unpack_trajectory,
 )
-from gr2.gr_model.act.serving import BatchedPolicy, make_server
+from gr2.gr_model.act.serving import PolicyServer, make_server
 
 USER_POLICY = '''
 import numpy as np
@@ -55,6 +58,23 @@ class Nan(Still):
 class Silent(Still):
     def act(self, observation):
         return None
+
+class Tidy(Still):
+    """Note what happens, at once where several are asked."""
+    events = []
+    executed_steps = 2
+    def act(self, observation):
+        self.events.append("act")
+        return super().act(observation)
+    def act_together(self, policies, observations):
+        self.events.append(f"together {len(policies)}")
+        return [Still.act(policy, seen) for policy, seen in zip(policies, observations)]
+    def close(self):
+        self.events.append("close")
+
+class Few(Still):
+    def act_together(self, policies, observations):
+        return []
 
 class NoAct:
     def reset(self):
@@ -97,20 +117,31 @@ def observation(seed: int = 0, instruction: str = "open the drawer") -> Observat
 
 
 def test_a_class_of_the_user_acts(world: PlayTable, user_file: Path) -> None:
-    policy = open_policy(f"{user_file}:Still", world)
+    policy = open_policy(f"{user_file}:Still")
     task_start(world, "open_drawer", 1, 0)
     control = make_control("calvin", world)
     control.reset()
-    result = run_task(world, policy, control, "open_drawer", executed_steps=policy.executed_steps, max_steps=6)
+    result = run_task(
+        world, policy, control, "open_drawer", instruction="open the drawer", executed_steps=policy.executed_steps,
+        max_steps=6,
+    )  # fmt: skip
+    policy.close()  # the class has none
     assert not result.success and result.steps == 6
 
 
 def test_the_experts_act_as_a_policy(world: PlayTable) -> None:
-    policy = open_policy("scripted", world)
+    policy = open_policy("scripted", expert=lambda: CalvinSuite(world, seed=0).expert("calvin", 5))
     task_start(world, "turn_on_led", 1, 0)
     control = make_control("calvin", world)
     control.reset()
-    assert run_task(world, policy, control, "turn_on_led", executed_steps=5, max_steps=60).success
+    acted = {"instruction": "", "executed_steps": 5, "max_steps": 60}
+    assert run_task(world, policy, control, "turn_on_led", **acted).success
+    policy.close()
+
+
+def test_without_a_simulator_there_are_no_experts() -> None:
+    with pytest.raises(PolicyError, match="--policy scripted: expected a policy that needs no simulator"):
+        policy_maker("scripted")
 
 
 def test_an_evaluation_leaves_no_simulator_behind(tmp_path: Path) -> None:
@@ -123,7 +154,7 @@ def test_an_evaluation_leaves_no_simulator_behind(tmp_path: Path) -> None:
     )  # fmt: skip
     before = connected()
     for index in range(2):
-        _run_jobs(config, [Job(control="calvin", kind="open_drawer", index=index)], "none", tmp_path)
+        run_jobs(config, [Job(control="calvin", kind="open_drawer", index=index)], "none", tmp_path)
     assert connected() == before
 
 
@@ -134,10 +165,16 @@ def test_an_evaluation_leaves_no_simulator_behind(tmp_path: Path) -> None:
         ("Silent", "expected act.. to return an ActionTrajectory, got NoneType"),
     ],
 )
-def test_a_wrong_answer_is_named(world: PlayTable, user_file: Path, name: str, sentence: str) -> None:
-    policy = open_policy(f"{user_file}:{name}", world)
+def test_a_wrong_answer_is_named(user_file: Path, name: str, sentence: str) -> None:
+    policy = open_policy(f"{user_file}:{name}")
     with pytest.raises(PolicyError, match=sentence):
         policy.act(observation())
+
+
+def test_a_policy_that_answers_too_few_is_named(user_file: Path) -> None:
+    policy = open_policy(f"{user_file}:Few")
+    with pytest.raises(PolicyError, match=r"expected act_together.. to return 1 trajectories, got 0"):
+        policy.act_together([policy], [observation()])  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -149,16 +186,16 @@ def test_a_wrong_answer_is_named(world: PlayTable, user_file: Path, name: str, s
         ("Missing", "found none there"),
     ],
 )
-def test_what_is_no_policy_is_refused(world: PlayTable, user_file: Path, name: str, sentence: str) -> None:
+def test_what_is_no_policy_is_refused(user_file: Path, name: str, sentence: str) -> None:
     with pytest.raises(PolicyError, match=sentence):
-        open_policy(f"{user_file}:{name}", world)
+        open_policy(f"{user_file}:{name}")
 
 
-def test_modules_that_cannot_be_imported_are_named(world: PlayTable, tmp_path: Path) -> None:
+def test_modules_that_cannot_be_imported_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def f(:\n")
     for source in (f"{tmp_path}/broken.py:f", f"{tmp_path}/absent.py:f", "no_such_package.policies:f"):
         with pytest.raises(PolicyError, match=r"cannot be imported|expected a Python file"):
-            open_policy(source, world)
+            open_policy(source)
 
 
 def test_messages_come_back() -> None:
@@ -245,7 +282,7 @@ def test_a_pass_that_fails_is_not_remembered() -> None:
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    server = make_server(BatchedPolicy(small_policy, max_wait=0.02), "small", "127.0.0.1", 0)
+    server = make_server(PolicyServer(small_policy, max_wait=0.02), "small", "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -254,12 +291,12 @@ def address() -> Iterator[str]:
     thread.join()
 
 
-def test_a_server_answers_many_clients_each_with_its_own_history(address: str, world: PlayTable) -> None:
+def test_a_server_answers_many_clients_each_with_its_own_history(address: str) -> None:
     local, answers = small_policy(), {}
     expected = [local.act(observation(i)).positions for i in range(3)]
 
     def client(number: int) -> None:
-        policy = open_policy(address, world)
+        policy = open_policy(address)
         policy.reset()
         answers[number] = [policy.act(observation(i)).positions for i in range(3)]
 
@@ -271,6 +308,37 @@ def test_a_server_answers_many_clients_each_with_its_own_history(address: str, w
     assert len(answers) == 4
     for got in answers.values():
         assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(got, expected, strict=True))
+
+
+def ask(server: PolicyServer, number: int, answers: dict[int, ActionTrajectory]) -> None:
+    answers[number] = server.act(f"session {number}", observation(number))
+
+
+@pytest.mark.parametrize("name", ["Still", "Tidy"])
+def test_any_policy_is_served_together_where_it_can(user_file: Path, name: str) -> None:
+    server = PolicyServer(policy_maker(f"{user_file}:{name}"), max_wait=0.3)
+    assert server.executed_steps == (5 if name == "Still" else 2)
+    answers: dict[int, ActionTrajectory] = {}
+    threads = [threading.Thread(target=ask, args=(server, number, answers)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(3):
+        assert np.array_equal(answers[number].positions[0], observation(number).tool_position)
+    server.close()
+    if name == "Tidy":
+        events = sys.modules["gr2_user_policy_mine"].Tidy.events
+        assert events == ["together 3", "close", "close", "close"]
+
+
+def test_an_evaluation_closes_the_users_policy(user_file: Path, tmp_path: Path) -> None:
+    config = EvaluationConfig(
+        policy=f"{user_file}:Tidy", weights="", scene="D", calvin_root="", executed_steps=5, max_steps=5, image_px=16,
+        renderer="tiny", fast_drawing=False, backend="gr2", seed=0,
+    )  # fmt: skip
+    run_jobs(config, [Job(control="calvin", kind="open_drawer", index=0)], "none", tmp_path)
+    assert sys.modules["gr2_user_policy_mine"].Tidy.events == ["act", "close"]
 
 
 def test_a_server_says_what_is_wrong(address: str) -> None:

@@ -88,14 +88,14 @@ def test_clips_are_windows_of_different_videos_inside_their_episode(corpus: Path
 
 
 def test_too_few_clips_and_frames_that_do_not_exist_are_refused(corpus: Path, parts: Assembled) -> None:
-    with pytest.raises(DataError, match="shorten --num_frames"):
+    with pytest.raises(DataError, match="shorten --num-frames"):
         clips_of(corpus, parts, num_frames=5)
-    with pytest.raises(DataError, match="--held_out 0"):
+    with pytest.raises(DataError, match="--held-out 0"):
         clips_of(corpus, parts, held_out=1e-9)
     with pytest.raises(ConfigError, match="num_frames"):
         clips_of(corpus, parts, num_frames=0)
     store, _ = clips_of(corpus, parts, name="slow_tokens", frame_step=2)
-    with pytest.raises(ConfigError, match="--frame_step"):
+    with pytest.raises(ConfigError, match="--frame-step"):
         frames_between(store, parts.release)
     with pytest.raises(DataError, match="encode the shards with"):
         open_store(str(corpus / "tokens"), replace(parts.release, tokenizer="0" * 64))
@@ -111,7 +111,7 @@ def test_the_mean_frame_is_that_of_the_other_videos(corpus: Path, parts: Assembl
     codes, _ = store.read_codes("static", episodes, np.tile(np.arange(24), (len(episodes), 1)))
     frames = parts.vqgan.decode_frames(codes.reshape(-1, codes.shape[-1]).astype(np.int64)).astype(float)
     assert np.all(means["static"] >= frames.min(axis=0) - 1) and np.all(means["static"] <= frames.max(axis=0) + 1)
-    with pytest.raises(DataError, match="--train_tokens"):
+    with pytest.raises(DataError, match="--train-tokens"):
         mean_frames(store, parts.vqgan, without=videos.tolist(), held_out=0.0, seed=0)
 
 
@@ -353,9 +353,9 @@ def test_the_command_prints_a_table_and_writes_json(corpus: Path, tmp_path: Path
     options = [
         "--policy=pretrained",
         f"--tokens={corpus / 'tokens'}",
-        "--held_out=0",
-        "--num_clips=6",
-        "--num_frames=2",
+        "--held-out=0",
+        "--num-clips=6",
+        "--num-frames=2",
     ]
     options += [f"--shards={corpus / 'shards'}", f"--json={tmp_path / 'a.json'}"]
     assert main(["benchmark", "video", *options]) == 0
@@ -401,7 +401,7 @@ def test_options_that_contradict_each_other_are_refused_before_any_work(corpus: 
     given: dict[str, Any] = {"policy": "pretrained", "tokens": str(corpus / "tokens"), "held_out": 0, "num_frames": 2}
     with pytest.raises(ConfigError, match="--protocol best_of_n"):
         benchmark(**given, samples=4)
-    with pytest.raises(ConfigError, match="raise --num_frames"):
+    with pytest.raises(ConfigError, match="raise --num-frames"):
         benchmark(**given, fvd=tmp_path / "i3d.pt")
     with pytest.raises(CheckpointError, match="vgg16"):
         benchmark(**given, lpips=tmp_path)

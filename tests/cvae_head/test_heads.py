@@ -111,7 +111,7 @@ def test_records_of_the_first_release_take_the_mean_of_the_prior() -> None:
 
 
 def test_options_must_fit_the_kind() -> None:
-    with pytest.raises(ConfigError, match=r"--head.kl_weight: expected an option of the head flow \(.*steps.*got 0.1"):
+    with pytest.raises(ConfigError, match=r"--head.kl-weight: expected an option of the head flow \(.*steps.*got 0.1"):
         HeadOptions(kind="flow", kl_weight=0.1).apply(kinds.small())
     assert HeadOptions().apply(kinds.small()) == kinds.small()
     chosen = HeadOptions(kind="flow", steps=3).apply(kinds.small())

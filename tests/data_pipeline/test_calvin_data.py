@@ -206,8 +206,8 @@ def test_a_frame_of_another_kind_is_refused(split: CalvinSplit, tmp_path: Path) 
 
 def test_demonstrations_are_recorded_in_this_layout(tmp_path: Path) -> None:
     out = tmp_path / "task_D_D" / "training"
-    options: dict[str, Any] = {"tasks": "open_drawer,close_drawer,turn_on_led,turn_off_led", "image_px": 24}
-    done = record(out=out, scenes="D", layout="calvin", chains=2, play_share=0.0, workers=1, seed=3, **options)
+    options: dict[str, Any] = {"tasks": "open_drawer,close_drawer,turn_on_led,turn_off_led", "image_size": 24}
+    done = record(out=out, scenes="D", layout="calvin", chains=2, play_share=0.0, num_workers=1, seed=3, **options)
     found = CalvinSplit(out)
     assert done["labelled"] == len(found.annotations) == len(found.ranges) > 2
     for a, (first, last) in zip(found.annotations, found.ranges.tolist(), strict=True):
@@ -217,14 +217,14 @@ def test_demonstrations_are_recorded_in_this_layout(tmp_path: Path) -> None:
         assert np.array_equal(found.column("rel_actions", first, last + 1), relative_actions(actions, robot))
     assert found.scene(0) == "D" and not list(out.glob("pieces/*/*.npz"))
     before = {p.name: p.read_bytes() for p in out.glob("*.npy")}
-    record(out=out, scenes="D", layout="calvin", chains=2, play_share=0.0, workers=1, seed=3, **options)
+    record(out=out, scenes="D", layout="calvin", chains=2, play_share=0.0, num_workers=1, seed=3, **options)
     assert before == {p.name: p.read_bytes() for p in out.glob("*.npy")}
     names = {problem["reason"] for problem in inspect_calvin(out)["problems"]}
     assert names <= {"embeddings"}
 
 
 def test_as_many_demonstrations_as_asked_for_and_at_once_as_shards(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"tasks": "open_drawer,close_drawer,turn_on_led", "image_px": 16, "workers": 1}
+    options: dict[str, Any] = {"tasks": "open_drawer,close_drawer,turn_on_led", "image_size": 16, "num_workers": 1}
     done = record(out=tmp_path, layout="shards", episodes=7, play_share=0.0, seed=1, **options)
     assert done["labelled"] >= 7
     assert len(list_episodes(tmp_path / "episodes")) == done["labelled"]

@@ -499,7 +499,7 @@ def test_a_local_model_without_transformers_names_the_extra(
 def test_the_command_line_captions(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serve(describe) as server:
         words = f"data caption --shards {shards} --out {tmp_path / 'out'} --model fake --endpoint {server.url}"
-        assert main([*words.split(), "--keep", "both", "--num_frames", "2", "--ask.requests_at_once", "3"]) == 0
+        assert main([*words.split(), "--keep", "both", "--num-frames", "2", "--ask.requests-at-once", "3"]) == 0
     assert server.most_in_flight <= 3
     assert "12 of 12 windows captioned; answers not used: none" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())

@@ -184,7 +184,7 @@ def start_curation(shards: Path, out: Path, *options: str) -> subprocess.Popen[b
         "curate",
         f"--shards={shards}",
         f"--out={out}",
-        "--measure.window_seconds=5",
+        "--measure.window-seconds=5",
         "--measure.hands=none",
     ]
     return subprocess.Popen(
@@ -210,7 +210,7 @@ def kill_and_resume(shards: Path, out: Path, after_s: float, *options: str) -> b
 @pytest.mark.parametrize("after_s", [2.0])
 def test_killed_curation_ends_with_the_same_bytes(shards: Path, tmp_path: Path, after_s: float) -> None:
     curate(shards=str(shards), out=tmp_path / "whole", measure=MEASURE)
-    kill_and_resume(shards, tmp_path / "killed", after_s, "--num_workers=2")
+    kill_and_resume(shards, tmp_path / "killed", after_s, "--num-workers=2")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
@@ -233,7 +233,7 @@ def test_ray_killed_in_the_middle_and_resumed(shards: Path, tmp_path: Path) -> N
     pytest.importorskip("ray", reason="Ray is an extra: pip install 'gr2[ray]'")
     curate(shards=str(shards), out=tmp_path / "whole", measure=MEASURE)
     out = tmp_path / "killed"
-    first = start_curation(shards, out, "--executor=ray", "--num_workers=2")
+    first = start_curation(shards, out, "--executor=ray", "--num-workers=2")
     deadline = time.monotonic() + 120
     while not list(out.glob("measures/shard-*.index.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -242,7 +242,7 @@ def test_ray_killed_in_the_middle_and_resumed(shards: Path, tmp_path: Path) -> N
     assert list(out.glob("measures/shard-*.index.json")) and not list(out.glob("shard-*.index.json"))
     with pytest.raises(DataError, match="not finished"):
         read_manifest(out, "curated_shards")
-    assert start_curation(shards, out, "--executor=ray", "--num_workers=2").wait() == 0
+    assert start_curation(shards, out, "--executor=ray", "--num-workers=2").wait() == 0
     assert contents(out) == contents(tmp_path / "whole")
 
 

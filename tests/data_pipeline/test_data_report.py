@@ -303,7 +303,7 @@ def test_folders_without_a_finished_stage_are_refused(chain: Path, tmp_path: Pat
 
 def test_the_command_line_prints_the_page(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "page.html"
-    assert main(["data", "report", str(chain / "curated"), "--out", str(out), "--num_clips", "1"]) == 0
+    assert main(["data", "report", str(chain / "curated"), "--out", str(out), "--num-clips", "1"]) == 0
     assert capsys.readouterr().out.strip() == str(out) and out.read_text().startswith("<!doctype html>")
 
 

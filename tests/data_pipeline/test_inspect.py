@@ -138,7 +138,7 @@ def test_mixed_frame_rates_are_advised_with_what_is_left(tmp_path: Path) -> None
     root = write_clips(tmp_path, count=2)
     write_video(root / "clip_01.mp4", noise(24, seed=9), fps=20, pixel_format="yuv420p")
     (line,) = advice_of(root)
-    assert "(10 to 20 frames a second) with `gr2 data tokens --target_fps 10`." in line
+    assert "(10 to 20 frames a second) with `gr2 data tokens --target-fps 10`." in line
     write_video(root / "clip_01.mp4", noise(24, seed=9), fps=13, pixel_format="yuv420p")
     (line,) = advice_of(root)
     assert "which leaves 10 to 13; for one rate: `ffmpeg" in line
@@ -147,7 +147,7 @@ def test_mixed_frame_rates_are_advised_with_what_is_left(tmp_path: Path) -> None
 def test_long_clips_are_advised(tmp_path: Path) -> None:
     root = write_clips(tmp_path, count=1, num_frames=70, fps=1)
     (line,) = advice_of(root)
-    assert "up to 70 s" in line and "--window_seconds" in line
+    assert "up to 70 s" in line and "--window-seconds" in line
 
 
 def test_variable_frame_rate_is_advised(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_broken_videos_are_grouped_named_and_advised(tmp_path: Path) -> None:
     assert [group["count"] for group in summary["problems"]] == [2, 1]
     assert [example["source"] for example in summary["problems"][0]["examples"]] == ["bad_a.mp4", "bad_b.mp4"]
     (line,) = summary["advice"]
-    assert "3 found, 42.9%" in line and "--max_dropped" in line
+    assert "3 found, 42.9%" in line and "--max-dropped" in line
 
 
 def test_copies_and_leaks_between_splits_are_found_by_content(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_only_some_clips_are_opened_and_that_is_said(tmp_path: Path, capsys: pyt
     assert summary["probed"] == {"records": 3, "of": 9, "videos": 3} and summary["records"] == 9
     assert summary["seconds"]["is_estimate"] and summary["seconds"]["total"] == pytest.approx(10.8)
     printed = capsys.readouterr().out
-    assert "3 of 9 clips, spread evenly; --max_clips 0 opens all" in printed and "about 10.80 s" in printed
+    assert "3 of 9 clips, spread evenly; --max-clips 0 opens all" in printed and "about 10.80 s" in printed
     assert inspect_source(source=str(root), max_clips=0)["probed"]["records"] == 9
 
 

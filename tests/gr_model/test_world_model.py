@@ -216,7 +216,7 @@ def test_states_are_shown_to_a_share_of_the_samples() -> None:
     batch["state_mask"][:1000] = False
     context, h = read_context(model, batch)
     torch.manual_seed(0)
-    shown = _show_states(model, context, batch, h)
+    shown = _show_states(model, context, batch, h, (0.7, 0.7))
     assert shown.state_mask is not None and shown.target_state_mask is not None
     now, ahead = shown.state_mask[:, -1].float(), shown.target_state_mask[:, 0].float()
     assert now[:1000].sum() == ahead[:1000].sum() == 0

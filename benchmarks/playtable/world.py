@@ -1,4 +1,4 @@
-"""What a simulator offers: the state that tasks and experts read, and the methods that test episodes call."""
+"""CALVIN's world, whoever simulates it: the state that tasks and experts read, and its methods beside a simulator's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...contracts import Observation
-from ..playtable.scenes import SceneSpec
+from ..simulation.simulator import Simulator
+from .scenes import SceneSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +41,14 @@ class WorldState:
     velocities: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-class World(Protocol):
-    """What test episodes need of a simulator: `PlayTable`, or the official one (`calvin.official`)."""
+class World(Simulator, Protocol):
+    """A simulator of CALVIN's world: `PlayTable`, or the official one (`calvin.official`).
+
+    The options of `reset` are `robot_obs` `[15]` and `scene_obs` `[24]`; either may be absent.
+    """
 
     spec_scene: SceneSpec
     calvin_root: Path | None
-
-    def reset(self, *, options: Mapping[str, Any] | None = None) -> Any:
-        """Start an episode; `options` may hold `robot_obs` `[15]` and `scene_obs` `[24]`."""
 
     def set_state(self, robot_obs: Any = None, scene_obs: Any = None) -> None:
         """Put arm and scene in place in the present world."""
@@ -57,22 +57,16 @@ class World(Protocol):
         """Move by one of CALVIN's relative actions `[7]`."""
 
     def step_pose(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
-        """Move for one control step towards a world tool pose with CALVIN's own control."""
-
-    def observe(self, instruction: str, *, images: bool = True) -> Observation:
-        """Return what a policy sees."""
-
-    def draw(self, camera: str) -> np.ndarray:
-        """Draw one camera: uint8 `[px px 3]`."""
+        """Move for one control step towards a tool pose in world coordinates with CALVIN's own control."""
 
     def world_state(self) -> WorldState:
         """Return the privileged state that tasks and experts read."""
+        ...
 
     def robot_obs(self) -> np.ndarray:
         """Return CALVIN's `robot_obs` `[15]`."""
+        ...
 
     def scene_obs(self) -> np.ndarray:
         """Return CALVIN's `scene_obs` `[24]`."""
-
-    def close(self) -> None:
-        """Let go of the physics server."""
+        ...

@@ -1,0 +1,43 @@
+"""What every simulator of CALVIN's world shares: judging tasks, and tool poses in the robot base frame."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+
+from .scenes import ROBOT_BASE
+from .tasks import ALL_TASKS
+from .tasks import task as find_task
+from .world import WorldState
+
+
+class Table:
+    """Judges CALVIN's tasks by the state at their beginning and now; a simulator offers state and steps."""
+
+    task = ""
+    _start: WorldState
+
+    def begin(self, task: str) -> None:
+        """Begin a task in the present state.
+
+        Raises:
+            ConfigError: unknown task.
+        """
+        self.task, self._start = find_task(task).name, self.world_state()
+
+    def success(self) -> bool:
+        """Return whether the task that was begun last is done."""
+        return ALL_TASKS[self.task].done(self._start, self.world_state())
+
+    def apply(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
+        """Advance by one control step towards a tool pose in the robot base frame with CALVIN's own control."""
+        self.step_pose(position + ROBOT_BASE, quaternion, gripper)
+
+    @abstractmethod
+    def world_state(self) -> WorldState:
+        """Return the state that tasks read."""
+
+    @abstractmethod
+    def step_pose(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
+        """Move for one control step towards a tool pose in world coordinates."""

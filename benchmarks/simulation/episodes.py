@@ -1,0 +1,89 @@
+"""Test episodes: a policy acts until its task is done or time is up, one task or several in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...contracts import Observation, Policy
+from .control import Control
+from .simulator import Simulator
+
+Watch = Callable[[int], None]
+"""Called before each control step with its number: draws videos."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """Outcome of one task: success and the control steps it took (`max_steps` when it failed)."""
+
+    task: str
+    success: bool
+    steps: int
+
+
+def run_task(
+    simulator: Simulator,
+    policy: Policy,
+    control: Control,
+    task: str,
+    *,
+    instruction: str,
+    executed_steps: int,
+    max_steps: int,
+    watch: Watch | None = None,
+    film: Callable[[Observation], None] | None = None,
+) -> TaskResult:
+    """Let a policy act until its task is done or time is up; the simulator judges after every control step.
+
+    Args:
+        instruction: what the policy is told to do.
+        executed_steps: control steps of each chunk that are carried out before the policy is asked again.
+        max_steps: time limit in control steps (CALVIN: 360).
+        film: collects what the policy sees.
+    """
+    draws = film is not None or getattr(policy, "uses_images", True)
+    policy.reset()
+    simulator.begin(task)
+    for step in range(max_steps):
+        if watch:
+            watch(step)
+        if step % executed_steps == 0:
+            observation = simulator.observe(instruction, images=draws)
+            if film is not None:
+                film(observation)
+            control.follow(policy.act(observation))
+        control.step()
+        if simulator.success():
+            return TaskResult(task=task, success=True, steps=step + 1)
+    return TaskResult(task=task, success=False, steps=max_steps)
+
+
+def run_chain(
+    simulator: Simulator,
+    policy: Policy,
+    control: Control,
+    chain: Sequence[str],
+    *,
+    instruction: Callable[[str], str],
+    executed_steps: int,
+    max_steps: int,
+    film: Callable[[Observation], None] | None = None,
+) -> list[TaskResult]:
+    """Run tasks one after another without resetting the simulator; stop at the first failure."""
+    results: list[TaskResult] = []
+    for task in chain:
+        result = run_task(
+            simulator, policy, control, task, instruction=instruction(task), executed_steps=executed_steps,
+            max_steps=max_steps, film=film,
+        )  # fmt: skip
+        results.append(result)
+        if not result.success:
+            break
+    return results
+
+
+def as_record(results: Sequence[TaskResult]) -> list[dict[str, Any]]:
+    """Return results as JSON values."""
+    return [{"task": r.task, "success": r.success, "steps": r.steps} for r in results]

@@ -1,0 +1,173 @@
+"""Test episodes as jobs: which there are, which are finished, and worker processes for the others.
+
+Results are appended episode by episode, so a stopped evaluation resumes where it was and ends with the same result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import as_completed
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from tqdm import tqdm
+
+from ...contracts import Policy
+from ...data_pipeline.executors import worker_pool
+from ...data_pipeline.files import write_bytes
+from ...errors import ConfigError, DataError
+from ...gr_model.act.opening import open_policy
+from .control import make_control
+from .episodes import as_record, run_chain
+from .films import Film
+from .suite import Suite
+
+Films = Literal["none", "failed", "all"]
+
+
+class Evaluation(Protocol):
+    """What is measured: a frozen dataclass of JSON values; equal ones give equal results."""
+
+    @property
+    def policy(self) -> str:
+        """The policy, as users name it."""
+        ...
+
+    @property
+    def executed_steps(self) -> int:
+        """Control steps of each chunk that are carried out."""
+        ...
+
+    @property
+    def max_steps(self) -> int:
+        """Time limit a task in control steps."""
+        ...
+
+    def open_suite(self) -> Suite:
+        """Open the simulator with the test episodes."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One test episode: the one of index `index` of a kind, under one control."""
+
+    control: str
+    kind: str
+    index: int
+
+    @property
+    def key(self) -> str:
+        """Return the name under which the result is kept."""
+        return f"{self.control}/{self.kind}/{self.index}"
+
+
+def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], films: Films, folder: Path) -> list[dict[str, Any]]:
+    """Run test episodes in this process and return their records; close simulator and policies."""
+    import torch
+
+    torch.set_num_threads(1)
+    records = []
+    with closing(evaluation.open_suite()) as suite:
+        for control, mine in groupby(jobs, key=lambda job: job.control):
+            steps = evaluation.executed_steps
+            expert = partial(suite.expert, control, steps)
+            with closing(open_policy(evaluation.policy, executed_steps=steps, expert=expert)) as policy:
+                records += [_run_job(evaluation, suite, policy, job, films, folder) for job in mine]
+    return records
+
+
+def _run_job(
+    evaluation: Evaluation, suite: Suite, policy: Policy, job: Job, films: Films, folder: Path
+) -> dict[str, Any]:
+    simulator = suite.simulator
+    control = make_control(job.control, simulator)
+    chain = list(suite.start(job.kind, job.index))
+    control.reset()
+    film = Film() if films != "none" else None
+    results = run_chain(
+        simulator, policy, control, chain, instruction=suite.instruction, executed_steps=evaluation.executed_steps,
+        max_steps=evaluation.max_steps, film=film,
+    )  # fmt: skip
+    if film is not None and (films == "all" or not results[-1].success):
+        film.write(folder / f"{job.key.replace('/', '-')}.mp4", simulator.control_hz / evaluation.executed_steps)
+    return {"key": job.key, "chain": chain, "results": as_record(results)} | control.report()
+
+
+def run_evaluation(
+    evaluation: Evaluation,
+    jobs: Sequence[Job],
+    *,
+    file: Path,
+    num_workers: int,
+    films: Films = "none",
+    description: str = "act",
+) -> dict[str, dict[str, Any]]:
+    """Run the jobs that `file` does not hold yet, in worker processes, and return all records by key.
+
+    Raises:
+        DataError: `file` holds results of another evaluation, or is damaged.
+    """
+    records = _finished(file, evaluation)
+    waiting = [job for job in jobs if job.key not in records]
+    size = max(1, min(6, len(waiting) // (2 * num_workers)))
+    batches = [waiting[i : i + size] for i in range(0, len(waiting), size)]
+    with (
+        tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc=description, unit="episode") as bar,
+        file.open("a") as log,
+        worker_pool(num_workers) as pool,
+    ):
+        folder = file.parent / "films"
+        futures = {pool.submit(run_jobs, evaluation, batch, films, folder): len(batch) for batch in batches}
+        for future in as_completed(futures):
+            for record in future.result():
+                records[record["key"]] = record
+                log.write(json.dumps(record) + "\n")
+            log.flush()
+            bar.update(futures[future])
+    return records
+
+
+def _finished(file: Path, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+    """Read the results so far; the first line holds the configuration."""
+    config = asdict(evaluation)  # type: ignore[call-overload]
+    first = json.dumps({"config": config}) + "\n"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(first)
+        return {}
+    lines = file.read_text().splitlines()
+    records = {}
+    for number, line in enumerate(lines):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines) - 1:
+                break
+            raise DataError(f"{file}: line {number + 1} is no JSON; remove the file to begin again.") from None
+        if number == 0:
+            if value.get("config") != config:
+                raise DataError(
+                    f"{file}: holds results of {value.get('config')}, asked for {config}; choose another --out."
+                )
+        else:
+            records[value["key"]] = value
+    write_bytes(file, (first + "".join(json.dumps(r) + "\n" for r in records.values())).encode())
+    return records
+
+
+def choose_part(jobs: list[Job], shard: str) -> list[Job]:
+    """Return every n-th job from the i-th on, for a shard "i/n".
+
+    Raises:
+        ConfigError: no such part.
+    """
+    part, slash, parts = shard.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise ConfigError(f"--shard: expected i/n with 1 <= i <= n, as in 2/4, got {shard!r}.")
+    return jobs[int(part) - 1 :: int(parts)]

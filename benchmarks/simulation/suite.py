@@ -1,0 +1,46 @@
+"""What evaluation needs of a benchmark: a simulator and its test episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ...contracts import Policy
+from .simulator import Simulator
+
+
+class Suite(Protocol):
+    """The test episodes of a benchmark, in one simulator."""
+
+    @property
+    def simulator(self) -> Simulator:
+        """The simulator that the episodes are started in."""
+        ...
+
+    def start(self, kind: str, index: int) -> Sequence[str]:
+        """Bring the simulator to the start of an episode and return its tasks, which are done one after another.
+
+        Args:
+            kind: a kind of episodes: of a task, or several tasks in a row.
+            index: which one of the kind; the same index gives the same start.
+        """
+        ...
+
+    def instruction(self, task: str) -> str:
+        """Return what the policy is told to do."""
+        ...
+
+    def expert(self, control: str, executed_steps: int) -> Policy:
+        """Return the scripted policy of this simulator.
+
+        Args:
+            control: the control that will follow its trajectories.
+            executed_steps: poses of each trajectory that will be executed.
+
+        Raises:
+            PolicyError: there is none.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the simulator."""

@@ -1,0 +1,166 @@
+"""Find the policy that a user names: shipped, trained, remote, a class of their own, or a simulator's experts."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+from ...contracts import ActionTrajectory, Observation, Policy, SignalTrajectory, Trajectory
+from ...errors import PolicyError
+from .remote import RemotePolicy
+
+SCRIPTED = "scripted"
+
+
+def open_policy(source: str, *, executed_steps: int = 5, expert: Callable[[], Policy] | None = None) -> Policy:
+    """Return the policy called `source`; who opens it closes it.
+
+    Args:
+        source: "pretrained"; a folder with a released model; "scripted" (the experts, which read the simulator's
+            state); "http://host:port" of `gr2 serve`; or "package.module:name" or "file.py:name", a class or function
+            that makes, without arguments, an object with `reset()` and `act(Observation) -> ActionTrajectory`.
+        executed_steps: control steps of each chunk carried out before the next call.
+        expert: makes the scripted policy, where there is a simulator that has one.
+
+    Raises:
+        PolicyError: there is no such module or name, or it makes something else.
+    """
+    return policy_maker(source, executed_steps=executed_steps, expert=expert)()
+
+
+def policy_maker(
+    source: str, *, executed_steps: int = 5, device: str = "cpu", expert: Callable[[], Policy] | None = None
+) -> Callable[[], Policy]:
+    """Return what makes policies called `source`, each with a past of its own; a released model is loaded once.
+
+    Args:
+        source: as for `open_policy`.
+        executed_steps: control steps of each chunk carried out before the next call.
+        device: where a released model runs.
+        expert: makes the scripted policy, where there is a simulator that has one.
+
+    Raises:
+        PolicyError: there is no such module or name, or no simulator for the experts.
+    """
+    if source == SCRIPTED:
+        if expert is None:
+            raise PolicyError(
+                "--policy scripted: expected a policy that needs no simulator, got the experts, which read a "
+                "simulator's state; name another policy."
+            )
+        return expert
+    if source.startswith(("http://", "https://")):
+        return partial(RemotePolicy, source)
+    place, colon, name = source.rpartition(":")
+    if colon and not Path(source).exists():
+        return partial(_checked, _find(place, name, source), name, source, executed_steps)
+    from .loading import assemble, policy_of
+
+    return partial(policy_of, assemble(source).to(device), executed_steps=executed_steps)
+
+
+def _find(place: str, name: str, source: str) -> Callable[[], object]:
+    """Import a user's module and return what makes the policy."""
+    factory = getattr(_module(place, source), name, None)
+    if not callable(factory):
+        raise PolicyError(f"--policy {source}: expected a class or function {name!r} in {place}, found none there.")
+    return factory  # type: ignore[no-any-return]
+
+
+def _checked(factory: Callable[[], object], name: str, source: str, executed_steps: int) -> CheckedPolicy:
+    """Make a user's policy."""
+    try:
+        made = factory()
+    except Exception as error:
+        raise PolicyError(f"--policy {source}: {name}() failed: {error!r}; it must work without arguments.") from error
+    missing = [method for method in ("reset", "act") if not callable(getattr(made, method, None))]
+    if missing:
+        raise PolicyError(
+            f"--policy {source}: expected an object with reset() and act(observation), got {type(made).__name__} "
+            f"without {' and '.join(missing)}."
+        )
+    wrapper = CheckedBatchPolicy if callable(getattr(made, "act_together", None)) else CheckedPolicy
+    return wrapper(made, source, executed_steps)  # type: ignore[arg-type]
+
+
+def _module(place: str, source: str) -> ModuleType:
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location(f"gr2_user_policy_{Path(place).stem}", place)
+        if spec is None or spec.loader is None or not Path(place).is_file():
+            raise PolicyError(f"--policy {source}: expected a Python file {place}, found none; check the path.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+    except PolicyError:
+        raise
+    except Exception as error:
+        raise PolicyError(f"--policy {source}: {place} cannot be imported: {error!r}.") from error
+
+
+class CheckedPolicy:
+    """A user's policy whose answers are checked, so that a mistake is named where it happens; `close` may be absent."""
+
+    def __init__(self, policy: Policy, source: str, executed_steps: int) -> None:
+        self.policy, self.source = policy, source
+        self.executed_steps = int(getattr(policy, "executed_steps", executed_steps))
+        self.uses_images = bool(getattr(policy, "uses_images", True))
+
+    def reset(self) -> None:
+        """Begin an episode or sub-task."""
+        self.policy.reset()
+
+    def act(self, observation: Observation) -> Trajectory:
+        """Return the user's trajectory.
+
+        Raises:
+            PolicyError: it failed, or is no trajectory.
+        """
+        try:
+            answer: object = self.policy.act(observation)
+        except Exception as error:
+            raise PolicyError(f"--policy {self.source}: act() failed: {error!r}.") from error
+        return self._check(answer, "act")
+
+    def close(self) -> None:
+        """Close the user's policy where it can be closed."""
+        close = getattr(self.policy, "close", None)
+        if callable(close):
+            close()
+
+    def _check(self, answer: object, method: str) -> Trajectory:
+        if isinstance(answer, SignalTrajectory) and len(answer.values):
+            return answer
+        if not isinstance(answer, ActionTrajectory) or len(answer.positions) == 0:
+            got = "an empty trajectory" if isinstance(answer, Trajectory) else type(answer).__name__
+            raise PolicyError(f"--policy {self.source}: expected {method}() to return an ActionTrajectory, got {got}.")
+        return answer
+
+
+class CheckedBatchPolicy(CheckedPolicy):
+    """A user's policy that can act together with others of its kind."""
+
+    def act_together(self, policies: Sequence[CheckedPolicy], observations: Sequence[Observation]) -> list[Trajectory]:
+        """Return the trajectories of the user's policies, one for each observation.
+
+        Raises:
+            PolicyError: it failed, or an answer is missing or no trajectory.
+        """
+        together: Callable[..., Sequence[object]] = self.policy.act_together  # type: ignore[attr-defined]
+        try:
+            answers = list(together([one.policy for one in policies], observations))
+        except Exception as error:
+            raise PolicyError(f"--policy {self.source}: act_together() failed: {error!r}.") from error
+        if len(answers) != len(observations):
+            raise PolicyError(
+                f"--policy {self.source}: expected act_together() to return {len(observations)} trajectories, got "
+                f"{len(answers)}."
+            )
+        return [self._check(answer, "act_together") for answer in answers]

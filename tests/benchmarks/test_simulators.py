@@ -1,0 +1,145 @@
+"""A simulator that knows nothing of CALVIN goes through the same evaluation, and so does its expert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gr2.benchmarks.playtable.environment import PlayTable
+from gr2.benchmarks.simulation.control import make_control
+from gr2.benchmarks.simulation.jobs import Job, run_evaluation, run_jobs
+from gr2.benchmarks.simulation.simulator import JointSimulator
+from gr2.contracts import ActionTrajectory, Array, Observation, Policy
+from gr2.errors import ConfigError, DataError
+
+TARGETS = {"left": -0.2, "right": 0.2}
+
+
+class PointSimulator:
+    """A tool without an arm that jumps where it is told; a task is done at its target."""
+
+    name, cameras, control_hz = "point", ("eye",), 10.0
+
+    def __init__(self) -> None:
+        self.position, self.task, self.steps, self.draws, self.closed = np.zeros(3), "", 0, 0, False
+
+    def reset(self, *, options: Mapping[str, Any] | None = None) -> None:
+        self.position, self.steps = np.array([(options or {}).get("x", 0.0), 0.0, 0.0]), 0
+
+    def begin(self, task: str) -> None:
+        self.task = task
+
+    def success(self) -> bool:
+        return abs(self.position[0] - TARGETS[self.task]) < 1e-6
+
+    def observe(self, instruction: str, *, images: bool = True) -> Observation:
+        return Observation(
+            images={"eye": self.draw("eye")} if images else {}, tool_position=self.position,
+            tool_quaternion=np.array([0.0, 0.0, 0.0, 1.0]), gripper_opening=1.0, gripper_command=1.0,
+            joint_positions=np.zeros(0), instruction=instruction, time=self.steps / self.control_hz,
+        )  # fmt: skip
+
+    def apply(self, position: Array, quaternion: Array, gripper: float) -> None:
+        self.position, self.steps = np.array(position), self.steps + 1
+
+    def draw(self, camera: str, *, px: int | None = None) -> Array:
+        self.draws += 1
+        return np.zeros((px or 8, px or 8, 3), np.uint8)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class PointExpert:
+    """Goes to the target of the task that was begun, in four steps."""
+
+    executed_steps, uses_images = 2, False
+
+    def __init__(self, simulator: PointSimulator) -> None:
+        self.simulator, self.closed = simulator, False
+
+    def reset(self) -> None: ...
+
+    def act(self, observation: Observation) -> ActionTrajectory:
+        goal = np.array([TARGETS[self.simulator.task], 0.0, 0.0])
+        share = np.linspace(0.25, 1.0, 4)[:, None]
+        return ActionTrajectory(
+            positions=(1 - share) * observation.tool_position + share * goal,
+            quaternions=np.repeat(observation.tool_quaternion[None], 4, 0),
+            gripper=np.ones(4), dt=0.1, start_time=observation.time,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class PointSuite:
+    """Starts at a place that follows from the index."""
+
+    def __init__(self) -> None:
+        self.simulator, self.experts = PointSimulator(), []
+
+    def start(self, kind: str, index: int) -> Sequence[str]:
+        self.simulator.reset(options={"x": 0.1 * index})
+        return ["left", "right"] if kind == "chain" else [kind]
+
+    def instruction(self, task: str) -> str:
+        return f"go {task}"
+
+    def expert(self, control: str, executed_steps: int) -> Policy:
+        self.experts.append(PointExpert(self.simulator))
+        return self.experts[-1]
+
+    def close(self) -> None:
+        self.simulator.close()
+
+
+OPENED: list[PointSuite] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointEvaluation:
+    """What is measured."""
+
+    policy: str = "scripted"
+    executed_steps: int = 4
+    max_steps: int = 8
+
+    def open_suite(self) -> PointSuite:
+        OPENED.append(PointSuite())
+        return OPENED[-1]
+
+
+def test_another_simulator_is_evaluated_without_a_change(tmp_path: Path) -> None:
+    jobs = [Job(control="point", kind="chain", index=0), Job(control="point", kind="left", index=1)]
+    records = run_jobs(PointEvaluation(), jobs, "none", tmp_path)
+    assert [record["key"] for record in records] == ["point/chain/0", "point/left/1"]
+    assert records[0]["results"] == [{"task": name, "success": True, "steps": 4} for name in ("left", "right")]
+    assert OPENED[-1].simulator.closed and all(expert.closed for expert in OPENED[-1].experts)
+    assert OPENED[-1].simulator.draws == 0, "an expert that reads the state needs no images"
+
+
+def test_films_are_drawn_where_they_are_wanted(tmp_path: Path) -> None:
+    run_jobs(PointEvaluation(), [Job(control="point", kind="left", index=2)], "all", tmp_path)
+    assert OPENED[-1].simulator.draws > 0 and (tmp_path / "point-left-2.mp4").is_file()
+
+
+def test_results_of_another_evaluation_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "episodes.jsonl"
+    jobs: list[Job] = []
+    run_evaluation(PointEvaluation(), jobs, file=file, num_workers=1)
+    with pytest.raises(DataError, match="choose another --out"):
+        run_evaluation(PointEvaluation(max_steps=9), jobs, file=file, num_workers=1)
+
+
+def test_our_controller_needs_joint_commands() -> None:
+    with pytest.raises(ConfigError, match="takes joint commands, got point"):
+        make_control("wbc", PointSimulator())
+    world = PlayTable("D", render_mode=None)
+    assert isinstance(world, JointSimulator)
+    world.close()
