@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from .gr_model.errors import ConfigError
 
 SignalKind = Literal["position", "rotation", "joint_position", "joint_velocity", "gripper", "base_velocity", "other"]
 
-Reference = Literal["absolute", "relative", "delta"]
+Reference = Literal["absolute", "relative", "delta", "unknown"]
 """What the numbers of an action are counted from: a fixed frame or zero; the state when the chunk is predicted; the
-step before."""
+step before; or not known, so that they can only be learned as they are."""
 
 UNITS: Mapping[str, str] = {
     "position": "m",
@@ -29,7 +29,11 @@ UNITS: Mapping[str, str] = {
     "base_velocity": "m/s",
     "other": "",
 }
-"""Usual unit of each kind of signal; a gripper is 0 closed to 1 open."""
+"""Usual unit of each kind of signal; rotations that are angles are in [rad]. Another kind with no unit has an unknown
+one."""
+
+CLOSING, AS_STORED = "closing", "as stored"
+"""Units of a gripper that is not 0 closed to 1 open: 1 closed to 0 open, and of a range and sense that are not known."""
 
 _ROTATION_WIDTHS = {"quaternion_xyzw": 4, "quaternion_wxyz": 4, "rotation_vector": 3, "rotation_6d": 6, "matrix": 9}
 _EULER = re.compile(r"euler_([xyz]{3}|[XYZ]{3})")
@@ -63,9 +67,11 @@ class Signal:
         it (`left_arm.joint_positions` is measured and commanded).
     width: how many numbers are stored.
     kind: what they are. A position and a rotation of the same prefix (`tool_position`, `tool_rotation`) are one pose.
-    unit: of the stored numbers; None is the usual one of the kind.
+    unit: of the stored numbers; None is the usual one of the kind, empty is unknown where the kind has a usual one. A
+        gripper without a unit is 0 closed to 1 open; others are `closing` or `as stored`.
     rotation: how a rotation is stored, see `rotation_width`; empty for others.
-    binary: a gripper that is only open (1) or closed (0).
+    binary: a gripper that is only open (1) or closed (0); None where only the data can tell, which they do when tokens
+        are written.
     reference: what an action is counted from; states are absolute.
     parts: a name for each number, such as the joints'; may be empty.
 
@@ -78,7 +84,7 @@ class Signal:
     kind: SignalKind = "other"
     unit: str | None = None
     rotation: str = ""
-    binary: bool = False
+    binary: bool | None = None
     reference: Reference = "absolute"
     parts: tuple[str, ...] = ()
 
@@ -92,20 +98,64 @@ class Signal:
             allowed = ", ".join(get_args(Reference))
             raise ConfigError(f"{where}: expected a reference of {allowed}, got {self.reference!r}.")
         if self.unit is None:
-            object.__setattr__(self, "unit", UNITS[self.kind])
+            angles = self.kind == "rotation" and rotation_width(self.rotation) == 3
+            object.__setattr__(self, "unit", "rad" if angles else UNITS[self.kind])
         if self.kind == "rotation":
             wanted = rotation_width(self.rotation)
             if self.width != wanted:
                 raise ConfigError(f"{where}: expected {wanted} numbers for {self.rotation}, got {self.width}.")
+            if self.unit not in ("", "rad"):
+                raise ConfigError(f"{where}: expected a rotation in rad, got {self.unit!r}; convert the data.")
         elif self.rotation:
             raise ConfigError(f"{where}: expected no rotation convention for a {self.kind}, got {self.rotation!r}.")
         if self.width < 1 or (self.kind == "position" and self.width != 3):
             wanted_width = "3 numbers" if self.kind == "position" else "1 or more numbers"
             raise ConfigError(f"{where}: expected {wanted_width}, got {self.width}.")
-        if self.binary and self.kind != "gripper":
-            raise ConfigError(f"{where}: expected only a gripper to be binary, got a {self.kind}.")
+        if self.kind != "gripper":
+            if self.binary:
+                raise ConfigError(f"{where}: expected only a gripper to be binary, got a {self.kind}.")
+            object.__setattr__(self, "binary", False)
         if self.parts and len(self.parts) != self.width:
             raise ConfigError(f"{where}: expected {self.width} part names, got {len(self.parts)}.")
+
+    @property
+    def is_opening(self) -> bool:
+        """Tell whether this is a gripper of 0 closed to 1 open."""
+        return self.kind == "gripper" and not self.unit
+
+    def unknown(self, is_action: bool) -> list[str]:
+        """Say what is not known of the numbers, in words for people; empty where all is."""
+        found = ["what the numbers are"] if self.kind == "other" else []
+        angles = self.kind == "rotation" and self.width == 3
+        if self.unit == AS_STORED:
+            found.append("which end is open")
+        elif self.kind not in ("other", "gripper", "rotation") and not self.unit or (angles and not self.unit):
+            found.append("unit")
+        if is_action and self.reference == "unknown":
+            found.append("absolute or delta")
+        return found
+
+    @staticmethod
+    def from_dict(values: Any) -> Signal:
+        """Read a signal from plain values, those of a spec file too; `unit` and others may be left out.
+
+        Raises:
+            ConfigError: a field is missing, unknown or of another type.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"signal: expected fields such as name and width, got {values!r}; correct the spec.")
+        unknown = sorted(map(str, set(values) - set(_FIELD_TYPES)))
+        if unknown:
+            raise ConfigError(f"signal: expected only {', '.join(_FIELD_TYPES)}, got {unknown} as well; update gr2.")
+        missing = sorted({"name", "width"} - set(values))
+        if missing:
+            raise ConfigError(f"signal: expected a name and a width, got no {' and no '.join(missing)} in {values}.")
+        for name, value in values.items():
+            kinds = _FIELD_TYPES[name]
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise ConfigError(f"signal {values['name']!r}: {name} cannot be {value!r}; correct it.")
+        parts = tuple(map(str, values.get("parts", ())))
+        return Signal(**{**values, "parts": parts})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +213,9 @@ class Embodiment:
         for role, signals in (("state", self.state), ("action", self.action)):
             for signal in signals:
                 words = [signal.kind, signal.rotation, "binary" if signal.binary else ""]
-                words.append(signal.reference if role == "action" else "")
+                words.append(signal.reference if role == "action" and signal.reference != "unknown" else "")
+                unknown = signal.unknown(role == "action")
+                words.append(f"unknown: {' and '.join(unknown)}" if unknown else "")
                 meaning = ", ".join(word for word in words if word)
                 rows.append((role, signal.name, str(signal.width), signal.unit or "", meaning))
         return [*rows, ("rate", "", "", "Hz", f"{self.control_hz:g}")]
@@ -186,8 +238,8 @@ class Embodiment:
             return Embodiment(
                 name=str(values["name"]),
                 cameras=tuple(values["cameras"]),
-                state=tuple(_signal(value) for value in values["state"]),
-                action=tuple(_signal(value) for value in values["action"]),
+                state=tuple(Signal.from_dict(value) for value in values["state"]),
+                action=tuple(Signal.from_dict(value) for value in values["action"]),
                 control_hz=float(values["control_hz"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -217,12 +269,17 @@ def _slices(signals: Sequence[Signal]) -> dict[str, slice]:
     return found
 
 
-def _signal(value: Mapping[str, Any]) -> Signal:
-    known = {field.name for field in fields(Signal)}
-    unknown = sorted(set(value) - known)
-    if unknown:
-        raise ConfigError(f"signal: expected only {', '.join(sorted(known))}, got {unknown} as well; update gr2.")
-    return Signal(**{**value, "parts": tuple(value.get("parts", ()))})
+_FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
+    "name": (str,),
+    "width": (int,),
+    "kind": (str,),
+    "unit": (str, type(None)),
+    "rotation": (str,),
+    "binary": (bool, type(None)),
+    "reference": (str,),
+    "parts": (list, tuple),
+}
+"""What `Signal.from_dict` takes."""
 
 
 def _signal_differences(role: str, ours: Sequence[Signal], theirs: Sequence[Signal]) -> list[str]:
@@ -233,7 +290,7 @@ def _signal_differences(role: str, ours: Sequence[Signal], theirs: Sequence[Sign
             continue
         for field in ("width", "kind", "unit", "rotation", "reference", "binary"):
             wanted, got = getattr(mine[signal.name], field), getattr(signal, field)
-            if wanted != got:
+            if wanted != got and not (field == "binary" and None in (wanted, got)):
                 found.append(f"{role} signal {signal.name}: {field} {got!r} in place of {wanted!r}")
     names = [signal.name for signal in theirs]
     found += [f"{role} signal {name} is missing" for name in mine if name not in names]
@@ -248,7 +305,7 @@ TOOL_ARM = Embodiment(
     state=(
         Signal(name="tool_position", width=3, kind="position"),
         Signal(name="tool_rotation", width=4, kind="rotation", rotation="quaternion_xyzw"),
-        Signal(name="gripper", width=1, kind="gripper"),
+        Signal(name="gripper", width=1, kind="gripper", binary=False),
         Signal(name="gripper_command", width=1, kind="gripper", binary=True),
         Signal(name="joint_positions", width=7, kind="joint_position"),
     ),
