@@ -33,7 +33,7 @@ UNITS: Mapping[str, str] = {
 one."""
 
 CLOSING, AS_STORED = "closing", "as stored"
-"""Units of a gripper that is not 0 closed to 1 open: 1 closed to 0 open, and of a range and sense that are not known."""
+"""Units of a gripper that is not 0 closed to 1 open: 1 closed to 0 open; of a range and sense that are not known."""
 
 _ROTATION_WIDTHS = {"quaternion_xyzw": 4, "quaternion_wxyz": 4, "rotation_vector": 3, "rotation_6d": 6, "matrix": 9}
 _EULER = re.compile(r"euler_([xyz]{3}|[XYZ]{3})")
@@ -129,7 +129,7 @@ class Signal:
         angles = self.kind == "rotation" and self.width == 3
         if self.unit == AS_STORED:
             found.append("which end is open")
-        elif self.kind not in ("other", "gripper", "rotation") and not self.unit or (angles and not self.unit):
+        elif (self.kind not in ("other", "gripper", "rotation") and not self.unit) or (angles and not self.unit):
             found.append("unit")
         if is_action and self.reference == "unknown":
             found.append("absolute or delta")
