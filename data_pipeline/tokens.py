@@ -5,9 +5,11 @@ Video shard i becomes token shard i, so a killed run goes on with the first shar
     {key}.codes.{camera}.npy   smallest unsigned integer that holds the codebook, [f n]
     {key}.states.npy           float32 [t s]      } where the video shard has them, cut to the window
     {key}.actions.npy          float32 [t a]      }
-    {key}.json                 caption, fps, frame_stride, control_hz, cameras, num_frames, video (its key)
+    {key}.json                 caption, fps, frame_stride, control_hz, cameras, num_frames, video (its key),
+                               embodiment (where there are states and actions)
     texts.safetensors          features float32 [sentences l d], mask bool [sentences l]
     columns/                   what a loader must know of every episode, and the sentences
+    manifest.json              `embodiments` of the episodes, in the order of the column `embodiment`
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ..contracts import Array
+from ..embodiment import Embodiment
 from ..errors import ConfigError, DataError
+from .embodiments import EmbodimentTally, kept_embodiment
 from .executors import ONE_PROCESS, Executor, ExecutorKind, ordered_map
 from .files import array_bytes, load_array, write_bytes
 from .locations import Location, as_location
-from .store.columns import token_columns, write_columns
+from .store.columns import ABSENT, token_columns, write_columns
 from .store.shards import ShardWriter, read_index, read_indexed
 from .store.stages import ShardTask, Tally, begun_or_finished, expect_video_shards, finish_stage, map_shards
 from .video.frames import resize_frames
@@ -54,6 +58,7 @@ class DecodedWindow:
     images: Mapping[str, Array]
     members: Mapping[str, bytes]
     description: Mapping[str, Any]
+    embodiment: Embodiment | None = None
     problem: str = ""
 
 
@@ -126,14 +131,19 @@ def finish_token_shards(
 ) -> Mapping[str, Any]:
     """Encode the sentences of finished shards, write the columns of all episodes, and the manifest."""
     written = [out / name for name in names]
-    sentences = sorted({sentence for shard in written for sentence in read_index(shard)["note"]["sentences"]})
+    notes = [read_index(shard)["note"] for shard in written]
+    sentences = sorted({sentence for note in notes for sentence in note["sentences"]})
+    embodiments = EmbodimentTally()
+    embodiment_ids = [embodiments.join(note.get("embodiments", ())) for note in notes]
     if encode_texts is not None:
         _write_texts(out, sentences, encode_texts)
-    columns = token_columns(written, {sentence: i for i, sentence in enumerate(sentences)})
+    columns = token_columns(written, {sentence: i for i, sentence in enumerate(sentences)}, embodiment_ids)
     result = {
         "shards": list(names),
         "tokenizer": dict(facts),
         "num_texts": len(sentences),
+        "cameras": list(dict.fromkeys(camera for note in notes for camera in note.get("cameras", ()))),
+        "embodiments": [embodiment.to_dict() for embodiment in embodiments.result()],
         "columns": write_columns(out, columns | _sentence_columns(sentences)),
     }
     manifest = finish_stage(out, STAGE, parameters, tally, result)
@@ -187,14 +197,16 @@ def _decode_window(
     stride = description["frame_stride"]
     steps = slice(window["start"] * stride, window["stop"] * stride)
     arrays = {
-        member: array_bytes(load_array(members[member])[steps].astype(np.float32))
-        for member in ("states.npy", "actions.npy")
-        if member in members
+        name: load_array(members[f"{name}.npy"])[steps].astype(np.float32)
+        for name in ("states", "actions")
+        if f"{name}.npy" in members
     }
+    embodiment = kept_embodiment(description, list(images), arrays.get("states"), arrays.get("actions"))
     return DecodedWindow(
         key=name,
         images=images,
-        members=arrays,
+        members={f"{member}.npy": array_bytes(values) for member, values in arrays.items()},
+        embodiment=embodiment,
         description={
             "caption": window["caption"],
             "fps": description["fps"] / skip,
@@ -205,6 +217,7 @@ def _decode_window(
             "video": video,
             "source": description["source"],
             "facts": description["facts"],
+            **({"embodiment": embodiment.to_dict()} if embodiment else {}),
         },
     )
 
@@ -217,7 +230,8 @@ def _write_shard(
     facts: Mapping[str, Any],
     decoders: Executor,
 ) -> None:
-    tally, sentences = Tally(), dict[str, int]()
+    tally, sentences, embodiments = Tally(), dict[str, int](), EmbodimentTally()
+    cameras: dict[str, None] = {}
     total = len(read_index(task.source)["samples"])
     progress = tqdm(total=total, desc=f"shard {task.number}", unit="clip", leave=False)
     with ShardWriter(task.out, max_bytes=1 << 62, first_number=task.number) as writer, progress:
@@ -231,19 +245,25 @@ def _write_shard(
                 members.update(window.members)
                 members["json"] = json.dumps(window.description, ensure_ascii=False).encode()
                 text = sentences.setdefault(window.description["caption"], len(sentences))
-                writer.write(window.key, members, _row(window, text, facts))
+                cameras |= dict.fromkeys(window.images)
+                writer.write(window.key, members, _row(window, text, facts, embodiments))
             for sample in group:
                 _count(tally, sample)
                 if sample[0].problem:
                     entry = {"key": sample[0].key, "reason": "undecodable", "detail": sample[0].problem}
                     writer.drop(entry)
             progress.update(len(group))
-        writer.finish_shard({"tally": asdict(tally), "sentences": list(sentences)})
+        note = {"tally": asdict(tally), "sentences": list(sentences)}
+        writer.finish_shard(note | {"cameras": list(cameras), "embodiments": embodiments.to_list()})
 
 
-def _row(window: DecodedWindow, text: int, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `columns.token_columns` reads of a sample."""
-    shapes = {name: load_array(window.members[f"{name}.npy"]).shape for name in ("states", "actions") if window.members}
+def _row(window: DecodedWindow, text: int, facts: Mapping[str, Any], embodiments: EmbodimentTally) -> dict[str, Any]:
+    """Return what `columns.token_columns` reads of a sample, whose embodiment is counted."""
+    steps = {name: load_array(window.members[f"{name}.npy"]) for name in ("states", "actions") if window.members}
+    shapes = {name: values.shape for name, values in steps.items()}
+    number = ABSENT
+    if window.embodiment is not None:
+        number = embodiments.add(window.embodiment, list(window.images), **steps)
     return {
         "frames": window.description["num_frames"],
         "stride": window.description["frame_stride"],
@@ -254,6 +274,7 @@ def _row(window: DecodedWindow, text: int, facts: Mapping[str, Any]) -> dict[str
         "code_bytes": facts["grid"][0] * facts["grid"][1] * np.min_scalar_type(facts["codebook_size"] - 1).itemsize,
         "text": text,
         "video": window.description["video"],
+        "embodiment": number,
     }
 
 

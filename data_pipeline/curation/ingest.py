@@ -8,7 +8,7 @@ frames, and the stage that makes tokens makes one episode of each.
     {key}.states.npy      float32 [t s]      } where the source has them
     {key}.actions.npy     float32 [t a]      }
     {key}.json            caption, fps, videos, windows [{start, stop, caption}] in frames, control_hz,
-                          frame_stride, source, facts
+                          frame_stride, source, facts, embodiment (where there are states and actions)
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...errors import ConfigError, DataError
+from ..embodiments import embodiment_of_record
 from ..executors import Executor, ExecutorKind, ordered_map
 from ..files import array_bytes, camera_name
 from ..locations import as_location, file_name
@@ -190,6 +191,7 @@ def _take(writer: ShardWriter, tally: Tally, record: Record, verdict: Verdict, w
     first = next(iter(verdict.videos.values()))
     windows = cut_windows(first.frames, first.fps, window_seconds)
     members, videos = {}, {}
+    embodiment: dict[str, Any] = {}
     for camera, video in record.videos.items():
         assert isinstance(video, Path | VideoBytes)
         member = f"{camera_name(camera)}{video.suffix.lower()}"
@@ -198,6 +200,8 @@ def _take(writer: ShardWriter, tally: Tally, record: Record, verdict: Verdict, w
     if record.states is not None and record.actions is not None:
         members["states.npy"] = array_bytes(record.states)
         members["actions.npy"] = array_bytes(record.actions)
+        found = embodiment_of_record(record)
+        embodiment = {"embodiment": found.to_dict()} if found else {}
         tally.with_actions += 1
     description = {
         "caption": record.caption,
@@ -208,6 +212,7 @@ def _take(writer: ShardWriter, tally: Tally, record: Record, verdict: Verdict, w
         "frame_stride": record.frame_stride,
         "source": record.source,
         "facts": dict(record.facts),
+        **embodiment,
     }
     members["json"] = json.dumps(description, ensure_ascii=False).encode()
     writer.write(record.key, members, video_row(description))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ..readers.calvin import CAMERAS
+from ..readers.calvin import CAMERAS, EMBODIMENT
 from ..statistics.steps import RecordSteps, measure_steps
 from ..statistics.table import summarize
 from ..store.calvin_layout import (
@@ -26,7 +26,7 @@ from ..store.calvin_layout import (
 )
 from ..store.pickled_arrays import load_pickled_array
 from .caption_tally import CaptionTally
-from .source_tally import ProblemGroups
+from .source_tally import ProblemGroups, robot_facts
 
 _PROBED = 64
 """Frames opened in each split, spread evenly."""
@@ -76,6 +76,7 @@ def summarize_calvin(path: Path, max_clips: int) -> dict[str, Any]:
             "captions": captions.summary(),
             "steps": _step_facts([stop - start for rows in spans.values() for start, stop, _ in rows], records)
             | {"statistics": summarize(path.name, steps) if steps.datasets else None},
+            "embodiments": [robot_facts(EMBODIMENT, records)],
             "problems": problems.summary(),
             "details": {name: value for name, value in found.items() if name not in ("source", "reader")},
         }

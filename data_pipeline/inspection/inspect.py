@@ -117,6 +117,7 @@ def _summarize(location: Location, records: RecordSource, max_clips: int, num_wo
         | {
             "captions": tally.captions.summary(),
             "steps": tally.step_facts() | {"statistics": _measured(name, measured)},
+            "embodiments": tally.robots(),
         }
         | _repeats(tally.contents)
         | {"problems": tally.problems.summary(), "details": more}

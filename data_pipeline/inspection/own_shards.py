@@ -13,6 +13,7 @@ from typing import Any
 from ...contracts import Array
 from ...errors import DataError
 from ..curation.filters import VideoFacts
+from ..embodiments import kept_embodiment
 from ..files import load_array, read_json
 from ..readers.record import Record, Video, VideoBytes
 from ..store.columns import open_columns
@@ -114,6 +115,7 @@ class CheckedShards:
             steps = {n: load_array(members[f"{n}.npy"]) for n in ("states", "actions") if f"{n}.npy" in members}
             read = self._codes if self.kind == "token_shards" else _videos
             videos = read(description, members)
+            embodiment = kept_embodiment(description, list(videos), steps.get("states"), steps.get("actions"))
         except (KeyError, TypeError, ValueError, DataError) as error:
             return Record(key=key, videos={}, source=where, problem=f"{where}: another layout inside ({error!r})")
         return Record(
@@ -123,6 +125,7 @@ class CheckedShards:
             states=steps.get("states"),
             actions=steps.get("actions"),
             control_hz=description.get("control_hz") if steps else None,
+            embodiment=embodiment,
             frame_stride=int(description.get("frame_stride") or 1),
             source=where,
             facts=description.get("facts") or {},

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...contracts import Array
+from ...embodiment import Embodiment
+from ..embodiments import EmbodimentTally, embodiment_of_record
 from ..readers.corpus_files import VIDEO_MISSING
 from ..readers.record import Record
 from ..statistics.steps import RecordSteps
@@ -72,6 +74,7 @@ class SourceTally:
     control_hz: Counter[str] = field(default_factory=Counter)
     state_widths: Counter[int] = field(default_factory=Counter)
     action_widths: Counter[int] = field(default_factory=Counter)
+    embodiments: EmbodimentTally = field(default_factory=EmbodimentTally)
     captions: CaptionTally = field(default_factory=CaptionTally)
     contents: ContentIndex = field(default_factory=ContentIndex)
     problems: ProblemGroups = field(default_factory=ProblemGroups)
@@ -97,6 +100,7 @@ class SourceTally:
                 states=_filled(record.states),
                 actions=_filled(record.actions),
                 facts=record.facts,
+                embodiment=record.embodiment,
             )
 
     def _count_facts(self, record: Record) -> None:
@@ -116,6 +120,9 @@ class SourceTally:
         if record.control_hz:
             self.control_hz[f"{record.control_hz:g}"] += 1
         self.episodes += record.actions is not None
+        embodiment = embodiment_of_record(record)
+        if embodiment is not None and record.states is not None and record.actions is not None:
+            self.embodiments.add(embodiment, list(record.videos), record.states, record.actions)
         for rows, widths in (
             (_filled(record.states), self.state_widths),
             (_filled(record.actions), self.action_widths),
@@ -146,6 +153,11 @@ class SourceTally:
         count = min(max_clips or len(self.usable), len(self.usable))
         return {self.usable[i] for i in np.linspace(0, len(self.usable) - 1, count).round().astype(int).tolist()}
 
+    def robots(self) -> list[dict[str, Any]]:
+        """Return the embodiments as JSON values, each with its `episodes` and what is `unknown` of its signals."""
+        found = enumerate(self.embodiments.result())
+        return [robot_facts(embodiment, self.embodiments.episodes[number]) for number, embodiment in found]
+
     def step_facts(self) -> dict[str, Any]:
         """Return rates, widths and lengths of episodes as JSON values."""
         lengths = np.array(self._lengths or [0])
@@ -160,6 +172,16 @@ class SourceTally:
                 "longest": int(lengths.max()),
             },
         }
+
+
+def robot_facts(embodiment: Embodiment, episodes: int) -> dict[str, Any]:
+    """Return an embodiment as JSON values, with its number of episodes and what is unknown of its signals."""
+    unknown = []
+    for role, signals in (("state", embodiment.state), ("action", embodiment.action)):
+        for signal in signals:
+            if missing := signal.unknown(role == "action"):
+                unknown.append(f"{role} {signal.name} ({' and '.join(missing)})")
+    return {**embodiment.to_dict(), "episodes": episodes, "unknown": unknown}
 
 
 def _filled(rows: Array | None) -> Array | None:

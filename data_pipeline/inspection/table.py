@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...embodiment import Embodiment
 from ..statistics.table import as_text as statistics_text
 
 _LABEL = 26
@@ -102,9 +103,26 @@ def _steps(summary: Mapping[str, Any]) -> Iterator[str]:
     yield _row("steps a second", _counts(steps["control_hz"]))
     yield _row("states", _counts(steps["state_widths"], " numbers") or "none")
     yield _row("actions", _counts(steps["action_widths"], " numbers") or "none")
+    for robot in summary["embodiments"]:
+        yield from _embodiment(robot)
     if steps["statistics"] is not None and steps["statistics"]["datasets"]:
         # its first line counts records, and its broken ones are named below
         yield from statistics_text(steps["statistics"] | {"broken": {}}).split("\n")[1:]
+
+
+def _embodiment(robot: Mapping[str, Any]) -> Iterator[str]:
+    """Lay out what a robot sees, measures and commands, and how to say what is unknown."""
+    embodiment = Embodiment.from_dict(robot)
+    yield ""
+    yield _row("embodiment", f"{embodiment.name} ({robot['episodes']} episodes)")
+    rows = [("", "name", "numbers", "unit", "meaning"), *embodiment.rows()]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False))
+        yield f"  {'  '.join(cells)}  {row[4]}"
+    if robot["unknown"]:
+        yield f"  unknown: {', '.join(robot['unknown'])}"
+        yield "  to say it: `state_signals` and `action_signals` in a spec, --spec FILE (docs/data.md)"
 
 
 def _problems(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 
 from ...contracts import Array
+from ...embodiment import TOOL_ARM, Embodiment
 from ...errors import DataError
+from ..embodiments import joined_embodiments
 from ..locations import Location, as_location, cached, joined
 from ..store.columns import ABSENT, open_columns
 from ..store.shards import read_index
 from ..store.stages import read_manifest
+from .token_embodiments import FolderEmbodiments, read_embodiments, with_unnamed
 
 _OPEN_FILES = 256
 """Shards that a process keeps open, over all folders: many systems allow 1024 files."""
@@ -72,6 +75,8 @@ class TokenFolder:
     """One folder of token shards.
 
     columns: as `columns.token_columns` describes them.
+    cameras: in the order in which the episodes have them.
+    named: the embodiments that the manifest names.
     has_text_features: whether the features of the sentences lie beside them.
     """
 
@@ -84,9 +89,21 @@ class TokenFolder:
         self.files = ShardFiles([joined(self.folder, name) for name in manifest["shards"]])
         self.num_texts: int = manifest["num_texts"]
         self.has_text_features: bool = manifest["parameters"].get("texts", True)
+        self.named = read_embodiments(self.folder, manifest)
+        present = [name.removeprefix("codes_") for name in self.names if name.startswith("codes_")]
+        seen = (*manifest.get("cameras", ()), *TOOL_ARM.cameras, *sorted(present))
+        self.cameras = tuple(camera for camera in dict.fromkeys(seen) if camera in present)
 
     def __len__(self) -> int:
         return len(self.columns["frames"])
+
+    def embodiments(self) -> FolderEmbodiments:
+        """Return the embodiment of every episode with steps.
+
+        Raises:
+            DataError: episodes of a robot that nobody names.
+        """
+        return with_unnamed(self.named, self.folder, self.columns, self.cameras, self.files)
 
     @cached_property
     def sentence_ends(self) -> Array:
@@ -129,13 +146,6 @@ class TokenFolder:
                 found.append(json.loads(self.files.read(number, offset, size)))
         return found
 
-    @cached_property
-    def cameras(self) -> tuple[str, ...]:
-        """Cameras of the episodes: in the order of the first one, those that only others have behind them."""
-        named = [name[6:] for name in self.names if name.startswith("codes_")]
-        first = self.descriptions()[0]["cameras"] if len(self) else []
-        return tuple(dict.fromkeys([*(name for name in first if name in named), *named]))
-
     def __getstate__(self) -> dict[str, Any]:
         # mapped columns travel by name: a worker maps them again instead of receiving copies
         return {"folder": self.folder}
@@ -148,9 +158,10 @@ class TokenStore:
     """The episodes of some folders of token shards, numbered through; `e` counts episodes, `S` sentences.
 
     cameras: the cameras asked for, in that order; an episode may lack some of them.
+    embodiments: the robots of the episodes; folders of one robot share it.
     tokenizer: facts of the tokenizers that made the codes, `codebook_size` and `grid` among them.
     source_starts: number of the first episode of each folder.
-    state_dim, action_dim: numbers of a state and of an action, 0 for video alone.
+    state_dim, action_dim: numbers of the widest state and of the widest action, 0 for video alone.
     """
 
     def __init__(self, folders: Sequence[TokenFolder], cameras: Sequence[str], load_steps: bool) -> None:
@@ -164,6 +175,14 @@ class TokenStore:
         self._code_dtype = np.min_scalar_type(self.tokenizer["codebook_size"] - 1)
         self.num_tokens = int(self.tokenizer["grid"][0] * self.tokenizer["grid"][1])
         self.state_dim, self.action_dim = self._step_dims() if load_steps else (0, 0)
+        found = [folder.embodiments() if load_steps else folder.named for folder in folders]
+        joined, numbers = joined_embodiments([part.embodiments for part in found])
+        self.embodiments: tuple[Embodiment, ...] = tuple(joined)
+        # indexed by the number in the folder; -1, the last, stands for an episode that names none
+        self._embodiment_ids = [
+            np.array([*ids, ABSENT if part.unnamed == ABSENT else ids[part.unnamed]], np.int64)
+            for ids, part in zip(numbers, found, strict=True)
+        ]
 
     @classmethod
     def open(
@@ -173,25 +192,24 @@ class TokenStore:
 
         Args:
             paths: folders or URLs that `write_token_shards` wrote.
-            cameras: cameras to read; an episode may lack some of them. None reads all, in the order of the data.
-            load_steps: read states and actions; False for video alone, or sources of different dimensions.
+            cameras: cameras to read, an episode may lack some of them; None reads all, in the order of the folders.
+            load_steps: read states and actions; False for video alone.
 
         Raises:
-            DataError: where a stage is not finished, the tokenizers differ, no episode has one of the
-                cameras, or sources have states or actions of different dimensions.
+            DataError: where a stage is not finished, the tokenizers differ, no episode has one of the cameras, or
+                nobody says what the numbers of states and actions are.
         """
         if not paths or (cameras is not None and not cameras):
             raise DataError(f"token store: expected folders and cameras, got {list(paths)}, {cameras}.")
         folders = [TokenFolder(path) for path in paths]
         if cameras is None:
-            cameras = list(dict.fromkeys(name for folder in folders for name in folder.cameras))
+            cameras = list(dict.fromkeys(camera for folder in folders for camera in folder.cameras))
         for folder in folders:
             _expect_same_tokenizer(folder, folders[0])
-            found = sorted(name[6:] for name in folder.names if name.startswith("codes_"))
-            if not set(found) & set(cameras):
+            if not set(folder.cameras) & set(cameras):
                 raise DataError(
                     f"{folder.folder}: expected episodes with one of the cameras {list(cameras)}, found only "
-                    f"{found}; ask for one of those."
+                    f"{sorted(folder.cameras)}; ask for one of those."
                 )
         return cls(folders, cameras, load_steps)
 
@@ -224,6 +242,15 @@ class TokenStore:
     def source_of(self, episodes: Array) -> Array:
         """Tell which folder episodes come from, int64 `[b]`."""
         return np.searchsorted(self._starts, episodes, side="right") - 1
+
+    def embodiment_of(self, episodes: Array) -> Array:
+        """Return the place in `embodiments` of episodes, int64 `[b]`; -1 for video alone."""
+        out, source = self.values("embodiment", episodes, ABSENT), self.source_of(episodes)
+        for number, ids in enumerate(self._embodiment_ids):
+            here = source == number
+            out[here] = ids[out[here]]
+        out[self.values("steps", episodes) == 0] = ABSENT
+        return out
 
     @property
     def num_frames(self) -> Array:
@@ -315,43 +342,46 @@ class TokenStore:
         """
         offsets = self.values(f"codes_{camera}", episodes, ABSENT)
         out = np.zeros((*frames.shape, self.num_tokens), self._code_dtype)
-        self._read_rows(out, episodes, offsets, frames)
+        self._read_rows(out, episodes, offsets, frames, np.full(len(episodes), self.num_tokens))
         return out, offsets != ABSENT
 
     def read_steps(self, name: str, episodes: Array, steps: Array) -> Array:
-        """Read `states` or `actions` of episodes `[b]` at steps `[b i]`: float32 `[b i d]`, 0 where there are none."""
+        """Read `states` or `actions` of episodes `[b]` at steps `[b i]`.
+
+        Returns:
+            float32 `[b i d]` with the numbers of each episode's embodiment first, 0 beyond them and where there are
+            none.
+        """
         dim = self.state_dim if name == "states" else self.action_dim
         out = np.zeros((*steps.shape, dim), np.float32)
-        self._read_rows(out, episodes, self.values(name, episodes, ABSENT), steps)
+        widths = self.values(f"{name[:-1]}_dim", episodes)
+        offsets = np.where(widths > 0, self.values(name, episodes, ABSENT), ABSENT)
+        self._read_rows(out, episodes, offsets, steps, widths)
         return out
 
-    def _read_rows(self, out: Array, episodes: Array, offsets: Array, rows: Array) -> None:
-        """Fill `out` `[b r w]` with rows `[b r]` of arrays that begin at `offsets` `[b]`, one read for each episode."""
-        width, dtype = out.shape[-1], out.dtype
-        size = width * dtype.itemsize
+    def _read_rows(self, out: Array, episodes: Array, offsets: Array, rows: Array, widths: Array) -> None:
+        """Fill `out` `[b r w]` with rows `[b r]` of arrays that begin at `offsets` `[b]`, one read for each episode.
+
+        The rows of an episode are `widths` `[b]` numbers wide; what is beyond them stays.
+        """
+        dtype = out.dtype
+        size = widths * dtype.itemsize
         first, last = rows.min(axis=1), rows.max(axis=1)
         sources, shards = self.source_of(episodes).tolist(), self.values("shard", episodes).tolist()
         starts, counts = (offsets + first * size).tolist(), (last - first + 1).tolist()
         shifted = rows - first[:, None]
         for i, present in enumerate((offsets != ABSENT).tolist()):
             if present:
-                data = self.folders[sources[i]].files.read(shards[i], starts[i], counts[i] * size)
-                out[i] = np.frombuffer(data, dtype).reshape(counts[i], width)[shifted[i]]
+                width = int(widths[i])
+                data = self.folders[sources[i]].files.read(shards[i], starts[i], counts[i] * width * dtype.itemsize)
+                out[i, :, :width] = np.frombuffer(data, dtype).reshape(counts[i], width)[shifted[i]]
 
     def _step_dims(self) -> tuple[int, int]:
-        dims = {}
-        for name in ("state_dim", "action_dim"):
-            found: set[int] = set()
-            for folder in self.folders:
-                found.update(np.unique(folder.columns[name]).tolist())
-            found.discard(0)
-            if len(found) > 1:
-                raise DataError(
-                    f"token store: the sources have {name[:-4]}s of {sorted(found)} numbers, expected one width; "
-                    "open them apart, or without steps."
-                )
-            dims[name] = found.pop() if found else 0
-        return dims["state_dim"], dims["action_dim"]
+        state, action = (
+            max(int(folder.columns[name].max(initial=0)) for folder in self.folders)
+            for name in ("state_dim", "action_dim")
+        )
+        return state, action
 
 
 def _expect_same_tokenizer(folder: TokenFolder, first: TokenFolder) -> None:

@@ -29,8 +29,11 @@ class TokenWindows:
 
     A batch holds `codes` {camera: int64 `[b h n]`}, `camera_mask` {camera: bool `[b]`}, `frame_mask` bool
     `[b h]`, `states` float32 `[b h s]`, `state_mask` bool `[b h]`, `actions` float32 `[b k a]`, `action_mask`
-    bool `[b k]`, `text_id` int64 `[b]`, `episode` int64 `[b]`. Masks are True where a value is real. A store without
-    steps gives no states and no actions.
+    bool `[b k]`, `text_id` int64 `[b]`, `episode` int64 `[b]`, `embodiment` int64 `[b]`. Masks are True where a value
+    is real. A store without steps gives no states, no actions and no embodiment.
+
+    `embodiment` is the place in `store.embodiments`, -1 for video alone. The numbers of a state and of an action are
+    those of its embodiment, then zeros up to the widest, `s` and `a`; steps are those of its own control rate.
 
     Args:
         store: the episodes.
@@ -97,12 +100,13 @@ class TokenWindows:
             "text_id": torch.from_numpy(store.text_ids(episodes)),
             "episode": torch.from_numpy(episodes),
         }
-        if store.state_dim == 0:
+        if not store.state_dim and not store.action_dim:
             return batch
         stride = store.values("stride", episodes)[:, None]
         states, has_steps = self._steps("states", episodes, frames * stride)
         actions, action_mask = self._steps("actions", episodes, windows[:, None] * stride + self._action_shift)
         return batch | {
+            "embodiment": torch.from_numpy(store.embodiment_of(episodes)),
             "states": states,
             "state_mask": has_steps & torch.from_numpy(frame_mask),
             "actions": actions,

@@ -8,6 +8,7 @@ the file, action i is the one that led to picture i, and the first is zero. Sour
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from ...errors import DataError
 from ..files import camera_name, sample_key
 from ..video.reader import is_video
 from .record import FrameArray, Record
+from .robot_signals import Column, RobotSignals
 from .spec import EpisodeSpec, with_opening
 
 ASSUMED_HZ = 10.0
@@ -111,6 +113,10 @@ class ArraysSource:
         rate = spec.control_hz or ASSUMED_HZ
         steps = bool(spec.actions)
         num_steps = next(iter(lengths.values()))
+        states = (states if spec.states else np.zeros((num_steps, 0), np.float32)) if steps else None
+        actions = with_opening(actions, spec.gripper) if steps else None
+        described = self._described(headers, spec)
+        embodiment = described.embodiment(states, actions, rate)
         return Record(
             key=key,
             videos={
@@ -118,13 +124,24 @@ class ArraysSource:
                 for camera, name in spec.cameras.items()
             },
             caption=_sentence(file, headers, spec),
-            states=(states if spec.states else np.zeros((num_steps, 0), np.float32)) if steps else None,
-            actions=with_opening(actions, spec.gripper) if steps else None,
+            states=states,
+            actions=actions,
             control_hz=rate if steps else None,
+            embodiment=embodiment,
             source=source,
-            facts=spec.facts(self.path.resolve().name.removesuffix(".npz"))
+            facts=spec.facts(self._name)
+            | described.facts(embodiment)
             | {"rate": "stated" if spec.control_hz else "assumed"},
         )
+
+    @property
+    def _name(self) -> str:
+        return self.path.resolve().name.removesuffix(".npz")
+
+    def _described(self, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec) -> RobotSignals:
+        widths = {name: math.prod(headers[name].shape[1:]) for name in (*spec.states, *spec.actions)}
+        columns = {name: Column(width=width) for name, width in widths.items()}
+        return RobotSignals(spec=spec, robot=spec.name or self._name, where=str(self.path), columns=columns)
 
 
 def guess_spec(headers: Mapping[str, ArrayHeader], camera: str = "static") -> EpisodeSpec:

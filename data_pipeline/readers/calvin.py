@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from ...embodiment import TOOL_ARM
 from ...errors import DataError
 from ..store.calvin_layout import CONTROL_HZ, CalvinSplit, action_poses, find_splits, state_vectors
 from .record import FrameFiles, Record
 
 CAMERAS = {"static": "rgb_static", "gripper": "rgb_gripper"}
+
+EMBODIMENT = replace(TOOL_ARM, cameras=tuple(CAMERAS), control_hz=float(CONTROL_HZ))
 
 _SHORTEST_PLAY, _LONGEST_PLAY = 16, 256
 """Frames of an unlabelled piece: shorter ones are left out, longer stretches are divided."""
@@ -49,6 +53,7 @@ class CalvinSource:
             states=state_vectors(robot_obs),
             actions=action_poses(actions),
             control_hz=CONTROL_HZ,
+            embodiment=EMBODIMENT,
             source=where,
             facts={"task": task or None, "scene": split.scene(start), "split": split.path.name},
         )

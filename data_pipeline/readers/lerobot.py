@@ -7,6 +7,7 @@ episodes is cut where it is needed; one of a single episode stays as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from .lerobot_layout import EpisodeEntry, LeRobotLayout, read_layout, read_schem
 from .lerobot_rows import EpisodeRows, check_times, matrix_of, numbers_of, pictures_of
 from .lerobot_video import VideoHeader, find_video, read_header
 from .record import FileMissing, PictureBytes, Record, Video
+from .robot_signals import Column, RobotSignals
+from .signal_names import flat_names
 from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
 
 _IMAGES = "observation.images."
@@ -61,6 +64,11 @@ class LeRobotSource:
             got = f"{spec.control_hz:g} Hz in the spec"
             raise ConfigError(f"{path}: expected the {self.layout.fps:g} Hz of meta/info.json, got {got}; correct it.")
         self.spec = spec
+        robot = self.layout.robot if self.layout.robot.lower() != "unknown" else ""
+        names = {
+            name: Column(**_described(self.layout.features.get(name, {}))) for name in (*spec.states, *spec.actions)
+        }
+        self._signals = RobotSignals(spec=spec, robot=robot or spec.name or self._name, where=str(path), columns=names)
 
     def _first_columns(self) -> dict[str, str]:
         """Return the columns of the first parquet file that is there, by name, with their types."""
@@ -116,13 +124,18 @@ class LeRobotSource:
         steps = bool(spec.actions)
         facts = spec.facts(self._name) | {"episode_index": entry.index}
         facts |= {"robot": self.layout.robot} if self.layout.robot else {}
+        states = matrix_of(rows, spec.states) if steps else None
+        actions = with_opening(matrix_of(rows, spec.actions), spec.gripper) if steps else None
+        embodiment = self._signals.embodiment(states, actions, fps)
+        facts |= self._signals.facts(embodiment)
         return Record(
             key=key,
             videos=videos,
             caption=sentences[0] if sentences else "",
-            states=matrix_of(rows, spec.states) if steps else None,
-            actions=with_opening(matrix_of(rows, spec.actions), spec.gripper) if steps else None,
+            states=states,
+            actions=actions,
             control_hz=fps if steps else None,
+            embodiment=embodiment,
             source=source,
             facts=facts | ({"sentences": sentences} if len(sentences) > 1 else {}),
         )
@@ -175,6 +188,14 @@ def guess_spec(layout: LeRobotLayout, columns: Mapping[str, str], camera: str = 
         states=tuple(name for name in _STATES if name in columns)[:1],
         actions=tuple(name for name in _ACTIONS if name in columns)[:1],
     )
+
+
+def _described(feature: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how many numbers a feature has, 0 where its shape does not say, and their names."""
+    shape = feature.get("shape")
+    sizes = list(shape) if isinstance(shape, list | tuple) else []
+    whole = bool(sizes) and all(isinstance(size, int) for size in sizes)
+    return {"width": math.prod(sizes) if whole else 0, "names": flat_names(feature.get("names"))}
 
 
 def _videos(layout: LeRobotLayout) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ...contracts import Array, Episode, VideoClip
+from ...embodiment import Embodiment
 from ...errors import DataError
 from ..video.reader import open_video
 from ..video.transcode import cut_video, encode_frames
@@ -134,6 +135,7 @@ class Record:
     videos: camera name -> file, or what `with_video_files` turns into one.
     states: `[t s]`; actions: `[t a]`; both None for video alone.
     control_hz: steps a second, None without steps.
+    embodiment: what the numbers of states and actions are, None where the reader does not tell.
     frame_stride: picture i belongs to step `i * frame_stride`.
     facts: JSON values of the source kept with the clip; `dataset` names the dataset where it is a known one.
     problem: why the record cannot be used (a broken annotation), empty where it can.
@@ -146,6 +148,7 @@ class Record:
     states: Array | None = None
     actions: Array | None = None
     control_hz: float | None = None
+    embodiment: Embodiment | None = None
     frame_stride: int = 1
     source: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import DataError
+from ..embodiments import has_tool_arm_widths, tool_arm
 from ..store.episodes import list_episodes, read_episode_files
 from .record import Record
 
@@ -25,6 +26,7 @@ class RecordedSource:
             except DataError as error:
                 yield Record(key=folder.name, videos={}, source=folder.name, problem=str(error))
                 continue
+            own = has_tool_arm_widths(files.states.shape[-1], files.actions.shape[-1])
             yield Record(
                 key=folder.name,
                 videos=files.videos,
@@ -32,6 +34,7 @@ class RecordedSource:
                 states=files.states,
                 actions=files.actions,
                 control_hz=files.control_hz,
+                embodiment=tool_arm(cameras=files.videos, control_hz=files.control_hz) if own else None,
                 frame_stride=files.frame_stride,
                 source=folder.name,
                 facts=files.facts,

@@ -7,6 +7,7 @@ One record is one episode. What a step holds is kept under one name for the whol
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from ...errors import DataError
 from ..files import camera_name, read_json, sample_key
 from .record import PictureBytes, Record
 from .rlds_features import Feature, decode_feature, decode_pictures, picture_bytes, read_features
+from .robot_signals import Column, RobotSignals
 from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
 from .tfrecord import parse_example, read_records
 
@@ -257,6 +259,10 @@ def decode_episode(dataset: RldsDataset, data: bytes, where: str) -> Episode:
         raise DataError(f"{where}: {error}{_REMEDY}") from error
 
 
+def _width(feature: Feature) -> int:
+    return 0 if -1 in feature.shape else math.prod(feature.shape)
+
+
 def _rows(values: Array) -> Array:
     return np.asarray(values, np.float32).reshape(len(values), -1)
 
@@ -272,6 +278,10 @@ class RldsSource:
     def __init__(self, path: Path, *, spec: EpisodeSpec | None = None, control_hz: float | None = None) -> None:
         self.path = path
         self.dataset = open_rlds(path, spec=spec, control_hz=control_hz)
+        told, features = self.dataset.spec, self.dataset.features
+        columns = {name: Column(width=_width(features[name])) for name in (*told.states, *told.actions)}
+        robot = told.name or self.dataset.name
+        self._signals = RobotSignals(spec=told, robot=robot, where=str(self.dataset.folder), columns=columns)
 
     def __iter__(self) -> Iterator[Record]:
         for path in self.dataset.files:
@@ -289,6 +299,7 @@ class RldsSource:
         except DataError as error:
             return Record(key=key, videos={}, source=where, problem=f"{where}: {error}{_REMEDY}")
         rate = float(spec.control_hz or 0)
+        embodiment = self._signals.embodiment(steps.states, steps.actions, rate)
         return Record(
             key=key,
             videos={
@@ -299,6 +310,7 @@ class RldsSource:
             states=steps.states,
             actions=steps.actions,
             control_hz=rate,
+            embodiment=embodiment,
             source=where,
-            facts=spec.facts(self.dataset.name),
+            facts=spec.facts(self.dataset.name) | self._signals.facts(embodiment),
         )

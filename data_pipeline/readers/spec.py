@@ -7,8 +7,10 @@ RLDS, LeRobot and npz readers share it. A spec of one's own is a YAML file with 
     states: [observation.state]
     actions: [action]
     gripper: closing
-    action_kind: joint
     control_hz: 30
+    action_signals:
+      - {name: joint_positions, width: 5, kind: joint_position, unit: deg}
+      - {name: gripper, width: 1, kind: gripper}
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,6 +27,7 @@ import numpy as np
 import yaml
 
 from ...contracts import Array
+from ...embodiment import CLOSING, Signal
 from ...errors import ConfigError
 from ..files import camera_name
 
@@ -52,6 +55,8 @@ class EpisodeSpec:
     control_hz: steps a second; None where the dataset says it.
     gripper, action_kind: what the numbers of an action mean.
     state_gripper: whether the last number of a state is a gripper's opening or closing; None where that is not known.
+    state_signals, action_signals: what the numbers are, in order, their widths adding up to those of `states` and
+        `actions`; empty takes what the dataset's names tell. They describe the numbers after `gripper` was applied.
     license: terms of the dataset, as its authors name them.
 
     Raises:
@@ -69,6 +74,8 @@ class EpisodeSpec:
     optional_cameras: tuple[str, ...] = ()
     name: str = ""
     license: str = ""
+    state_signals: tuple[Signal, ...] = ()
+    action_signals: tuple[Signal, ...] = ()
 
     def __post_init__(self) -> None:
         for field, kind in (("gripper", Gripper), ("action_kind", ActionKind)):
@@ -84,6 +91,31 @@ class EpisodeSpec:
         unknown = sorted(set(self.optional_cameras) - set(self.cameras))
         if unknown:
             raise ConfigError(f"optional_cameras: expected some of {sorted(self.cameras)}, got {unknown}; correct it.")
+        self._compare_with_signals()
+
+    def _compare_with_signals(self) -> None:
+        """Take `action_kind`, `gripper` and `state_gripper` from the signals where they are not stated."""
+        for role, signals in (("states", self.state_signals), ("actions", self.action_signals)):
+            if signals and not getattr(self, role):
+                raise ConfigError(f"{role[:-1]}_signals: expected {role} to describe, got none; name the {role}.")
+        if self.action_signals:
+            told, last = action_kind_of(self.action_signals), self.action_signals[-1]
+            if self.action_kind == "as_stored":
+                object.__setattr__(self, "action_kind", told)
+            elif told not in ("as_stored", self.action_kind):
+                raise ConfigError(
+                    f"action_kind: expected {told} of these action_signals, got {self.action_kind}; correct it."
+                )
+            if self.gripper != "as_stored" and (last.kind != "gripper" or last.width != 1):
+                got = f"{last.name} ({last.kind}, {last.width} numbers)"
+                raise ConfigError(
+                    f"action_signals: expected a gripper as the last number, got {got}; correct the spec."
+                )
+            if self.gripper == "as_stored" and last.is_opening and last.width == 1:
+                object.__setattr__(self, "gripper", "opening")
+        if self.state_signals and self.state_gripper is None:
+            last = self.state_signals[-1]
+            object.__setattr__(self, "state_gripper", last.kind == "gripper" and last.width == 1)
 
     def keys(self) -> set[str]:
         """Return every name that the dataset must have."""
@@ -97,6 +129,21 @@ class EpisodeSpec:
         if self.states and self.state_gripper is not None:
             facts["state_gripper"] = self.state_gripper
         return facts | ({"license": self.license} if self.license else {})
+
+
+def action_kind_of(signals: Sequence[Signal]) -> ActionKind:
+    """Return the one kind of all signals but grippers, `as_stored` where they differ or have none of the names."""
+    rest = [signal for signal in signals if signal.kind != "gripper"]
+    kinds, references = {signal.kind for signal in rest}, {signal.reference for signal in rest}
+    if kinds == {"joint_position"} and references == {"absolute"}:
+        return "joint"
+    if "position" in kinds and kinds <= {"position", "rotation"} and references <= {"absolute", "delta"}:
+        return (
+            {"absolute": "absolute_pose", "delta": "delta_pose"}[references.pop()]
+            if len(references) == 1
+            else "as_stored"
+        )
+    return "as_stored"
 
 
 def read_spec(path: Path) -> EpisodeSpec:
@@ -135,6 +182,13 @@ def _field(name: str, value: Any) -> Any:
         if not isinstance(names, list) or not all(isinstance(part, str) for part in names):
             raise ConfigError(f"{name}: expected a list of names, got {value!r}; correct the spec.")
         return tuple(names)
+    if name in ("state_signals", "action_signals"):
+        if not isinstance(value, list):
+            raise ConfigError(f"{name}: expected a list of signals, got {value!r}; correct the spec.")
+        try:
+            return tuple(Signal.from_dict(part) for part in value)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
     if name == "control_hz":
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ConfigError(f"control_hz: expected steps a second, got {value!r}; correct the spec.")
@@ -176,6 +230,13 @@ def _opening_of_moves(closing: Array) -> Array:
 
 
 _OBSERVATION, _ACTION = "steps/observation", "steps/action"
+_POSITION = Signal(name="tool_position", width=3, kind="position")
+_EULER = Signal(name="tool_rotation", width=3, kind="rotation", rotation="euler_xyz")
+_QUATERNION = Signal(name="tool_rotation", width=4, kind="rotation", rotation="quaternion_xyzw")
+_OPENING = Signal(name="gripper", width=1, kind="gripper")
+_CLOSED = Signal(name="gripper", width=1, kind="gripper", unit=CLOSING)
+_MOTION = (replace(_POSITION, reference="delta"), replace(_EULER, reference="delta"))
+
 _BRIDGE_CAMERAS = {"static": "image_0", "image_1": "image_1", "image_2": "image_2", "image_3": "image_3"}
 
 RT1 = EpisodeSpec(
@@ -189,6 +250,8 @@ RT1 = EpisodeSpec(
     action_kind="delta_pose",
     state_gripper=True,
     license="CC-BY-4.0",
+    state_signals=(_POSITION, _QUATERNION, _CLOSED),
+    action_signals=(*_MOTION, replace(_OPENING, binary=True)),
 )
 """Changes of position and of roll, pitch, yaw; the gripper says which way it moves. States: position, quaternion xyzw,
 gripper 1 closed 0 open (states keep their own sign). Source: the Open X-Embodiment dataset of this name; Octo,
@@ -206,10 +269,13 @@ BRIDGE = EpisodeSpec(
     state_gripper=True,
     optional_cameras=("image_1", "image_2", "image_3"),
     license="CC-BY-4.0",
+    state_signals=(_POSITION, _EULER, _OPENING),
+    action_signals=(*_MOTION, _OPENING),
 )
 """Changes of position and of roll, pitch, yaw. The flags `episode_metadata/has_image_*` are not to be trusted: there
 are files with all of them false beside good pictures. Source: BridgeData V2, `bridge_dataset` 1.0.0;
-rail-berkeley/bridge_data_v2 issue 26 for the meaning of states and actions (the text in features.json is wrong)."""
+rail-berkeley/bridge_data_v2 issue 26 for the meaning of states and actions (the text in features.json is wrong); the
+robot's `transform2state` for the Euler angles, about fixed axes."""
 
 DROID = EpisodeSpec(
     name="droid",
@@ -226,9 +292,12 @@ DROID = EpisodeSpec(
     action_kind="absolute_pose",
     state_gripper=True,
     license="CC-BY-4.0",
+    state_signals=(_POSITION, _EULER, _CLOSED),
+    action_signals=(_POSITION, _EULER, _OPENING),
 )
-"""Commanded poses (position, Euler angles) in the robot base frame. Source: the DROID dataset, RLDS version 1.0; the
-robot driver of droid-dataset/droid, where the gripper position is 1 - width / greatest width: 1 closed, 0 open."""
+"""Commanded poses (position, Euler angles about fixed axes) in the robot base frame. Source: the DROID dataset, RLDS
+version 1.0; the robot driver of droid-dataset/droid, where the gripper position is 1 - width / greatest width:
+1 closed, 0 open."""
 
 KNOWN_SPECS: Mapping[str, EpisodeSpec] = {
     "fractal20220817_data": RT1,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
+from ..embodiments import kept_embodiment
 from ..files import load_array, sample_key
 from ..locations import Location, file_name, is_url, local_copy
 from ..store.shards import list_shards
@@ -73,13 +74,19 @@ class WebdatasetSource:
         except (ValueError, DataError) as error:
             return Record(key=key, videos={}, source=where, problem=f"{where}: cannot be read ({error})")
         both = len(steps) == 2 and described.get("control_hz")
+        videos = self._videos(sample)
+        try:
+            kept = kept_embodiment(described, list(videos), steps["states"], steps["actions"]) if both else None
+        except DataError as error:
+            return Record(key=key, videos={}, source=where, problem=f"{where}: {error}")
         return Record(
             key=key,
-            videos=self._videos(sample),
+            videos=videos,
             caption=_caption(sample, described),
             states=steps["states"] if both else None,
             actions=steps["actions"] if both else None,
             control_hz=float(described["control_hz"]) if both else None,
+            embodiment=kept,
             frame_stride=int(described.get("frame_stride") or 1),
             source=where,
             facts=described.get("facts") or {},

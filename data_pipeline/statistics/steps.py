@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ...contracts import Array
+from ...embodiment import TOOL_ARM, Embodiment, Signal
 from ...errors import DataError
+from ..embodiments import kept_embodiment
 from ..files import load_array, read_json
 from ..locations import Location, cached
 from ..readers.record import Record
@@ -31,6 +33,7 @@ class RecordSteps:
     states: `[t s]`; actions: `[t a]`; None where there are none.
     facts: of the record; `dataset` names the dataset, `gripper` and `state_gripper` say whether the last number of an
         action and of a state is known to be the gripper's.
+    embodiment: what the numbers are, None where nobody says.
     problem: why the record cannot be used, empty where it can.
     """
 
@@ -38,6 +41,7 @@ class RecordSteps:
     states: Array | None = None
     actions: Array | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    embodiment: Embodiment | None = None
     problem: str = ""
 
 
@@ -62,6 +66,7 @@ def _steps_of(record: Record) -> RecordSteps:
         states=record.states,
         actions=record.actions,
         facts=record.facts,
+        embodiment=record.embodiment,
         problem=record.problem,
     )
 
@@ -102,11 +107,13 @@ def _sample(key: str, members: Mapping[str, bytes]) -> RecordSteps:
     try:
         description = json.loads(members.get("json", b"{}"))
         parts = {kind: load_array(members[f"{kind}.npy"]) for kind in ("states", "actions") if f"{kind}.npy" in members}
+        states, actions = parts.get("states"), parts.get("actions")
+        whole = states is not None and actions is not None and min(states.ndim, actions.ndim) > 1
+        embodiment = kept_embodiment(description, (), states, actions) if whole else None
     except (ValueError, DataError) as error:
         return RecordSteps(record=key, problem=str(error))
-    return RecordSteps(
-        record=key, states=parts.get("states"), actions=parts.get("actions"), facts=description.get("facts") or {}
-    )
+    facts = description.get("facts") or {}
+    return RecordSteps(record=key, states=states, actions=actions, facts=facts, embodiment=embodiment)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -185,7 +192,8 @@ def _told_gripper(record: RecordSteps) -> list[int] | None:
     """Return the dimension of the opening in actions where the record's reader made it one, else None."""
     convention = record.facts.get("gripper")
     if record.actions is None or not isinstance(convention, str):
-        return None
+        signals = record.embodiment.action if record.embodiment else TOOL_ARM.action
+        return [] if _is_mistaken(signals, TOOL_ARM.action) else None
     return [] if convention == "as_stored" else [record.actions.shape[-1] - 1]
 
 
@@ -193,5 +201,11 @@ def _told_state_gripper(record: RecordSteps) -> list[int] | None:
     """Return the dimension of the gripper in states where the record's reader knows it, else None."""
     has_one = record.facts.get("state_gripper")
     if record.states is None or not isinstance(has_one, bool):
-        return None
+        signals = record.embodiment.state if record.embodiment else TOOL_ARM.state
+        return [] if _is_mistaken(signals, TOOL_ARM.state) else None
     return [record.states.shape[-1] - 1] if has_one else []
+
+
+def _is_mistaken(signals: Sequence[Signal], own: Sequence[Signal]) -> bool:
+    """Tell whether signals are as wide as our own and would be taken for them."""
+    return signals != own and sum(s.width for s in signals) == sum(s.width for s in own)

@@ -25,6 +25,24 @@ ABSENT = -1
 """Offset of a member that a sample does not have."""
 
 
+_SMALL = frozenset(
+    [
+        "shard",
+        "frames",
+        "stride",
+        "steps",
+        "state_dim",
+        "action_dim",
+        "text_id",
+        "embodiment",
+        "start",
+        "stop",
+        "window",
+    ]
+)
+"""Columns of int32."""
+
+
 def write_columns(out: Path, columns: Mapping[str, Array]) -> list[str]:
     """Write columns of one length, and give their names, sorted."""
     for name, values in columns.items():
@@ -50,27 +68,35 @@ def open_columns(folder: Location, names: Sequence[str]) -> dict[str, Array]:
     return columns
 
 
-def token_columns(shards: Sequence[Path], text_ids: Mapping[str, int]) -> dict[str, Array]:
+def token_columns(
+    shards: Sequence[Path], text_ids: Mapping[str, int], embodiment_ids: Sequence[Sequence[int]]
+) -> dict[str, Array]:
     """Collect the columns of token shards.
 
     Args:
         shards: in order.
         text_ids: sentence -> row of the text features.
+        embodiment_ids: for each shard, the number in the folder of each of its own embodiments.
 
     Returns:
-        `shard`, `frames`, `stride`, `steps`, `state_dim`, `action_dim` and `text_id` int32 `[e]`; `video` uint64 `[e]`,
-        equal for episodes cut from one video; the first byte of what each member holds, int64 `[e]`: `codes_{camera}`,
-        `states`, `actions`, -1 where there is none.
+        `shard`, `frames`, `stride`, `steps`, `state_dim`, `action_dim`, `text_id` and `embodiment` (-1 for video alone)
+        int32 `[e]`; `video` uint64 `[e]`, equal for episodes cut from one video; the first byte of what each member
+        holds, int64 `[e]`: `codes_{camera}`, `states`, `actions`, -1 where there is none.
     """
-    return _joined(_token_rows(number, read_index(shard), text_ids) for number, shard in enumerate(shards))
+    pairs = zip(shards, embodiment_ids, strict=True)
+    return _joined(_token_rows(number, read_index(shard), text_ids, ids) for number, (shard, ids) in enumerate(pairs))
 
 
-def _token_rows(number: int, index: Mapping[str, Any], text_ids: Mapping[str, int]) -> Iterator[dict[str, int]]:
+def _token_rows(
+    number: int, index: Mapping[str, Any], text_ids: Mapping[str, int], embodiment_ids: Sequence[int]
+) -> Iterator[dict[str, int]]:
     sentences = index["note"]["sentences"]
     for sample in index["samples"]:
         row, members = sample["row"], sample["members"]
         entry = {name: row[name] for name in ("frames", "stride", "steps", "state_dim", "action_dim")}
         entry |= {"shard": number, "text_id": text_ids[sentences[row["text"]]], "video": video_id(row["video"])}
+        local = row.get("embodiment", ABSENT)
+        entry["embodiment"] = ABSENT if local == ABSENT else embodiment_ids[local]
         for camera in row["cameras"]:
             entry[f"codes_{camera}"] = _payload(members[f"codes.{camera}.npy"], row["frames"] * row["code_bytes"])
         for name in ("states", "actions"):
@@ -135,5 +161,4 @@ def _payload(member: Sequence[int] | None, num_bytes: int) -> int:
 def _dtype(name: str) -> Any:
     if name == "video":
         return np.uint64
-    small = ("shard", "frames", "stride", "steps", "state_dim", "action_dim", "text_id", "start", "stop", "window")
-    return np.int32 if name in small else np.int64
+    return np.int32 if name in _SMALL else np.int64

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from gr2.data_pipeline.embodiments import EmbodimentTally
 from gr2.data_pipeline.files import array_bytes, load_array
 from gr2.data_pipeline.loading.loader import BatchLoader, LoaderConfig
 from gr2.data_pipeline.loading.order import BLOCKS_MIXED, WindowOrder
@@ -22,10 +23,18 @@ from gr2.data_pipeline.loading.token_windows import TokenWindows
 from gr2.data_pipeline.store.shards import ShardWriter, finished_shards, list_shards, read_indexed
 from gr2.data_pipeline.store.stages import Tally, begin_stage
 from gr2.data_pipeline.tokens import finish_token_shards
+from gr2.embodiment import Embodiment, Signal
 from gr2.errors import ConfigError, DataError
 
 FACTS = {"codebook_size": 1000, "grid": [2, 3], "image_size": 64}
 SENTENCES = ["", "lift it", "push it"]
+ROBOT = Embodiment(
+    name="robot",
+    cameras=("static", "gripper"),
+    state=(Signal(name="joint_positions", width=5, kind="joint_position"),),
+    action=(Signal(name="joint_positions", width=4, kind="joint_position"),),
+    control_hz=30.0,
+)
 
 
 def encode_texts(sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -42,6 +51,7 @@ def write_tokens(out: Path, episodes: list[dict], facts: dict = FACTS, *, texts:
     """
     rng = np.random.default_rng(len(episodes))
     begin_stage(out, "token_shards", {}, overwrite=False)
+    robots = EmbodimentTally()
     with ShardWriter(out, max_bytes=4000) as writer:
         for i, episode in enumerate(episodes):
             members = {
@@ -49,16 +59,18 @@ def write_tokens(out: Path, episodes: list[dict], facts: dict = FACTS, *, texts:
                 for camera in episode["cameras"]
             }
             if episode["steps"]:
-                members["states.npy"] = array_bytes(rng.normal(size=(episode["steps"], 5)).astype(np.float32))
-                members["actions.npy"] = array_bytes(rng.normal(size=(episode["steps"], 4)).astype(np.float32))
+                states, actions = (rng.normal(size=(episode["steps"], n)).astype(np.float32) for n in (5, 4))
+                members |= {"states.npy": array_bytes(states), "actions.npy": array_bytes(actions)}
+                robots.add(ROBOT, episode["cameras"], states, actions)
             has_steps = bool(episode["steps"])
             row = {name: episode[name] for name in ("frames", "stride", "steps", "cameras")}
             row |= {"state_dim": 5 * has_steps, "action_dim": 4 * has_steps, "code_bytes": 12}
             row |= {"text": SENTENCES.index(episode["caption"]), "video": f"{out.name}-{i // 2}"}
+            row |= {"embodiment": 0 if has_steps else -1}
             writer.write(f"episode_{i}", members | {"json": b"{}"}, row)
             if writer.is_full:
-                writer.finish_shard({"sentences": SENTENCES})
-        writer.finish_shard({"sentences": SENTENCES})
+                writer.finish_shard({"sentences": SENTENCES, "embodiments": robots.to_list()})
+        writer.finish_shard({"sentences": SENTENCES, "embodiments": robots.to_list()})
     names = [shard.name for shard in finished_shards(out)]
     finish_token_shards(out, {"texts": texts}, Tally(), names, facts, encode_texts if texts else None)
     return out
