@@ -212,7 +212,7 @@ def _commands_tool_poses(embodiment: Embodiment) -> bool:
 
 
 def _rule(signal: Signal, same: Signal | None) -> Rule:
-    measured = same is not None and (same.kind, same.unit) == (signal.kind, signal.unit)
+    measured = same is not None and same.kind == signal.kind and (same.unit == signal.unit or same.kind == "rotation")
     if signal.kind == "gripper":
         return "binary" if signal.binary else "plain"
     if signal.kind == "rotation":

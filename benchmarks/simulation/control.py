@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -81,11 +82,12 @@ class PoseControl:
         self._trajectory, self._next = tool_poses(trajectory), 0
 
     def step(self) -> None:
-        """Command the next pose; the last one is held."""
+        """Command the pose that is due next; the last one is held."""
         trajectory = self._trajectory
         assert trajectory is not None, "follow() comes before step()"
-        index = min(self._next, len(trajectory.positions) - 1)
         self._next += 1
+        due = math.ceil(self._next / self.simulator.control_hz / trajectory.dt - 1e-6)  # poses keep their own clock
+        index = min(max(due, 1), len(trajectory.positions)) - 1
         self.simulator.apply(
             trajectory.positions[index], trajectory.quaternions[index], float(trajectory.gripper[index])
         )

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ...cvae_head.kinds import HeadOptions, make_head
+from ...cvae_head.kinds import HeadOptions
+from ...embodiment import Embodiment
 from ...errors import ConfigError
 from ..model import presets
 from ..model.config import CameraSpec, ModelChanges, ModelConfig
@@ -18,7 +19,9 @@ from ..model.world_model import WorldModel
 from .options import FinetuneOptions, TrainingOptions
 
 
-def model_config(options: TrainingOptions, facts: Mapping[str, Any], cameras: Sequence[str]) -> ModelConfig:
+def model_config(
+    options: TrainingOptions, facts: Mapping[str, Any], cameras: Sequence[str], robot: Embodiment
+) -> ModelConfig:
     """Return the configuration of the size that is asked for, for the tokenizers that `facts` describes."""
     grid = (int(facts["grid"][0]), int(facts["grid"][1]))
     config = presets.tiny(grid=grid) if options.size == "tiny" else presets.of_size(options.size)
@@ -33,18 +36,21 @@ def model_config(options: TrainingOptions, facts: Mapping[str, Any], cameras: Se
         max_context=options.context,
         state_dropout=0.1,
         head=options.head.apply(config.head),
+        embodiment=robot,
     )
     return options.model.apply(config)
 
 
-def new_model(options: TrainingOptions, facts: Mapping[str, Any], cameras: Sequence[str]) -> WorldModel:
+def new_model(
+    options: TrainingOptions, facts: Mapping[str, Any], cameras: Sequence[str], robot: Embodiment
+) -> WorldModel:
     """Make a model with weights that follow from the seed."""
     torch.manual_seed(options.seed)
-    return WorldModel(model_config(options, facts, cameras))
+    return WorldModel(model_config(options, facts, cameras, robot))
 
 
 def first_model(
-    options: FinetuneOptions, facts: Mapping[str, Any], cameras: Sequence[str]
+    options: FinetuneOptions, facts: Mapping[str, Any], cameras: Sequence[str], robot: Embodiment
 ) -> tuple[WorldModel, Normalization | None]:
     """Return the model that finetuning begins with, and what it normalizes with, None for one that never acted.
 
@@ -52,7 +58,7 @@ def first_model(
         ConfigError: `init` has another chunk or context than asked for, or changes of its model are asked for.
     """
     if options.init is None:
-        return new_model(options, facts, cameras), None
+        return new_model(options, facts, cameras, robot), None
     if options.model != ModelChanges():
         raise ConfigError(f"--init {options.init}: its model is what it is, got changes of it, too; leave --model out.")
     encoders = {"tokenizer": str(facts["sha256"]), "text": str(facts["text_fingerprint"])}
@@ -72,15 +78,25 @@ def first_model(
     if extra := [name for name in cameras if name not in names]:
         print(f"{options.init}: was not made for the cameras {extra} of the data; they are left out")
     torch.manual_seed(options.seed)
-    return with_head(release.model, options.head).train(), release.normalization
+    different = found.embodiment.differences(replace(robot, cameras=found.embodiment.cameras))
+    if different and release.normalization is not None:
+        raise ConfigError(
+            f"--init {options.init}: finetuned for {found.embodiment.name}, got data of {robot.name} "
+            f"({'; '.join(different[:3])}); start from a pretrained model, or train on data of that robot."
+        )
+    return _adapted(release.model, options.head, robot if different else found.embodiment), release.normalization
 
 
-def with_head(model: WorldModel, options: HeadOptions) -> WorldModel:
-    """Return the model, with a new trajectory head where the options ask for another than it has."""
-    config = model.config
-    wanted = options.apply(config.head)
-    if wanted == config.head:
-        return model
-    model.config = replace(config, head=wanted)
-    model.head = make_head(wanted, condition_dim=config.width, shape=config.chunk_shape)
-    return model
+def _adapted(model: WorldModel, options: HeadOptions, robot: Embodiment) -> WorldModel:
+    """Return the model for a robot and with the chosen head; what depends on either and differs begins anew."""
+    wanted = replace(model.config, head=options.apply(model.config.head), embodiment=robot)
+    if wanted == model.config:
+        return model.train()
+    adapted = WorldModel(wanted)
+    weights, kept = adapted.state_dict(), model.state_dict()
+    same_head = wanted.head == model.config.head and wanted.embodiment == model.config.embodiment
+    for name, value in kept.items():
+        if name in weights and weights[name].shape == value.shape and (same_head or not name.startswith("head.")):
+            weights[name] = value
+    adapted.load_state_dict(weights)
+    return adapted.train()

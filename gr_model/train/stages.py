@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ...data_pipeline.loading.loader import LoaderConfig
+from ...embodiment import TOOL_ARM, Embodiment
 from ...errors import DataError
 from .encoders import FrozenEncoders, keep_encoders, load_encoders
 from .options import FinetuneOptions, TrainingOptions
@@ -94,7 +95,8 @@ def _run(
     from .texts import give_sentences
 
     store, encoders = inputs.store, inputs.encoders
-    control_hz = _control_hz(store, acts=recipe.with_actions)
+    embodiment = model.config.embodiment
+    control_hz = embodiment.control_hz if recipe.with_actions else float(np.median(store.step_rates()))
     model.embed.set_codebook(encoders.vqgan.codebook.detach())
     give_sentences(model, store, encoders.text)
     module = TrainingModule(model, recipe, steps=options.steps)
@@ -129,19 +131,20 @@ def _run(
     return metrics | windows
 
 
-def _control_hz(store: TokenStore, *, acts: bool) -> float:
-    """Return the steps a second [Hz] of a chunk; of video alone, the middle rate of the sources.
+def _robot(store: TokenStore, *, acts: bool) -> Embodiment:
+    """Return the robot of the data; of video alone, or of several robots before any acts, the usual arm.
 
     Raises:
-        DataError: a policy would learn from sources of different rates.
+        DataError: a policy would learn from several robots.
     """
-    rates = store.step_rates()
-    if acts and len(rates) > 1:
+    found = store.embodiments
+    if acts and len(found) > 1:
+        reasons = found[0].differences(found[1]) or [f"{found[0].name} and {found[1].name}"]
         raise DataError(
-            f"--tokens: expected episodes of one control rate, got {', '.join(f'{rate:g}' for rate in rates)} Hz; a "
-            "chunk would take another time in each: train a policy on one rate, or write the others again at it."
+            f"--tokens: expected episodes of one robot, got {len(found)} ({'; '.join(reasons[:3])}); finetune a policy "
+            "for each, from one pretrained model."
         )
-    return float(np.median(rates))
+    return found[0] if len(found) == 1 else TOOL_ARM
 
 
 def pretrain(options: TrainingOptions) -> dict[str, float]:
@@ -153,7 +156,8 @@ def pretrain(options: TrainingOptions) -> dict[str, float]:
     from .beginning import new_model
 
     inputs = _open(options, labelled_only=False)
-    model = new_model(options, inputs.encoders.facts, inputs.store.cameras)
+    robot = _robot(inputs.store, acts=False)
+    model = new_model(options, inputs.encoders.facts, inputs.store.cameras, robot)
     return _run(model, inputs, options, options.recipe(with_actions=False))
 
 
@@ -167,7 +171,8 @@ def finetune(options: FinetuneOptions) -> dict[str, float]:
     from .beginning import first_model
 
     inputs = _open(options, labelled_only=True)
-    model, start = first_model(options, inputs.encoders.facts, inputs.store.cameras)
+    robot = _robot(inputs.store, acts=True)
+    model, start = first_model(options, inputs.encoders.facts, inputs.store.cameras, robot)
     chosen = choose_normalization(
         options.statistics,
         tokens=options.tokens,

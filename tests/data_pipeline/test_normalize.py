@@ -505,7 +505,7 @@ def test_a_policy_refuses_states_of_other_units(tmp_path: Path, column: int, fac
     state[column] *= factor
     if not said:  # the model does not read joints, so that their unit cannot harm
         assert len(policy.act(observation(state)).positions) == 5
-        assert state_contradiction({"one": one}, np.where(np.arange(16) == 9, 90.0, state), 16).startswith(
+        assert state_contradiction({"one": one}, np.where(np.arange(16) == 9, 90.0, state), range(16)).startswith(
             "joint 1 [rad]"
         )
         return
