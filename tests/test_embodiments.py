@@ -325,7 +325,7 @@ def test_a_folder_of_two_robots_needs_a_name_at_every_episode(tmp_path: Path) ->
 
 
 def test_video_shards_of_the_first_version_are_described_as_far_as_their_facts_tell() -> None:
-    old = {"control_hz": 20.0, "facts": {"task": "lift"}}
+    old = {"control_hz": 10.0, "facts": {"task": "lift"}}
     assert kept_embodiment(old, ("static",), rows(16), rows(8)) == tool_arm(cameras=("static",), control_hz=10.0)
     facts = {"dataset": "mine", "action_kind": "joint", "gripper": "closing"}
     other = kept_embodiment({"control_hz": 5, "facts": facts}, ("a",), rows(16), rows(8))
