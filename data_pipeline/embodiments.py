@@ -158,7 +158,7 @@ def joined_embodiments(groups: Sequence[Sequence[Embodiment]]) -> tuple[list[Emb
     """
     keys: dict[str, int] = {}
     found: list[Embodiment] = []
-    numbers = []
+    numbers: list[list[int]] = []
     for group in groups:
         numbers.append([])
         for embodiment in group:

@@ -121,8 +121,7 @@ def _embodiment(robot: Mapping[str, Any]) -> Iterator[str]:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False))
         yield f"  {'  '.join(cells)}  {row[4]}"
     if robot["unknown"]:
-        yield f"  unknown: {', '.join(robot['unknown'])}"
-        yield "  to say it: `state_signals` and `action_signals` in a spec, --spec FILE (docs/data.md)"
+        yield "  what is unknown can be said with `state_signals` and `action_signals` in a --spec (docs/data.md)"
 
 
 def _problems(summary: Mapping[str, Any]) -> Iterator[str]:

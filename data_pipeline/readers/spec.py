@@ -137,13 +137,11 @@ def action_kind_of(signals: Sequence[Signal]) -> ActionKind:
     kinds, references = {signal.kind for signal in rest}, {signal.reference for signal in rest}
     if kinds == {"joint_position"} and references == {"absolute"}:
         return "joint"
-    if "position" in kinds and kinds <= {"position", "rotation"} and references <= {"absolute", "delta"}:
-        return (
-            {"absolute": "absolute_pose", "delta": "delta_pose"}[references.pop()]
-            if len(references) == 1
-            else "as_stored"
-        )
-    return "as_stored"
+    if "position" not in kinds or not kinds <= {"position", "rotation"}:
+        return "as_stored"
+    if references == {"absolute"}:
+        return "absolute_pose"
+    return "delta_pose" if references == {"delta"} else "as_stored"
 
 
 def read_spec(path: Path) -> EpisodeSpec:

@@ -161,6 +161,14 @@ def test_spec_file_says_what_a_spec_says(tmp_path: Path) -> None:
         + "states: [steps/observation/state]\nactions: steps/action\ninstructions: [steps/language_instruction]\n"
         "control_hz: 5\ngripper: opening\naction_kind: delta_pose\noptional_cameras: [image_1, image_2, image_3]\n"
         "license: CC-BY-4.0\nstate_gripper: true\n"
+        "state_signals:\n"
+        "  - {name: tool_position, width: 3, kind: position}\n"
+        "  - {name: tool_rotation, width: 3, kind: rotation, rotation: euler_xyz}\n"
+        "  - {name: gripper, width: 1, kind: gripper}\n"
+        "action_signals:\n"
+        "  - {name: tool_position, width: 3, kind: position, reference: delta}\n"
+        "  - {name: tool_rotation, width: 3, kind: rotation, rotation: euler_xyz, reference: delta}\n"
+        "  - {name: gripper, width: 1, kind: gripper}\n"
     )
     assert read_spec(path) == BRIDGE
 
@@ -187,6 +195,21 @@ def test_spec_file_says_what_a_spec_says(tmp_path: Path) -> None:
         ("action_kind: delta", "action_kind: expected one of absolute_pose, delta_pose, joint, as_stored, got 'delta'"),
         ("optional_cameras: [top]", r"optional_cameras: expected some of \[\], got \['top'\]"),
         ("name: 3", "name: expected a word, got 3"),
+        ("state_signals: 3", "state_signals: expected a list of signals, got 3"),
+        ("state_signals: [a]", "state_signals: signal: expected fields such as name and width, got 'a'"),
+        ("state_signals: [{name: a}]", "expected a name and a width, got no width in {'name': 'a'}"),
+        ("state_signals: [{name: a, width: two}]", "signal 'a': width cannot be 'two'"),
+        ("state_signals: [{name: a, width: 2, wide: 3}]", r"expected only name, width, .* got \['wide'\] as well"),
+        ("state_signals: [{name: a, width: 2, kind: pose}]", "expected a kind of position, .* got 'pose'"),
+        ("state_signals: [{name: a, width: 2}]", "state_signals: expected states to describe, got none"),
+        (
+            "{actions: a, action_kind: joint, action_signals: [{name: p, width: 3, kind: position}]}",
+            "action_kind: expected absolute_pose of these action_signals, got joint",
+        ),
+        (
+            "{actions: a, gripper: closing, action_signals: [{name: p, width: 3, kind: position}]}",
+            r"expected a gripper as the last number, got p \(position, 3 numbers\)",
+        ),
         ("name: !!python/object/apply:os.system [ls]", "cannot be read as YAML"),
         ("{", "cannot be read as YAML"),
     ],
