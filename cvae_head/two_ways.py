@@ -52,7 +52,7 @@ def demonstrate(count: int, rng: np.random.Generator) -> Array:
     return np.stack((np.broadcast_to(along, across.shape), across), axis=-1)
 
 
-def train_two_ways(config: HeadConfig, *, steps: int = 1500, batch_size: int = 64, seed: int = 0) -> TrajectoryHead:
+def train_two_ways(config: HeadConfig, *, steps: int = 800, batch_size: int = 64, seed: int = 0) -> TrajectoryHead:
     """Train a head on demonstrations of both ways, all seen from one place."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)

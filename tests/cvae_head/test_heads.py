@@ -203,21 +203,21 @@ def test_noise_levels_and_times_are_ordered_and_distinct() -> None:
 TWO_WAYS = {
     "regression": (HeadOptions(kind="regression"), False),
     "cvae at z = 0": (HeadOptions(kind="cvae", sample_latent=False), False),
-    "cvae": (HeadOptions(kind="cvae"), True),
-    "flow": (HeadOptions(kind="flow"), True),
-    "diffusion": (HeadOptions(kind="diffusion"), True),
+    "cvae with a learned prior": (HeadOptions(kind="cvae", prior="flow"), True),
+    "flow": (HeadOptions(kind="flow", draws=1), True),
+    "diffusion": (HeadOptions(kind="diffusion", draws=1), True),
 }
 
 
 @pytest.mark.parametrize("name", TWO_WAYS)
 def test_two_ways_round_a_tree(name: str) -> None:
-    """Half of the demonstrations pass left, half right: an average hits the tree."""
+    """Half of the demonstrations pass left, half right: an average hits the tree or knows one way only."""
     options, both = TWO_WAYS[name]
     result = judge(train_two_ways(options.apply(kinds.small()), seed=0), count=400, seed=1)
     if both:
         assert result.hits < 0.1 and min(result.left, result.right) > 0.25, result
     else:
-        assert max(result.left, result.right) > 0.99 or result.hits > 0.5, result
+        assert max(result.hits, result.left, result.right) > 0.99, result
 
 
 def test_the_tree_stands_in_the_way() -> None:
