@@ -133,6 +133,13 @@ def _serve() -> Target:
     return serve
 
 
+def _benchmark_actions() -> Target:
+    """Measure predicted chunks on held-out episodes of any robot, beside holding still and the mean."""
+    from ..benchmarks.actions.run import benchmark
+
+    return benchmark
+
+
 def _benchmark_calvin() -> Target:
     """Run the CALVIN chains and print average length with its interval."""
     from ..benchmarks.calvin.evaluate import evaluate
@@ -260,6 +267,7 @@ COMMANDS = (
     Command(words="imagine", target=_imagine, group="results", prints_options=True),
     Command(words="rollout", target=_rollout, group="results", prints_options=True),
     Command(words="serve", target=_serve, group="results", prints_options=True),
+    Command(words="benchmark actions", target=_benchmark_actions, group="results"),
     Command(words="benchmark calvin", target=_benchmark_calvin, group="results", prints_options=True),
     Command(words="benchmark calvin verify", target=_benchmark_calvin_verify, group="results", bare="folder"),
     Command(words="benchmark calvin pictures", target=_benchmark_calvin_pictures, group="results"),

@@ -1,0 +1,127 @@
+"""`gr2 benchmark actions`: errors of a policy's chunks on held-out episodes of any robot, beside two guesses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...data_pipeline.files import write_json
+from ...errors import ConfigError, DataError
+from ..metrics.statistics import Interval, bootstrap_mean, paired_difference
+from .errors import METHODS, SignalErrors, collect
+
+
+def benchmark(
+    *,
+    policy: str,
+    tokens: list[str],
+    held_out: float = 0.03,
+    max_windows: int = 2000,
+    batch_size: int = 32,
+    json: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure predicted chunks against recorded actions, signal by signal, in their units and for each horizon step.
+
+    Holding still and the mean chunk of the training data are measured beside; intervals are over episodes. The errors
+    do not rank heads: an average of several motions has a small error and a low success.
+
+    Args:
+        policy: folder with a finetuned model.
+        tokens: token shards with states and actions.
+        held_out: share of the videos that training held out (`gr2 finetune`: 0.03), from which alone windows are
+            taken; 0 takes all, for shards that training never saw.
+        max_windows: most windows, spread over all episodes.
+        batch_size: windows of one pass.
+        json: file for the results.
+        seed: of the order of windows and of the policy's noise.
+
+    Raises:
+        ConfigError: the model was never finetuned, or the data are of another robot.
+        DataError: fewer than two held-out episodes.
+    """
+    from ...data_pipeline.loading.loader import BatchLoader, LoaderConfig
+    from ...data_pipeline.loading.token_store import TokenStore
+    from ...data_pipeline.loading.token_windows import TokenWindows
+    from ...gr_model.act.loading import release_folder
+    from ...gr_model.model.release import load_release
+    from ...gr_model.train.texts import give_sentences
+
+    release = load_release(release_folder(policy))
+    model = release.model
+    if not model.acts:
+        raise ConfigError(f"--policy {policy}: expected a finetuned model, got one that never saw actions.")
+    store = TokenStore.open(tokens, [camera.name for camera in model.config.cameras])
+    robots = [robot for robot in store.embodiments if _differences(model.config.embodiment, robot)]
+    if robots:
+        told = "; ".join(_differences(model.config.embodiment, robots[0])[:3])
+        raise ConfigError(f"--tokens: expected episodes of {model.config.embodiment.name}, got others ({told}).")
+    give_sentences(model, store, None)
+    windows = TokenWindows(
+        store,
+        num_frames=model.config.max_context,
+        frame_step=max(1, release.frame_step // int(np.median(store.frame_stride))),
+        chunk_length=model.config.chunk_length,
+        context=model.config.max_context,
+        labelled_only=True,
+        split="validation" if held_out else "all",
+        validation_fraction=held_out,
+    )
+    loader = BatchLoader(windows, batch_size=batch_size, seed=seed, config=LoaderConfig())
+    batches: Iterator[Any] = islice(iter(loader), max(1, min(len(loader), max_windows // batch_size)))
+    errors = collect(model, batches, seed)
+    episodes = len(errors[0].by_method["policy"]) if errors else 0
+    if episodes < 2:
+        raise DataError(f"--tokens: expected two or more held-out episodes, got {episodes}; raise --held-out.")
+    result = {
+        "policy": policy,
+        "tokens": tokens,
+        "held_out": held_out,
+        "episodes": episodes,
+        "seed": seed,
+        "control_hz": release.control_hz,
+        "signals": {signal.name: _summary(signal) for signal in errors},
+    }
+    print("\n".join(_lines(result)))
+    if json is not None:
+        write_json(json, result)
+    return result
+
+
+def _differences(ours: Any, theirs: Any) -> list[str]:
+    return [d for d in ours.differences(theirs) if not d.startswith("camera ")]
+
+
+def _summary(signal: SignalErrors) -> dict[str, Any]:
+    """Summarize a signal: mean errors with intervals, and whether both guesses are beaten for certain."""
+    kept = {method: np.nanmean(table, axis=1) for method, table in signal.by_method.items()}
+    seen = np.isfinite(kept["policy"])
+    means = {method: _values(bootstrap_mean(values[seen])) for method, values in kept.items()}
+    gains = {m: _values(paired_difference(kept[m][seen], kept["policy"][seen])) for m in METHODS[1:]}
+    return {
+        "unit": signal.unit,
+        "error": means,
+        "gain": gains,
+        "beats_both": all(gain[1] > 0 for gain in gains.values()),
+        "by_step": {method: np.nanmean(table, axis=0).tolist() for method, table in signal.by_method.items()},
+    }
+
+
+def _values(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high
+
+
+def _lines(result: dict[str, Any]) -> Sequence[str]:
+    lines = [f"{result['episodes']} held-out episodes, {result['control_hz']:g} Hz; mean [95 % interval over episodes]"]
+    for name, row in result["signals"].items():
+        parts = [f"{m} {v[0]:.3g} [{v[1]:.3g}, {v[2]:.3g}]" for m, v in row["error"].items()]
+        verdict = "beats both" if row["beats_both"] else "does not beat both"
+        lines.append(f"{name} [{row['unit']}]: {', '.join(parts)}; {verdict}")
+        steps = row["by_step"]["policy"]
+        at = sorted({0, len(steps) // 2, len(steps) - 1})
+        lines.append("    " + ", ".join(f"step {i + 1}: {steps[i]:.3g}" for i in at))
+    return lines
