@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ...cvae_head.signals import SignalCoding
     from ...data_pipeline.loading.loader import BatchLoader
     from ...data_pipeline.loading.token_store import TokenStore
+    from ...data_pipeline.loading.token_windows import TokenWindows
     from ...data_pipeline.statistics.datasets import DatasetStatistics
     from ..model.normalization import Statistics
     from ..model.world_model import WorldModel
@@ -35,7 +36,7 @@ class _Inputs:
     store: TokenStore
     encoders: FrozenEncoders
     loader: BatchLoader
-    held_out: BatchLoader
+    held_out: BatchLoader | None
     distribution: Distribution
 
 
@@ -55,10 +56,8 @@ def _open(options: TrainingOptions, *, labelled_only: bool) -> _Inputs:
     )
     store = TokenStore.open(options.tokens, load_steps=labelled_only)
 
-    def make(
-        split: Literal["train", "validation"], batch_size: int, config: LoaderConfig, rank: int, world_size: int
-    ) -> BatchLoader:
-        windows = TokenWindows(
+    def windows_of(split: Literal["train", "validation"]) -> TokenWindows:
+        return TokenWindows(
             store,
             num_frames=options.context + 1,
             frame_step=options.frame_step,
@@ -68,18 +67,34 @@ def _open(options: TrainingOptions, *, labelled_only: bool) -> _Inputs:
             split=split,
             validation_fraction=_VALIDATION_SHARE,
         )
-        return BatchLoader(
-            windows, batch_size=batch_size, seed=options.seed, rank=rank, world_size=world_size, config=config
-        )
 
-    held_out = LoaderConfig(weights=options.loader.weights)
+    training = BatchLoader(
+        windows_of("train"),
+        batch_size=options.batch_size,
+        seed=options.seed,
+        rank=distribution.rank,
+        world_size=distribution.world_size,
+        config=options.loader,
+    )
     return _Inputs(
         store=store,
         encoders=load_encoders(store, options.tokenizer, options.text),
-        loader=make("train", options.batch_size, options.loader, distribution.rank, distribution.world_size),
-        held_out=make("validation", min(options.batch_size, 16), held_out, 0, 1),
+        loader=training,
+        held_out=_held_out(windows_of("validation"), options),
         distribution=distribution,
     )
+
+
+def _held_out(windows: TokenWindows, options: TrainingOptions) -> BatchLoader | None:
+    """Return the held-out windows, the same on every process; None, said aloud, where too few videos leave none."""
+    from ...data_pipeline.loading.loader import BatchLoader
+
+    batch_size = min(options.batch_size, 16, int(windows.counts.sum()))
+    if batch_size < 1:
+        print(f"none of the few videos falls into the {_VALIDATION_SHARE:.0%} held out: training without validation")
+        return None
+    config = LoaderConfig(weights=options.loader.weights)
+    return BatchLoader(windows, batch_size=batch_size, seed=options.seed, config=config)
 
 
 def _run(
@@ -100,11 +115,13 @@ def _run(
     model.embed.set_codebook(encoders.vqgan.codebook.detach())
     give_sentences(model, store, encoders.text)
     module = TrainingModule(model, recipe, steps=options.steps)
+    held_out = inputs.held_out
+    validation = list(islice(iter(held_out), min(_VALIDATION_BATCHES, len(held_out)))) if held_out is not None else []
     every = max(100, options.steps // 20)
     metrics = train(
         module=module,
         loader=inputs.loader,
-        validation=list(islice(iter(inputs.held_out), min(_VALIDATION_BATCHES, len(inputs.held_out)))),
+        validation=validation,
         out=options.out,
         batch_size=options.batch_size,
         validate_every=every,
