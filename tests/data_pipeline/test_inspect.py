@@ -217,7 +217,7 @@ def test_copies_and_leaks_between_splits_are_found_by_content(tmp_path: Path) ->
         ["train: train/clip_01.mp4", "validation: val/other_name.mp4"]
     ]
     lines = [line for line in summary["advice"] if "identical content" in line or "copies" in line]
-    assert len(lines) == 2 and "duplicate_bits" in lines[1]
+    assert len(lines) == 2 and "duplicate-bits" in lines[1]
 
 
 def test_clips_that_filters_would_drop_are_advised(tmp_path: Path) -> None:
