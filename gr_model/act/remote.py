@@ -102,6 +102,7 @@ def pack_trajectory(trajectory: ActionTrajectory) -> bytes:
         "quaternions": trajectory.quaternions,
         "gripper": trajectory.gripper,
         "times": np.array([trajectory.dt, trajectory.start_time]),
+        "arm": np.array(trajectory.arm),
     })  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def unpack_trajectory(data: bytes) -> ActionTrajectory:
         dt, start_time = arrays["times"].tolist()
         return ActionTrajectory(
             positions=arrays["positions"], quaternions=arrays["quaternions"], gripper=arrays["gripper"],
-            dt=dt, start_time=start_time,
+            dt=dt, start_time=start_time, arm=str(arrays.get("arm", "")),
         )  # fmt: skip
     except (KeyError, ValueError) as error:
         raise DataError(f"trajectory: expected the arrays of `pack_trajectory`, got {sorted(arrays)}.") from error
