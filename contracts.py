@@ -151,6 +151,7 @@ class ActionTrajectory:
 
     positions: `[k 3]` [m]; quaternions: `[k 4]` xyzw; gripper: `[k]` in [0, 1], 1 open.
     Pose i is due at `start_time + (i + 1) * dt` [s].
+    arm: which arm of several it is for; empty where there is one.
     """
 
     positions: Array
@@ -158,12 +159,38 @@ class ActionTrajectory:
     gripper: Array
     dt: float
     start_time: float
+    arm: str = ""
 
     def __post_init__(self) -> None:
         k = len(self.positions)
         _expect("ActionTrajectory.positions", self.positions, (k, 3))
         _expect("ActionTrajectory.quaternions", self.quaternions, (k, 4))
         _expect("ActionTrajectory.gripper", self.gripper, (k,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointTrajectory:
+    """Timed joint positions for the controller.
+
+    positions: `[k j]` [rad]; gripper: `[k]` in [0, 1], 1 open; None leaves the gripper as it is.
+    Row i is due at `start_time + (i + 1) * dt` [s].
+    arm: which arm of several it is for; empty where there is one.
+    """
+
+    positions: Array
+    gripper: Array | None = None
+    dt: float
+    start_time: float
+    arm: str = ""
+
+    def __post_init__(self) -> None:
+        _expect("JointTrajectory.positions", self.positions, (None, None))
+        if self.gripper is not None:
+            _expect("JointTrajectory.gripper", self.gripper, (len(self.positions),))
+
+
+ControlTrajectory = ActionTrajectory | JointTrajectory
+"""What a controller accepts as a chunk: tool poses or joint positions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,8 +208,8 @@ class SignalTrajectory:
         _expect("SignalTrajectory.values", self.values, (None, None))
 
 
-Trajectory = ActionTrajectory | SignalTrajectory
-"""What a policy answers: tool poses where the robot is commanded by them, else the actions of its embodiment."""
+Trajectory = ActionTrajectory | JointTrajectory | SignalTrajectory
+"""What a policy answers: tool poses or joint positions where the robot is commanded by them, else its actions."""
 
 
 class Policy(Protocol):

@@ -64,6 +64,7 @@ class TemporalEnsemble:
             gripper=np.array([row[2] for row in rows]),
             dt=trajectory.dt,
             start_time=trajectory.start_time,
+            arm=trajectory.arm,
         )
 
     @staticmethod

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..contracts import ActionTrajectory, SignalTrajectory
+from ..contracts import ActionTrajectory, JointTrajectory, SignalTrajectory, Trajectory
 from ..embodiment import Embodiment, Signal
 from ..errors import ShapeError
 from .head import ChunkShape
@@ -49,7 +49,8 @@ class SignalCoding:
     """States to features, actions to chunks, and back. Functions take numpy arrays or torch tensors alike.
 
     read: state signals that the model reads; parts: action signals with their rules; tool: position, rotation and
-    gripper where actions are absolute poses of one tool, else None.
+    gripper where actions are absolute poses of one tool, else None; joints: joints and gripper where they are absolute
+    joint positions [rad] of one arm, else None.
 
     Args:
         embodiment: whose numbers they are.
@@ -81,7 +82,7 @@ class SignalCoding:
             )
             start += width
         self.parts, self.width = tuple(parts), start
-        self.tool = _tool_parts(self.parts)
+        self.tool, self.joints = _tool_parts(self.parts), _joint_parts(self.parts)
 
     def shape(self, length: int) -> ChunkShape:
         """Return the shape of a chunk of so many steps."""
@@ -206,6 +207,16 @@ def _tool_parts(parts: Sequence[Part]) -> tuple[Part, Part, Part | None] | None:
     return positions[0], rotations[0], grippers[0] if grippers else None
 
 
+def _joint_parts(parts: Sequence[Part]) -> tuple[Part, Part | None] | None:
+    """Return joints and gripper of an arm that is commanded by absolute joint positions [rad], else None."""
+    joints = [p for p in parts if p.signal.kind == "joint_position"]
+    grippers = [p for p in parts if p.signal.kind == "gripper"]
+    known = all(p.signal.reference == "absolute" for p in parts) and all(p.signal.is_opening for p in grippers)
+    if len(joints) != 1 or len(grippers) > 1 or len(parts) != 1 + len(grippers) or not known:
+        return None
+    return (joints[0], grippers[0] if grippers else None) if joints[0].signal.unit == "rad" else None
+
+
 def _commands_tool_poses(embodiment: Embodiment) -> bool:
     kinds = [{s.kind for s in signals} for signals in (embodiment.state, embodiment.action)]
     return all({"position", "rotation"} <= kind for kind in kinds) and "joint_position" not in kinds[1]
@@ -223,15 +234,17 @@ def _rule(signal: Signal, same: Signal | None) -> Rule:
     return "distance" if alike and signal.reference == "absolute" else "plain"
 
 
-def place_chunk(
-    coding: SignalCoding, chunk: Any, state: Any, *, dt: float, start_time: float
-) -> ActionTrajectory | SignalTrajectory:
+def place_chunk(coding: SignalCoding, chunk: Any, state: Any, *, dt: float, start_time: float) -> Trajectory:
     """Turn a chunk `[k c]` seen from a state `[s]` into what is to be followed; row i is due `(i + 1) * dt` [s] later.
 
     Returns:
-        Tool poses where the robot is commanded by absolute ones, else its actions as they are.
+        Tool poses or joint positions where one arm is commanded by absolute ones, else the actions as they are.
     """
     actions = coding.decode(state, chunk)
+    if coding.joints is not None:
+        joint, gripper = coding.joints
+        opening = None if gripper is None else actions[:, gripper.action.start]
+        return JointTrajectory(positions=actions[:, joint.action], gripper=opening, dt=dt, start_time=start_time)
     if coding.tool is None:
         return SignalTrajectory(values=actions, dt=dt, start_time=start_time)
     position, rotation, gripper = coding.tool

@@ -28,7 +28,8 @@ class ControllerConfig:
     gripper_hysteresis: changes of the gripper command below this are ignored.
     hold_speed: joint speed [rad/s] below which the arm counts as standing; hold_timeout: time after which a finished
         chunk is given up [s].
-    unreachable_distance: remaining tool error [m] of a standing arm that is reported.
+    unreachable_distance: remaining tool error [m] of a standing arm that is reported; unreachable_angle: remaining
+        error of a joint [rad], where the chunk is of joint positions; above what plans keep from position limits.
     start_tolerance: how far a measured joint may lie beyond its limit at a reset [rad].
     max_events: events kept, the latest ones.
     """
@@ -48,6 +49,7 @@ class ControllerConfig:
     hold_speed: float = 0.01
     hold_timeout: float = 1.0
     unreachable_distance: float = 0.005
+    unreachable_angle: float = 0.03
     start_tolerance: float = 0.05
     max_events: int = 1000
 

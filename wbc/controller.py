@@ -1,4 +1,4 @@
-"""The whole-body controller: chunks of tool poses in, joint commands out, every limit kept at every tick."""
+"""The whole-body controller: chunks of tool poses or joints in, joint commands out, every limit kept at every tick."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ..contracts import ActionTrajectory, JointCommand
+from ..contracts import ControlTrajectory, JointCommand
 from ..errors import ControlError
 from . import status, validation
+from .chunks import Chunk, Miss, after, chunk_of, held
 from .collision import CollisionConfig
 from .configuration import ControllerConfig
 from .fast import make_collisions
 from .gripper import GripperSchedule
-from .planning import Chunk, ChunkPlanner, Motion, MotionState, chunk_of, miss
+from .planning import ChunkPlanner, Motion, MotionState, Smoothed
 from .reference import SmoothTrajectory
 from .robot.robots import Capsule, RobotModel
-from .splines import JointTrajectory
+from .splines import JointSpline
 from .status import Event, EventLog
 from .supervision import Supervision
 from .tracking import NOMINAL, Tick, TickSolver, wanted_twist
@@ -33,15 +34,17 @@ CATCH_UP, MOST_CATCH_UP = 0.003, 0.02
 """Share of its distance to the clock by which the reference gains in a tick, and most of a tick that it gains."""
 CLOCK_SLACK, DEFAULT = 1e-9, ControllerConfig()
 MIN_PROGRESS = 0.001
-"""How much nearer to the last waypoint [m] another plan must bring the tool to be worth following."""
+"""How much nearer to the last target, in [m] or [rad], another plan must bring the arm to be worth following."""
+ENOUGH_ANGLE = 0.003
+"""Error of a joint [rad] below which a chunk of joint positions is not planned on."""
 STANDING_TIME = 0.25
 """How far ahead [s] a plan is looked at to tell whether it asks for motion."""
 CARRY_ON_PERIOD = 0.1
-"""Time between the repeated last waypoints of such a plan [s]."""
+"""Time between the repeated last targets of such a plan [s]."""
 
 
 class WholeBodyController:
-    """Follows chunks of tool poses with one arm.
+    """Follows chunks of tool poses or of joint positions with one arm.
 
     All methods may be called from several threads; a tick waits for a chunk only while `accept` swaps it in (with a
     `lead`) or plans it (without).
@@ -77,7 +80,7 @@ class WholeBodyController:
 
     @property
     def residual(self) -> float:
-        """Distance [m] of the tool from the last waypoint of the chunk, where that turned out unreachable; else 0."""
+        """Distance [m] of the tool from the last target of the chunk, where that turned out unreachable; else 0."""
         return self._residual if self._log.status == status.UNREACHABLE else 0.0
 
     def reset(self, joint_positions: npt.ArrayLike, gripper: float, time: float) -> None:
@@ -142,11 +145,12 @@ class WholeBodyController:
         """Forget the grasped object."""
         self.update_scene(replace(self._collision, attached=None), self._scene_time)
 
-    def accept(self, trajectory: ActionTrajectory) -> str:
+    def accept(self, trajectory: ControlTrajectory) -> str:
         """Take over a chunk, or leave everything as it was.
 
-        The chunk is planned from the state that is being commanded. Poses whose time has passed are
-        dropped; a chunk that starts in the future waits until its start, a newer one replaces it.
+        The chunk is planned from the state that is being commanded. Targets whose time has passed are
+        dropped; a chunk that starts in the future waits until its start, a newer one replaces it. Joints without stops
+        take the nearest turn.
 
         Returns:
             `accepted`, `pending`, or a name that begins with `rejected` (see `validation`).
@@ -159,10 +163,10 @@ class WholeBodyController:
                 self._require_started()
                 verdict = self._judge(trajectory)
                 if verdict == validation.ACCEPTED:
-                    chunk = chunk_of(trajectory)
                     start = float(trajectory.start_time)
                     switch = max(self._reference_time + self.config.lead, start)
                     state = self._state_at(switch)
+                    chunk = chunk_of(trajectory, self.robot).anchored(state.q, state.time)
                     unknown = state.time < switch
                     if unknown and start > self._reference_time + 0.5 * self.dt:
                         self._next, verdict = (start, start, None, chunk), validation.PENDING
@@ -235,7 +239,7 @@ class WholeBodyController:
             self._gripper.hold()
             self._log.become(name, self._time, reason)
 
-    def _noted(self, verdict: str, trajectory: ActionTrajectory) -> str:
+    def _noted(self, verdict: str, trajectory: ControlTrajectory) -> str:
         """Count a verdict; a refusal is an event."""
         if verdict.startswith("rejected"):
             start = getattr(trajectory, "start_time", None)
@@ -244,9 +248,9 @@ class WholeBodyController:
             self.counters[verdict] += 1
         return verdict
 
-    def _judge(self, trajectory: ActionTrajectory) -> str:
+    def _judge(self, trajectory: ControlTrajectory) -> str:
         """Return `ACCEPTED` or why a chunk cannot be taken now."""
-        verdict = validation.check_chunk(trajectory)
+        verdict = validation.check_chunk(trajectory, self.robot)
         if verdict != validation.ACCEPTED:
             return verdict
         if self._stop:
@@ -255,14 +259,15 @@ class WholeBodyController:
             return validation.REJECTED_STATE
         if trajectory.start_time <= self._last_start + CLOCK_SLACK:
             return validation.REJECTED_ORDER
-        if trajectory.start_time + len(trajectory.positions) * trajectory.dt <= self._reference_time + 1e-6:
+        end = trajectory.start_time + len(trajectory.positions) * trajectory.dt
+        if end <= self._reference_time + self.config.lead + 1e-6:
             return validation.REJECTED_EXPIRED
         return verdict
 
-    def _plan_followed(self) -> JointTrajectory | None:
+    def _plan_followed(self) -> JointSpline | None:
         """Return the plan that the commands are on, None where there is none or they are off it."""
         motion = self._motion
-        if not isinstance(motion, JointTrajectory) or self._lag > 0.0:
+        if not isinstance(motion, JointSpline) or self._lag > 0.0:
             return None
         on_plan = float(np.abs(motion.positions(self._reference_time) - self._q).max()) < ON_PLAN
         return motion if on_plan else None
@@ -278,7 +283,7 @@ class WholeBodyController:
             return MotionState(time=time, q=self._q, dq=zero, ddq=zero, earlier=None)
         bound = self._solver.acceleration
         ddq = np.minimum(np.maximum(self._ddq, -bound), bound)
-        motion = self._motion if isinstance(self._motion, JointTrajectory) else None
+        motion = self._motion if isinstance(self._motion, JointSpline) else None
         dq = self._dq + 0.5 * self.dt * ddq
         return MotionState(time=self._reference_time, q=self._q, dq=dq, ddq=ddq, earlier=motion)
 
@@ -289,6 +294,8 @@ class WholeBodyController:
 
     def _take_over(self, state: MotionState, chunk: Chunk, start: float, *, late: bool = False) -> str:
         """Plan and switch at once; return the verdict."""
+        if chunk.ends_before(state.time):
+            return validation.REJECTED_EXPIRED
         motion = self._plan(state, chunk, late=late)
         if motion is None:
             return validation.REJECTED_ROTATION
@@ -297,19 +304,22 @@ class WholeBodyController:
 
     def _begin(self, motion: Motion, chunk: Chunk, start: float) -> None:
         """Make a planned motion the one that is followed."""
-        left = chunk.after(self._reference_time)
+        left = after(chunk, self._reference_time)
         self.counters["poses_dropped"] += len(chunk.due) - len(left.due)
         shown = max(1, int(np.searchsorted(left.due, self._reference_time + self.config.window)))
         self._rest = left if shown < len(left.due) else None
         self._motion, self._lag = motion, 0.0
         if start != self._last_start:
             self._nearest = math.inf
-        self._chunk, self._last_start = left.first(shown), start
+        self._chunk, self._last_start = left.picked(slice(shown)), start
         due = left.due
-        if isinstance(motion, SmoothTrajectory) and motion.stretch > 1.0:
+        if isinstance(motion, Smoothed) and motion.stretch > 1.0:
             self.counters["stretched"] += 1
             due = motion.due if self._rest is None else due
-        self._gripper.follow(due, left.gripper)
+        if left.gripper is None:
+            self._gripper.hold()
+        else:
+            self._gripper.follow(due, left.gripper)
 
     def _switch(self) -> None:
         """Begin a waiting chunk whose time has come, or the next window of a long one."""
@@ -317,8 +327,11 @@ class WholeBodyController:
         if self._next is not None and now >= self._next[0] - CLOCK_SLACK:
             _, start, motion, chunk = self._next
             self._next, self._nearest = None, math.inf
-            if motion is None or (isinstance(motion, JointTrajectory) and not self._continues(motion, now)):
-                self._take_over(self._state_at(now), chunk, start)
+            if chunk.ends_before(now):
+                self._log.record(self._time, validation.REJECTED_EXPIRED, f"chunk starting at {start} s ended waiting")
+            elif motion is None or (isinstance(motion, JointSpline) and not self._continues(motion, now)):
+                state = self._state_at(now)
+                self._take_over(state, chunk.anchored(state.q, now), start)
             else:
                 self._begin(motion, chunk, start)
         elif self._chunk is None or self._motion is None:
@@ -327,21 +340,22 @@ class WholeBodyController:
             rest = self._rest
             if self._take_over(self._state_at(now), rest, self._last_start) != validation.ACCEPTED:
                 self._rest = None
-        elif self._rest is None and now >= self._chunk.due[-1] and isinstance(self._motion, JointTrajectory):
+        elif self._rest is None and now >= self._chunk.due[-1] and isinstance(self._motion, JointSpline):
             self._carry_on(self._motion, self._chunk, now)
 
-    def _continues(self, plan: JointTrajectory, now: float) -> bool:
+    def _continues(self, plan: JointSpline, now: float) -> bool:
         """Tell whether a plan made ahead of time still begins where the arm is."""
         return float(np.abs(plan.positions(now) - self._q).max()) < NEARLY_ON_PLAN
 
-    def _carry_on(self, plan: JointTrajectory, chunk: Chunk, now: float) -> None:
-        """Plan on to the last waypoint of a chunk that was too fast for the arm, as long as that brings it nearer."""
-        error = miss(self._solver.kinematics, plan.positions(plan.end_time), chunk, -1)[0]
-        if error < self.config.unreachable_distance or error > self._nearest - MIN_PROGRESS:
+    def _carry_on(self, plan: JointSpline, chunk: Chunk, now: float) -> None:
+        """Plan on to the last target of a chunk that was too fast for the arm, as long as that brings it nearer."""
+        missed = chunk.miss(self._solver.kinematics, plan.positions(plan.end_time), -1)
+        enough = ENOUGH_ANGLE if missed.joints else self.config.unreachable_distance
+        if missed.size < enough or missed.size > self._nearest - MIN_PROGRESS:
             return
-        self._nearest = error
+        self._nearest = missed.size
         due = now + CARRY_ON_PERIOD * np.arange(1.0, 6.0)
-        self._take_over(self._state_at(now), chunk.held(due), self._last_start)
+        self._take_over(self._state_at(now), held(chunk, due), self._last_start)
 
     def _advance_clock(self, time: float) -> None:
         """Move to `time`, or keep the time and record where it is no successor of the last one."""
@@ -368,7 +382,7 @@ class WholeBodyController:
         elapsed = self._time + self.dt - self._scene_time
         if motion is None:
             tick = self._solver.follow(self._q, self._dq, np.zeros_like(self._q), elapsed)
-        elif isinstance(motion, JointTrajectory):
+        elif isinstance(motion, JointSpline):
             now, then = motion.positions(self._reference_time), motion.positions(target_time)
             tick = self._solver.follow(self._q, self._dq, self._solver.pulled(self._q, now, then), elapsed)
         else:
@@ -397,7 +411,7 @@ class WholeBodyController:
                 self._log.become(status.HOLD, self._time)
         elif standing and (self._log.status == status.UNREACHABLE or not moving or self._standing_still()):
             self._judge_rest(time)
-        elif isinstance(self._motion, SmoothTrajectory) and self.config.optimization is not None:
+        elif isinstance(self._motion, Smoothed) and self.config.optimization is not None:
             self._log.become(status.DEGRADED, self._time, "follows the smoothed chunk")
         else:
             self._log.become(status.SLOWED if self._supervision.slowed else status.TRACK, self._time)
@@ -405,25 +419,29 @@ class WholeBodyController:
     def _standing_still(self) -> bool:
         """Tell whether the plan, too, asks for hardly any motion."""
         assert self._motion is not None
-        if not isinstance(self._motion, JointTrajectory):
+        if not isinstance(self._motion, JointSpline):
             return False
         ahead = self._motion.many(self._reference_time + np.array([0.5, 1.0]) * STANDING_TIME)
         return bool(np.abs(ahead - self._q).max() < self.config.hold_speed * STANDING_TIME)
+
+    def _is_far(self, missed: Miss) -> bool:
+        """Tell whether an arm that misses a target by that much did not reach it."""
+        config = self.config
+        return missed.size > (config.unreachable_angle if missed.joints else config.unreachable_distance)
 
     def _judge_rest(self, time: float) -> None:
         """Decide what a standing arm is: on its way, arrived, or unable to arrive."""
         assert self._motion is not None and self._chunk is not None
         due = min(int(np.searchsorted(self._chunk.due, time - 1e-9)), len(self._chunk.due) - 1)
-        error, angle = miss(self._solver.kinematics, self._q, self._chunk, due)
+        missed = self._chunk.miss(self._solver.kinematics, self._q, due)
         over = time >= self._motion.end_time
-        arrived = error < 1e-5 and angle < 1e-4
-        if isinstance(self._motion, JointTrajectory):
+        arrived = missed.arrived
+        if isinstance(self._motion, JointSpline):
             arrived = float(np.abs(self._motion.positions(time) - self._q).max()) < 1e-6
         given_up = time > self._motion.end_time + self.config.hold_timeout
-        far = error > self.config.unreachable_distance
-        if far:
-            self._residual = error
-            self._log.become(status.UNREACHABLE, self._time, f"stands {error * 1e3:.1f} mm from the wanted pose")
+        if self._is_far(missed):
+            self._residual = missed.distance
+            self._log.become(status.UNREACHABLE, self._time, str(missed))
         elif over:
             self._log.become(status.HOLD, self._time)
         else:

@@ -7,7 +7,8 @@ and acceleration, the last three are one (rest at the end); the free ones minimi
         + w_q |N (q - posture)|^2 - w_m max(0, 1 - m/m_0) N grad(m) . dq,    e_i = [p_i - p(q_i); log(R_i R(q_i)')]
 
 with `w_i` the time that a waypoint stands for, N the projector on the motions that leave the tool where it is, and m
-the manipulability; subject to position, velocity and acceleration bounds on a grid of times and
+the manipulability. Where a chunk asks for joint positions, `w_j^2 |q_i - q|^2` replaces the first term and the last
+line, since no freedom is spare; all else is the same. Subject to position, velocity and acceleration bounds on a grid of times and
 `d + grad(d) . dq >= clearance` for the pairs that come near. Each iteration is one quadratic program (Gauss-Newton);
 rows enter it only when they are violated or about to be. Collision and limit rows are soft, so that an answer always
 exists; the tick enforces them again, hard.
@@ -28,8 +29,18 @@ from .robot.kinematics import ArmPose, Kinematics
 from .robot.robots import RobotModel
 from .robot.transforms import Array, rotation_logs
 from .row_generation import Limit, solve_by_row_generation
-from .splines import Basis, JointTrajectory, clamped_basis
-from .waypoints import BlendConfig, Waypoints, blended, drawn_to_tool, roughness
+from .spline_grid import SplineGrid
+from .splines import JointSpline, clamped_basis
+from .waypoints import (
+    BlendConfig,
+    JointWaypoints,
+    Waypoints,
+    blended,
+    blended_joints,
+    drawn_to_joints,
+    drawn_to_tool,
+    roughness,
+)
 
 SHARE = 0.05
 """Time [s] that a sample of weight one stands for; it fixes the unit of every weight against the tool's error."""
@@ -45,7 +56,7 @@ class OptimizationConfig:
     jerk_weight: weight of the joint jerk squared against a metre squared; grows with the square of the waypoints'
         noise above noise_floor [m], up to max_smoothing times.
     blend: how a chunk is drawn towards the plan before it.
-    rotation_weight: weight of a radian against a metre.
+    rotation_weight: weight of a radian of the tool's rotation against a metre; joint_weight: of a joint.
     posture_weight: weight of the spare freedom's distance from the posture; posture_step: most that one plan moves
         it [rad].
     manipulability_weight: pull up the manipulability, below low_manipulability.
@@ -71,6 +82,7 @@ class OptimizationConfig:
     noise_floor: float = 1e-3
     blend: BlendConfig = field(default_factory=BlendConfig)
     rotation_weight: float = 0.3
+    joint_weight: float = 0.5
     posture_weight: float = 1e-3
     posture_step: float = 0.1
     manipulability_weight: float = 2e-3
@@ -98,9 +110,11 @@ class OptimizationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
-    """An optimised chunk: the motion, how many programs it took, and the largest tool error at a waypoint [m]."""
+    """An optimised chunk: the motion, how many programs it took, and the largest error at a waypoint: of the tool [m],
+    or of a joint [rad] where the waypoints are joint positions.
+    """
 
-    trajectory: JointTrajectory
+    trajectory: JointSpline
     iterations: int
     max_error: float
 
@@ -108,50 +122,18 @@ class Plan:
 class _Goal(NamedTuple):
     """What one chunk asks for: targets at the samples `[m ...]`, their weights, and what holds for all iterations.
 
-    shares: `[m]` time that each sample stands for, in units of `SHARE`; posture: `[j]` [rad]; jerk_weight: after
+    wanted: what to pass, the last waypoint once more at the end; shares: `[m]` time that each sample stands for, in units of `SHARE`; posture: `[j]` [rad]; jerk_weight: after
     looking at the noise; collisions, elapsed: the pairs and the age of the obstacles [s]; now: `[num_pairs]` their
     distances [m] where one is too small already, else None.
     """
 
-    positions: Array
-    rotations: Array
+    wanted: Waypoints | JointWaypoints
     shares: Array
     posture: Array
     jerk_weight: float
     collisions: CollisionModel
     elapsed: float
     now: Array | None
-
-
-class _Grid:
-    """Constant matrices of one duration: rows of the free and the fixed control points, at samples and grid."""
-
-    def __init__(self, basis: Basis, spans: int, span: float, samples: Array) -> None:
-        self.spans, self.span, self.times = spans, span, samples
-        self.free = spans
-        size = spans + 5
-        first = np.concatenate([basis.rows(np.zeros(1), order) for order in range(3)])[:, :3]
-        self.fixed = np.zeros((size, 3))
-        self.fixed[:3] = np.linalg.inv(first)
-        self.spread = np.zeros((size, spans))
-        self.spread[3 : 2 + spans, : spans - 1] = np.eye(spans - 1)
-        self.spread[-3:, -1] = 1.0
-        self.basis = basis
-        places = samples / span
-        self.at_samples = basis.rows(places)
-        dense = np.linspace(0.0, spans, 4 * spans + 1)[1:]
-        self.at_grid = basis.rows(dense)
-        self.speed_at_grid = basis.rows(dense, 1) / span
-        self.acceleration_at_grid = basis.rows(dense, 2) / span**2
-        self.speed_at_samples = basis.rows(places, 1) / span
-        self.samples, self.speed_samples = self.at_samples @ self.spread, self.speed_at_samples @ self.spread
-        self.grid = [m @ self.spread for m in (self.at_grid, self.speed_at_grid, self.acceleration_at_grid)]
-        self.jerk = basis.jerk / span**5
-
-    def control(self, start: Array, free: Array) -> Array:
-        """Return all control points `[n j]` from the start's derivatives `[3 j]` in pieces and the free ones."""
-        points: Array = self.fixed @ start + self.spread @ free
-        return points
 
 
 class ChunkOptimizer:
@@ -171,19 +153,19 @@ class ChunkOptimizer:
         self,
         start: tuple[Array, Array, Array],
         time: float,
-        waypoints: Waypoints,
+        waypoints: Waypoints | JointWaypoints,
         posture: Array,
         collisions: CollisionModel,
         *,
         elapsed: float = 0.0,
-        guess: JointTrajectory | None = None,
+        guess: JointSpline | None = None,
     ) -> Plan:
         """Plan from `start`, the commanded positions, velocities and accelerations `[j]`, at `time` [s].
 
         Args:
             start: [rad], [rad/s], [rad/s^2].
             time: time of `start` [s]; every waypoint comes later.
-            waypoints: what the tool is to pass.
+            waypoints: what the tool or the joints are to pass.
             posture: `[j]` where spare freedom drifts to [rad].
             collisions: pairs to keep apart.
             elapsed: age of the obstacles' positions at `time` [s].
@@ -198,11 +180,10 @@ class ChunkOptimizer:
         horizon = float(waypoints.times[-1]) - time + config.settle
         spans = min(max(math.ceil(horizon / config.span - 1e-6), 4), config.max_spans)
         span = horizon / spans
-        grid = _Grid(clamped_basis(spans), spans, span, np.append(waypoints.times - time, horizon))
+        grid = SplineGrid(clamped_basis(spans), spans, span, np.append(waypoints.times - time, horizon))
         toward = shortest_turn(posture - start[0], self._endless)
         goal = _Goal(
-            positions=np.concatenate([waypoints.positions, waypoints.positions[-1:]]),
-            rotations=np.concatenate([waypoints.rotations, waypoints.rotations[-1:]]),
+            wanted=_with_end(waypoints, time + horizon),
             shares=np.append(waypoints.weights, config.settle) / SHARE,
             posture=start[0] + np.clip(toward, -config.posture_step, config.posture_step),
             jerk_weight=jerk_weight,
@@ -211,8 +192,7 @@ class ChunkOptimizer:
             now=self._too_near(start[0], collisions, elapsed),
         )
         origin = np.stack([start[0], start[1] * span, start[2] * span**2])
-        free = self._first_guess(grid, origin, time, guess)
-        posed = self.kinematics.forward_many(grid.at_samples @ grid.control(origin, free))
+        free, posed = self._first_guess(grid, origin, time, guess, goal)
         solved = 0
         for _ in range(config.iterations):
             step = self._iterate(grid, grid.control(origin, free), posed, goal)
@@ -221,16 +201,25 @@ class ChunkOptimizer:
             posed = self.kinematics.forward_many(grid.at_samples @ grid.control(origin, free))
             if float(np.abs(step).max()) < config.tolerance:
                 break
-        worst = float(np.sqrt(np.square(posed.tool[:-1, :3, 3] - waypoints.positions).sum(1).max()))
         control = grid.control(origin, free)
+        if isinstance(waypoints, JointWaypoints):
+            worst = float(np.abs(grid.at_samples[:-1] @ control - waypoints.joints).max())
+        else:
+            worst = float(np.sqrt(np.square(posed.tool[:-1, :3, 3] - waypoints.positions).sum(1).max()))
         coefficients = grid.basis.powers @ control
-        trajectory = JointTrajectory(start_time=time, span=span, coefficients=coefficients)
+        trajectory = JointSpline(start_time=time, span=span, coefficients=coefficients)
         return Plan(trajectory=trajectory, iterations=solved, max_error=worst)
 
     def _calmed(
-        self, start: tuple[Array, Array, Array], time: float, waypoints: Waypoints, earlier: JointTrajectory | None
-    ) -> tuple[Waypoints, float]:
+        self,
+        start: tuple[Array, Array, Array],
+        time: float,
+        waypoints: Waypoints | JointWaypoints,
+        earlier: JointSpline | None,
+    ) -> tuple[Waypoints | JointWaypoints, float]:
         """Draw waypoints towards what is known already; return them and how noisy they are [m]."""
+        if isinstance(waypoints, JointWaypoints):
+            return self._calmed_joints(start, time, waypoints, earlier)
         config, noise = self.config, roughness(waypoints.positions)
         if config.blend.weight == 0.0:
             return waypoints, noise
@@ -239,12 +228,33 @@ class ChunkOptimizer:
                 pose = self.kinematics.forward(start[0])
                 waypoints = drawn_to_tool(waypoints, time, pose.tool, pose.jacobian @ start[1], config.blend)
             return waypoints, noise
-        shared = int(np.searchsorted(waypoints.times, earlier.end_time - config.settle - config.blend.tail))
+        shared = self._shared(waypoints.times, earlier)
         if shared == 0:
             return waypoints, noise
         before = self.kinematics.forward_many(earlier.many(waypoints.times[:shared])).tool
         waypoints, apart = blended(waypoints, before, config.blend)
         return waypoints, max(noise, math.sqrt(float(np.square(apart * self._weights).sum(1).mean())))
+
+    def _calmed_joints(
+        self, start: tuple[Array, Array, Array], time: float, waypoints: JointWaypoints, earlier: JointSpline | None
+    ) -> tuple[JointWaypoints, float]:
+        """Do to joint waypoints what `_calmed` does to tool poses; a radian is noise of `joint_weight` [m]."""
+        config, noise = self.config, self.config.joint_weight * roughness(waypoints.joints)
+        if config.blend.weight == 0.0:
+            return waypoints, noise
+        if earlier is None:
+            if noise > config.noise_floor:
+                waypoints = drawn_to_joints(waypoints, time, start[0], start[1], config.blend)
+            return waypoints, noise
+        shared = self._shared(waypoints.times, earlier)
+        if shared == 0:
+            return waypoints, noise
+        waypoints, apart = blended_joints(waypoints, earlier.many(waypoints.times[:shared]), config.blend)
+        return waypoints, max(noise, config.joint_weight * math.sqrt(float(np.square(apart).sum(1).mean())))
+
+    def _shared(self, times: Array, earlier: JointSpline) -> int:
+        """Return how many of the first waypoints an earlier plan says something about, its coming to rest left out."""
+        return int(np.searchsorted(times, earlier.end_time - self.config.settle - self.config.blend.tail))
 
     def _too_near(self, q: Array, collisions: CollisionModel, elapsed: float) -> Array | None:
         """Return all distances `[num_pairs]` [m] where one of them is below what plans keep, else None."""
@@ -254,22 +264,84 @@ class ChunkOptimizer:
         enough = collisions.config.clearance + self.config.clearance_margin
         return None if found.nearest > enough else found.distances
 
-    def _first_guess(self, grid: _Grid, origin: Array, time: float, guess: JointTrajectory | None) -> Array:
-        """Return free control points `[f j]` near an earlier plan, or of a rest at the start."""
-        if guess is None:
-            return np.tile(origin[0], (grid.free, 1))
-        places = np.linspace(0.0, grid.spans, 2 * grid.spans + 1)[1:]
-        rows = grid.basis.rows(places)
-        wanted = guess.many(time + places * grid.span) - rows @ grid.fixed @ origin
-        return np.asarray(np.linalg.lstsq(rows @ grid.spread, wanted, rcond=None)[0], dtype=np.float64)
+    def _first_guess(
+        self, grid: SplineGrid, origin: Array, time: float, guess: JointSpline | None, goal: _Goal
+    ) -> tuple[Array, ArmPose]:
+        """Return free control points `[f j]` to begin from, and the poses at the samples.
 
-    def _iterate(self, grid: _Grid, control: Array, pose: ArmPose, goal: _Goal) -> Array:
+        A chunk of tool poses begins from an earlier plan or, without one, from a rest at the start. A chunk of joint
+        positions begins from those, as fast as the joints can follow, unless that leads through an obstacle: the
+        programs would then push the arm out of it on any side.
+        """
+        places = np.linspace(0.0, grid.spans, 2 * grid.spans + 1)[1:]
+        times = time + places * grid.span
+        if isinstance(goal.wanted, JointWaypoints):
+            way = self._reachable(goal.wanted, origin[0], times, time)
+            if guess is not None:
+                # The earlier plan knows a way round obstacles; the iterations can come back this far from it.
+                back = 0.5 * self.config.trust * self.config.iterations
+                way += np.clip(guess.many(times) - way, -back, back)
+            free = grid.through(places, way, origin)
+            posed = self.kinematics.forward_many(grid.at_samples @ grid.control(origin, free))
+            if goal.collisions.num_pairs == 0 or self._clear(posed, grid, goal):
+                return free, posed
+        if guess is None:
+            free = np.tile(origin[0], (grid.free, 1))
+        else:
+            free = grid.through(places, guess.many(times), origin)
+        return free, self.kinematics.forward_many(grid.at_samples @ grid.control(origin, free))
+
+    def _clear(self, posed: ArmPose, grid: SplineGrid, goal: _Goal) -> bool:
+        """Tell whether no pair is nearer than the clearance at the samples."""
+        kept = goal.collisions.config.clearance
+        return goal.collisions.clearances(posed, kept, goal.elapsed + grid.times).nearest >= kept
+
+    def _reachable(self, wanted: JointWaypoints, q: Array, times: Array, time: float) -> Array:
+        """Return joint positions `[m j]` at `times`: the wanted ones, followed within the velocity limits from `q`."""
+        knots = np.append(time, wanted.times)
+        joints = np.concatenate([q[None], np.clip(wanted.joints, self.lower, self.upper)])
+        way = np.stack([np.interp(times, knots, column) for column in joints.T], axis=1)
+        before, then = q, time
+        for index, now in enumerate(times):
+            most = self.velocity * (now - then)
+            way[index] = before + np.clip(way[index] - before, -most, most)
+            before, then = way[index], now
+        return way
+
+    def _iterate(self, grid: SplineGrid, control: Array, pose: ArmPose, goal: _Goal) -> Array:
         """Solve one quadratic program about control points `[n j]`; return the change of the free ones `[f j]`."""
-        config, joints = self.config, control.shape[1]
-        turns = rotation_logs(goal.rotations @ pose.tool[:, :3, :3].transpose(0, 2, 1))
+        joints = control.shape[1]
+        q = grid.at_samples @ control
+        if isinstance(goal.wanted, JointWaypoints):
+            grams, pulls = self._joint_task(q, goal.wanted, goal.shares)
+        else:
+            grams, pulls = self._tool_task(q, pose, goal.wanted, goal)
+        # The spline is linear in its control points, so each sample adds its gram once for every two of them, by the
+        # product of their shares in it. As one matrix product: `[f*f m] [m j*j]`.
+        products = (grid.samples[:, :, None] * grid.samples[:, None, :]).reshape(len(q), -1)
+        hessian = (products.T @ grams.reshape(len(q), -1)).reshape(grid.free, grid.free, joints, joints)
+        # The jerk couples control points, but never two joints: it stands on the diagonal of the blocks alone.
+        jerk = grid.jerk @ grid.spread
+        smooth = grid.spread.T @ jerk * goal.jerk_weight
+        for joint in range(joints):
+            hessian[:, :, joint, joint] += smooth
+        near = self._near(grid, control, pose, goal)
+        size = grid.free * joints
+        # Unknowns are ordered by control point first, then by joint, as the rows of `Limit.rows` are.
+        square = np.ascontiguousarray(hessian.transpose(0, 2, 1, 3).reshape(size, size))
+        gradient = (goal.jerk_weight * jerk.T @ control - grid.samples.T @ pulls).ravel()
+        limits = self._limits(grid, control)
+        step = solve_by_row_generation(square, gradient, self.config.trust, limits, near)
+        return step.reshape(-1, joints)
+
+    def _tool_task(self, q: Array, pose: ArmPose, wanted: Waypoints, goal: _Goal) -> tuple[Array, Array]:
+        """Return what tool poses ask of the joints at each sample: quadratic `[m j j]` and linear `[m j]` part."""
+        config, joints = self.config, q.shape[1]
+        turns = rotation_logs(wanted.rotations @ pose.tool[:, :3, :3].transpose(0, 2, 1))
+        # Far targets are approached in steps, within which the Jacobian still holds.
         errors = np.concatenate(
             [
-                _capped(goal.positions - pose.tool[:, :3, 3], config.max_error[0]),
+                _capped(wanted.positions - pose.tool[:, :3, 3], config.max_error[0]),
                 _capped(turns, config.max_error[1]),
             ],
             axis=1,
@@ -278,25 +350,24 @@ class ChunkOptimizer:
         scaled = jacobians * goal.shares[:, None, None]
         grams = np.matmul(scaled.transpose(0, 2, 1), jacobians)
         pulls = np.matmul(scaled.transpose(0, 2, 1), (errors * self._weights)[..., None])[..., 0]
-        spare, drift = self._secondary(grid.at_samples @ control, pose, jacobians, goal.posture)
+        spare, drift = self._secondary(q, pose, jacobians, goal.posture)
+        # An error that stays, because the pose is out of reach, must not swing the arm: it is damped by its size.
         stubborn = config.residual_damping * np.sqrt(np.square(errors[:, :3]).sum(1))
         still = config.proximity_weight + goal.shares * stubborn
         grams += (goal.shares * config.posture_weight**2)[:, None, None] * spare
         grams += still[:, None, None] * np.eye(joints)
         pulls += goal.shares[:, None] * drift
-        products = (grid.samples[:, :, None] * grid.samples[:, None, :]).reshape(len(errors), -1)
-        hessian = (products.T @ grams.reshape(len(errors), -1)).reshape(grid.free, grid.free, joints, joints)
-        jerk = grid.jerk @ grid.spread
-        smooth = grid.spread.T @ jerk * goal.jerk_weight
-        for joint in range(joints):
-            hessian[:, :, joint, joint] += smooth
-        near = self._near(grid, control, pose, goal)
-        size = grid.free * joints
-        square = np.ascontiguousarray(hessian.transpose(0, 2, 1, 3).reshape(size, size))
-        gradient = (goal.jerk_weight * jerk.T @ control - grid.samples.T @ pulls).ravel()
-        limits = self._limits(grid, control)
-        step = solve_by_row_generation(square, gradient, config.trust, limits, near)
-        return step.reshape(-1, joints)
+        return grams, pulls
+
+    def _joint_task(self, q: Array, wanted: JointWaypoints, shares: Array) -> tuple[Array, Array]:
+        """Return what joint positions ask of the joints at each sample: quadratic `[m j j]` and linear `[m j]` part.
+
+        The task is linear, so that errors need no cap.
+        """
+        weights = self.config.joint_weight**2 * shares
+        errors = np.clip(wanted.joints, self.lower, self.upper) - q
+        grams = (weights + self.config.proximity_weight)[:, None, None] * np.eye(q.shape[1])
+        return grams, weights[:, None] * errors
 
     def _secondary(self, q: Array, pose: ArmPose, jacobians: Array, posture: Array) -> tuple[Array, Array]:
         """Return projectors `[m j j]` on motions that leave the tool alone, and the pull along them `[m j]`."""
@@ -309,7 +380,7 @@ class ChunkOptimizer:
         drift += config.manipulability_weight * lack[:, None] * slopes
         return spare, np.matmul(spare, drift[..., None])[..., 0]
 
-    def _limits(self, grid: _Grid, control: Array) -> list[Limit]:
+    def _limits(self, grid: SplineGrid, control: Array) -> list[Limit]:
         """Return position, velocity and acceleration on the grid of times, with their bounds."""
         q, dq, ddq = (m @ control for m in (grid.at_grid, grid.speed_at_grid, grid.acceleration_at_grid))
         return [
@@ -318,7 +389,7 @@ class ChunkOptimizer:
             Limit(grid.grid[2], ddq, -self.acceleration, self.acceleration),
         ]
 
-    def _near(self, grid: _Grid, control: Array, pose: ArmPose, goal: _Goal) -> tuple[Array, Array]:
+    def _near(self, grid: SplineGrid, control: Array, pose: ArmPose, goal: _Goal) -> tuple[Array, Array]:
         """Return rows `[r f*j]` on the near distances, and their least values `[r]` [m].
 
         Each pair gives two: its distance, and its distance less the way in which the arm could stop closing it, as
@@ -352,3 +423,18 @@ def _capped(errors: Array, limit: float) -> Array:
     """Shorten the errors `[m 3]` that are longer than `limit`."""
     length = np.sqrt(np.square(errors).sum(1, keepdims=True))
     return errors * np.minimum(1.0, limit / np.maximum(length, 1e-12))
+
+
+def _with_end(waypoints: Waypoints | JointWaypoints, end: float) -> Waypoints | JointWaypoints:
+    """Repeat the last waypoint at the time `end` [s]."""
+    times = np.append(waypoints.times, end)
+    weights = np.append(waypoints.weights, waypoints.weights[-1])
+    if isinstance(waypoints, JointWaypoints):
+        joints = np.concatenate([waypoints.joints, waypoints.joints[-1:]])
+        return JointWaypoints(times=times, joints=joints, weights=weights)
+    return Waypoints(
+        times=times,
+        positions=np.concatenate([waypoints.positions, waypoints.positions[-1:]]),
+        rotations=np.concatenate([waypoints.rotations, waypoints.rotations[-1:]]),
+        weights=weights,
+    )

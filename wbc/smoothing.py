@@ -15,15 +15,16 @@ rest; the tick's limits smooth that.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
 from ..errors import ControlError
 from .reference import SmoothTrajectory, ToolState, resting
 from .robot.transforms import Array, matrix_from_quaternion, rotation_log
-from .splines import clamped_basis, monomials
+from .splines import SmoothJointSpline, clamped_basis, monomials
 
 MAX_ROTATION = 1.5 * math.pi
 """Largest rotation [rad] within one chunk; the rotation vector loses its meaning at 2 pi."""
@@ -144,16 +145,18 @@ def smooth_chunk(
     Raises:
         ControlError: the chunk turns too far for one rotation vector.
     """
-    count = len(due)
-    phase = max(round((float(due[0]) - time) / period, 4), 1e-4)
-    spans = math.ceil(max(phase + count - 1 + config.settle, config.min_duration / period, 1.0) - 1e-6)
-    from_waypoints, from_start = smoothing_matrix(count, phase, spans, config.smoothness)
+    from_waypoints, from_start, spans, duration = _maps(time, due, period, config)
     zero = np.zeros(3)
     fixed = from_waypoints @ relative_waypoints(start, positions, quaternions)
-    duration = max(phase + count - 1, float(spans)) * period
     at_rest = resting(start.position, start.rotation)
     for origin in (start, replace(start, acceleration=zero, angular_acceleration=zero), at_rest):
-        found = _stretched(fixed, from_start, origin, duration, config)
+        rates = np.stack(
+            [
+                np.concatenate([origin.velocity, origin.angular_velocity]),
+                np.concatenate([origin.acceleration, origin.angular_acceleration]),
+            ]
+        )
+        found = _stretched(fixed, from_start, rates, duration, partial(_excess, rates=rates, config=config))
         if found is not None:
             break
     assert found is not None, "a chunk that begins at rest meets every cap once time is stretched enough"
@@ -169,8 +172,52 @@ def smooth_chunk(
     )
 
 
+def smooth_joints(
+    start: tuple[Array, Array, Array],
+    time: float,
+    joints: Array,
+    due: Array,
+    period: float,
+    config: SmoothingConfig,
+    limits: tuple[Array, Array],
+) -> SmoothJointSpline:
+    """Smooth joint positions from the commanded state at `time` [s], as `smooth_chunk` does tool poses.
+
+    Args:
+        start: positions [rad], velocities [rad/s] and accelerations [rad/s^2] `[j]`.
+        time: time of `start` [s].
+        joints: `[k j]` [rad], without jumps of a turn; due: `[k]` times [s], `period` [s] apart, all after `time`.
+        period: time between waypoints [s].
+        config: weight of the jerk; its caps are the tool's and play no part.
+        limits: caps on speed [rad/s] and acceleration [rad/s^2] `[j]`.
+    """
+    from_waypoints, from_start, spans, duration = _maps(time, due, period, config)
+    fixed = from_waypoints @ (joints - start[0])
+    zero = np.zeros_like(start[0])
+    for rates in (np.stack(start[1:]), np.stack([start[1], zero]), np.stack([zero, zero])):
+        found = _stretched(fixed, from_start, rates, duration, partial(_joint_excess, rates=rates, limits=limits))
+        if found is not None:
+            break
+    assert found is not None, "a chunk that begins at rest meets every cap once time is stretched enough"
+    coefficients, span = found
+    coefficients[:, 0] += start[0]
+    stretch = span * spans / duration
+    return SmoothJointSpline(
+        start_time=time, span=span, coefficients=coefficients, stretch=stretch, due=time + stretch * (due - time)
+    )
+
+
+def _maps(time: float, due: Array, period: float, config: SmoothingConfig) -> tuple[Array, Array, int, float]:
+    """Return the maps of `smoothing_matrix` for targets at times `due` `[k]`, the pieces and the duration [s]."""
+    count = len(due)
+    phase = max(round((float(due[0]) - time) / period, 4), 1e-4)
+    spans = math.ceil(max(phase + count - 1 + config.settle, config.min_duration / period, 1.0) - 1e-6)
+    from_waypoints, from_start = smoothing_matrix(count, phase, spans, config.smoothness)
+    return from_waypoints, from_start, spans, max(phase + count - 1, float(spans)) * period
+
+
 def _stretched(
-    fixed: Array, from_start: Array, start: ToolState, duration: float, config: SmoothingConfig
+    fixed: Array, from_start: Array, rates: Array, duration: float, excess_of: Callable[[Array, float], float]
 ) -> tuple[Array, float] | None:
     """Stretch time until the caps hold; return the coefficients and the time of a piece [s], None where that
     fails.
@@ -179,28 +226,33 @@ def _stretched(
 
     Args:
         fixed: coefficients from the waypoints; from_start: `[spans 6 2]` map from the start's derivatives.
-        start: velocity and acceleration to begin with.
+        rates: `[2 d]` velocity and acceleration to begin with.
         duration: of the whole, before stretching [s].
+        excess_of: stretch that is missing for coefficients and the time of a piece [s].
     """
-    rates = np.stack(
-        [
-            np.concatenate([start.velocity, start.angular_velocity]),
-            np.concatenate([start.acceleration, start.angular_acceleration]),
-        ]
-    )
     moving = bool(np.any(rates))
     span = duration / len(fixed)
     longest = MAX_STRETCH_IN_MOTION * span
     while not moving or span <= longest:
         coefficients = fixed + from_start @ (rates * np.array([[span], [span**2]]))
-        excess = _excess(coefficients, span, rates, config)
+        excess = excess_of(coefficients, span)
         if excess <= CAP_TOLERANCE:
             return coefficients, span
         span *= 1.01 * excess
     return None
 
 
-def _excess(coefficients: Array, span: float, rates: Array, config: SmoothingConfig) -> float:
+def _joint_excess(coefficients: Array, span: float, rates: Array, limits: tuple[Array, Array]) -> float:
+    """Return the stretch of time that brings the peaks of each joint to its limits (or the start's rates)."""
+    worst = 0.0
+    for order, limit in enumerate(limits):
+        peaks = np.abs(np.tensordot(_SAMPLES[order + 1], coefficients, axes=(1, 1))).max((0, 1)) / span ** (order + 1)
+        share = float((peaks / np.maximum(limit, np.abs(rates[order]))).max())
+        worst = max(worst, share ** (1.0 / (order + 1)))
+    return worst
+
+
+def _excess(coefficients: Array, span: float, *, rates: Array, config: SmoothingConfig) -> float:
     """Return the stretch of time that brings peaks of speed and acceleration to the caps (or the start's)."""
     worst = 0.0
     speeds = np.tensordot(_SAMPLES[1:], coefficients, axes=(2, 1)) / np.array([span, span**2])[:, None, None, None]

@@ -91,7 +91,7 @@ class Pieces:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class JointTrajectory(Pieces):
+class JointSpline(Pieces):
     """Joint motion [rad] in time."""
 
     def positions(self, time: float) -> Array:
@@ -111,3 +111,15 @@ class JointTrajectory(Pieces):
         phases = np.clip((times - self.start_time) / self.span, 0.0, float(count))
         pieces = np.minimum(phases.astype(np.intp), count - 1)
         return np.matmul(monomials(phases - pieces, 0)[:, None], self.coefficients[pieces])[:, 0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SmoothJointSpline(JointSpline):
+    """Joint motion through a chunk that was smoothed, not optimized.
+
+    stretch: factor by which time was stretched, 1 where the limits hold.
+    due: `[k]` times [s] at which the waypoints are reached, after stretching.
+    """
+
+    stretch: float
+    due: Array

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from ..contracts import ActionTrajectory
+from ..contracts import ActionTrajectory, Array, ControlTrajectory, JointTrajectory
+from .robot.robots import RobotModel
 
 ACCEPTED = "accepted"
 PENDING = "pending"
@@ -21,9 +22,15 @@ REJECTED_ROTATION = "rejected_rotation"
 REJECTED_STOPPED = "rejected_stopped"
 REJECTED_STATE = "rejected_state"
 """The measured joints of a standing arm are too far from the commanded ones; `reset` takes the measured ones over."""
+REJECTED_ARM = "rejected_arm"
+"""The chunk is for an arm that the group does not have."""
 
 MAX_DISTANCE = 10.0
 """Farthest coordinate [m] taken for a target; unreachable ones below it are approached as far as possible."""
+MAX_EXCESS = 0.5 * math.pi
+"""How far beyond a joint's limits [rad] a target may lie; it is approached as far as the limits allow."""
+MAX_ANGLE = 1e3
+"""Farthest target [rad] of a joint without stops."""
 MAX_POSES = 256
 MIN_PERIOD, MAX_PERIOD = 1e-4, 10.0
 """Shortest and longest time between poses [s]."""
@@ -39,28 +46,50 @@ def _array(value: object, shape: tuple[int, ...]) -> bool:
     )
 
 
-def check_chunk(trajectory: ActionTrajectory) -> str:
+def check_chunk(trajectory: ControlTrajectory, robot: RobotModel) -> str:
     """Return `ACCEPTED` or the name of the first fault of `trajectory` itself, regardless of the clock."""
-    if not isinstance(trajectory, ActionTrajectory) or not isinstance(trajectory.positions, np.ndarray):
-        return REJECTED_SHAPE
-    count = len(trajectory.positions) if trajectory.positions.ndim else 0
-    if not 1 <= count <= MAX_POSES or not (
-        _array(trajectory.positions, (count, 3))
-        and _array(trajectory.quaternions, (count, 4))
-        and _array(trajectory.gripper, (count,))
+    if not isinstance(trajectory, ActionTrajectory | JointTrajectory) or not isinstance(
+        trajectory.positions, np.ndarray
     ):
         return REJECTED_SHAPE
-    if not all(np.all(np.isfinite(a)) for a in (trajectory.positions, trajectory.quaternions, trajectory.gripper)):
+    count = len(trajectory.positions) if trajectory.positions.ndim else 0
+    arrays = _arrays(trajectory, count, robot.num_joints)
+    if not 1 <= count <= MAX_POSES or not all(_array(array, shape) for array, shape in arrays):
+        return REJECTED_SHAPE
+    if not all(np.all(np.isfinite(array)) for array, _ in arrays):
         return REJECTED_NOT_FINITE
     if not all(isinstance(t, int | float | np.number) for t in (trajectory.dt, trajectory.start_time)):
         return REJECTED_TIME
     if not (math.isfinite(trajectory.start_time) and MIN_PERIOD <= trajectory.dt <= MAX_PERIOD):
         return REJECTED_TIME
-    if float(np.abs(trajectory.positions).max()) > MAX_DISTANCE:
+    if not _in_range(trajectory, robot):
         return REJECTED_RANGE
-    if trajectory.gripper.min() < -1e-3 or trajectory.gripper.max() > 1.0 + 1e-3:
+    gripper = trajectory.gripper
+    if gripper is not None and (gripper.min() < -1e-3 or gripper.max() > 1.0 + 1e-3):
         return REJECTED_RANGE
-    lengths = np.linalg.norm(trajectory.quaternions.astype(np.float64), axis=1)
-    if float(np.abs(lengths - 1.0).max()) > QUATERNION_TOLERANCE:
-        return REJECTED_QUATERNION
+    if isinstance(trajectory, ActionTrajectory):
+        lengths = np.linalg.norm(trajectory.quaternions.astype(np.float64), axis=1)
+        if float(np.abs(lengths - 1.0).max()) > QUATERNION_TOLERANCE:
+            return REJECTED_QUATERNION
     return ACCEPTED
+
+
+def _arrays(trajectory: ControlTrajectory, count: int, joints: int) -> list[tuple[Array, tuple[int, ...]]]:
+    """Return the arrays of a trajectory with the shapes that they should have."""
+    if isinstance(trajectory, ActionTrajectory):
+        return [
+            (trajectory.positions, (count, 3)),
+            (trajectory.quaternions, (count, 4)),
+            (trajectory.gripper, (count,)),
+        ]
+    arrays: list[tuple[Array, tuple[int, ...]]] = [(trajectory.positions, (count, joints))]
+    return arrays if trajectory.gripper is None else [*arrays, (trajectory.gripper, (count,))]
+
+
+def _in_range(trajectory: ControlTrajectory, robot: RobotModel) -> bool:
+    """Tell whether targets are near enough to be meant: in meters and radians, not in other units."""
+    positions = trajectory.positions
+    if isinstance(trajectory, ActionTrajectory):
+        return float(np.abs(positions).max()) <= MAX_DISTANCE
+    inside = bool(np.all((positions >= robot.lower - MAX_EXCESS) & (positions <= robot.upper + MAX_EXCESS)))
+    return inside and float(np.abs(positions).max()) <= MAX_ANGLE

@@ -1,4 +1,4 @@
-"""The tool poses that an optimised chunk is to pass, freed from some of their noise."""
+"""What an optimised chunk is to pass, tool poses or joint positions, freed from some of their noise."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ class Waypoints:
     weights: Array
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class JointWaypoints:
+    """Joint positions to pass: times `[m]` [s], joints `[m j]` [rad], weights `[m]` [s]."""
+
+    times: Array
+    joints: Array
+    weights: Array
+
+
 def waypoints_of(positions: Array, quaternions: Array, due: Array, period: float, limit: int) -> Waypoints:
     """Return the waypoints of a chunk, neighbours averaged in groups where there are more than `limit`.
 
@@ -31,16 +40,38 @@ def waypoints_of(positions: Array, quaternions: Array, due: Array, period: float
         limit: most waypoints.
     """
     rotations = np.stack([matrix_from_quaternion(q) for q in quaternions])
-    size = -(-len(due) // limit)
-    if size > 1:
-        groups = [slice(max(end - size, 0), end) for end in range(len(due), 0, -size)][::-1]
+    groups = _groups(len(due), limit)
+    if len(groups) < len(due):
         positions = np.stack([positions[g].mean(0) for g in groups])
         rotations = np.stack([_nearest_rotation(rotations[g].mean(0)) for g in groups])
-        weights = period * np.array([g.stop - g.start for g in groups], dtype=np.float64)
         due = np.array([due[g].mean() for g in groups])
-    else:
-        weights = np.full(len(due), period)
-    return Waypoints(times=due, positions=positions, rotations=rotations, weights=weights)
+    return Waypoints(times=due, positions=positions, rotations=rotations, weights=_weights(groups, period))
+
+
+def joint_waypoints_of(joints: Array, due: Array, period: float, limit: int) -> JointWaypoints:
+    """Return joint positions `[k j]` [rad] as waypoints, neighbors averaged in groups where there are more than
+    `limit`.
+
+    Args:
+        joints: without jumps of a turn; due: `[k]` [s]; period: time between them [s].
+        limit: most waypoints.
+    """
+    groups = _groups(len(due), limit)
+    if len(groups) < len(due):
+        joints = np.stack([joints[g].mean(0) for g in groups])
+        due = np.array([due[g].mean() for g in groups])
+    return JointWaypoints(times=due, joints=joints, weights=_weights(groups, period))
+
+
+def _groups(count: int, limit: int) -> list[slice]:
+    """Divide `count` waypoints into at most `limit` groups of neighbors; the first may be smaller than the others."""
+    size = -(-count // limit)
+    return [slice(max(end - size, 0), end) for end in range(count, 0, -size)][::-1]
+
+
+def _weights(groups: list[slice], period: float) -> Array:
+    """Return the time that each group stands for [s]."""
+    return period * np.array([g.stop - g.start for g in groups], dtype=np.float64)
 
 
 def _nearest_rotation(matrix: Array) -> Array:
@@ -87,6 +118,17 @@ def blended(waypoints: Waypoints, before: Array, config: BlendConfig) -> tuple[W
     return _drawn(waypoints, np.concatenate([apart, np.tile(apart.mean(0), (beyond, 1))]), apart, config), apart
 
 
+def blended_joints(waypoints: JointWaypoints, before: Array, config: BlendConfig) -> tuple[JointWaypoints, Array]:
+    """Draw joint waypoints towards the earlier plan's joints `[s j]` [rad] at the first s times, as `blended` does.
+
+    Returns:
+        The waypoints, and the differences `[s j]` [rad].
+    """
+    apart = before - waypoints.joints[: len(before)]
+    beyond = len(waypoints.times) - len(before)
+    return _drawn_joints(waypoints, np.concatenate([apart, np.tile(apart.mean(0), (beyond, 1))]), apart, config), apart
+
+
 def drawn_to_tool(waypoints: Waypoints, time: float, tool: Array, twist: Array, config: BlendConfig) -> Waypoints:
     """Draw a first chunk towards the tool: where the chunk, carried back to now, is beside it, it errs by that much.
 
@@ -104,22 +146,48 @@ def drawn_to_tool(waypoints: Waypoints, time: float, tool: Array, twist: Array, 
         return waypoints
     turns = rotation_logs(waypoints.rotations[seen] @ tool[:3, :3].T)
     way = np.concatenate([waypoints.positions[seen] - tool[:3, 3], turns], axis=1) - np.outer(since[seen], twist)
-    powers = np.stack([np.ones(len(way)), since[seen] ** 2], axis=1)
-    offset = -np.asarray(np.linalg.lstsq(powers, way, rcond=None)[0][:1], dtype=np.float64)
+    offset = _carried_back(way, since[seen])
     return _drawn(waypoints, np.tile(offset, (len(since), 1)), offset, config)
+
+
+def drawn_to_joints(waypoints: JointWaypoints, time: float, q: Array, dq: Array, config: BlendConfig) -> JointWaypoints:
+    """Draw a first chunk towards the joints `[j]` [rad], which move at `dq` [rad/s], as `drawn_to_tool` does."""
+    since = waypoints.times - time
+    seen = since <= FIRST_LOOK + 1e-9
+    if np.count_nonzero(seen) < 4:
+        return waypoints
+    offset = _carried_back(waypoints.joints[seen] - q - np.outer(since[seen], dq), since[seen])
+    return _drawn_joints(waypoints, np.tile(offset, (len(since), 1)), offset, config)
+
+
+def _carried_back(way: Array, since: Array) -> Array:
+    """Return minus the value now `[1 d]` of the parabola without slope through ways `[s d]` at times `[s]` [s]."""
+    powers = np.stack([np.ones(len(way)), since**2], axis=1)
+    return -np.asarray(np.linalg.lstsq(powers, way, rcond=None)[0][:1], dtype=np.float64)
 
 
 def _drawn(waypoints: Waypoints, offsets: Array, apart: Array, config: BlendConfig) -> Waypoints:
     """Shift waypoints by a share of `offsets` `[m 6]` that fades along the chunk and with differences `apart`."""
     squares = np.square(apart[:, :3] / config.distance).sum(1) + np.square(apart[:, 3:] / config.angle).sum(1)
-    share = config.weight * math.exp(-float(squares.mean()))
-    fade = share / (1.0 + share) * np.linspace(1.0, 0.0, len(offsets) + 1)[:-1, None]
+    fade = _fade(squares, len(offsets), config)
     rotations = [rotation_exp(t) @ r for t, r in zip(fade * offsets[:, 3:], waypoints.rotations, strict=True)]
     return replace(waypoints, positions=waypoints.positions + fade * offsets[:, :3], rotations=np.stack(rotations))
 
 
+def _drawn_joints(waypoints: JointWaypoints, offsets: Array, apart: Array, config: BlendConfig) -> JointWaypoints:
+    """Shift joint waypoints by a share of `offsets` `[m j]`, as `_drawn` does."""
+    fade = _fade(np.square(apart / config.angle).sum(1), len(offsets), config)
+    return replace(waypoints, joints=waypoints.joints + fade * offsets)
+
+
+def _fade(squares: Array, count: int, config: BlendConfig) -> Array:
+    """Return shares `[count 1]` that fall along the chunk, smaller the larger the squared differences are."""
+    share = config.weight * math.exp(-float(squares.mean()))
+    return share / (1.0 + share) * np.linspace(1.0, 0.0, count + 1)[:-1, None]
+
+
 def roughness(positions: Array) -> float:
-    """Return how far waypoints `[m 3]` [m] scatter about a smooth curve, by their third differences."""
+    """Return how far waypoints `[m d]`, in their own unit, scatter about a smooth curve, by their third differences."""
     if len(positions) < 5:
         return 0.0
     third = np.diff(positions, 3, axis=0)

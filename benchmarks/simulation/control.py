@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...contracts import ActionTrajectory, JointCommand, Trajectory
+from ...contracts import ActionTrajectory, JointCommand, JointTrajectory, Trajectory
 from ...errors import ConfigError, PolicyError
 from ...wbc.controller import ControllerConfig, WholeBodyController
 from ...wbc.optimization import OptimizationConfig
@@ -38,9 +38,10 @@ def tool_poses(trajectory: Trajectory) -> ActionTrajectory:
     """
     if isinstance(trajectory, ActionTrajectory):
         return trajectory
+    got = "joint positions" if isinstance(trajectory, JointTrajectory) else f"{trajectory.values.shape[-1]} signals"
     raise PolicyError(
-        f"policy: expected tool poses for this simulator, got {trajectory.values.shape[-1]} signals of another robot; "
-        "evaluate it with `gr2 benchmark actions`, or train it on data of tool poses."
+        f"policy: expected tool poses for this simulator, got {got} of another robot; evaluate it with "
+        "`gr2 benchmark actions`, or train it on data of tool poses."
     )
 
 

@@ -113,10 +113,10 @@ class ArraysSource:
         rate = spec.control_hz or ASSUMED_HZ
         steps = bool(spec.actions)
         num_steps = next(iter(lengths.values()))
-        states = (states if spec.states else np.zeros((num_steps, 0), np.float32)) if steps else None
-        actions = with_opening(actions, spec.gripper) if steps else None
+        kept_states = (states if spec.states else np.zeros((num_steps, 0), np.float32)) if steps else None
+        kept_actions = with_opening(actions, spec.gripper) if steps else None
         described = self._described(headers, spec)
-        embodiment = described.embodiment(states, actions, rate)
+        embodiment = described.embodiment(kept_states, kept_actions, rate)
         return Record(
             key=key,
             videos={
@@ -124,8 +124,8 @@ class ArraysSource:
                 for camera, name in spec.cameras.items()
             },
             caption=_sentence(file, headers, spec),
-            states=states,
-            actions=actions,
+            states=kept_states,
+            actions=kept_actions,
             control_hz=rate if steps else None,
             embodiment=embodiment,
             source=source,

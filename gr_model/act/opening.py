@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from ...contracts import ActionTrajectory, Observation, Policy, SignalTrajectory, Trajectory
+from ...contracts import ActionTrajectory, JointTrajectory, Observation, Policy, SignalTrajectory, Trajectory
 from ...errors import PolicyError
 from .remote import RemotePolicy
 
@@ -137,6 +137,8 @@ class CheckedPolicy:
 
     def _check(self, answer: object, method: str) -> Trajectory:
         if isinstance(answer, SignalTrajectory) and len(answer.values):
+            return answer
+        if isinstance(answer, JointTrajectory) and len(answer.positions):
             return answer
         if not isinstance(answer, ActionTrajectory) or len(answer.positions) == 0:
             got = "an empty trajectory" if isinstance(answer, Trajectory) else type(answer).__name__

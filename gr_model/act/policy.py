@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...contracts import Array, Observation, SignalTrajectory, Trajectory
+from ...contracts import ActionTrajectory, Array, Observation, Trajectory
 from ...cvae_head.ensemble import TemporalEnsemble
 from ...cvae_head.signals import place_chunk
 from ...embodiment import Embodiment
@@ -109,7 +109,7 @@ class GR2Policy:
         """Turn a predicted chunk `[k c]` into what is to be followed."""
         state, coding = observation.state_vector(), self.model.config.coding
         trajectory = place_chunk(coding, chunk, state, dt=self.dt, start_time=observation.time)
-        if self.ensemble is None or isinstance(trajectory, SignalTrajectory):
+        if self.ensemble is None or not isinstance(trajectory, ActionTrajectory):
             return trajectory
         return self.ensemble.blend(trajectory)
 

@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ...contracts import ActionTrajectory, Array, Observation, SignalTrajectory, Trajectory
+from ...contracts import ActionTrajectory, Array, JointTrajectory, Observation, SignalTrajectory, Trajectory
 from ...errors import DataError, EnvironmentMissing, PolicyError
 
 MAX_BYTES = 64 << 20
@@ -99,13 +99,18 @@ def unpack_session(data: bytes) -> str:
 
 def pack_trajectory(trajectory: Trajectory) -> bytes:
     """Write a trajectory as a message."""
+    times = np.array([trajectory.dt, trajectory.start_time])
     if isinstance(trajectory, SignalTrajectory):
-        return pack({"values": trajectory.values, "times": np.array([trajectory.dt, trajectory.start_time])})
+        return pack({"values": trajectory.values, "times": times})
+    if isinstance(trajectory, JointTrajectory):
+        opening = {} if trajectory.gripper is None else {"gripper": trajectory.gripper}
+        return pack({"joint_positions": trajectory.positions, "times": times, **opening})
     return pack({
         "positions": trajectory.positions,
         "quaternions": trajectory.quaternions,
         "gripper": trajectory.gripper,
         "times": np.array([trajectory.dt, trajectory.start_time]),
+        "arm": np.array(trajectory.arm),
     })  # fmt: skip
 
 
@@ -120,9 +125,12 @@ def unpack_trajectory(data: bytes) -> Trajectory:
         dt, start_time = arrays["times"].tolist()
         if "values" in arrays:
             return SignalTrajectory(values=arrays["values"], dt=dt, start_time=start_time)
+        if "joint_positions" in arrays:
+            joints, opening = arrays["joint_positions"], arrays.get("gripper")
+            return JointTrajectory(positions=joints, gripper=opening, dt=dt, start_time=start_time)
         return ActionTrajectory(
             positions=arrays["positions"], quaternions=arrays["quaternions"], gripper=arrays["gripper"],
-            dt=dt, start_time=start_time,
+            dt=dt, start_time=start_time, arm=str(arrays.get("arm", "")),
         )  # fmt: skip
     except (KeyError, ValueError) as error:
         raise DataError(f"trajectory: expected the arrays of `pack_trajectory`, got {sorted(arrays)}.") from error

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from gr2.contracts import ActionTrajectory, SignalTrajectory
+from gr2.contracts import ActionTrajectory, JointTrajectory, SignalTrajectory
 from gr2.cvae_head.rotations import from_quaternion, to_quaternion
 from gr2.cvae_head.signals import SignalCoding, coding_of, place_chunk
 from gr2.cvae_head.trajectory import chunk_targets, state_after, state_features
@@ -128,10 +128,11 @@ def test_a_trajectory_has_the_form_and_the_clock_of_its_robot() -> None:
     known = to_quaternion(action[:, 3:7], "quaternion_wxyz")
     np.testing.assert_allclose(np.abs((placed.quaternions * known).sum(-1)), 1, atol=1e-9)
     np.testing.assert_array_equal(placed.gripper, action[:, 7])
-    joints = SignalCoding(ARM)
-    other = place_chunk(joints, np.zeros((4, 6)), np.ones(6), dt=0.1, start_time=0.0)
-    assert isinstance(other, SignalTrajectory)
-    np.testing.assert_allclose(other.values[:, :5], 1)
+    joints = place_chunk(SignalCoding(ARM), np.zeros((4, 6)), np.ones(6), dt=0.1, start_time=0.0)
+    assert isinstance(joints, JointTrajectory) and joints.gripper is not None
+    np.testing.assert_allclose(joints.positions, 1)
+    other = place_chunk(SignalCoding(DELTA), np.zeros((4, 14)) + 0.5, np.zeros(7), dt=0.1, start_time=0.0)
+    assert isinstance(other, SignalTrajectory) and other.values.shape == (4, 14)
 
 
 def test_numbers_of_another_robot_are_refused() -> None:

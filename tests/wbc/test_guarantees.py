@@ -24,7 +24,7 @@ from gr2.wbc.optimization import OptimizationConfig
 from gr2.wbc.robot.kinematics import Kinematics, manipulability
 from gr2.wbc.robot.robots import Capsule, RobotModel, kinova_gen3, panda
 from gr2.wbc.robot.transforms import quaternion_from_matrix, rotation_exp, rotation_logs
-from gr2.wbc.splines import JointTrajectory
+from gr2.wbc.splines import JointSpline
 from gr2.wbc.status import STATUSES
 from gr2.wbc.supervision import SupervisionConfig
 
@@ -333,14 +333,14 @@ def test_the_commands_are_on_the_plan_and_swaps_are_twice_differentiable(robot: 
             after = controller._state_at(controller._reference_time)
             jumps.append([np.abs(getattr(after, n) - getattr(before, n)).max() for n in ("q", "dq", "ddq")])
         command = controller.step(index * DT)
-        assert isinstance(controller._motion, JointTrajectory)
+        assert isinstance(controller._motion, JointSpline)
         plan_errors.append(tool_error(robot, command.positions, _tool_at(robot, controller)))
     assert np.max(plan_errors) < 5e-5
     assert np.all(np.max(jumps, axis=0) < [1e-9, 1e-6, 1e-3])
 
 
 def _tool_at(robot: RobotModel, controller: WholeBodyController) -> np.ndarray:
-    assert isinstance(controller._motion, JointTrajectory)
+    assert isinstance(controller._motion, JointSpline)
     return Kinematics(robot).forward(controller._motion.positions(controller._reference_time)).tool[:3, 3]
 
 

@@ -7,7 +7,7 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ...contracts import ActionTrajectory
+from ...contracts import ControlTrajectory
 from .loop import ControlLoop
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class LiveLoop:
         for thread in self._threads:
             thread.start()
 
-    def accept(self, trajectory: ActionTrajectory) -> str:
+    def accept(self, trajectory: ControlTrajectory) -> str:
         """Hand a chunk, timed by the loop's `time`, to the controller; return what became of it.
 
         Raises:

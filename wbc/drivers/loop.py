@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ...contracts import ActionTrajectory, JointCommand
+from ...contracts import ControlTrajectory, JointCommand
 from ...errors import ConfigError, ControlError
 from ..robot.robots import RobotModel
 from ..robot.transforms import Array
@@ -46,7 +46,7 @@ class Controller(Protocol):
     def reset(self, joint_positions: Array, gripper: float, time: float) -> None:
         """Start from the measured state, at rest."""
 
-    def accept(self, trajectory: ActionTrajectory) -> str:
+    def accept(self, trajectory: ControlTrajectory) -> str:
         """Take over a chunk and return what became of it."""
 
     def step(self, time: float, measured: Array | None = None) -> JointCommand:
@@ -141,7 +141,7 @@ class ControlLoop:
             pass
         return measurement
 
-    def accept(self, trajectory: ActionTrajectory) -> str:
+    def accept(self, trajectory: ControlTrajectory) -> str:
         """Hand a chunk, timed by `time`, to the controller; return what became of it."""
         if self.stop_reason:
             return REJECTED_STOPPED
