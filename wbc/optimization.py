@@ -8,9 +8,9 @@ and acceleration, the last three are one (rest at the end); the free ones minimi
 
 with `w_i` the time that a waypoint stands for, N the projector on the motions that leave the tool where it is, and m
 the manipulability. Where a chunk asks for joint positions, `w_j^2 |q_i - q|^2` replaces the first term and the last
-line, since no freedom is spare; all else is the same. Subject to position, velocity and acceleration bounds on a grid of times and
-`d + grad(d) . dq >= clearance` for the pairs that come near. Each iteration is one quadratic program (Gauss-Newton);
-rows enter it only when they are violated or about to be. Collision and limit rows are soft, so that an answer always
+line, since no freedom is spare; all else is the same. Subject to position, velocity and acceleration bounds on a grid
+of times and `d + grad(d) . dq >= clearance` for the pairs that come near. Each iteration is one quadratic program
+(Gauss-Newton); rows enter it only when they are violated or about to be. Collision and limit rows are soft, so that an answer always
 exists; the tick enforces them again, hard.
 """
 
@@ -122,9 +122,9 @@ class Plan:
 class _Goal(NamedTuple):
     """What one chunk asks for: targets at the samples `[m ...]`, their weights, and what holds for all iterations.
 
-    wanted: what to pass, the last waypoint once more at the end; shares: `[m]` time that each sample stands for, in units of `SHARE`; posture: `[j]` [rad]; jerk_weight: after
-    looking at the noise; collisions, elapsed: the pairs and the age of the obstacles [s]; now: `[num_pairs]` their
-    distances [m] where one is too small already, else None.
+    wanted: what to pass, the last waypoint once more at the end; shares: `[m]` time that each sample stands for, in
+    units of `SHARE`; posture: `[j]` [rad]; jerk_weight: after looking at the noise; collisions, elapsed: the pairs and
+    the age of the obstacles [s]; now: `[num_pairs]` their distances [m] where one is too small already, else None.
     """
 
     wanted: Waypoints | JointWaypoints

@@ -185,9 +185,9 @@ def test_a_bad_joint_chunk_leaves_no_trace(changes: dict[str, Any], verdict: str
 
 
 def test_a_joint_trajectory_checks_its_arrays() -> None:
-    with pytest.raises(ShapeError, match="JointTrajectory.positions"):
+    with pytest.raises(ShapeError, match=r"JointTrajectory\.positions"):
         joint_chunk(np.zeros(7))
-    with pytest.raises(ShapeError, match="JointTrajectory.gripper"):
+    with pytest.raises(ShapeError, match=r"JointTrajectory\.gripper"):
         joint_chunk(np.zeros((5, 7)), gripper=np.zeros(4))
     with pytest.raises(ShapeError, match="finite"):
         joint_chunk(np.full((5, 7), np.nan))
