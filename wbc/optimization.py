@@ -10,8 +10,8 @@ with `w_i` the time that a waypoint stands for, N the projector on the motions t
 the manipulability. Where a chunk asks for joint positions, `w_j^2 |q_i - q|^2` replaces the first term and the last
 line, since no freedom is spare; all else is the same. Subject to position, velocity and acceleration bounds on a grid
 of times and `d + grad(d) . dq >= clearance` for the pairs that come near. Each iteration is one quadratic program
-(Gauss-Newton); rows enter it only when they are violated or about to be. Collision and limit rows are soft, so that an answer always
-exists; the tick enforces them again, hard.
+(Gauss-Newton); rows enter it only when they are violated or about to be. Collision and limit rows are soft, so that
+an answer always exists; the tick enforces them again, hard.
 """
 
 from __future__ import annotations
