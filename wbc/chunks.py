@@ -135,8 +135,8 @@ def chunk_of(trajectory: ControlTrajectory, robot: RobotModel) -> Chunk:
     Quaternions are normalized. Successive positions of a joint without stops are taken to be less than half a turn
     apart, whatever turn each was counted from.
     """
-    due = float(trajectory.start_time) + (np.arange(len(trajectory.positions)) + 1.0) * float(trajectory.dt)
-    due = np.asarray(due, dtype=np.float64)
+    steps: npt.NDArray[np.float64] = np.arange(1, len(trajectory.positions) + 1, dtype=np.float64)
+    due: npt.NDArray[np.float64] = np.asarray(trajectory.start_time + steps * float(trajectory.dt), dtype=np.float64)
     positions, period = trajectory.positions.astype(np.float64), float(trajectory.dt)
     if isinstance(trajectory, JointTrajectory):
         endless = np.isinf(robot.upper)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pybullet
 
-from ...contracts import ActionTrajectory, JointCommand
+from ...contracts import ControlTrajectory, JointCommand
 from ...wbc.collision import Box, Sphere
 from ...wbc.controller import WholeBodyController
 from ...wbc.drivers.bullet import BulletDriver
@@ -261,7 +261,7 @@ class WatchedController:
         self._q = np.clip(joint_positions, self.robot.lower, self.robot.upper)
         self._dq = np.zeros(self.robot.num_joints)
 
-    def accept(self, trajectory: ActionTrajectory) -> str:
+    def accept(self, trajectory: ControlTrajectory) -> str:
         """Hand over a chunk."""
         begun = time.process_time()
         verdict = self.controller.accept(trajectory)
