@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...contracts import Array, Observation
 from ...data_pipeline.statistics.check import state_contradiction
+from ...data_pipeline.video.frames import resize_frames
 from ...errors import CheckpointError, ShapeError
 from ...tokenizers.text import TextEncoder
 from ...tokenizers.text_weights import load_text_encoder
@@ -75,6 +76,15 @@ def assemble(source: str | Path) -> Assembled:
     return Assembled(release=release, vqgan=vqgan, text=text)
 
 
+def load_world_model(source: str | Path) -> Assembled:
+    """Load a released model with its frozen encoders: `release.model`, `vqgan`, `text`.
+
+    Args:
+        source: "pretrained" or a folder that `gr2 pretrain` or `gr2 finetune` wrote.
+    """
+    return assemble(source)
+
+
 def load_policy(source: str | Path, *, executed_steps: int = 5) -> GR2Policy:
     """Load a released model as a policy.
 
@@ -117,10 +127,14 @@ class ReleasedPolicy(GR2Policy):
 
 
 def policy_of(parts: Assembled, *, executed_steps: int) -> GR2Policy:
-    """Make a policy with a history of its own over a loaded model."""
+    """Make a policy with a history of its own over a loaded model; images of any size are resized as in training."""
+
+    def encode_images(frames: Array) -> Array:
+        return parts.vqgan.encode_frames(resize_frames(frames, parts.vqgan.config.resolution))
+
     return ReleasedPolicy(
         parts.release,
-        encode_images=parts.vqgan.encode_frames,
+        encode_images=encode_images,
         encode_text=parts.text.encode,
         executed_steps=executed_steps,
     )
