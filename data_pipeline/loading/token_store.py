@@ -219,10 +219,10 @@ class TokenStore:
     def step_rates(self) -> list[float]:
         """Return the different numbers of steps a second [Hz], ascending; of video alone, of frames.
 
-        Read from the first episode of each shard.
+        Read from the first episode of each shard; empty where none says so.
         """
         said = [description for folder in self.folders for description in folder.descriptions()]
-        return sorted({round(d["fps"] * d["frame_stride"], 3) for d in said})
+        return sorted({round(d["fps"] * d["frame_stride"], 3) for d in said if {"fps", "frame_stride"} <= d.keys()})
 
     def column(self, name: str) -> Array:
         """Return a column of all episodes `[e]`, mapped from the file where there is one folder."""

@@ -111,7 +111,7 @@ def _run(
 
     store, encoders = inputs.store, inputs.encoders
     embodiment = model.config.embodiment
-    control_hz = embodiment.control_hz if recipe.with_actions else float(np.median(store.step_rates()))
+    rates = [embodiment.control_hz] if recipe.with_actions else store.step_rates() or [TOOL_ARM.control_hz]
     model.embed.set_codebook(encoders.vqgan.codebook.detach())
     give_sentences(model, store, encoders.text)
     module = TrainingModule(model, recipe, steps=options.steps)
@@ -141,7 +141,7 @@ def _run(
         tokenizer=str(encoders.facts["sha256"]),
         text=str(encoders.facts["text_fingerprint"]),
         frame_step=options.frame_step * int(np.median(store.frame_stride)),
-        control_hz=control_hz,
+        control_hz=float(np.median(rates)),
         provenance={"seed": options.seed, **windows, **sources},
         datasets=datasets,
     )

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from model_cases import make_batch, make_model, small_config
 
-from gr2.cvae_head.cvae import CVAEConfig
+from gr2.cvae_head.regression import RegressionConfig
 from gr2.errors import CheckpointError, ConfigError, DataError, EnvironmentMissing
 from gr2.gr_model.failures import describe_failure
 from gr2.gr_model.model import presets
@@ -83,7 +83,7 @@ def rows(value: Any, chosen: slice) -> Any:
 
 def exact_config(actions: bool) -> ModelConfig:
     """A model whose losses draw nothing at random, so that parts of a batch add up to the whole."""
-    return small_config(decoding="raster", head=CVAEConfig(latent_dim=0, kind="mlp", width=32)) if actions else (
+    return small_config(decoding="raster", head=RegressionConfig(network="mlp", width=32)) if actions else (
         small_config(decoding="raster")
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from model_cases import make_batch, make_model, small_config
 
-from gr2.cvae_head.cvae import CVAEConfig
+from gr2.cvae_head.regression import RegressionConfig
 from gr2.data_pipeline.files import array_bytes
 from gr2.data_pipeline.loading.loader import BatchLoader
 from gr2.data_pipeline.loading.token_store import TokenStore
@@ -250,7 +250,7 @@ def run(
     distribution = Distribution(device="cpu", devices=devices)
     cameras = tuple(CameraSpec(name=name, grid=(4, 4)) for name in ("static", "gripper"))
     changes = {"dropout": 0.1, "text_dropout": 0.2, "scored_share": 0.5} if random else {}
-    head = CVAEConfig(latent_dim=0, kind="mlp", width=32)
+    head = RegressionConfig(network="mlp", width=32)
     config = small_config("masked" if random else "raster", cameras=cameras, head=head, **changes)
     store = TokenStore.open([tokens], ["static", "gripper"], load_steps=False)
     windows = TokenWindows(store, num_frames=3, frame_step=1, chunk_length=5, context=2)

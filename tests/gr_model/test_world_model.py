@@ -224,7 +224,7 @@ def test_states_are_shown_to_a_share_of_the_samples() -> None:
         assert abs(float(share) - expected) < 0.03
     assert not bool(((ahead == 1) & (now == 0)).any())
     assert shown.target_states is not None and torch.equal(shown.target_states, batch["states"][:, h : h + 1])
-    assert _show_states(model.eval(), context, batch, h) is context
+    assert _show_states(model.eval(), context, batch, h, (0.7, 0.7)) is context
 
 
 def test_renamed_codes_keep_what_stands_still() -> None:
