@@ -53,7 +53,10 @@ def test_wheel_holds_gr2_alone_and_all_of_it(wheel):
     modules = {f"gr2/{f.relative_to(ROOT)}" for folder in FOLDERS for f in (ROOT / folder).rglob("*.py")}
     modules |= {f"gr2/{f.name}" for f in ROOT.glob("*.py")}
     weights = {f for folder in FOLDERS for f in (ROOT / folder).glob("weights/**/*") if f.is_file()}
-    data = {f"gr2/{f.relative_to(ROOT)}" for f in (*weights, ROOT / "benchmarks" / "calvin" / "sequences.json")}
+    data = {
+        f"gr2/{f.relative_to(ROOT)}"
+        for f in (*weights, ROOT / "benchmarks" / "calvin" / "sequences.json", ROOT / "py.typed")
+    }
     missing = sorted((modules | data) - members)
     assert not missing, f"the wheel lacks {missing}"
     assert any(m.endswith("licenses/LICENSE") for m in members)
