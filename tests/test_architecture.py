@@ -241,7 +241,14 @@ def test_root_holds_only_the_shared_modules():
     assert {name for name in TREES if "." not in name} == set(ROOTS)
 
 
-ABOUT_THE_REPOSITORY = {"test_architecture", "test_packaging", "test_cli", "test_golden_curve", "test_public_names"}
+ABOUT_THE_REPOSITORY = {
+    "test_architecture",
+    "test_packaging",
+    "test_cli",
+    "test_golden_curve",
+    "test_public_names",
+    "test_extend",
+}
 
 
 def test_tests_mirror_the_folders():
