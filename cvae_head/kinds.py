@@ -1,6 +1,6 @@
 """The trajectory heads: their configurations as one union, their options on the command line, and the maker.
 
-A new head is a module with a configuration and a `TrajectoryHead`, and a line in each of the two tables below.
+A new head is a module with a configuration and a `TrajectoryHead`; `docs/extend.md` lists its lines here.
 """
 
 from __future__ import annotations
