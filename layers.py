@@ -91,7 +91,7 @@ def _by_column(weight: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:
     return weight.t().contiguous().t()
 
 
-def _normalise(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+def _normalize(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """Apply a norm; a module's call costs as much as the arithmetic of one position, and raster decoding feels it."""
     return torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
@@ -166,10 +166,10 @@ class Block(nn.Module):
         past: KeysValues | None = None,
     ) -> Float[Tensor, "b q d"]:
         """Transform `queries` (default: all positions), seeing `past`, too, which the positions join."""
-        y = self.attention(_normalise(self.norm_attention, x), mask, queries=queries, past=past)
+        y = self.attention(_normalize(self.norm_attention, x), mask, queries=queries, past=past)
         x = (x if queries is None else x[:, queries]) + self._dropped(y)
         widen, _, narrow = self.mlp
-        hidden = F.gelu(_project(widen, _normalise(self.norm_mlp, x)))  # type: ignore[arg-type]
+        hidden = F.gelu(_project(widen, _normalize(self.norm_mlp, x)))  # type: ignore[arg-type]
         return x + self._dropped(_project(narrow, hidden))  # type: ignore[arg-type]
 
     def _dropped(self, x: Tensor) -> Tensor:

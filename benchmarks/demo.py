@@ -30,7 +30,7 @@ class ChainPreset:
 
     scenes: scenes of the demonstrations; chains: recorded chains of up to six skills.
     tokenizer_steps, text_steps: training of the tokenizers, 0 takes the shipped ones.
-    pretrain_steps, finetune_steps: optimisation steps; batch_size: windows a step.
+    pretrain_steps, finetune_steps: optimization steps; batch_size: windows a step.
     correction_chains: chains in which a first policy, finetuned for `imitation_steps`, drives and the expert corrects
     it (DAgger), before the finetuning on both; 0 leaves them out.
     frame_fraction: share of the last finetuning's steps that predict frames too.

@@ -46,7 +46,7 @@ def read_json(path: Path) -> Any:
 
 
 def array_bytes(array: Array) -> bytes:
-    """Serialise an array in the `.npy` format."""
+    """Serialize an array in the `.npy` format."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()

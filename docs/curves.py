@@ -17,7 +17,7 @@ svg { --ink: #282c34; --ink-soft: #6a7080; --rule: #d8dbe2; --series-1: #2f6fdb;
 </style>"""
 
 
-def curve(run: Path, colour: int) -> Series:
+def curve(run: Path, color: int) -> Series:
     """Read the validation losses of a run; sequences are counted from the command that its release keeps."""
     command = shlex.split(json.loads((run / "config.json").read_text())["provenance"]["command"])
     words = [word.replace("_", "-") for word in command]
@@ -28,7 +28,7 @@ def curve(run: Path, colour: int) -> Series:
         name=run.name,
         x=[int(row["step"]) * batch_size / 1000 for row in rows],
         y=[float(row["val/frame_loss"]) for row in rows],
-        colour=str(colour),
+        color=str(color),
         markers=True,
     )
 

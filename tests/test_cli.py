@@ -17,7 +17,7 @@ from gr2.gr_model.cli import COMMANDS, Command, build_parser, main
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimiserConfig:
+class OptimizerConfig:
     """Stand-in for a configuration dataclass.
 
     Args:
@@ -36,7 +36,7 @@ def train(
     preset: Literal["tiny", "small"] = "tiny",
     steps: int = 3,
     limit: float | None = None,
-    optimiser: OptimiserConfig = OptimiserConfig(),
+    optimizer: OptimizerConfig = OptimizerConfig(),
     compile: bool = False,
 ) -> Path:
     """Pretend to train.
@@ -44,12 +44,12 @@ def train(
     Args:
         out: Folder of the run.
         preset: Size of the model.
-        steps: Number of optimiser steps.
+        steps: Number of optimizer steps.
         limit: Longest run [s].
-        optimiser: Optimiser options.
+        optimizer: Optimizer options.
         compile: Compile the model.
     """
-    calls.append({"out": out, "preset": preset, "steps": steps, "optimiser": optimiser, "compile": compile})
+    calls.append({"out": out, "preset": preset, "steps": steps, "optimizer": optimizer, "compile": compile})
     return out
 
 
@@ -121,14 +121,14 @@ def test_options_of_a_real_command_are_typed_and_described(command):
 
 
 def test_options_reach_the_target_with_their_types(capsys):
-    argv = ["train", "--steps", "7", "--optimiser.rate", "0.5", "--compile", "--out", "runs/b"]
+    argv = ["train", "--steps", "7", "--optimizer.rate", "0.5", "--compile", "--out", "runs/b"]
     assert main(argv, STAND_INS) == 0
     assert calls == [
         {
             "out": Path("runs/b"),
             "preset": "tiny",
             "steps": 7,
-            "optimiser": OptimiserConfig(rate=0.5),
+            "optimizer": OptimizerConfig(rate=0.5),
             "compile": True,
         }
     ]
@@ -233,8 +233,8 @@ def test_hyphens_in_options_are_underscores():
         (["train", "--stepps", "3"], "unknown option '--stepps'; did you mean '--steps'?"),
         (["train", "--step", "3"], "unknown option '--step'; did you mean '--steps'?"),
         (
-            ["train", "--optimiser.rat=3"],
-            "unknown option '--optimiser.rat'; did you mean '--optimiser.rate'?",
+            ["train", "--optimizer.rat=3"],
+            "unknown option '--optimizer.rat'; did you mean '--optimizer.rate'?",
         ),
         (["train", "--preset", "tinny"], "--preset cannot be 'tinny'; did you mean 'tiny'?"),
         (["train", "--steps", "many"], "--steps: Expected a int. Got value: many"),

@@ -55,7 +55,7 @@ def reconstruction_loss(
 
 
 def make_critic(config: LossConfig) -> nn.Module:
-    """Return taming's patch discriminator for pictures `[b 3 h w]`, freshly initialised."""
+    """Return taming's patch discriminator for pictures `[b 3 h w]`, freshly initialized."""
     return NLayerDiscriminator(input_nc=3, ndf=config.critic_channels, n_layers=config.critic_layers).apply(
         weights_init
     )

@@ -1,4 +1,4 @@
-"""Quantisation to codebook vectors, by distance or by logits, and the moving-average way of learning the codebook."""
+"""Quantization to codebook vectors, by distance or by logits, and the moving-average way of learning the codebook."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class VectorQuantizer(nn.Module):
     def forward(
         self, latents: Float[Tensor, "b d gh gw"]
     ) -> tuple[Float[Tensor, "b d gh gw"], Float[Tensor, ""], Int[Tensor, "b n"]]:
-        """Quantise with the straight-through gradient; return vectors, the codebook loss and codes.
+        """Quantize with the straight-through gradient; return vectors, the codebook loss and codes.
 
         The loss is `commitment * |z - sg(e)|^2 + |sg(z) - e|^2`, averaged over elements (`sg` stops
         gradients).
@@ -90,7 +90,7 @@ class GumbelQuantizer(VectorQuantizer):
     def forward(
         self, latents: Float[Tensor, "b d gh gw"]
     ) -> tuple[Float[Tensor, "b d gh gw"], Float[Tensor, ""], Int[Tensor, "b n"]]:
-        """Quantise; return vectors, `kl_weight` times the divergence from evenly used codes, and codes."""
+        """Quantize; return vectors, `kl_weight` times the divergence from evenly used codes, and codes."""
         logits = self.proj(latents)
         chances = logits.softmax(1)
         divergence = (chances * torch.log(chances * logits.shape[1] + 1e-10)).sum(1).mean()

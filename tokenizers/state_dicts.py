@@ -1,4 +1,4 @@
-"""From a state dict to a VQGAN: names of published checkpoints, the kind of quantiser, and checks of the tensors."""
+"""From a state dict to a VQGAN: names of published checkpoints, the kind of quantizer, and checks of the tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def network_tensors(state: Mapping[str, Tensor], source: object) -> dict[str, Te
     taming's `VQModel` and its `GumbelVQ` are known; the codebook of the latter is called `quantize.embed.weight`.
 
     Raises:
-        CheckpointError: there is no codebook of a known quantiser.
+        CheckpointError: there is no codebook of a known quantizer.
     """
     renamed = dict(state)
     if "quantize.embed.weight" in renamed and "quantize.proj.weight" in renamed:
@@ -29,7 +29,7 @@ def network_tensors(state: Mapping[str, Tensor], source: object) -> dict[str, Te
         found = sorted(name for name in state if name.startswith("quantize."))
         raise CheckpointError(
             f"{source}: expected quantize.embedding.weight as in taming's VQModel, or quantize.embed.weight with "
-            f"quantize.proj.weight as in its Gumbel model, got {found}; other quantisers are not supported."
+            f"quantize.proj.weight as in its Gumbel model, got {found}; other quantizers are not supported."
         )
     return {name: value for name, value in renamed.items() if name.startswith(_NETWORK) or name in _QUANTIZER}
 

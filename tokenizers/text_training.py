@@ -125,7 +125,7 @@ class SmallCLIP(nn.Module):
 
 
 class TextTraining(L.LightningModule):
-    """Optimisation steps of the small CLIP."""
+    """Optimization steps of the small CLIP."""
 
     def __init__(
         self, config: TextTrainingConfig, vocabulary: Vocabulary, *, frames: int, side: int, steps: int
@@ -231,8 +231,8 @@ def train_text(
         sentences: every sentence of the data; their tokens make the vocabulary.
         validation: held-out pairs for the retrieval metrics.
         out: folder of the run.
-        training: shape and optimisation.
-        steps: optimisation steps.
+        training: shape and optimization.
+        steps: optimization steps.
         batch_size: pairs a step.
         seed: of weights and batches.
         checkpoint_every: steps between checkpoints.

@@ -32,7 +32,7 @@ class ValidationReports(Callback):
     """Log `val_*` figures of validation frames every `every` steps, with `grids/step_{step}.png` beside the log."""
 
     def __init__(self, validation: Array, out: Path, every: int) -> None:
-        # spread over all of them: neighbours come from one clip
+        # spread over all of them: neighbors come from one clip
         self.frames = validation[np.linspace(0, len(validation) - 1, min(_SHOWN, len(validation))).astype(int)]
         self.out, self.every = out, every
 
@@ -76,8 +76,8 @@ def train_vqgan(
         validation: uint8 frames `[m h w 3]` that `sample_batch` never draws.
         out: folder of the run.
         config: shape of the network; `small()` by default.
-        training: optimisation.
-        steps: optimisation steps.
+        training: optimization.
+        steps: optimization steps.
         batch_size: pictures a step.
         seed: of weights and batches.
         checkpoint_every: steps between checkpoints.

@@ -1,4 +1,4 @@
-"""The optimisation steps of a VQGAN, with and without a critic."""
+"""The optimization steps of a VQGAN, with and without a critic."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .vqgan import VQGAN, VQGANConfig, normalize_frames
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Part:
-    """What is left of a part of a step's pictures after its backward pass; `codes` is None before quantisation."""
+    """What is left of a part of a step's pictures after its backward pass; `codes` is None before quantization."""
 
     images: Float[Tensor, "b 3 h w"]
     reconstruction: Float[Tensor, "b 3 h w"]
@@ -70,7 +70,7 @@ class VQGANTraining(L.LightningModule):
 
     @property
     def quantize_start(self) -> int:
-        """Step at which the quantiser is put between encoder and decoder."""
+        """Step at which the quantizer is put between encoder and decoder."""
         return min(self.training_config.quantize_start, self.steps // 4)
 
     def training_step(self, frames: UInt8[Tensor, "b h w 3"], batch_idx: int) -> None:
@@ -157,7 +157,7 @@ class VQGANTraining(L.LightningModule):
         return latents.float()
 
     def _mixed(self) -> torch.autocast:
-        """Return the bfloat16 region for encoder and decoder; quantiser and losses stay in float32."""
+        """Return the bfloat16 region for encoder and decoder; quantizer and losses stay in float32."""
         kind, precision = self.device.type, self.training_config.precision
         # A GPU that is not used says nothing about the processor that is.
         fast = fast_bfloat16() and (kind != "cpu" or not torch.cuda.is_available())

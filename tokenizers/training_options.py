@@ -1,4 +1,4 @@
-"""What can be chosen about the training of a VQGAN: the terms of the loss and the optimisation."""
+"""What can be chosen about the training of a VQGAN: the terms of the loss and the optimization."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class LossConfig:
     """Weights of the terms.
 
     l1, l2: pixel terms.
-    gradient: multi-scale differences of neighbouring pixels.
+    gradient: multi-scale differences of neighboring pixels.
     detail: how much more a pixel counts that stands out from its surroundings (see `detail_weights`); this
         keeps objects of a few pixels.
-    codebook: the quantiser's own loss.
+    codebook: the quantizer's own loss.
     adversarial: weight of the critic (0: none), from step `adversarial_start` on.
     perceptual: weight of the VGG16 distance (0: none) with weights from the local files `vgg_file` and,
         optionally, `heads_file`.
@@ -56,7 +56,7 @@ class VQGANTrainingConfig:
     learning_rate: peak; it rises over `warmup` steps and falls along a cosine.
     accumulate: parts in which a step's pictures pass through the network; more parts need less memory for the
         same step.
-    quantize_start: step at which the quantiser is put between encoder and decoder, its codebook placed by
+    quantize_start: step at which the quantizer is put between encoder and decoder, its codebook placed by
         k-means on the latents of one batch; at most a quarter of the run.
     codebook_decay: decay of the codebook's moving averages; 0 learns the codebook by gradient.
     revive_until: fraction of the steps after which dead codes are left alone.
@@ -95,7 +95,7 @@ class VQGANTrainingConfig:
 
 
 def f16_recipe(batch_size: int) -> VQGANTrainingConfig:
-    """Return the optimisation for the networks of the published f16 checkpoints.
+    """Return the optimization for the networks of the published f16 checkpoints.
 
     The rate per picture is the published one; the critic is off, because its start depends on the length of the run.
 

@@ -47,7 +47,7 @@ class VQGANConfig:
     def __post_init__(self) -> None:
         if self.channels % 32 or (self.decoder_channels or 32) % 32:
             raise ConfigError(
-                "VQGANConfig.channels: expected a multiple of 32 (group normalisation), got "
+                "VQGANConfig.channels: expected a multiple of 32 (group normalization), got "
                 f"{self.channels} and {self.decoder_channels}; choose 32, 64, 96 ..."
             )
         if self.resolution % self.downsampling:
@@ -160,7 +160,7 @@ class VQGAN(nn.Module):
         return self.quantize.embedding.weight
 
     def latents(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
-        """Return the vectors before quantisation.
+        """Return the vectors before quantization.
 
         Raises:
             ShapeError: if the pictures have another side than the configuration.
@@ -174,7 +174,7 @@ class VQGAN(nn.Module):
         return self.quant_conv(self.encoder(F.pixel_unshuffle(images, self.config.patch_size)))
 
     def images(self, vectors: Float[Tensor, "b d gh gw"]) -> Float[Tensor, "b 3 h w"]:
-        """Return the pictures of (quantised) vectors, not clipped."""
+        """Return the pictures of (quantized) vectors, not clipped."""
         return F.pixel_shuffle(self.decoder(self.post_quant_conv(vectors)), self.config.patch_size)
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:

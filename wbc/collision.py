@@ -30,7 +30,7 @@ class Plane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sphere:
-    """A ball: centre [m] in the base frame, radius [m], velocity [m/s]."""
+    """A ball: center [m] in the base frame, radius [m], velocity [m/s]."""
 
     center: Vector
     radius: float
@@ -49,7 +49,7 @@ class Rod:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
-    """A box: centre [m] and orientation xyzw in the base frame, half edge lengths [m], velocity [m/s]."""
+    """A box: center [m] and orientation xyzw in the base frame, half edge lengths [m], velocity [m/s]."""
 
     center: Vector
     half_extents: Vector
@@ -63,9 +63,9 @@ class CollisionConfig:
 
     self_collision: whether the arm's own capsule pairs count.
     clearance: distance that is kept [m].
-    approach_rate: greatest speed of approach for each metre of distance beyond the clearance [1/s]; less is allowed
+    approach_rate: greatest speed of approach for each meter of distance beyond the clearance [1/s]; less is allowed
         where the arm could not stop in time.
-    influence: distance beyond which pairs are left out of the optimisation [m]; best above the way in which the arm
+    influence: distance beyond which pairs are left out of the optimization [m]; best above the way in which the arm
         stops.
     plane, spheres, rods, boxes: obstacles, base frame; what moves is carried on at its velocity.
     workspace: least and greatest position of the tool [m], base frame; None for no border.

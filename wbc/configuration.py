@@ -18,8 +18,8 @@ class ControllerConfig:
 
     backend: what computes kinematics and distances, `numpy` or `pinocchio` (`pip install gr2[fast]`), with one result.
     tick_hz: ticks a second; every call of `step` counts as one.
-    optimization: the joint-space optimisation of chunks; None follows the smoothed chunk instead.
-    smooth_first: let the optimisation follow the smoothed chunk, with its caps on the tool's speed, rather than the
+    optimization: the joint-space optimization of chunks; None follows the smoothed chunk instead.
+    smooth_first: let the optimization follow the smoothed chunk, with its caps on the tool's speed, rather than the
         waypoints themselves.
     lead: how far ahead of the present tick a new chunk takes over [s]. 0 plans while `accept` holds the controller
         still, right for simulated time; about 0.02 lets ticks go on in another thread while the chunk is planned.

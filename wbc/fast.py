@@ -28,7 +28,7 @@ DEEP = 1e-6
 """Distance [m] from the segment of a capsule to a box below which numpy measures how far it is inside."""
 
 GJK_TOLERANCE = 1e-11
-"""Relative accuracy of coal's iterations between capsules and boxes; its own choice, 1e-6, costs 0.5 micrometres."""
+"""Relative accuracy of coal's iterations between capsules and boxes; its own choice, 1e-6, costs 0.5 micrometers."""
 
 NEXT, AFTER_NEXT = np.array([1, 2, 0]), np.array([2, 0, 1])
 """Rows of a cross product's factors."""

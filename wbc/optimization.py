@@ -1,7 +1,7 @@
-"""Optimise a chunk in joint space: a quintic B-spline that follows the tool poses within every limit.
+"""Optimize a chunk in joint space: a quintic B-spline that follows the tool poses within every limit.
 
 The joints move along `q(t) = B(t) c`. The first three control points are given by the commanded position, velocity
-and acceleration, the last three are one (rest at the end); the free ones minimise, over the waypoints i,
+and acceleration, the last three are one (rest at the end); the free ones minimize, over the waypoints i,
 
     sum_i w_i |W e_i|^2 + jerk_weight * integral |q'''|^2 dt
         + w_q |N (q - posture)|^2 - w_m max(0, 1 - m/m_0) N grad(m) . dq,    e_i = [p_i - p(q_i); log(R_i R(q_i)')]
@@ -53,15 +53,15 @@ class OptimizationConfig:
     span: duration of a polynomial piece, about [s]; max_spans: most pieces.
     max_samples: most waypoints; more of them are averaged in groups.
     settle: time after the last waypoint in which the arm comes to rest on it [s].
-    jerk_weight: weight of the joint jerk squared against a metre squared; grows with the square of the waypoints'
+    jerk_weight: weight of the joint jerk squared against a meter squared; grows with the square of the waypoints'
         noise above noise_floor [m], up to max_smoothing times.
     blend: how a chunk is drawn towards the plan before it.
-    rotation_weight: weight of a radian of the tool's rotation against a metre; joint_weight: of a joint.
+    rotation_weight: weight of a radian of the tool's rotation against a meter; joint_weight: of a joint.
     posture_weight: weight of the spare freedom's distance from the posture; posture_step: most that one plan moves
         it [rad].
     manipulability_weight: pull up the manipulability, below low_manipulability.
     proximity_weight: weight of the change in one iteration, which keeps the spare freedom still.
-    residual_damping: more of it for each metre of tool error, which keeps an arm still that stretches after a pose
+    residual_damping: more of it for each meter of tool error, which keeps an arm still that stretches after a pose
         out of reach.
     iterations: most quadratic programs; tolerance: change that ends them earlier [rad].
     trust: largest change of a control point in one iteration [rad].
@@ -110,7 +110,7 @@ class OptimizationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
-    """An optimised chunk: the motion, how many programs it took, and the largest error at a waypoint: of the tool [m],
+    """An optimized chunk: the motion, how many programs it took, and the largest error at a waypoint: of the tool [m],
     or of a joint [rad] where the waypoints are joint positions.
     """
 

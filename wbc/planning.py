@@ -1,4 +1,4 @@
-"""From a chunk to the motion that the ticks follow: optimised or, failing that, smoothed."""
+"""From a chunk to the motion that the ticks follow: optimized or, failing that, smoothed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .waypoints import JointWaypoints, Waypoints, joint_waypoints_of, waypoints_
 Motion = JointSpline | SmoothTrajectory
 """What the ticks follow: joint motion, or a smoothed chunk in tool space."""
 Smoothed = SmoothTrajectory | SmoothJointSpline
-"""Motion that was not optimised: what remains where the optimisation fails, comes late, or is not wanted."""
+"""Motion that was not optimized: what remains where the optimization fails, comes late, or is not wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,7 +57,7 @@ def tool_state(kinematics: Kinematics, state: MotionState) -> ToolState:
 
 
 class ChunkPlanner:
-    """Turns chunks into motion, by the optimisation or, where that fails or is not wanted, by the smoother alone."""
+    """Turns chunks into motion, by the optimization or, where that fails or is not wanted, by the smoother alone."""
 
     def __init__(self, robot: RobotModel, kinematics: Kinematics, config: ControllerConfig, log: EventLog) -> None:
         """Plan for `robot` as `config` says; failures are written to `log`."""
@@ -87,23 +87,23 @@ class ChunkPlanner:
             chunk: targets; those that are past are left out.
             posture: `[j]` where spare freedom drifts to [rad].
             collisions: pairs to keep apart; elapsed: age of the obstacles' positions [s].
-            late: leave the optimisation out, because there is no time for it.
+            late: leave the optimization out, because there is no time for it.
         """
         ahead = after(chunk, state.time)
         ahead = ahead.picked(slice(max(1, int(np.searchsorted(ahead.due, state.time + self.config.window)))))
         if self._optimizer is not None and not late:
             try:
-                plan = self._optimised(self._optimizer, state, ahead, posture, collisions, elapsed)
-                self._log.counters["optimised"] += 1
+                plan = self._optimized(self._optimizer, state, ahead, posture, collisions, elapsed)
+                self._log.counters["optimized"] += 1
                 return plan.trajectory
             except (ControlError, np.linalg.LinAlgError) as error:
-                self._log.record(state.time, "optimisation_failed", str(error))
+                self._log.record(state.time, "optimization_failed", str(error))
         try:
             return self._smoothed(state, ahead)
         except ControlError:
             return None
 
-    def _optimised(
+    def _optimized(
         self,
         optimizer: ChunkOptimizer,
         state: MotionState,

@@ -49,7 +49,7 @@ class Limit(NamedTuple):
 def solve_by_row_generation(
     hessian: Array, gradient: Array, trust: float, limits: list[Limit], near: tuple[Array, Array]
 ) -> Array:
-    """Minimise `x'Hx/2 + g'x` within soft rows, taking them in until none that was left out is violated.
+    """Minimize `x'Hx/2 + g'x` within soft rows, taking them in until none that was left out is violated.
 
     Args:
         hessian: `[n n]`; gradient: `[n]`; trust: greatest size of each unknown.
@@ -71,7 +71,7 @@ def solve_by_row_generation(
         senses = np.concatenate([np.zeros(size), np.full(len(matrix), SOFT)]).astype(np.int32)
         step, _, flag, _ = daqp.solve(hessian, gradient, np.ascontiguousarray(matrix), greatest, least, senses)
         if flag not in (1, 2) or not np.all(np.isfinite(step)):
-            raise ControlError(f"The chunk optimisation found no solution (daqp exit flag {flag}).")
+            raise ControlError(f"The chunk optimization found no solution (daqp exit flag {flag}).")
         change = step.reshape(limits[0].matrix.shape[1], -1)
         more = [
             limit.pressing(limit.values + limit.matrix @ change, 1.0 + 1e-9) & ~mask

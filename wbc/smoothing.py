@@ -2,7 +2,7 @@
 
 The spline starts with the position, velocity and acceleration that are being commanded (so a new chunk
 causes no jump up to the second derivative) and ends at rest (so the arm stops by itself when no further
-chunk arrives). Among those it minimises
+chunk arrives). Among those it minimizes
 
     sum_i |S(t_i) - y_i|^2 + smoothness * tau^5 * integral |S'''|^2 dt,    y_i = [p_i - p_0; log(R_i R_0')],
 

@@ -35,7 +35,7 @@ MAX_POSES = 256
 MIN_PERIOD, MAX_PERIOD = 1e-4, 10.0
 """Shortest and longest time between poses [s]."""
 QUATERNION_TOLERANCE = 1e-3
-"""Largest deviation of a quaternion's length from 1; smaller ones are normalised."""
+"""Largest deviation of a quaternion's length from 1; smaller ones are normalized."""
 
 
 def _array(value: object, shape: tuple[int, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""What an optimised chunk is to pass, tool poses or joint positions, freed from some of their noise."""
+"""What an optimized chunk is to pass, tool poses or joint positions, freed from some of their noise."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class JointWaypoints:
 
 
 def waypoints_of(positions: Array, quaternions: Array, due: Array, period: float, limit: int) -> Waypoints:
-    """Return the waypoints of a chunk, neighbours averaged in groups where there are more than `limit`.
+    """Return the waypoints of a chunk, neighbors averaged in groups where there are more than `limit`.
 
     Args:
         positions: `[k 3]` [m]; quaternions: `[k 4]` xyzw; due: `[k]` [s]; period: time between them [s].

@@ -67,7 +67,7 @@ def benchmark(
         frame_step=max(1, release.frame_step // int(np.median(store.frame_stride))),
         chunk_length=model.config.chunk_length,
         context=model.config.max_context,
-        labelled_only=True,
+        labeled_only=True,
         split="validation" if held_out else "all",
         validation_fraction=held_out,
     )

@@ -11,7 +11,7 @@ from ..playtable.feasibility import feasible
 from ..playtable.robot import FINGER_OPEN
 from ..playtable.sampling import sample_scene
 from ..playtable.scenes import NEUTRAL_JOINTS
-from ..playtable.tasks import ALL_TASKS, COLOURS, TASKS, task
+from ..playtable.tasks import ALL_TASKS, COLORS, TASKS, task
 from ..playtable.world import World
 from .sequences import EvaluationSequence, initial_scene
 
@@ -69,7 +69,7 @@ def _prerequisites(name: str, rng: np.random.Generator) -> list[str]:
         return [name.replace("_drawer", "_table"), "place_in_drawer"]
     if name not in ("place_in_slider", "place_in_drawer", "stack_block", "unstack_block"):
         return []
-    lift = f"lift_{COLOURS[rng.integers(len(COLOURS))]}_block_table"
+    lift = f"lift_{COLORS[rng.integers(len(COLORS))]}_block_table"
     return [lift, "stack_block"] if name == "unstack_block" else [lift]
 
 

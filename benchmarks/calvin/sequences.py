@@ -22,7 +22,7 @@ SymbolicState = dict[str, int | str]
 Rule = tuple[dict[str, Any], dict[str, Any]]
 """Condition (value, or tuple of allowed values, for each key) and effect."""
 
-COLOURS = ("red", "blue", "pink")
+COLORS = ("red", "blue", "pink")
 SEQUENCE_LENGTH = 5
 _SHELVES = ("slider_right", "slider_left")
 _DOORS_RL = ("right", "left")
@@ -48,10 +48,10 @@ def _rules() -> dict[str, tuple[int, tuple[Rule, ...]]]:
     held: dict[str, Any] = {"grasped": 1}
     table: dict[str, tuple[int, tuple[Rule, ...]]] = {}
     for verb in ("rotate", "push"):
-        for colour in COLOURS:
-            block: dict[str, Any] = {f"{colour}_block": "table"}
+        for color in COLORS:
+            block: dict[str, Any] = {f"{color}_block": "table"}
             for side in ("right", "left"):
-                table[f"{verb}_{colour}_block_{side}"] = (1, ((block | free, block),))
+                table[f"{verb}_{color}_block_{side}"] = (1, ((block | free, block),))
     for name, key, now in (
         ("move_slider_left", "slider", "right"),
         ("move_slider_right", "slider", "left"),
@@ -59,14 +59,14 @@ def _rules() -> dict[str, tuple[int, tuple[Rule, ...]]]:
         ("close_drawer", "drawer", "open"),
     ):
         table[name] = (2 if key == "slider" else 3, (({key: now} | free, {key: _DOORS[now]}),))
-    for colour in COLOURS:
-        block_name = f"{colour}_block"
+    for color in COLORS:
+        block_name = f"{color}_block"
         grasped: dict[str, Any] = {block_name: "grasped", "grasped": 1}
         shelves = tuple(({block_name: f"slider_{_DOORS[door]}", "slider": door} | free, grasped) for door in _DOORS_RL)
-        table[f"lift_{colour}_block_table"] = (4, (({block_name: "table"} | free, grasped),))
-        table[f"lift_{colour}_block_slider"] = (5, shelves)
-        table[f"lift_{colour}_block_drawer"] = (6, (({block_name: "drawer", "drawer": "open"} | free, grasped),))
-    blocks = [f"{colour}_block" for colour in COLOURS]
+        table[f"lift_{color}_block_table"] = (4, (({block_name: "table"} | free, grasped),))
+        table[f"lift_{color}_block_slider"] = (5, shelves)
+        table[f"lift_{color}_block_drawer"] = (6, (({block_name: "drawer", "drawer": "open"} | free, grasped),))
+    blocks = [f"{color}_block" for color in COLORS]
     table["place_in_slider"] = (
         7,
         tuple(({b: "grasped", "slider": d} | held, {b: f"slider_{d}"} | free) for b in blocks for d in _DOORS_RL),
@@ -107,7 +107,7 @@ def initial_states() -> list[SymbolicState]:
     """Return the 192 starts: lights, doors, and blocks on the table (one or two) or on different shelves."""
     values: dict[str, tuple[int | str, ...]] = {"led": (0, 1), "lightbulb": (0, 1), "slider": ("right", "left")}
     values["drawer"] = ("closed", "open")
-    values |= {f"{colour}_block": ("table", *_SHELVES) for colour in COLOURS} | {"grasped": (0,)}
+    values |= {f"{color}_block": ("table", *_SHELVES) for color in COLORS} | {"grasped": (0,)}
     drawn = (dict(zip(values, choice, strict=True)) for choice in product(*values.values()))
 
     def allowed(state: SymbolicState) -> bool:
@@ -204,9 +204,9 @@ def initial_scene(state: SymbolicState) -> np.ndarray:
     """
     generator = np.random.RandomState(state_seed(state))
     slots = [np.array(slot) for slot in _TABLE_SLOTS]
-    places = [state[f"{colour}_block"] for colour in COLOURS]
+    places = [state[f"{color}_block"] for color in COLORS]
     generator.shuffle(slots)
-    yaws = [generator.uniform(np.pi / 2 - np.pi / 8, np.pi / 2 + np.pi / 8) for _ in COLOURS]
+    yaws = [generator.uniform(np.pi / 2 - np.pi / 8, np.pi / 2 + np.pi / 8) for _ in COLORS]
     scene = [0.28 * (state["slider"] == "left"), 0.22 * (state["drawer"] == "open"), 0.0]
     scene += [0.088 * int(state["lightbulb"]), float(state["lightbulb"]), float(state["led"])]
     taken = (0, int(places[0] == "table"), 1)  # pink takes the second slot even where it is alone

@@ -84,7 +84,7 @@ def _check_task_table(file: Path) -> Agreement:
 
 
 _EARLY_STEPS, _EARLY_TOLERANCE, _LATE_TOLERANCE, _PICTURE_TOLERANCE = 40, 1e-3, 5e-3, 1.0
-"""Largest differences that count as agreement: states [m, rad] in the first steps and later, pictures [grey levels]."""
+"""Largest differences that count as agreement: states [m, rad] in the first steps and later, pictures [gray levels]."""
 
 
 def _check_rollouts(folder: Path, calvin_root: Path) -> Iterator[Agreement]:

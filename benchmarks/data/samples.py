@@ -55,16 +55,16 @@ def moving_shapes(num_frames: int, height: int, width: int, seed: int) -> Array:
     frames = np.repeat(background[None], num_frames, axis=0)
     rows, columns = np.mgrid[:height, :width]
     for _ in range(6):
-        centre, speed = rng.uniform(0.1, 0.9, 2) * (height, width), rng.uniform(-2, 2, 2)
-        radius, colour = rng.uniform(0.05, 0.15) * height, rng.uniform(0, 255, 3)
+        center, speed = rng.uniform(0.1, 0.9, 2) * (height, width), rng.uniform(-2, 2, 2)
+        radius, color = rng.uniform(0.05, 0.15) * height, rng.uniform(0, 255, 3)
         for number in range(num_frames):
-            row, column = centre + number * speed
-            frames[number][(rows - row) ** 2 + (columns - column) ** 2 < radius**2] = colour
+            row, column = center + number * speed
+            frames[number][(rows - row) ** 2 + (columns - column) ** 2 < radius**2] = color
     return np.clip(frames, 0, 255).astype(np.uint8)
 
 
 def write_videos(out: Path, count: int, num_frames: int = 90, height: int = 240, width: int = 320) -> None:
-    """Write captioned H.264 videos at 30 frames a second into a folder, half colour resolution as on the web."""
+    """Write captioned H.264 videos at 30 frames a second into a folder, half color resolution as on the web."""
     out.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         frames = moving_shapes(num_frames, height, width, number)

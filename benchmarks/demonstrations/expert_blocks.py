@@ -11,32 +11,32 @@ from .expert_clearance import free_desk_place, grasp, hand, leans_at, level_hand
 from .expert_motion import HOVER_Z, ExpertStyle, Goal, ramp, room_share, travel, yaw_error
 
 
-def let_go(colour: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+def let_go(color: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Put down what a former task left in the hand, where nothing stands, then rise with the hand open."""
     tool = state.tool_position
     if state.gripper_command == 1:
         speed = 1.0 if state.finger_width > 0.06 else 0.1
         return Goal(position=tool + [0, 0, 0.12], euler=hand(*yaw_and_lean(state)), gripper=1.0, speed=speed)
-    euler = level_hand(colour, state)
-    place = free_desk_place(tool, colour, state, spec)
+    euler = level_hand(color, state)
+    place = free_desk_place(tool, color, state, spec)
     if np.linalg.norm(place - tool[:2]) > 0.012:
         return travel(state, np.array([*place, HOVER_Z - 0.04]), HOVER_Z - 0.02, euler=euler)
     opening = 1.0 if tool[2] < 0.476 else 0.0
     return Goal(position=np.array([*place, 0.464]), euler=euler, gripper=opening)
 
 
-def lift(colour: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+def lift(color: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Grasp a block from above and raise it."""
-    position = state.blocks[colour][0]
+    position = state.blocks[color][0]
     tool = state.tool_position
     error, height = float(np.linalg.norm(tool[:2] - position[:2])), tool[2] - position[2]
     closed_on_it = state.gripper_command == 0 and state.finger_width > 0.03 and error < 0.024 and height < 0.022
-    if closed_on_it and ("robot", "") in state.contacts[colour]:
+    if closed_on_it and ("robot", "") in state.contacts[color]:
         # Still closing above 0.066; a block that is held askew may stay above 0.052 and is raised slowly.
         rise = 0.0 if state.finger_width > 0.066 else 0.15
         speed = 1.0 if state.finger_width < 0.052 else 0.2
         return Goal(position=tool + [0, 0, rise], euler=hand(*yaw_and_lean(state)), gripper=0.0, speed=speed)
-    one = grasp(colour, state, spec)
+    one = grasp(color, state, spec)
     return grasp_from_above(one.place, one.euler, state, style, reach=0.012 if one.room > 0 else 0.019)
 
 
@@ -74,9 +74,9 @@ _NEAREST_Y = -0.042
 """How near the cabinet the closed hand gets while it sweeps [m]."""
 
 
-def push(colour: str, direction: int, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+def push(color: str, direction: int, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Set the closed fingers beside a block and sweep it along x, to the right for direction 1."""
-    position, quaternion = state.blocks[colour]
+    position, quaternion = state.blocks[color]
     tool = state.tool_position
     behind = (position[0] - tool[0]) * direction
     line = min(float(position[1]), _NEAREST_Y)

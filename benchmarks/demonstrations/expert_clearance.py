@@ -47,20 +47,20 @@ class Grasp:
     room: float
 
 
-def grasp(colour: str, state: WorldState, spec: SceneSpec) -> Grasp:
-    """Choose a grasp: across the long side, centred, pointing down where nothing stands near; else with most room."""
-    centre, quaternion = state.blocks[colour]
+def grasp(color: str, state: WorldState, spec: SceneSpec) -> Grasp:
+    """Choose a grasp: across the long side, centered, pointing down where nothing stands near; else with most room."""
+    center, quaternion = state.blocks[color]
     yaw = block_yaw(quaternion)
-    yaws = [yaw] if spec.length(colour) > _SHORT else [yaw, min(yaw + np.pi / 2, yaw - np.pi / 2, key=_from_natural)]
+    yaws = [yaw] if spec.length(color) > _SHORT else [yaw, min(yaw + np.pi / 2, yaw - np.pi / 2, key=_from_natural)]
     leans = [0.0]
-    if centre[1] > _HANDLE_REACH_Y and abs(centre[0] - spec.handle_x + state.slider) < _HALF_PALM:
+    if center[1] > _HANDLE_REACH_Y and abs(center[0] - spec.handle_x + state.slider) < _HALF_PALM:
         leans = [0.0, 0.35, 0.6]
         yaws.append(float(np.clip(yaw, np.pi / 2 - _ASKEW, np.pi / 2 + _ASKEW)))
-    best = Grasp(place=centre, euler=hand(yaw), room=-1.0)
+    best = Grasp(place=center, euler=hand(yaw), room=-1.0)
     for shift, lean, angle in itertools.product((0.0, _GRASP_SHIFT, -_GRASP_SHIFT), leans, yaws):
         across = np.array([np.sin(angle), -np.cos(angle), 0.0])
-        place = centre + shift * across
-        fingers = (_room(place + side * _FINGER_FROM_TOOL * across, lean, colour, state, spec) for side in (-1, 1))
+        place = center + shift * across
+        fingers = (_room(place + side * _FINGER_FROM_TOOL * across, lean, color, state, spec) for side in (-1, 1))
         room = min(*(finger - _FINGER_RADIUS for finger in fingers), _palm_room(place, across, lean, state, spec))
         if room > 0.004:
             return Grasp(place=place, euler=hand(angle, lean), room=room)
@@ -104,57 +104,57 @@ def _from_natural(yaw: float) -> float:
     return abs(yaw - np.pi / 2)
 
 
-def _room(point: np.ndarray, lean: float, colour: str, state: WorldState, spec: SceneSpec) -> float:
-    """Return the distance from a fingertip to the nearest thing around it but the block `colour` [m]."""
-    return min([_SAME_LEVEL * 10, *_distances(point, lean, colour, state, spec)])
+def _room(point: np.ndarray, lean: float, color: str, state: WorldState, spec: SceneSpec) -> float:
+    """Return the distance from a fingertip to the nearest thing around it but the block `color` [m]."""
+    return min([_SAME_LEVEL * 10, *_distances(point, lean, color, state, spec)])
 
 
-def _distances(point: np.ndarray, lean: float, colour: str, state: WorldState, spec: SceneSpec) -> Iterator[float]:
+def _distances(point: np.ndarray, lean: float, color: str, state: WorldState, spec: SceneSpec) -> Iterator[float]:
     if abs(point[2] - 0.46) < _SAME_LEVEL:
         yield _FRONT_Y - float(point[1])
         aside = max(0.0, abs(float(point[0]) - spec.handle_x + state.slider) - 0.02)
         yield float(np.hypot(aside, max(0.0, _HANDLE_Y - float(point[1]) + _HANDLE_ABOVE * np.tan(lean))))
         yield float(np.hypot(*(point[:2] - spec.button_xy))) - BUTTON_RADIUS
-    for other, (centre, quaternion) in state.blocks.items():
-        if other != colour and abs(centre[2] - point[2]) < _SAME_LEVEL:
-            local = Rotation.from_quat(quaternion).inv().apply(point - centre)
+    for other, (center, quaternion) in state.blocks.items():
+        if other != color and abs(center[2] - point[2]) < _SAME_LEVEL:
+            local = Rotation.from_quat(quaternion).inv().apply(point - center)
             beyond = np.abs(local[:2]) - [spec.length(other) / 2, 0.02]
             yield float(np.linalg.norm(np.maximum(beyond, 0.0)) + min(0.0, max(beyond)))
 
 
-def neighbour_to_move(name: str, state: WorldState, spec: SceneSpec) -> str | None:
+def neighbor_to_move(name: str, state: WorldState, spec: SceneSpec) -> str | None:
     """Return the block that must go first: it stands where the hand must be for a lift, a rotation or a push."""
-    verb, colour, *rest = name.split("_")
-    centre = state.blocks[colour][0]
+    verb, color, *rest = name.split("_")
+    center = state.blocks[color][0]
     if verb == "push":
-        behind = centre[:2] - [0.085 if rest[-1] == "right" else -0.085, 0.0]
+        behind = center[:2] - [0.085 if rest[-1] == "right" else -0.085, 0.0]
         near = {
             c: p
             for c, (p, _) in state.blocks.items()
-            if c != colour and np.all(np.abs(p[:2] - behind) < [0.06, 0.05]) and abs(p[2] - centre[2]) < _SAME_LEVEL
+            if c != color and np.all(np.abs(p[:2] - behind) < [0.06, 0.05]) and abs(p[2] - center[2]) < _SAME_LEVEL
         }
     elif rest[-1] == "slider":
-        return _before_on_shelf(colour, state)
-    elif grasp(colour, state, spec).room > -0.008:
+        return _before_on_shelf(color, state)
+    elif grasp(color, state, spec).room > -0.008:
         return None
     else:
-        near = {c: p for c, (p, _) in state.blocks.items() if c != colour and np.linalg.norm(p - centre) < 0.12}
+        near = {c: p for c, (p, _) in state.blocks.items() if c != color and np.linalg.norm(p - center) < 0.12}
     free = [c for c in near if grasp(c, state, spec).room > -0.008]
-    return min(free, key=lambda c: float(np.linalg.norm(near[c] - centre)), default=None)
+    return min(free, key=lambda c: float(np.linalg.norm(near[c] - center)), default=None)
 
 
-def _before_on_shelf(colour: str, state: WorldState) -> str | None:
-    x, y, z = state.blocks[colour][0]
+def _before_on_shelf(color: str, state: WorldState) -> str | None:
+    x, y, z = state.blocks[color][0]
     for other, (position, _) in state.blocks.items():
         aside, before, above = abs(position[0] - x), y - position[1], position[2] - z
-        if other != colour and position[1] > 0 and aside < 0.045 and (before > 0.02 or above > 0.02):
+        if other != color and position[1] > 0 and aside < 0.045 and (before > 0.02 or above > 0.02):
             return other
     return None
 
 
-def free_desk_place(near: np.ndarray, colour: str, state: WorldState, spec: SceneSpec) -> np.ndarray:
+def free_desk_place(near: np.ndarray, color: str, state: WorldState, spec: SceneSpec) -> np.ndarray:
     """Return the place of the desk `[2]` nearest to a tool position where nothing else stands."""
-    others = [p[:2] for c, (p, _) in state.blocks.items() if c != colour and abs(p[2] - 0.46) < 0.06]
+    others = [p[:2] for c, (p, _) in state.blocks.items() if c != color and abs(p[2] - 0.46) < 0.06]
     others.append(np.array(spec.button_xy))
     low, high = spec.spawn_x
     wanted = np.array([np.clip(near[0], low, high), np.clip(near[1], -0.13, -0.05)])
@@ -168,24 +168,24 @@ def free_desk_place(near: np.ndarray, colour: str, state: WorldState, spec: Scen
 
 def block_at_hand(state: WorldState) -> str | None:
     """Return the block in the hand, or the one that the open fingers still reach around."""
-    for colour, (position, _) in state.blocks.items():
+    for color, (position, _) in state.blocks.items():
         x, y, z = state.tool_position - position
         if np.hypot(x, y) < 0.03 and abs(z) < (0.065 if state.gripper_command == 1 and z > 0 else 0.03):
-            return colour
+            return color
     return None
 
 
 def held_block(state: WorldState) -> str | None:
-    """Return the colour of the block between the closed fingers."""
-    for colour, (position, _) in state.blocks.items():
+    """Return the color of the block between the closed fingers."""
+    for color, (position, _) in state.blocks.items():
         near = np.linalg.norm(position - state.tool_position) < 0.04
-        if near and state.gripper_command == 0 and ("robot", "") in state.contacts[colour]:
-            return colour
+        if near and state.gripper_command == 0 and ("robot", "") in state.contacts[color]:
+            return color
     return None
 
 
 def level_hand(
-    colour: str, state: WorldState, *, yaw: float | None = None, turn: float = 0.0
+    color: str, state: WorldState, *, yaw: float | None = None, turn: float = 0.0
 ) -> tuple[float, float, float]:
     """Return the hand's euler angles [rad] that bring the block in it level.
 
@@ -193,7 +193,7 @@ def level_hand(
         yaw: bring the hand to this turn about the vertical, too [rad].
         turn: turn hand and block on about the vertical by this much [rad].
     """
-    hand, block = Rotation.from_quat(state.tool_quaternion), Rotation.from_quat(state.blocks[colour][1])
+    hand, block = Rotation.from_quat(state.tool_quaternion), Rotation.from_quat(state.blocks[color][1])
     axes = block.as_matrix().T
     up = max([*axes, *-axes], key=lambda axis: float(axis[2]))
     axis = np.cross(up, [0.0, 0.0, 1.0])

@@ -20,23 +20,23 @@ _ROOM_TO_TURN_Y = -0.08
 """How far from the cabinet a block is turned [m]."""
 
 
-def rotate(colour: str, direction: int, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+def rotate(color: str, direction: int, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Grasp a block where it stands and turn the hand: to the right is clockwise from above."""
-    position = state.blocks[colour][0]
+    position = state.blocks[color][0]
     tool = state.tool_position
     error = float(np.linalg.norm(tool[:2] - position[:2]))
     height = tool[2] - position[2]
-    if held_block(state) == colour and position[2] > 0.485:
-        return let_go(colour, state, spec, style)
-    if held_block(state) == colour and HELD_WIDTH[0] < state.finger_width < HELD_WIDTH[1]:
+    if held_block(state) == color and position[2] > 0.485:
+        return let_go(color, state, spec, style)
+    if held_block(state) == color and HELD_WIDTH[0] < state.finger_width < HELD_WIDTH[1]:
         # Pressed lightly on the desk: a block that hangs in the air does not count as turned. Near the cabinet, where
         # the hand has no room to turn, away from it.
-        pressed = any(body != "robot" for body, _ in state.contacts[colour])
+        pressed = any(body != "robot" for body, _ in state.contacts[color])
         down = np.array([tool[0], min(float(tool[1]), _ROOM_TO_TURN_Y), tool[2] - (0.002 if pressed else 0.012)])
-        return Goal(position=down, euler=level_hand(colour, state, turn=-direction * 0.6), gripper=0.0)
+        return Goal(position=down, euler=level_hand(color, state, turn=-direction * 0.6), gripper=0.0)
     if error < 0.02 and height < 0.02 and state.gripper_command == 0:
         return Goal(position=position, euler=hand(*yaw_and_lean(state)), gripper=0.0)
-    one = grasp(colour, state, spec)
+    one = grasp(color, state, spec)
     euler = one.euler
     if one.euler[:2] == (np.pi, 0.0):  # where there is room, with the wrist turned back beforehand
         euler = (np.pi, 0.0, _room_to_turn(one.euler[2], direction))
@@ -51,14 +51,14 @@ def _room_to_turn(yaw: float, direction: int) -> float:
 
 def place_in_drawer(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Carry what is held over the open drawer and let it go."""
-    tool, colour = state.tool_position, held_block(state)
+    tool, color = state.tool_position, held_block(state)
     euler = (np.pi, 0.0, np.pi / 2)
-    if colour is None:
+    if color is None:
         nearest = min((p for p, _ in state.blocks.values()), key=lambda p: float(np.linalg.norm(p - tool)))
         if _over_drawer(nearest):
             return Goal(position=tool + [0, 0, 0.1], euler=euler, gripper=1.0)
         return take_again(state, spec, style)
-    others = [p[0] for c, (p, _) in state.blocks.items() if c != colour and p[1] < -0.19 and p[2] < 0.43]
+    others = [p[0] for c, (p, _) in state.blocks.items() if c != color and p[1] < -0.19 and p[2] < 0.43]
     x, _ = free_place((spec.drawer_x - 0.13, spec.drawer_x + 0.13), others)
     above = np.array([x, -0.19 - 0.47 * state.drawer, 0.44])
     if np.linalg.norm(tool[:2] - above[:2]) < 0.025 and tool[2] < above[2] + 0.015:
@@ -87,21 +87,21 @@ def into_drawer(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     return lift(first, state, spec, style)
 
 
-def lift_from_drawer(colour: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+def lift_from_drawer(color: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Pull the drawer out where it hides the block, then lift."""
     if state.drawer < OPEN_ENOUGH and held_block(state) is None:
         return drawer(True, state, spec, style)
-    return lift(colour, state, spec, style)
+    return lift(color, state, spec, style)
 
 
 def stack(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Put what is held on the other block of the desk that is nearest and free, let go, rise."""
-    tool, colour = state.tool_position, held_block(state)
-    if colour is None:
+    tool, color = state.tool_position, held_block(state)
+    if color is None:
         if _stacked_alone(state):
             return Goal(position=tool + [0, 0, 0.1], euler=hand(*yaw_and_lean(state)), gripper=1.0)
         return take_again(state, spec, style)
-    others = {c: p for c, (p, _) in state.blocks.items() if c != colour and p[1] < 0.0 and p[2] > 0.41}
+    others = {c: p for c, (p, _) in state.blocks.items() if c != color and p[1] < 0.0 and p[2] > 0.41}
     if not others:
         return Goal(position=tool)
     low, high = spec.spawn_x
@@ -109,21 +109,21 @@ def stack(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
 
     def cost(c: str) -> float:
         place = others[c][:2]
-        near = [p[:2] for o, (p, _) in state.blocks.items() if o not in (c, colour)]
+        near = [p[:2] for o, (p, _) in state.blocks.items() if o not in (c, color)]
         near += [np.array(spec.button_xy), np.array([spec.handle_x - state.slider, 0.0])]
         crowded = min(float(np.linalg.norm(place - p)) for p in near) < _STACK_ROOM
         return float(np.linalg.norm(place - desk)) + crowded
 
     base = min(others, key=cost)
     top, quaternion = state.blocks[base]
-    euler = level_hand(colour, state, yaw=block_yaw(quaternion))
-    # The block may hang askew in the hand: it is its own centre that goes over the other.
-    offset = state.blocks[colour][0] - tool
+    euler = level_hand(color, state, yaw=block_yaw(quaternion))
+    # The block may hang askew in the hand: it is its own center that goes over the other.
+    offset = state.blocks[color][0] - tool
     aim = np.array([*(top[:2] - offset[:2]), top[2] + 0.044 - offset[2]])
     error = float(np.linalg.norm(tool[:2] - aim[:2]))
     level = yaw_error(state, euler) < 0.2
     if error < 0.012 and level and tool[2] < aim[2] + 0.03:
-        resting = (f"block_{base}", "") in state.contacts[colour]
+        resting = (f"block_{base}", "") in state.contacts[color]
         return Goal(position=aim - [0, 0, 0.012], euler=euler, gripper=float(resting and error < 0.012), speed=0.4)
     if error < 0.02 and level:
         return Goal(position=aim, euler=euler, speed=0.6)
@@ -141,5 +141,5 @@ def _stacked_alone(state: WorldState) -> bool:
 def unstack(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Lift the block that stands on another one."""
     on_top = [c for c, contacts in state.contacts.items() if any(body.startswith("block_") for body, _ in contacts)]
-    colour = held_block(state) or max(on_top or state.blocks, key=lambda c: float(state.blocks[c][0][2]))
-    return lift(colour, state, spec, style)
+    color = held_block(state) or max(on_top or state.blocks, key=lambda c: float(state.blocks[c][0][2]))
+    return lift(color, state, spec, style)

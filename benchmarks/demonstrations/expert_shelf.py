@@ -30,12 +30,12 @@ HELD_WIDTH = (0.03, 0.062)
 """Between which widths the fingers hold a block, along its side or along its length [m]."""
 
 
-def lift_from_shelf(colour: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
+def lift_from_shelf(color: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Push the door out of the way, then reach into the cabinet with a tilted hand, level with the block."""
-    position, quaternion = state.blocks[colour]
+    position, quaternion = state.blocks[color]
     tool = state.tool_position
     euler = (np.pi, _SHELF_TILT, _shelf_yaw(position[0], block_yaw(quaternion), spec))
-    if held_block(state) == colour:
+    if held_block(state) == color:
         rise = [0, 0, 0.1] if HELD_WIDTH[0] < state.finger_width < HELD_WIDTH[1] else [0, 0, 0]
         return Goal(position=tool + rise, euler=euler, gripper=0.0, speed=0.8)
     direction = _door_in_the_way(position[0], state, spec)
@@ -86,8 +86,8 @@ def _in_cabinet(tool: np.ndarray) -> bool:
     return bool(tool[1] > -0.06 and tool[2] < 0.72)
 
 
-def _on_shelf(colour: str, state: WorldState) -> bool:
-    return ("table", "plank_link") in state.contacts[colour]
+def _on_shelf(color: str, state: WorldState) -> bool:
+    return ("table", "plank_link") in state.contacts[color]
 
 
 def place_on_shelf(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
@@ -95,23 +95,23 @@ def place_on_shelf(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Go
 
     Where the door leaves no room, put it on the desk, push the door, and take it again.
     """
-    tool, colour = state.tool_position, held_block(state)
+    tool, color = state.tool_position, held_block(state)
     euler = (np.pi, _SHELF_TILT, np.pi / 2)
-    if colour is None and tool[1] > 0.01 and _in_cabinet(tool):
+    if color is None and tool[1] > 0.01 and _in_cabinet(tool):
         return Goal(position=tool + [0, -0.08, 0.02], euler=euler, gripper=1.0)
-    taken = [p[0] for c, (p, _) in state.blocks.items() if c != colour and _on_shelf(c, state)]
+    taken = [p[0] for c, (p, _) in state.blocks.items() if c != color and _on_shelf(c, state)]
     side, interval = _open_shelf(state, spec)
     x, room = free_place(interval, taken)
     at_end = state.slider > spec.slider_travel - 0.04 if side == 1 else state.slider < 0.04
     if room < _SHELF_ROOM and not at_end:
         near = block_at_hand(state)
         return slider(-side, state, spec, style) if near is None else let_go(near, state, spec, style)
-    if colour is None:
+    if color is None:
         return take_again(state, spec, style)
     # Where another block stands in the middle, come in low and push it back.
     inside = np.array([x, 0.08, 0.505 if room > _SHELF_ROOM else 0.48])
     if tool[1] > 0.05 and abs(tool[0] - x) < 0.05:
-        resting = ("table", "plank_link") in state.contacts[colour] or tool[2] < 0.466
+        resting = ("table", "plank_link") in state.contacts[color] or tool[2] < 0.466
         down = np.array([tool[0], inside[1], tool[2] - 0.02])
         return Goal(position=down, euler=euler, gripper=float(resting), speed=0.6)
     if abs(tool[0] - x) < 0.02 and abs(tool[2] - inside[2]) < 0.03 and yaw_error(state, euler) < 0.2:
@@ -138,5 +138,5 @@ def free_place(interval: tuple[float, float], taken: Sequence[float]) -> tuple[f
 def take_again(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Fetch what fell out of the hand: the block nearest to it, one outside of the cabinet where there is any."""
     tool = state.tool_position
-    colour = min(state.blocks, key=lambda c: (_on_shelf(c, state), float(np.linalg.norm(state.blocks[c][0] - tool))))
-    return (lift_from_shelf if _on_shelf(colour, state) else lift)(colour, state, spec, style)
+    color = min(state.blocks, key=lambda c: (_on_shelf(c, state), float(np.linalg.norm(state.blocks[c][0] - tool))))
+    return (lift_from_shelf if _on_shelf(color, state) else lift)(color, state, spec, style)

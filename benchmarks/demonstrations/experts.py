@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from ..playtable.scenes import SceneSpec
 from ..playtable.world import WorldState
 from .expert_blocks import let_go, lift, push
-from .expert_clearance import block_at_hand, neighbour_to_move, out_of_bar_gap, out_of_cabinet
+from .expert_clearance import block_at_hand, neighbor_to_move, out_of_bar_gap, out_of_cabinet
 from .expert_doors import button, drawer, slider, switch
 from .expert_handling import (
     OPEN_ENOUGH,
@@ -42,7 +42,7 @@ def act(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> tu
 
 
 def _goal(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
-    verb, colour, *rest = name.split("_")
+    verb, color, *rest = name.split("_")
     out = _way_out(name, state, spec)
     if out is not None:
         return out
@@ -55,21 +55,21 @@ def _goal(name: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> 
     if name == "unstack_block":
         return unstack(state, spec, style)
     held = block_at_hand(state)
-    if verb in ("lift", "rotate", "push") and held != colour:
-        neighbour = neighbour_to_move(name, state, spec)
-        if neighbour is not None:
-            return (lift_from_shelf if rest[-1] == "slider" else lift)(neighbour, state, spec, style)
-    if verb == "push" and state.blocks[colour][0][1] > _SWEEPABLE_Y and (held is None or held == colour):
-        closed = state.gripper_command == 0 and held == colour and state.finger_width < 0.052
-        return (let_go if closed else lift)(colour, state, spec, style)
-    if held is not None and not (verb in ("lift", "rotate") and held == colour):
+    if verb in ("lift", "rotate", "push") and held != color:
+        neighbor = neighbor_to_move(name, state, spec)
+        if neighbor is not None:
+            return (lift_from_shelf if rest[-1] == "slider" else lift)(neighbor, state, spec, style)
+    if verb == "push" and state.blocks[color][0][1] > _SWEEPABLE_Y and (held is None or held == color):
+        closed = state.gripper_command == 0 and held == color and state.finger_width < 0.052
+        return (let_go if closed else lift)(color, state, spec, style)
+    if held is not None and not (verb in ("lift", "rotate") and held == color):
         return let_go(held, state, spec, style)
     if verb == "lift":
-        return _LIFT[rest[-1]](colour, state, spec, style)
+        return _LIFT[rest[-1]](color, state, spec, style)
     if verb == "rotate":
-        return rotate(colour, 1 if rest[-1] == "right" else -1, state, spec, style)
+        return rotate(color, 1 if rest[-1] == "right" else -1, state, spec, style)
     if verb == "push":
-        return push(colour, 1 if rest[-1] == "right" else -1, state, spec, style)
+        return push(color, 1 if rest[-1] == "right" else -1, state, spec, style)
     if name.endswith("drawer"):
         return drawer(name == "open_drawer", state, spec, style)
     if name.startswith("move_slider"):

@@ -1,4 +1,4 @@
-"""Record scripted demonstrations and unlabelled play: chains of skills, with disturbed hands and clean labels."""
+"""Record scripted demonstrations and unlabeled play: chains of skills, with disturbed hands and clean labels."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RecordConfig:
     """What a recording holds; equal configurations give equal recordings.
 
     tasks: "demonstrated", "all" or names; layout: of the files; chains: how many chains of up to six skills, or 0 for
-    as many as it takes to get `episodes` labelled ones;
+    as many as it takes to get `episodes` labeled ones;
     play_share: share of chains kept whole and without a sentence; noise_share: share of segments with a disturbed
     hand; image_px: picture side [px], 0 for CALVIN's two; frame_stride: control steps from picture to picture;
     policy: folder of the policy that drives the first part of each skill, or ""; calvin_root: clone, or "".
@@ -229,7 +229,7 @@ def _hand_is_free(env: PlayTable) -> bool:
 def _record_chain(
     env: PlayTable, config: RecordConfig, chain: int, policy: Policy | None
 ) -> Iterator[tuple[_Tape, str, dict[str, Any]]]:
-    """Yield tape, sentence and facts of the pieces of one chain: labelled segments, or one unlabelled piece of play."""
+    """Yield tape, sentence and facts of the pieces of one chain: labeled segments, or one unlabeled piece of play."""
     rng = np.random.default_rng([config.seed, chain])
     env.reset()
     play = rng.random() < config.play_share
@@ -277,10 +277,10 @@ def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: lis
     policy = _load_policy(config.policy, config.frame_stride) if config.policy else None
     try:
         for chain in chains:
-            counts = {"labelled": 0, "play": 0}
+            counts = {"labeled": 0, "play": 0}
             for number, (tape, sentence, facts) in enumerate(_record_chain(env, config, chain, policy)):
                 index = chain * SEGMENTS_PER_CHAIN + number
-                counts["labelled" if sentence else "play"] += 1
+                counts["labeled" if sentence else "play"] += 1
                 if config.layout == "calvin":
                     write_piece(
                         out, index, images={n: np.stack(f) for n, f in tape.images.items()},
@@ -337,7 +337,7 @@ def record(
         scenes: letters of the scenes to use, e.g. ABCD.
         tasks: "demonstrated" (17), "all" (34), or names separated by commas.
         chains: number of chains of up to six skills.
-        episodes: go on until there are as many labelled episodes at least; `chains` does not count then.
+        episodes: go on until there are as many labeled episodes at least; `chains` does not count then.
         layout: "episodes" (videos) for `gr2 data shards`, "shards" to run that at once (both lie in `out`), or
             "calvin" (one npz a frame), which every CALVIN loader and `gr2 data shards` read.
         play_share: share of chains kept whole, without a sentence.
@@ -351,7 +351,7 @@ def record(
         seed: seed of everything that is drawn.
 
     Returns:
-        Numbers of labelled episodes and of pieces of play, and the seconds it took.
+        Numbers of labeled episodes and of pieces of play, and the seconds it took.
 
     Raises:
         ConfigError: an impossible value.
@@ -385,7 +385,7 @@ def record(
     elif layout == "shards":
         write_video_shards(source=str(place), out=out / "shards", num_workers=num_workers)
     return {
-        "labelled": sum(c["labelled"] for c in counts.values()),
+        "labeled": sum(c["labeled"] for c in counts.values()),
         "play": sum(c["play"] for c in counts.values()),
         "seconds": round(time.monotonic() - started),
     }
@@ -404,10 +404,10 @@ def _record_all(out: Path, config: RecordConfig, num_workers: int) -> dict[int, 
                 future.result()
                 bar.update(futures[future])
             counts = _finished_chains(out)
-            missing = config.episodes - sum(c["labelled"] for number, c in counts.items() if number < wanted)
+            missing = config.episodes - sum(c["labeled"] for number, c in counts.items() if number < wanted)
             if missing <= 0:
                 break
-            if all(c["labelled"] == 0 for c in counts.values()):
+            if all(c["labeled"] == 0 for c in counts.values()):
                 raise DataError(
                     f"{out}: expected demonstrations, none of {wanted} chains gave one; choose other --tasks."
                 )
@@ -416,13 +416,14 @@ def _record_all(out: Path, config: RecordConfig, num_workers: int) -> dict[int, 
 
 
 def _chains_for(episodes: int) -> int:
-    """Return how many chains hold so many labelled episodes at most: more may be needed."""
+    """Return how many chains hold so many labeled episodes at most: more may be needed."""
     return -(-episodes // SEGMENTS_PER_CHAIN)
 
 
 def _finished_chains(out: Path) -> dict[int, dict[str, int]]:
     """Return the counts of the chains that are recorded, by number."""
-    return {int(p.stem): json.loads(p.read_text()) for p in sorted((out / "chains").glob("*.json"))}
+    found = {int(p.stem): json.loads(p.read_text()) for p in sorted((out / "chains").glob("*.json"))}
+    return {n: {"labeled" if k == "labelled" else k: v for k, v in c.items()} for n, c in found.items()}  # 0.1.0's key
 
 
 def _check_configuration(file: Path, config: RecordConfig) -> None:

@@ -1,4 +1,4 @@
-"""Pictures for people: predicted above real on one sheet, predicted beside real in one film, all of it labelled."""
+"""Pictures for people: predicted above real on one sheet, predicted beside real in one film, all of it labeled."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class Strip:
     num_given: int
 
     def picture(self, index: int, side: int) -> Image.Image:
-        """Draw a frame as a square of `side` [px]; grey with a word on it where the clip has ended."""
+        """Draw a frame as a square of `side` [px]; gray with a word on it where the clip has ended."""
         if index < len(self.frames):
             frame = Image.fromarray(self.frames[index])
             whole = side % frame.width == 0
             return frame.resize((side, side), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
-        grey = Image.new("RGB", (side, side), _ABSENT)
-        pen = ImageDraw.Draw(grey)
+        gray = Image.new("RGB", (side, side), _ABSENT)
+        pen = ImageDraw.Draw(gray)
         pen.text((side // 2, side // 2), "clip ended", fill=_PAPER, font=_font(), anchor="mm")
-        return grey
+        return gray
 
 
 def write_sheet(path: Path, strips: Sequence[Strip], *, sentence: str, frame_s: float) -> None:

@@ -21,7 +21,7 @@ _BATCH = 64
 def measure_futures(dream: Imagination, episodes: Sequence[TestEpisode], horizon: int) -> dict[str, Any]:
     """Compare roll-outs from every frame that has `horizon` frames after it with what really came.
 
-    Starts and cameras of one episode are averaged first: episodes are independent, neighbouring frames are not.
+    Starts and cameras of one episode are averaged first: episodes are independent, neighboring frames are not.
     """
     starts = [(e, i) for e, ep in enumerate(episodes) for i in range(len(ep.images["static"]) - horizon)]
     compared: dict[int, list[list[StepMetrics]]] = {}

@@ -54,10 +54,10 @@ def wilson_interval(successes: int, total: int, *, confidence: float = CONFIDENC
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     rate = successes / total
     shrink = 1 + z * z / total
-    centre = (rate + z * z / (2 * total)) / shrink
+    center = (rate + z * z / (2 * total)) / shrink
     half = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total)) / shrink
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == total else centre + half
+    low = 0.0 if successes == 0 else center - half
+    high = 1.0 if successes == total else center + half
     return Interval(value=rate, low=low, high=high, count=total)
 
 

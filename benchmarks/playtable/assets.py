@@ -17,7 +17,7 @@ from pathlib import Path
 from ...errors import SimulationError
 from . import meshes
 from .scenes import (
-    BLOCK_COLOURS,
+    BLOCK_COLORS,
     BUTTON_TRAVEL,
     DRAWER_TRAVEL,
     SWITCH_TRAVEL,
@@ -26,7 +26,7 @@ from .scenes import (
 
 Vector = tuple[float, float, float]
 _ASSET_VERSION = "1"
-_GREY, _WHITE, _BLACK = (0.35, 0.35, 0.36), (0.93, 0.93, 0.94), (0.05, 0.05, 0.05)
+_GRAY, _WHITE, _BLACK = (0.35, 0.35, 0.36), (0.93, 0.93, 0.94), (0.05, 0.05, 0.05)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class _Link:
     def add(
         self,
         obj: str,
-        colour: Vector,
+        color: Vector,
         *,
         texture: str | None = None,
         collision: str | None = None,
@@ -73,7 +73,7 @@ class _Link:
         self.count += 1
         file = meshes.write_textured_obj(self.folder, name, obj, texture)
         origin = f'<origin xyz="{_text(at)}" rpy="{_text(rpy)}"/>'
-        rgba = "1 1 1 1" if texture else f"{_text(colour)} 1"
+        rgba = "1 1 1 1" if texture else f"{_text(color)} 1"
         self.shapes.append(
             f'<visual>{origin}<geometry><mesh filename="{file}"/></geometry>'
             f'<material name="{name}"><color rgba="{rgba}"/></material></visual>'
@@ -81,16 +81,16 @@ class _Link:
         if collision:
             self.shapes.append(f"<collision>{origin}<geometry>{collision}</geometry></collision>")
 
-    def box(self, low: Vector, high: Vector, colour: Vector, *, texture: str | None = None, solid: bool = True) -> None:
+    def box(self, low: Vector, high: Vector, color: Vector, *, texture: str | None = None, solid: bool = True) -> None:
         """Add an axis-aligned box between two corners [m] of the link frame."""
         size = tuple(h - lo for lo, h in zip(low, high, strict=True))
-        centre = tuple((h + lo) / 2 for lo, h in zip(low, high, strict=True))
+        center = tuple((h + lo) / 2 for lo, h in zip(low, high, strict=True))
         shape = f'<box size="{_text(size)}"/>' if solid else None
-        self.add(meshes.box_obj(size), colour, texture=texture, collision=shape, at=centre)  # type: ignore[arg-type]
+        self.add(meshes.box_obj(size), color, texture=texture, collision=shape, at=center)  # type: ignore[arg-type]
 
-    def tube(self, start: Vector, end: Vector, radius: float, colour: Vector, *, solid: bool = False) -> None:
+    def tube(self, start: Vector, end: Vector, radius: float, color: Vector, *, solid: bool = False) -> None:
         """Add a round-ended tube; as collision shape it is its bounding sphere chain of two spheres."""
-        self.add(meshes.tube_obj([start, end], [radius, radius], sides=10), colour)
+        self.add(meshes.tube_obj([start, end], [radius, radius], sides=10), color)
         if solid:
             for point in (start, end):
                 sphere = f'<geometry><sphere radius="{radius}"/></geometry>'
@@ -133,8 +133,8 @@ def _joint(
 
 def _table(folder: Path, spec: SceneSpec) -> None:
     wood, door = "table.png", "door.png"
-    meshes.wood_texture(spec.table_colour, contrast=0.1, seed=1).save(folder / wood)
-    meshes.wood_texture(spec.door_colour, contrast=0.1, seed=2).save(folder / door)
+    meshes.wood_texture(spec.table_color, contrast=0.1, seed=1).save(folder / wood)
+    meshes.wood_texture(spec.door_color, contrast=0.1, seed=2).save(folder / door)
     links = [
         _base(folder, spec, wood),
         _button(folder),
@@ -147,7 +147,7 @@ def _table(folder: Path, spec: SceneSpec) -> None:
     light = _Link(folder, "light_link", mass=0.174)
     light.tube((0, 0.028, 0.022), (0, 0.028, 0.0225), 0.031, _WHITE)
     plank = _Link(folder, "plank_link", mass=2.84)
-    plank.box((-0.26, -0.074, -0.004), (0.26, 0.074, 0.024), spec.table_colour, texture=wood)
+    plank.box((-0.26, -0.074, -0.004), (0.26, 0.074, 0.024), spec.table_color, texture=wood)
     plank_x = sum(spec.cabinet_x) / 2
     tilt_switch, tilt_slide = 2.61799387799149, 1.04719755119660
     joints = [
@@ -199,27 +199,27 @@ def _table(folder: Path, spec: SceneSpec) -> None:
 
 def _base(folder: Path, spec: SceneSpec, wood: str) -> _Link:
     base = _Link(folder, "base_link")
-    colour = spec.table_colour
-    base.box((-0.44, -0.18, 0.42), (0.44, 0.18, 0.44), colour, texture=wood)
+    color = spec.table_color
+    base.box((-0.44, -0.18, 0.42), (0.44, 0.18, 0.44), color, texture=wood)
     for x in (-0.41, 0.41):
         for y in (-0.15, 0.15):
-            base.box((x - 0.025, y - 0.025, 0), (x + 0.025, y + 0.025, 0.42), colour, texture=wood, solid=False)
-    base.box((-0.44, 0.164, 0.44), (0.44, 0.18, 0.6478), colour, texture=wood)
-    base.box((-0.44, 0.125, 0.625), (0.44, 0.18, 0.6478), colour, texture=wood)
+            base.box((x - 0.025, y - 0.025, 0), (x + 0.025, y + 0.025, 0.42), color, texture=wood, solid=False)
+    base.box((-0.44, 0.164, 0.44), (0.44, 0.18, 0.6478), color, texture=wood)
+    base.box((-0.44, 0.125, 0.625), (0.44, 0.18, 0.6478), color, texture=wood)
     low, high = spec.cabinet_x
     for x in (low - 0.01, high):
-        base.box((x, 0.06, 0.44), (x + 0.01, 0.164, 0.63), colour, texture=wood)
+        base.box((x, 0.06, 0.44), (x + 0.01, 0.164, 0.63), color, texture=wood)
     for left, right in ((-0.44, low), (high, 0.44)):
         if right - left > 0.01:
             size = (right - left, 0.24, 0.02)
             # The front is tilted by 30 degrees; its outer face passes through the switch's link frame.
-            centre = ((left + right) / 2, 0.0892 + 0.00866, 0.5439 - 0.005)
+            center = ((left + right) / 2, 0.0892 + 0.00866, 0.5439 - 0.005)
             base.add(
                 meshes.box_obj(size),
-                colour,
+                color,
                 texture=wood,
                 collision=f'<box size="{_text(size)}"/>',
-                at=centre,
+                at=center,
                 rpy=(1.0471975512, 0, 0),
             )
     base.add(meshes.prism_obj(0.042, 0.012), (0.2, 0.16, 0.12), at=(spec.button_x, -0.12, 0.446))
@@ -239,18 +239,18 @@ def _button(folder: Path) -> _Link:
 
 def _switch(folder: Path) -> _Link:
     switch = _Link(folder, "switch_link", mass=0.239)
-    switch.box((-0.06, 0.042, -0.024), (0.06, 0.064, 0.008), _GREY)
+    switch.box((-0.06, 0.042, -0.024), (0.06, 0.064, 0.008), _GRAY)
     for x in (-0.06, 0.039):
-        switch.box((x, 0, -0.024), (x + 0.021, 0.042, 0.008), _GREY)
+        switch.box((x, 0, -0.024), (x + 0.021, 0.042, 0.008), _GRAY)
     return switch
 
 
 def _slide(folder: Path, door: str) -> _Link:
     slide = _Link(folder, "slide_link", mass=1.543)
     slide.box((0, -0.11, 0), (0.28, 0.11, 0.02), _WHITE, texture=door)
-    slide.box((0.122, -0.08, 0.058), (0.158, 0.08, 0.08), _GREY)
+    slide.box((0.122, -0.08, 0.058), (0.158, 0.08, 0.08), _GRAY)
     for y in (-0.08, 0.058):
-        slide.box((0.122, y, 0.02), (0.158, y + 0.022, 0.058), _GREY)
+        slide.box((0.122, y, 0.02), (0.158, y + 0.022, 0.058), _GRAY)
     return slide
 
 
@@ -261,9 +261,9 @@ def _drawer(folder: Path, door: str) -> _Link:
     for x in (-0.2, 0.18):
         drawer.box((x, -0.158, 0.018), (x + 0.02, 0.06, 0.08), _WHITE, texture=door)
     drawer.box((-0.18, 0.04, 0.018), (0.18, 0.06, 0.08), _WHITE, texture=door)
-    drawer.box((-0.12, -0.261, 0.019), (0.12, -0.239, 0.062), _GREY)
+    drawer.box((-0.12, -0.261, 0.019), (0.12, -0.239, 0.062), _GRAY)
     for x in (-0.12, 0.098):
-        drawer.box((x, -0.239, 0.019), (x + 0.022, -0.182, 0.062), _GREY)
+        drawer.box((x, -0.239, 0.019), (x + 0.022, -0.182, 0.062), _GRAY)
     return drawer
 
 
@@ -363,11 +363,11 @@ def _fingers(folder: Path, links: list[_Link], joints: list[str]) -> None:
         )
 
 
-def _block(folder: Path, name: str, colour: Vector, length: float) -> None:
+def _block(folder: Path, name: str, color: Vector, length: float) -> None:
     size = (length, 0.04, 0.04)
     block = _Link(folder, name, mass=1.0, inertia=0.64)
     block.contact = '<contact><lateral_friction value="0.7"/><spinning_friction value=".001"/></contact>'
-    block.add(meshes.box_obj(size), colour, collision=f'<box size="{_text(size)}"/>')
+    block.add(meshes.box_obj(size), color, collision=f'<box size="{_text(size)}"/>')
     (folder / f"{name}.urdf").write_text(f'<robot name="{name}">\n{block.xml()}</robot>\n')
 
 
@@ -408,8 +408,8 @@ def builtin_assets(spec: SceneSpec) -> AssetFiles:
             _table(building, spec)
             _robot(building)
             _plane(building)
-            for colour, length in zip(spec.blocks, spec.block_lengths, strict=True):
-                _block(building, f"block_{colour}", BLOCK_COLOURS[colour], length)
+            for color, length in zip(spec.blocks, spec.block_lengths, strict=True):
+                _block(building, f"block_{color}", BLOCK_COLORS[color], length)
             try:
                 building.rename(folder)
             except OSError:
@@ -418,7 +418,7 @@ def builtin_assets(spec: SceneSpec) -> AssetFiles:
         raise SimulationError(
             f"Assets: cannot write {cache} ({error}); set GR2_CACHE to a folder that can be written."
         ) from error
-    blocks = tuple(folder / f"block_{colour}.urdf" for colour in spec.blocks)
+    blocks = tuple(folder / f"block_{color}.urdf" for color in spec.blocks)
     return AssetFiles(
         robot=folder / "panda.urdf", table=folder / "table.urdf", plane=folder / "plane.urdf", blocks=blocks
     )

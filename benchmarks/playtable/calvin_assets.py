@@ -36,8 +36,8 @@ def calvin_assets(root: Path, spec: SceneSpec, *, light: bool = False) -> AssetF
             f"neither {places[0]} nor {places[1]}; clone it with --recurse-submodules."
         )
     blocks = tuple(
-        data / "blocks" / f"block_{colour}_{_BLOCK_SIZES[length]}.urdf"
-        for colour, length in zip(spec.blocks, spec.block_lengths, strict=True)
+        data / "blocks" / f"block_{color}_{_BLOCK_SIZES[length]}.urdf"
+        for color, length in zip(spec.blocks, spec.block_lengths, strict=True)
     )
     table = f"calvin_table_{spec.name}"
     files = AssetFiles(

@@ -31,7 +31,7 @@ CONTROL_HZ = 30
 SIM_HZ = 240
 SUBSTEPS = SIM_HZ // CONTROL_HZ
 CAMERAS = ("static", "gripper")
-_LIGHT_COLOURS = {"bulb": (1, 1, 0, 1), "led": (0, 1, 0, 1)}
+_LIGHT_COLORS = {"bulb": (1, 1, 0, 1), "led": (0, 1, 0, 1)}
 _LIGHT_OFF = (1, 1, 1, 1)
 _BUTTON_PRESSED, _SWITCH_ON = 0.01, 0.044
 
@@ -103,8 +103,8 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         size = {"globalScaling": files.scaling, "physicsClientId": client}
         draw = self._block_poses(np.random.default_rng(0))
         self.blocks = {
-            colour: pybullet.loadURDF(str(file), pose[:3], pybullet.getQuaternionFromEuler(pose[3:]), **size)
-            for colour, file, pose in zip(spec.blocks, files.blocks, draw, strict=False)
+            color: pybullet.loadURDF(str(file), pose[:3], pybullet.getQuaternionFromEuler(pose[3:]), **size)
+            for color, file, pose in zip(spec.blocks, files.blocks, draw, strict=False)
         }
         self.table = pybullet.loadURDF(str(files.table), useFixedBase=not files.official, **size)
         self._links: dict[str, int] = {"base_link": -1}
@@ -119,7 +119,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         self._motor("base__switch", pybullet.VELOCITY_CONTROL, 0.0)
         self.plane = pybullet.loadURDF(str(files.plane), physicsClientId=client)
         self._link_names = {index: name for name, index in self._links.items()}
-        self._body_names = {uid: f"block_{colour}" for colour, uid in self.blocks.items()}
+        self._body_names = {uid: f"block_{color}" for color, uid in self.blocks.items()}
         self._body_names |= {self.robot.uid: "robot", self.table: "table", self.plane: "plane"}
         self.bulb = self.led = False
         self._button_was_pressed = self._switch_was_on = False
@@ -207,8 +207,8 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         self._target = (position, np.array(pybullet.getEulerFromQuaternion(quaternion)))
 
     def _default_scene(self) -> np.ndarray:
-        centre = float(np.mean(self.spec_scene.spawn_x))
-        blocks = [[centre + dx, -0.09, 0.46, 0, 0, np.pi / 2] for dx in (-0.1, 0.0, 0.1)]
+        center = float(np.mean(self.spec_scene.spawn_x))
+        blocks = [[center + dx, -0.09, 0.46, 0, 0, np.pi / 2] for dx in (-0.1, 0.0, 0.1)]
         return np.concatenate([np.zeros(6), np.array(blocks).ravel()])
 
     def _set_scene(self, scene_obs: np.ndarray) -> None:
@@ -220,7 +220,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         for uid, pose in zip(self.blocks.values(), scene_obs[6:].reshape(3, 6), strict=True):
             quaternion = pybullet.getQuaternionFromEuler(pose[3:])
             pybullet.resetBasePositionAndOrientation(uid, pose[:3], quaternion, physicsClientId=self.client)
-        self._colour_lights()
+        self._color_lights()
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -277,12 +277,12 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
             self.bulb = switched
         self._switch_was_on = switched
         if before != (self.bulb, self.led):
-            self._colour_lights()
+            self._color_lights()
 
-    def _colour_lights(self) -> None:
+    def _color_lights(self) -> None:
         for name, link, lit in (("bulb", "light_link", self.bulb), ("led", "led_link", self.led)):
-            colour = _LIGHT_COLOURS[name] if lit else _LIGHT_OFF
-            pybullet.changeVisualShape(self.table, self._links[link], rgbaColor=colour, physicsClientId=self.client)
+            color = _LIGHT_COLORS[name] if lit else _LIGHT_OFF
+            pybullet.changeVisualShape(self.table, self._links[link], rgbaColor=color, physicsClientId=self.client)
 
     @property
     def arm(self) -> RobotModel:
@@ -380,10 +380,10 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         """Return the privileged state that tasks and experts read."""
         position, quaternion = self._tool_pose()
         blocks, velocities = {}, {}
-        for colour, uid in self.blocks.items():
+        for color, uid in self.blocks.items():
             pose = pybullet.getBasePositionAndOrientation(uid, physicsClientId=self.client)
-            blocks[colour] = (np.array(pose[0]), np.array(pose[1]))
-            velocities[colour] = np.concatenate(pybullet.getBaseVelocity(uid, physicsClientId=self.client))
+            blocks[color] = (np.array(pose[0]), np.array(pose[1]))
+            velocities[color] = np.concatenate(pybullet.getBaseVelocity(uid, physicsClientId=self.client))
         return WorldState(
             tool_position=position,
             tool_quaternion=quaternion,
@@ -396,7 +396,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
             bulb=self.bulb,
             led=self.led,
             blocks=blocks,
-            contacts={colour: self._touching(uid) for colour, uid in self.blocks.items()},
+            contacts={color: self._touching(uid) for color, uid in self.blocks.items()},
             robot_contacts=frozenset(body for body, _ in self._touching(self.robot.uid)),
             velocities=velocities,
         )

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from .scenes import DOOR_WIDTH, SceneSpec, reachable
-from .tasks import COLOURS, held_alone, on_a_block_alone
+from .tasks import COLORS, held_alone, on_a_block_alone
 from .world import WorldState
 
 _HAND_ROOM = 0.065
-"""Distance between block centres that leaves room for the fingers [m]."""
+"""Distance between block centers that leaves room for the fingers [m]."""
 
 
 def feasible(name: str, state: WorldState, spec: SceneSpec) -> bool:
@@ -20,19 +20,19 @@ def feasible(name: str, state: WorldState, spec: SceneSpec) -> bool:
         return _FURNITURE[name](state)
     if name in _HANDLING:
         return _HANDLING[name](state, spec)
-    verb, colour, *rest = name.split("_")
+    verb, color, *rest = name.split("_")
     if verb == "lift":
-        return {"table": _on_desk, "slider": _on_shelf, "drawer": _in_drawer}[rest[-1]](colour, state, spec) and _free(
-            colour, state, spec
+        return {"table": _on_desk, "slider": _on_shelf, "drawer": _in_drawer}[rest[-1]](color, state, spec) and _free(
+            color, state, spec
         )
-    if not _on_desk(colour, state, spec):
+    if not _on_desk(color, state, spec):
         return False
     if verb == "rotate":
-        return _free(colour, state, spec)
+        return _free(color, state, spec)
     # What a block touches at the start of a push it must touch at the end: one that leans on the door cannot.
-    if state.contacts[colour] - {("robot", "")} != {("table", "base_link")}:
+    if state.contacts[color] - {("robot", "")} != {("table", "base_link")}:
         return False
-    return _way_is_free(colour, 1 if name.endswith("right") else -1, state, spec)
+    return _way_is_free(color, 1 if name.endswith("right") else -1, state, spec)
 
 
 _FURNITURE: dict[str, Callable[[WorldState], bool]] = {
@@ -55,7 +55,7 @@ def _can_stack(state: WorldState, spec: SceneSpec) -> bool:
 
 
 def _can_push_into_drawer(state: WorldState, spec: SceneSpec) -> bool:
-    alone = [c for c in COLOURS if state.contacts[c] == {("table", "base_link")}]
+    alone = [c for c in COLORS if state.contacts[c] == {("table", "base_link")}]
     return state.drawer > 0.15 and any(_on_desk(c, state, spec) and _free(c, state, spec) for c in alone)
 
 
@@ -63,50 +63,50 @@ _HANDLING: dict[str, Callable[[WorldState, SceneSpec], bool]] = {
     "place_in_slider": lambda state, spec: held_alone(state) is not None,
     "place_in_drawer": lambda state, spec: held_alone(state) is not None and state.drawer > 0.15,
     "stack_block": _can_stack,
-    "unstack_block": lambda state, spec: any(on_a_block_alone(c, state) for c in COLOURS),
+    "unstack_block": lambda state, spec: any(on_a_block_alone(c, state) for c in COLORS),
     "push_into_drawer": _can_push_into_drawer,
 }
 
 
-def _on_desk(colour: str, state: WorldState, spec: SceneSpec) -> bool:
-    x, y, _ = state.blocks[colour][0]
-    if ("table", "base_link") not in state.contacts[colour] or not -0.165 <= y <= -0.005:
+def _on_desk(color: str, state: WorldState, spec: SceneSpec) -> bool:
+    x, y, _ = state.blocks[color][0]
+    if ("table", "base_link") not in state.contacts[color] or not -0.165 <= y <= -0.005:
         return False
     return spec.spawn_x[0] - 0.12 < x < spec.spawn_x[1] + 0.03 and reachable(x, y)
 
 
-def _on_shelf(colour: str, state: WorldState, spec: SceneSpec) -> bool:
+def _on_shelf(color: str, state: WorldState, spec: SceneSpec) -> bool:
     """Say whether a block stands in the cabinet and not behind the door."""
-    x = state.blocks[colour][0][0]
+    x = state.blocks[color][0][0]
     door = spec.slider_x - state.slider
     behind = door - _HAND_ROOM < x < door + DOOR_WIDTH + _HAND_ROOM
-    return ("table", "plank_link") in state.contacts[colour] and not behind
+    return ("table", "plank_link") in state.contacts[color] and not behind
 
 
-def _in_drawer(colour: str, state: WorldState, spec: SceneSpec) -> bool:
+def _in_drawer(color: str, state: WorldState, spec: SceneSpec) -> bool:
     """Say whether a block lies in the drawer and the drawer is far enough out."""
-    return ("table", "drawer_link") in state.contacts[colour] and state.blocks[colour][0][1] < -0.215
+    return ("table", "drawer_link") in state.contacts[color] and state.blocks[color][0][1] < -0.215
 
 
-def _others(colour: str, state: WorldState) -> list[np.ndarray]:
-    return [p[:2] for c, (p, _) in state.blocks.items() if c != colour and p[2] < 0.5]
+def _others(color: str, state: WorldState) -> list[np.ndarray]:
+    return [p[:2] for c, (p, _) in state.blocks.items() if c != color and p[2] < 0.5]
 
 
-def _free(colour: str, state: WorldState, spec: SceneSpec) -> bool:
+def _free(color: str, state: WorldState, spec: SceneSpec) -> bool:
     """Say whether the fingers have room around a block."""
-    place = state.blocks[colour][0][:2]
-    if any(np.linalg.norm(other - place) <= _HAND_ROOM for other in _others(colour, state)):
+    place = state.blocks[color][0][:2]
+    if any(np.linalg.norm(other - place) <= _HAND_ROOM for other in _others(color, state)):
         return False
     return bool(np.linalg.norm(place - spec.button_xy) >= 0.085)
 
 
-def _way_is_free(colour: str, direction: int, state: WorldState, spec: SceneSpec) -> bool:
+def _way_is_free(color: str, direction: int, state: WorldState, spec: SceneSpec) -> bool:
     """Say whether a block can be pushed by 0.13 m and the hand has room behind it."""
-    x, y, _ = state.blocks[colour][0]
+    x, y, _ = state.blocks[color][0]
     goal_x, start_x = x + direction * 0.13, x - direction * 0.09
     if not -0.38 < goal_x < 0.40 or not start_x > -0.33 or not reachable(start_x, y) or not reachable(goal_x, y):
         return False
-    for other in [*_others(colour, state), np.array(spec.button_xy)]:
+    for other in [*_others(color, state), np.array(spec.button_xy)]:
         if -0.15 < (other[0] - x) * direction < 0.22 and abs(other[1] - y) < 0.085:
             return False
     return True

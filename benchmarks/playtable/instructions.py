@@ -134,8 +134,8 @@ def sentences(task: str) -> tuple[str, ...]:
     """Return all sentences of a task, evaluation's first."""
     if task in _FIXED:
         return _FIXED[task]
-    verb, colour, _, place = task.split("_")
-    return tuple(text.format(colour) for text in _BLOCK[f"{verb}_{place}"])
+    verb, color, _, place = task.split("_")
+    return tuple(text.format(color) for text in _BLOCK[f"{verb}_{place}"])
 
 
 def draw_sentence(task: str, rng: np.random.Generator) -> str:

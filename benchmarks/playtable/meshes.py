@@ -17,11 +17,11 @@ Array = npt.NDArray[Any]
 
 
 def box_obj(size: tuple[float, float, float], *, texture_scale: float = 2.0) -> str:
-    """Return an OBJ text of an axis-aligned box centred at the origin, with texture coordinates in world scale.
+    """Return an OBJ text of an axis-aligned box centered at the origin, with texture coordinates in world scale.
 
     Args:
         size: full lengths [m].
-        texture_scale: texture repeats a metre.
+        texture_scale: texture repeats a meter.
     """
     half = np.array(size) / 2
     lines: list[str] = []
@@ -54,7 +54,7 @@ def tube_obj(points: npt.ArrayLike, radii: Sequence[float], *, sides: int = 12) 
     """Return an OBJ text of a tube with round ends along a poly-line.
 
     Args:
-        points: `[n 3]` centre line [m].
+        points: `[n 3]` center line [m].
         radii: `[n]` radius at each point [m].
         sides: corners of a cross-section.
     """
@@ -71,22 +71,22 @@ def tube_obj(points: npt.ArrayLike, radii: Sequence[float], *, sides: int = 12) 
     for angle in (0.5, 1.0):
         rings.append(line[-1] + end * radii[-1] * np.sin(angle * np.pi / 2) * 0.98)
         sizes.append(max(radii[-1] * np.cos(angle * np.pi / 2), 1e-4))
-    centres = np.array(rings)
-    tangents = np.gradient(centres, axis=0)
+    centers = np.array(rings)
+    tangents = np.gradient(centers, axis=0)
     tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
     reference = np.eye(3)[np.argmin(np.abs(tangents).sum(0))]
     angles = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     lines: list[str] = []
-    for centre, radius, tangent in zip(centres, sizes, tangents, strict=True):
+    for center, radius, tangent in zip(centers, sizes, tangents, strict=True):
         u = np.cross(tangent, reference)
         u /= np.linalg.norm(u)
         v = np.cross(tangent, u)
         for angle in angles:
             normal = np.cos(angle) * u + np.sin(angle) * v
-            lines.append("v {:.5f} {:.5f} {:.5f}".format(*(centre + radius * normal)))
+            lines.append("v {:.5f} {:.5f} {:.5f}".format(*(center + radius * normal)))
             lines.append("vn {:.4f} {:.4f} {:.4f}".format(*normal))
             lines.append("vt 0.5 0.5")
-    for ring in range(len(centres) - 1):
+    for ring in range(len(centers) - 1):
         for side in range(sides):
             a, b = ring * sides + side + 1, ring * sides + (side + 1) % sides + 1
             c, d = b + sides, a + sides
@@ -96,7 +96,7 @@ def tube_obj(points: npt.ArrayLike, radii: Sequence[float], *, sides: int = 12) 
 
 
 def prism_obj(radius: float, height: float, *, sides: int = 16) -> str:
-    """Return an OBJ text of an upright prism that stands for a cylinder, centred at the origin."""
+    """Return an OBJ text of an upright prism that stands for a cylinder, centered at the origin."""
     angles = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     lines: list[str] = ["vt 0.5 0.5", "vn 0 0 1", "vn 0 0 -1"]
     faces: list[str] = []
@@ -114,8 +114,8 @@ def prism_obj(radius: float, height: float, *, sides: int = 16) -> str:
     return "\n".join([*lines, *faces]) + "\n"
 
 
-def wood_texture(colour: tuple[float, float, float], *, contrast: float, seed: int, side: int = 256) -> Image.Image:
-    """Draw wood: long streaks along the first texture axis around a base colour (RGB in [0, 1])."""
+def wood_texture(color: tuple[float, float, float], *, contrast: float, seed: int, side: int = 256) -> Image.Image:
+    """Draw wood: long streaks along the first texture axis around a base color (RGB in [0, 1])."""
     rng = np.random.default_rng(seed)
     streaks = rng.normal(size=(side, 8)).repeat(side // 8, axis=1)
     kernel = np.ones(9) / 9
@@ -126,11 +126,11 @@ def wood_texture(colour: tuple[float, float, float], *, contrast: float, seed: i
     )
     streaks /= np.abs(streaks).max()
     shade = 1.0 + contrast * streaks[..., None]
-    return Image.fromarray((np.clip(np.array(colour) * shade, 0, 1) * 255).astype(np.uint8))
+    return Image.fromarray((np.clip(np.array(color) * shade, 0, 1) * 255).astype(np.uint8))
 
 
 def checker_texture(light: float, dark: float, *, side: int = 128) -> Image.Image:
-    """Draw one grey checker period (two by two fields)."""
+    """Draw one gray checker period (two by two fields)."""
     field = np.kron([[light, dark], [dark, light]], np.ones((side // 2, side // 2)))
     return Image.fromarray((np.repeat(field[..., None], 3, 2) * 255).astype(np.uint8))
 

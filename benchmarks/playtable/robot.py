@@ -36,7 +36,7 @@ class SimulatedPanda:
     """Loads the arm into a physics client and drives its motors.
 
     official: behave as CALVIN does to the last digit: draw the stand below the arm, and read link poses as they were
-        at the last physics step but one (a lag of 1/240 s, some tenths of a millimetre).
+        at the last physics step but one (a lag of 1/240 s, some tenths of a millimeter).
     """
 
     def __init__(self, client: int, urdf: Path, *, official: bool = False) -> None:

@@ -1,6 +1,6 @@
 """The four scenes of CALVIN as numbers: where things are, how far they move, which block is which.
 
-Source: layout measured in the official simulator (calvin_env 797142c); lengths in metres, world frame.
+Source: layout measured in the official simulator (calvin_env 797142c); lengths in meters, world frame.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ PANEL_UP = np.array([0.0, 0.5, np.sqrt(0.75)])
 PANEL_OUT = np.array([0.0, -np.sqrt(0.75), 0.5])
 """Outward normal of the tilted cabinet front."""
 
-BLOCK_COLOURS = {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0), "pink": (1.0, 0.0, 1.0)}
+BLOCK_COLORS = {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0), "pink": (1.0, 0.0, 1.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSpec:
     """One PlayTable layout.
 
-    blocks: colours in the order of `scene_obs`; block_lengths: long side of each [m].
+    blocks: colors in the order of `scene_obs`; block_lengths: long side of each [m].
     slider_x: x of the door's link frame at joint 0, the door reaches 0.28 m to its right; slider_travel [m].
     cabinet_x: x-range of the cabinet floor. spawn_x: x-range where blocks start on the desk.
     """
@@ -58,8 +58,8 @@ class SceneSpec:
     bulb_x: float
     cabinet_x: tuple[float, float]
     spawn_x: tuple[float, float]
-    table_colour: tuple[float, float, float]
-    door_colour: tuple[float, float, float]
+    table_color: tuple[float, float, float]
+    door_color: tuple[float, float, float]
 
     @property
     def handle_x(self) -> float:
@@ -71,9 +71,9 @@ class SceneSpec:
         """Place of the button on the desk [m]."""
         return (self.button_x, -0.12)
 
-    def length(self, colour: str) -> float:
+    def length(self, color: str) -> float:
         """Return a block's long side [m]."""
-        return self.block_lengths[self.blocks.index(colour)]
+        return self.block_lengths[self.blocks.index(color)]
 
 
 _DARK, _LIGHT, _WOOD, _OAK = (0.42, 0.23, 0.16), (0.95, 0.80, 0.60), (0.68, 0.50, 0.32), (0.58, 0.43, 0.28)
@@ -92,8 +92,8 @@ _SCENES = {
         bulb_x=0.30,
         cabinet_x=(-0.364, 0.164),
         spawn_x=(-0.20, 0.35),
-        table_colour=_DARK,
-        door_colour=_DARK,
+        table_color=_DARK,
+        door_color=_DARK,
     ),
     "B": SceneSpec(
         name="B",
@@ -108,8 +108,8 @@ _SCENES = {
         bulb_x=-0.32,
         cabinet_x=(-0.184, 0.344),
         spawn_x=(-0.35, 0.15),
-        table_colour=_LIGHT,
-        door_colour=_LIGHT,
+        table_color=_LIGHT,
+        door_color=_LIGHT,
     ),
     "C": SceneSpec(
         name="C",
@@ -124,8 +124,8 @@ _SCENES = {
         bulb_x=-0.32,
         cabinet_x=(-0.184, 0.344),
         spawn_x=(0.0, 0.35),
-        table_colour=_WOOD,
-        door_colour=_DARK,
+        table_color=_WOOD,
+        door_color=_DARK,
     ),
     "D": SceneSpec(
         name="D",
@@ -140,8 +140,8 @@ _SCENES = {
         bulb_x=0.30,
         cabinet_x=(-0.364, 0.164),
         spawn_x=(0.0, 0.35),
-        table_colour=_OAK,
-        door_colour=_OAK,
+        table_color=_OAK,
+        door_color=_OAK,
     ),
 }
 

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from ...errors import ConfigError
 from .world import WorldState
 
-COLOURS = ("red", "blue", "pink")
+COLORS = ("red", "blue", "pink")
 Judge = Callable[[WorldState, WorldState], bool]
 
 
@@ -45,46 +45,46 @@ def _toggled(light: str, on: bool) -> Judge:
     return done
 
 
-def _pushed(colour: str, direction: int) -> Judge:
+def _pushed(color: str, direction: int) -> Judge:
     """Judge a block that slid by more than 0.1 m along x and still stands on what it stood on."""
 
     def done(start: WorldState, now: WorldState) -> bool:
-        before = {c for c in start.contacts[colour] if c[0] != "robot"}
-        after = {c for c in now.contacts[colour] if c[0] != "robot"}
-        distance = now.blocks[colour][0][0] - start.blocks[colour][0][0]
+        before = {c for c in start.contacts[color] if c[0] != "robot"}
+        after = {c for c in now.contacts[color] if c[0] != "robot"}
+        distance = now.blocks[color][0][0] - start.blocks[color][0][0]
         return bool(before and after and before <= after and distance * direction > 0.1)
 
     return done
 
 
-def _lifted(colour: str, height: float, link: str) -> Judge:
+def _lifted(color: str, height: float, link: str) -> Judge:
     """Judge a block that rose by `height` [m] from a link of the table and touches the robot alone."""
 
     def done(start: WorldState, now: WorldState) -> bool:
-        rise = now.blocks[colour][0][2] - start.blocks[colour][0][2]
-        held = {c[0] for c in now.contacts[colour]} == {"robot"}
-        return bool(rise > height and held and ("table", link) in start.contacts[colour])
+        rise = now.blocks[color][0][2] - start.blocks[color][0][2]
+        held = {c[0] for c in now.contacts[color]} == {"robot"}
+        return bool(rise > height and held and ("table", link) in start.contacts[color])
 
     return done
 
 
-def _rotated(colour: str, degrees: float) -> Judge:
+def _rotated(color: str, degrees: float) -> Judge:
     """Judge a block turned about the vertical by more than `degrees`, in its direction, in place, not in the air."""
 
     def done(start: WorldState, now: WorldState) -> bool:
-        (before, first), (after, last) = start.blocks[colour], now.blocks[colour]
+        (before, first), (after, last) = start.blocks[color], now.blocks[color]
         turn = Rotation.from_quat(last) * Rotation.from_quat(first).inv()
         x, y, z = turn.as_euler("xyz", degrees=True)
         in_place = np.linalg.norm(after - before) <= 0.1 and abs(x) < 30 and abs(y) < 30
-        standing = any(body != "robot" for body, _ in now.contacts[colour])
+        standing = any(body != "robot" for body, _ in now.contacts[color])
         return bool(in_place and standing and (z > degrees if degrees > 0 else z < degrees))
 
     return done
 
 
 def held_alone(state: WorldState) -> str | None:
-    """Return the colour of the block that is all the robot touches and that touches nothing else."""
-    held = [colour for colour in COLOURS if state.robot_contacts == {f"block_{colour}"}]
+    """Return the color of the block that is all the robot touches and that touches nothing else."""
+    held = [color for color in COLORS if state.robot_contacts == {f"block_{color}"}]
     if held and {body for body, _ in state.contacts[held[0]]} == {"robot"}:
         return held[0]
     return None
@@ -102,49 +102,49 @@ def _placed(link: str) -> Judge:
     return done
 
 
-def on_a_block_alone(colour: str, state: WorldState) -> bool:
+def on_a_block_alone(color: str, state: WorldState) -> bool:
     """Say whether a block at rest touches one other block and nothing else."""
-    bodies = {body for body, _ in state.contacts[colour]}
-    slow = bool(np.all(np.abs(state.velocities[colour]) < 1.0))
+    bodies = {body for body, _ in state.contacts[color]}
+    slow = bool(np.all(np.abs(state.velocities[color]) < 1.0))
     return slow and len(bodies) == 1 and next(iter(bodies)).startswith("block_")
 
 
-def _touches_a_block(colour: str, state: WorldState) -> bool:
-    return any(body.startswith("block_") for body, _ in state.contacts[colour])
+def _touches_a_block(color: str, state: WorldState) -> bool:
+    return any(body.startswith("block_") for body, _ in state.contacts[color])
 
 
 def _stacked(start: WorldState, now: WorldState) -> bool:
-    return any(not _touches_a_block(c, start) and on_a_block_alone(c, now) for c in COLOURS)
+    return any(not _touches_a_block(c, start) and on_a_block_alone(c, now) for c in COLORS)
 
 
 def _unstacked(start: WorldState, now: WorldState) -> bool:
-    return any(on_a_block_alone(c, start) and not _touches_a_block(c, now) for c in COLOURS)
+    return any(on_a_block_alone(c, start) and not _touches_a_block(c, now) for c in COLORS)
 
 
 def _pushed_into_drawer(start: WorldState, now: WorldState) -> bool:
     """Judge a block that stood on the desk alone and now touches the drawer (that the robot may not is dead code)."""
     return any(
-        start.contacts[c] == {("table", "base_link")} and ("table", "drawer_link") in now.contacts[c] for c in COLOURS
+        start.contacts[c] == {("table", "base_link")} and ("table", "drawer_link") in now.contacts[c] for c in COLORS
     )
 
 
 def _all_tasks() -> dict[str, Task]:
     rows: list[tuple[str, str, Judge]] = []
     for verb, judge, scale in (("rotate", _rotated, -60), ("push", _pushed, 1)):
-        for colour in COLOURS:
+        for color in COLORS:
             for side, sign in (("right", 1), ("left", -1)):
-                rows.append((f"{verb}_{colour}_block_{side}", verb, judge(colour, sign * scale)))
+                rows.append((f"{verb}_{color}_block_{side}", verb, judge(color, sign * scale)))
     rows += [
         ("move_slider_left", "slider", _moved("slider", 0.15)),
         ("move_slider_right", "slider", _moved("slider", -0.15)),
         ("open_drawer", "drawer", _moved("drawer", 0.12)),
         ("close_drawer", "drawer", _moved("drawer", -0.12)),
     ]
-    for colour in COLOURS:
+    for color in COLORS:
         for place, height, link in (
             ("table", 0.05, "base_link"), ("slider", 0.03, "plank_link"), ("drawer", 0.05, "drawer_link")
         ):  # fmt: skip
-            rows.append((f"lift_{colour}_block_{place}", "lift", _lifted(colour, height, link)))
+            rows.append((f"lift_{color}_block_{place}", "lift", _lifted(color, height, link)))
     rows += [
         ("place_in_slider", "place", _placed("plank_link")),
         ("place_in_drawer", "place", _placed("drawer_link")),
@@ -167,7 +167,7 @@ _FIXED = (
     *("turn_on_lightbulb", "turn_off_lightbulb", "turn_on_led", "turn_off_led"),
 )
 _BLOCK = ("push_{}_block_left", "push_{}_block_right", "lift_{}_block_table")
-TASKS = {name: ALL_TASKS[name] for name in (*_FIXED, *(form.format(colour) for colour in COLOURS for form in _BLOCK))}
+TASKS = {name: ALL_TASKS[name] for name in (*_FIXED, *(form.format(color) for color in COLORS for form in _BLOCK))}
 """The 17 tasks of six families that the scripted experts demonstrate."""
 
 

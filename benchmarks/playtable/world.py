@@ -19,9 +19,9 @@ class WorldState:
 
     tool_position [m] and tool_quaternion xyzw in the world; finger_width [m]; gripper_command 0 or 1;
     slider, drawer, button, switch: joint values [m]; bulb, led: lit or not;
-    blocks: colour -> (position `[3]` [m], quaternion `[4]` xyzw);
-    contacts: block colour -> set of (body, link) names that touch it, link "" except for the table's;
-    robot_contacts: names of the bodies that touch the robot; velocities: colour -> linear [m/s] and angular
+    blocks: color -> (position `[3]` [m], quaternion `[4]` xyzw);
+    contacts: block color -> set of (body, link) names that touch it, link "" except for the table's;
+    robot_contacts: names of the bodies that touch the robot; velocities: color -> linear [m/s] and angular
     [rad/s] velocity, `[6]`.
     """
 

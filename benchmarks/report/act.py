@@ -25,7 +25,7 @@ from .markup import (
 )
 
 CONTROL_NAMES = {"wbc": "whole-body control", "calvin": "CALVIN's own control"}
-CONTROL_COLOURS = {"wbc": "1", "calvin": "2"}
+CONTROL_COLORS = {"wbc": "1", "calvin": "2"}
 
 Control = Mapping[str, Any]
 
@@ -66,7 +66,7 @@ def success_body(files: RunFiles) -> str:
         rows.append([f"<code>{text(task)}</code>", *(cell for trial in trials.values() for cell in _cells(trial))])
         bars = [_bar(name, int(t["success"]), int(t["total"])) for name, t in trials.items() if t and t["total"]]
         groups.append(BarGroup(label=task.replace("_", " "), bars=bars))
-    legend = [(control_name(name), CONTROL_COLOURS.get(name, "3")) for name in controls]
+    legend = [(control_name(name), CONTROL_COLORS.get(name, "3")) for name in controls]
     chart = interval_bars(groups, title="Success of each task with 95 % intervals", unit=" %", legend=legend)
     success = table(head, rows, kind="dense", strong_row=0)
     return (
@@ -116,7 +116,7 @@ def _series(files: RunFiles, key: str) -> str:
         [BarGroup(label=group.label, bars=bars[k]) for k, group in enumerate(groups)],
         title=f"Instructions solved in a row, {_SERIES[key]}",
         unit=" %",
-        legend=[(control_name(name), CONTROL_COLOURS.get(name, "3")) for name in controls],
+        legend=[(control_name(name), CONTROL_COLORS.get(name, "3")) for name in controls],
         label_width=90,
     )
     head = ["control", "1 in a row", "2", "3", "4", "5", "average length"]
@@ -192,7 +192,7 @@ def _rate_bar(name: str, rate: Interval) -> Bar:
         value=100 * rate.value,
         low=100 * rate.low,
         high=100 * rate.high,
-        colour=CONTROL_COLOURS.get(name, "3"),
+        color=CONTROL_COLORS.get(name, "3"),
         tooltip=f"{control_name(name)}: {percent(rate.value)} ({percent_span(rate)}), {rate.count} trials",
     )
 

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, coloured by the CSS variables of the page that holds them (light and dark alike).
+"""Charts as inline SVG, colored by the CSS variables of the page that holds them (light and dark alike).
 
 Every chart is drawn about 380 units wide, so that its text stays readable on a narrow screen without scaling.
 Variables used: --ink, --ink-soft, --rule, --series-1 to --series-4, --series-quiet.
@@ -13,19 +13,19 @@ from html import escape
 
 WIDTH = 380
 QUIET = "quiet"
-"""Colour name for baselines and everything that is not the subject of a chart."""
+"""Color name for baselines and everything that is not the subject of a chart."""
 
 _FONT = "font-family:inherit;font-size:11px;font-variant-numeric:tabular-nums"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A line: `x` and `y` of one length, an optional band (`low`, `high`), colour "1" to "4" or `QUIET`."""
+    """A line: `x` and `y` of one length, an optional band (`low`, `high`), color "1" to "4" or `QUIET`."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: str = "1"
+    color: str = "1"
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     dashed: bool = False
@@ -39,7 +39,7 @@ class Bar:
     value: float
     low: float
     high: float
-    colour: str = "1"
+    color: str = "1"
     tooltip: str = ""
 
 
@@ -65,7 +65,7 @@ def line_chart(
     lines = [one for one in lines if len(one.x)]
     if not lines:
         return ""
-    legend, rows = _legend([(one.name, one.colour, one.dashed) for one in lines], y=27)
+    legend, rows = _legend([(one.name, one.color, one.dashed) for one in lines], y=27)
     left, right, top, bottom = 44, 10, 26 + 15 * rows, 34
     x_ticks = linear_ticks(min(min(one.x) for one in lines), max(max(one.x) for one in lines))
     low = min(min((*one.y, *one.low)) for one in lines)
@@ -96,15 +96,15 @@ def line_chart(
         if len(one.low):
             ring = [(place_x(x), place_y(y)) for x, y in zip(one.x, one.high, strict=True)]
             ring += [(place_x(x), place_y(y)) for x, y in reversed(list(zip(one.x, one.low, strict=True)))]
-            parts.append(f'<polygon points="{_points(ring)}" fill="var(--series-{one.colour})" opacity=".16"/>')
+            parts.append(f'<polygon points="{_points(ring)}" fill="var(--series-{one.color})" opacity=".16"/>')
         dash = ' stroke-dasharray="5 3"' if one.dashed else ""
         parts.append(
-            f'<polyline points="{_points(points)}" fill="none" stroke="var(--series-{one.colour})" '
+            f'<polyline points="{_points(points)}" fill="none" stroke="var(--series-{one.color})" '
             f'stroke-width="1.6" stroke-linejoin="round"{dash}/>'
         )
         if one.markers or len(points) == 1:
             parts += [
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="var(--series-{one.colour})">'
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="var(--series-{one.color})">'
                 f"<title>{escape(one.name)}: {number(value)} at {number(at)}</title></circle>"
                 for (x, y), value, at in zip(points, one.y, one.x, strict=True)
             ]
@@ -120,13 +120,13 @@ def interval_bars(
     maximum: float = 100.0,
     label_width: int = 150,
 ) -> str:
-    """Draw groups of horizontal bars from zero to `maximum` with whiskers; `legend` lists (name, colour)."""
+    """Draw groups of horizontal bars from zero to `maximum` with whiskers; `legend` lists (name, color)."""
     if not groups:
         return ""
     right, top, bar, gap = 14, 34, 8, 10
     scale = (WIDTH - label_width - right) / maximum
     height = top + sum(len(group.bars) * (bar + 2) + gap for group in groups) + 22
-    parts = [_legend([(name, colour, False) for name, colour in legend], y=12)[0]]
+    parts = [_legend([(name, color, False) for name, color in legend], y=12)[0]]
     for tick in linear_ticks(0.0, maximum):
         x = label_width + tick * scale
         parts.append(_rule(x, top - 6, x, height - 22))
@@ -142,7 +142,7 @@ def interval_bars(
     return _svg(title, int(height), parts)
 
 
-def value_bars(rows: Sequence[tuple[str, float, str]], *, title: str, colour: str = "1") -> str:
+def value_bars(rows: Sequence[tuple[str, float, str]], *, title: str, color: str = "1") -> str:
     """Draw horizontal bars for (label, value, words beside the bar), scaled to the largest value."""
     if not rows:
         return ""
@@ -153,9 +153,7 @@ def value_bars(rows: Sequence[tuple[str, float, str]], *, title: str, colour: st
         y = index * step
         width = max(1.5, track * value / largest)
         parts.append(_text(0, y + 11, label, strong=True))
-        parts.append(
-            f'<rect x="0" y="{y + 16}" width="{width:.1f}" height="9" rx="1.5" fill="var(--series-{colour})"/>'
-        )
+        parts.append(f'<rect x="0" y="{y + 16}" width="{width:.1f}" height="9" rx="1.5" fill="var(--series-{color})"/>')
         parts.append(_text(width + 7, y + 24.5, words))
     return _svg(title, len(rows) * step, parts)
 
@@ -200,7 +198,7 @@ def _drawable(one: Series, *, log_y: bool) -> Series:
         name=one.name,
         x=[one.x[i] for i in keep],
         y=[one.y[i] for i in keep],
-        colour=one.colour,
+        color=one.color,
         low=[one.low[i] for i in keep] if banded else (),
         high=[one.high[i] for i in keep] if banded else (),
         dashed=one.dashed,
@@ -223,14 +221,14 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _rule(x1: float, y1: float, x2: float, y2: float, *, strong: bool = False) -> str:
-    colour = "ink-soft" if strong else "rule"
+    color = "ink-soft" if strong else "rule"
     ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line {ends} stroke="var(--{colour})" stroke-width="1"/>'
+    return f'<line {ends} stroke="var(--{color})" stroke-width="1"/>'
 
 
 def _text(x: float, y: float, words: str, *, anchor: str = "start", strong: bool = False) -> str:
-    colour = "ink" if strong else "ink-soft"
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--{colour})">{escape(words)}</text>'
+    color = "ink" if strong else "ink-soft"
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--{color})">{escape(words)}</text>'
 
 
 def _whisker_bar(one: Bar, *, left: float, y: float, bar: int, scale: float) -> str:
@@ -239,17 +237,17 @@ def _whisker_bar(one: Bar, *, left: float, y: float, bar: int, scale: float) -> 
     return (
         f"<g><title>{escape(one.tooltip)}</title>"
         f'<rect x="{left}" y="{y:.1f}" width="{max(0.5, one.value * scale):.1f}" height="{bar}" '
-        f'fill="var(--series-{one.colour})" opacity=".78"/>'
+        f'fill="var(--series-{one.color})" opacity=".78"/>'
         f'<path d="M{x_low:.1f} {middle:.1f}H{x_high:.1f}M{x_low:.1f} {middle - 2.5:.1f}v5'
         f'M{x_high:.1f} {middle - 2.5:.1f}v5" stroke="var(--ink)" stroke-width="1.1" fill="none"/></g>'
     )
 
 
 def _legend(entries: Sequence[tuple[str, str, bool]], *, y: float) -> tuple[str, int]:
-    """Draw (name, colour, dashed) entries from `y` downwards; return the drawing and its number of rows."""
+    """Draw (name, color, dashed) entries from `y` downwards; return the drawing and its number of rows."""
     parts: list[str] = []
     x, rows = 0.0, 1
-    for name, colour, dashed in entries:
+    for name, color, dashed in entries:
         width = 21 + 6.2 * len(name)
         if x > 0 and x + width > WIDTH:
             x, rows = 0.0, rows + 1
@@ -257,7 +255,7 @@ def _legend(entries: Sequence[tuple[str, str, bool]], *, y: float) -> tuple[str,
         dash = ' stroke-dasharray="5 3"' if dashed else ""
         parts.append(
             f'<line x1="{x:.1f}" y1="{line_y - 4:.1f}" x2="{x + 16:.1f}" y2="{line_y - 4:.1f}" '
-            f'stroke="var(--series-{colour})" stroke-width="3"{dash}/>'
+            f'stroke="var(--series-{color})" stroke-width="3"{dash}/>'
         )
         parts.append(_text(x + 21, line_y, name))
         x += width + 14

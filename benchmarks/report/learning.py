@@ -135,7 +135,7 @@ def _video(name: Any, folder: Path, words: str) -> str:
 def _measure_chart(rows: Sequence[tuple[float, list[float], list[float]]], words: str, unit: str, scale: float) -> str:
     x = [row[0] for row in rows]
 
-    def line(column: int, name: str, colour: str) -> Series:
+    def line(column: int, name: str, color: str) -> Series:
         means = [bootstrap_mean(scale * np.asarray(row[column])) for row in rows]
         return Series(
             name=name,
@@ -143,8 +143,8 @@ def _measure_chart(rows: Sequence[tuple[float, list[float], list[float]]], words
             y=[one.value for one in means],
             low=[one.low for one in means],
             high=[one.high for one in means],
-            colour=colour,
-            dashed=colour == QUIET,
+            color=color,
+            dashed=color == QUIET,
             markers=True,
         )
 
@@ -181,7 +181,7 @@ def _curve_charts(curves: Curves) -> list[str]:
         line_chart(
             [_curve(name, points, index) for index, (name, points) in enumerate(_merged(names, curves))],
             title=f"{label} over training steps",
-            x_label="optimiser step",
+            x_label="optimizer step",
             y_label=label,
             log_y=logarithmic and all(value > 0 for name in names for _, value in curves[name]),
         )
@@ -206,8 +206,8 @@ def _curve(name: str, points: Sequence[tuple[float, float]], index: int) -> Seri
     bins = np.array_split(np.asarray(points), min(len(points), MAX_POINTS))
     x, y = zip(*(part.mean(axis=0) for part in bins), strict=True)
     quiet = "copy" in name
-    colour = QUIET if quiet else str(index % 4 + 1)
-    return Series(name=name, x=x, y=y, colour=colour, dashed=quiet, markers=len(points) < 12)
+    color = QUIET if quiet else str(index % 4 + 1)
+    return Series(name=name, x=x, y=y, color=color, dashed=quiet, markers=len(points) < 12)
 
 
 def final_value(curves: Curves, name: str) -> str:

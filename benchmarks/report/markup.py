@@ -56,7 +56,7 @@ def table(
         rows: Cells as HTML.
         caption: Words above the table.
         kind: CSS class of the table.
-        strong_row: Row to emphasise.
+        strong_row: Row to emphasize.
     """
     header = "".join(f'<th scope="col"{_side(i)}>{text(words)}</th>' for i, words in enumerate(head))
     lines = []

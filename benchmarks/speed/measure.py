@@ -54,14 +54,14 @@ class Row:
 
     processor_ratio: ratio to the reference by processor time, which other load on the machine moves less.
     peak_mb: memory a step takes beyond what was held before it [MB].
-    utilisation: share of the device's peak, or, on a CPU, of what one large matrix product reaches.
+    utilization: share of the device's peak, or, on a CPU, of what one large matrix product reaches.
     """
 
     unit: str
     rate: Rate
     processor_ratio: Ratio | None
     peak_mb: float | None
-    utilisation: float | None
+    utilization: float | None
 
     def text(self) -> str:
         """Write the row in one line."""
@@ -71,8 +71,8 @@ class Row:
             text += f"  wall {_interval(rate.ratio)}  processor {_interval(self.processor_ratio)}"
         if self.peak_mb is not None:
             text += f"  +{self.peak_mb:,.0f} MB"
-        if self.utilisation is not None:
-            text += f"  {100 * self.utilisation:.0f} % of peak"
+        if self.utilization is not None:
+            text += f"  {100 * self.utilization:.0f} % of peak"
         return text
 
 
@@ -133,7 +133,7 @@ def measure(works: Mapping[str, Work], unit: str, reference: str, setting: Setti
             rate=rates[name],
             processor_ratio=None if name == reference else ratio_of(processor[name], processor[reference]),
             peak_mb=peak_memory_mb(work.step, setting.device),
-            utilisation=None if flops is None or peak is None else rates[name].median * flops / peak,
+            utilization=None if flops is None or peak is None else rates[name].median * flops / peak,
         )
     return Table(rows=rows, wall=wall, processor=processor)
 

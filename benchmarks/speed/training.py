@@ -83,7 +83,7 @@ def random_batch(config: ModelConfig, batch_size: int, device: torch.device) -> 
 
 
 def world_model_step(config: ModelConfig, setting: Setting, batch_size: int) -> Callable[[], object]:
-    """Return a training step of our model on random codes: forward, backward, optimiser."""
+    """Return a training step of our model on random codes: forward, backward, optimizer."""
     model = make_world_model(config, setting.device, batch_size).train()
     _compile(model.gpt, setting)
     batch = random_batch(config, batch_size, setting.device)

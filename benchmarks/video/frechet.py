@@ -47,8 +47,8 @@ def frechet_distance(first: Features, second: Features) -> float:
 
 def _factor(features: Features) -> Features:
     """Return a matrix with at most d rows whose Gram matrix is the covariance."""
-    centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
-    return np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred
+    centered = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+    return np.asarray(np.linalg.qr(centered, mode="r")) if len(centered) > centered.shape[1] else centered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def _flat(features: Features) -> Features:
 def encoder_features(vqgan: VQGAN, frames: Array, *, batch_size: int = 64) -> Features:
     """Compute features `[f 2d]` of frames uint8 `[f h w 3]`: mean and deviation over places of the encoder's vectors.
 
-    The vectors are those before quantisation, `d` numbers at each place of the grid.
+    The vectors are those before quantization, `d` numbers at each place of the grid.
     """
     rows = []
     for start in range(0, len(frames), batch_size):

@@ -51,7 +51,7 @@ def _pool(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int])
 
 
 class Unit(nn.Module):
-    """A convolution with its normalisation and rectifier."""
+    """A convolution with its normalization and rectifier."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__()

@@ -29,9 +29,9 @@ FIELD_OF_VIEW = 40.0
 VIEW = (55.0, -22.0)
 """Yaw and pitch of the camera [deg]."""
 
-TARGET_COLOUR, TOOL_COLOUR, INK = (150, 150, 160), (36, 97, 166), (27, 29, 32)
-LINK_COLOURS = ((0.86, 0.87, 0.88, 1.0), (0.62, 0.66, 0.71, 1.0))
-HAND_COLOUR, TABLE_COLOUR, SPHERE_COLOUR = (0.25, 0.27, 0.3, 1.0), (0.93, 0.91, 0.87, 1.0), (0.8, 0.35, 0.25, 1.0)
+TARGET_COLOR, TOOL_COLOR, INK = (150, 150, 160), (36, 97, 166), (27, 29, 32)
+LINK_COLORS = ((0.86, 0.87, 0.88, 1.0), (0.62, 0.66, 0.71, 1.0))
+HAND_COLOR, TABLE_COLOR, SPHERE_COLOR = (0.25, 0.27, 0.3, 1.0), (0.93, 0.91, 0.87, 1.0), (0.8, 0.35, 0.25, 1.0)
 
 
 class _Camera(NamedTuple):
@@ -61,7 +61,7 @@ def write_film(path: Path, robot: RobotModel, case: TrackingCase, run: Run) -> N
             for ball, sphere in zip(spheres, case.spheres, strict=True):
                 center = np.add(sphere.center, tick * TICK * np.asarray(sphere.velocity)).tolist()
                 pybullet.resetBasePositionAndOrientation(ball, center, (0, 0, 0, 1), physicsClientId=client)
-            frames.append(_labelled(_drawn(client, camera), camera, case, run, tools, tick))
+            frames.append(_labeled(_drawn(client, camera), camera, case, run, tools, tick))
     write_video(path, np.stack(frames), FPS, crf=20, pixel_format="yuv420p")
 
 
@@ -76,15 +76,15 @@ def _world(robot: RobotModel, case: TrackingCase) -> Iterator[tuple[int, int, li
             body = pybullet.loadURDF(str(file), useFixedBase=True, physicsClientId=client)
         last = robot.num_joints - 1
         for link in range(-1, robot.num_joints):
-            colour = HAND_COLOUR if link == last else LINK_COLOURS[link % 2]
-            pybullet.changeVisualShape(body, link, rgbaColor=colour, physicsClientId=client)
+            color = HAND_COLOR if link == last else LINK_COLORS[link % 2]
+            pybullet.changeVisualShape(body, link, rgbaColor=color, physicsClientId=client)
         if case.plane is not None:
             normal = np.asarray(case.plane.normal)
             place = (case.plane.offset - 0.01) * normal
             turn = _turn_to(normal)
-            _solid(client, pybullet.GEOM_BOX, TABLE_COLOUR, place.tolist(), turn, half=(0.9, 0.9, 0.01))
+            _solid(client, pybullet.GEOM_BOX, TABLE_COLOR, place.tolist(), turn, half=(0.9, 0.9, 0.01))
         spheres = [
-            _solid(client, pybullet.GEOM_SPHERE, SPHERE_COLOUR, list(s.center), (0, 0, 0, 1), radius=s.radius)
+            _solid(client, pybullet.GEOM_SPHERE, SPHERE_COLOR, list(s.center), (0, 0, 0, 1), radius=s.radius)
             for s in case.spheres
         ]
         yield client, body, spheres
@@ -104,16 +104,14 @@ def _turn_to(normal: Array) -> tuple[float, float, float, float]:
 def _solid(
     client: int,
     shape: int,
-    colour: tuple[float, ...],
+    color: tuple[float, ...],
     place: list[float],
     turn: tuple[float, float, float, float],
     *,
     half: tuple[float, float, float] = (1.0, 1.0, 1.0),
     radius: float = 1.0,
 ) -> int:
-    visual = pybullet.createVisualShape(
-        shape, halfExtents=half, radius=radius, rgbaColor=colour, physicsClientId=client
-    )
+    visual = pybullet.createVisualShape(shape, halfExtents=half, radius=radius, rgbaColor=color, physicsClientId=client)
     number: int = pybullet.createMultiBody(0, -1, visual, place, turn, physicsClientId=client)
     return number
 
@@ -143,22 +141,22 @@ def _drawn(client: int, camera: _Camera) -> Image.Image:
     return Image.fromarray(np.asarray(pixels, dtype=np.uint8).reshape(SIZE[1], SIZE[0], 4)[..., :3])
 
 
-def _labelled(picture: Image.Image, camera: _Camera, case: TrackingCase, run: Run, tools: Array, tick: int) -> Array:
+def _labeled(picture: Image.Image, camera: _Camera, case: TrackingCase, run: Run, tools: Array, tick: int) -> Array:
     """Draw over the picture: both ways, the axes of the target, time, error and status."""
     draw = ImageDraw.Draw(picture)
-    draw.line(camera.pixels(case.poses[:, :3, 3]), fill=TARGET_COLOUR, width=1)
+    draw.line(camera.pixels(case.poses[:, :3, 3]), fill=TARGET_COLOR, width=1)
     if tick > 0:
-        draw.line(camera.pixels(tools[: tick + 1]), fill=TOOL_COLOUR, width=2)
+        draw.line(camera.pixels(tools[: tick + 1]), fill=TOOL_COLOR, width=2)
     pose = case.poses[tick]
-    for axis, colour in enumerate(((190, 60, 50), (60, 140, 80), (50, 90, 180))):
+    for axis, color in enumerate(((190, 60, 50), (60, 140, 80), (50, 90, 180))):
         ends = np.stack([pose[:3, 3], pose[:3, 3] + 0.06 * pose[:3, axis]])
-        draw.line(camera.pixels(ends), fill=colour, width=2)
+        draw.line(camera.pixels(ends), fill=color, width=2)
     error = float(np.linalg.norm(tools[tick] - pose[:3, 3])) * 1e3
     status = run.statuses[min(tick, len(run.statuses) - 1)] if run.statuses else ""
     words = f"{case.name}   {tick * TICK:5.2f} s   error {error:6.2f} mm   {status}"
     draw.text((12, 10), words, fill=INK, font=ImageFont.load_default(14))
-    draw.line([(12, 36), (36, 36)], fill=TARGET_COLOUR, width=2)
-    draw.line([(90, 36), (114, 36)], fill=TOOL_COLOUR, width=3)
+    draw.line([(12, 36), (36, 36)], fill=TARGET_COLOR, width=2)
+    draw.line([(90, 36), (114, 36)], fill=TOOL_COLOR, width=3)
     draw.text((40, 29), "target", fill=INK, font=ImageFont.load_default(12))
     draw.text((118, 29), "tool", fill=INK, font=ImageFont.load_default(12))
     return np.asarray(picture)

@@ -11,7 +11,7 @@ from ...errors import EnvironmentMissing
 from .trajectories import TrackingCase
 
 POSITION_COST, ORIENTATION_COST, POSTURE_COST = 1.0, 0.3, 2e-3
-"""Weights of a metre, a radian of the tool and a radian of a joint, the same for all of them."""
+"""Weights of a meter, a radian of the tool and a radian of a joint, the same for all of them."""
 
 CLEARANCE = 0.01
 """Distance they are asked to keep [m], as ours."""

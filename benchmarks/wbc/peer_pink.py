@@ -19,13 +19,13 @@ NUM_PAIRS = 12
 """How many of the nearest pairs the barrier looks at."""
 
 BARRIER_GAIN = 20.0
-"""Greatest speed of approach for each metre beyond the distance to keep [1/s], as ours."""
+"""Greatest speed of approach for each meter beyond the distance to keep [1/s], as ours."""
 
 
 class Pink:
     """Frame and posture task, velocity and position limits of the URDF; with `barrier` its distance barrier too.
 
-    Its safe displacement is off: it pulls the arm off the target by centimetres.
+    Its safe displacement is off: it pulls the arm off the target by centimeters.
     """
 
     def __init__(self, robot: RobotModel, *, barrier: bool) -> None:

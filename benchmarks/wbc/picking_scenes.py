@@ -212,7 +212,7 @@ def _draw_obstacle(rng: np.random.Generator, x: float, y: float) -> Obstacle:
 
 
 def footprint(obstacle: Obstacle) -> tuple[Array, float]:
-    """Return a circle on the table, centre `[2]` and radius [m], over which an obstacle stays."""
+    """Return a circle on the table, center `[2]` and radius [m], over which an obstacle stays."""
     if isinstance(obstacle, Box):
         return np.array(obstacle.center[:2]), math.hypot(*obstacle.half_extents[:2])
     return np.array(obstacle.start[:2] if isinstance(obstacle, Rod) else obstacle.center[:2]), obstacle.radius

@@ -26,12 +26,12 @@ from .picking_scenes import TRAY_HALF, Obstacle, Scene
 FINGER_STROKE, FINGER_FORCE, FINGER_MASS = 0.0425, 40.0, 0.06
 """Of one finger: way from closed to open [m], greatest force [N], mass [kg], taken from the hand's."""
 FINGER_SIZE, FINGER_Z = (0.014, 0.021, 0.056), 0.118
-"""A finger's edges and its centre's distance from the flange [m]; inside the controller's capsules, like the palm."""
+"""A finger's edges and its center's distance from the flange [m]; inside the controller's capsules, like the palm."""
 PALM_RADIUS, PALM_Z = 0.037, 0.09
 """The palm: radius and length from the flange on [m]."""
 SOLVER_ITERATIONS = 200
 """Of pybullet's contact solver, in a step; with its usual 50 a held block creeps out of the hand."""
-ARM_COLOURS, HAND_COLOUR = ((0.80, 0.82, 0.85, 1.0), (0.92, 0.93, 0.94, 1.0)), (0.22, 0.24, 0.28, 1.0)
+ARM_COLORS, HAND_COLOR = ((0.80, 0.82, 0.85, 1.0), (0.92, 0.93, 0.94, 1.0)), (0.22, 0.24, 0.28, 1.0)
 MEASURED_POSITION_SLACK, MEASURED_SPEED_SLACK = 0.005, 0.02
 """By how much a measured joint may be beyond a limit: [rad], and as a share of the velocity limit."""
 
@@ -94,8 +94,8 @@ class FingerDriver(BulletDriver):
         self.links = {-1: "link_0"} | {info[0]: info[12].decode() for info in infos}
         self.fingers = [info[0] for info in infos if info[12].endswith(b"finger")]
         for index, name in self.links.items():
-            colour = HAND_COLOUR if name.endswith(("palm", "finger")) else ARM_COLOURS[index % 2]
-            p.changeVisualShape(self.body, index, rgbaColor=colour, **options)
+            color = HAND_COLOR if name.endswith(("palm", "finger")) else ARM_COLORS[index % 2]
+            p.changeVisualShape(self.body, index, rgbaColor=color, **options)
         for index in self.fingers:
             p.resetJointState(self.body, index, FINGER_STROKE, 0.0, **options)
             p.changeDynamics(self.body, index, lateralFriction=1.0, spinningFriction=0.01, **options)
@@ -135,7 +135,7 @@ class World:
     obstacles: pybullet's number of each thing that no link may touch, and its name; block: number of the block.
     """
 
-    COLOURS = ((0.86, 0.37, 0.34, 1.0), (0.93, 0.66, 0.28, 1.0), (0.47, 0.62, 0.35, 1.0), (0.55, 0.44, 0.67, 1.0))
+    COLORS = ((0.86, 0.37, 0.34, 1.0), (0.93, 0.66, 0.28, 1.0), (0.47, 0.62, 0.35, 1.0), (0.55, 0.44, 0.67, 1.0))
 
     def __init__(self, client: int, scene: Scene) -> None:
         """Put everything but the arm into the world of `client`."""
@@ -148,28 +148,28 @@ class World:
             self.obstacles[self._add(part, (0.30, 0.49, 0.66, 1.0))] = "tray"
         for index, obstacle in enumerate(scene.obstacles):
             name = f"{type(obstacle).__name__.lower()}_{index}"
-            self.obstacles[self._add(obstacle, self.COLOURS[index % len(self.COLOURS)])] = name
+            self.obstacles[self._add(obstacle, self.COLORS[index % len(self.COLORS)])] = name
         self.block = self._add(scene.block, (0.20, 0.66, 0.60, 1.0), scene.mass)
         pybullet.changeDynamics(
             self.block, -1, lateralFriction=0.7, spinningFriction=0.002, rollingFriction=1e-4, physicsClientId=client
         )
 
-    def _add(self, shape: Obstacle, colour: tuple[float, ...], mass: float = 0.0) -> int:
+    def _add(self, shape: Obstacle, color: tuple[float, ...], mass: float = 0.0) -> int:
         p, options = pybullet, {"physicsClientId": self.client}
         center, quaternion = [0.0, 0.0, 0.0], (0.0, 0.0, 0.0, 1.0)
         if isinstance(shape, Box):
             center, quaternion = list(shape.center), shape.quaternion
             collision = p.createCollisionShape(p.GEOM_BOX, halfExtents=shape.half_extents, **options)
-            visual = p.createVisualShape(p.GEOM_BOX, halfExtents=shape.half_extents, rgbaColor=colour, **options)
+            visual = p.createVisualShape(p.GEOM_BOX, halfExtents=shape.half_extents, rgbaColor=color, **options)
         elif isinstance(shape, Sphere):
             center = list(shape.center)
             collision = p.createCollisionShape(p.GEOM_SPHERE, radius=shape.radius, **options)
-            visual = p.createVisualShape(p.GEOM_SPHERE, radius=shape.radius, rgbaColor=colour, **options)
+            visual = p.createVisualShape(p.GEOM_SPHERE, radius=shape.radius, rgbaColor=color, **options)
         else:
             center = [0.5 * (a + b) for a, b in zip(shape.start, shape.end, strict=True)]
             length, radius = shape.end[2] - shape.start[2], shape.radius
             collision = p.createCollisionShape(p.GEOM_CAPSULE, radius=radius, height=length, **options)
-            visual = p.createVisualShape(p.GEOM_CAPSULE, radius=radius, length=length, rgbaColor=colour, **options)
+            visual = p.createVisualShape(p.GEOM_CAPSULE, radius=radius, length=length, rgbaColor=color, **options)
         return int(p.createMultiBody(mass, collision, visual, center, quaternion, **options))
 
     def block_box(self) -> Box:

@@ -75,14 +75,14 @@ def _path_charts(robot: RobotModel, case: TrackingCase, run: Run) -> list[str]:
     charts = []
     for (a, b), words in (((0, 1), "from above: y over x [m]"), ((0, 2), "from the side: z over x [m]")):
         lines = [
-            Series(name="target", x=wanted[:, a].tolist(), y=wanted[:, b].tolist(), colour=QUIET, dashed=True),
+            Series(name="target", x=wanted[:, a].tolist(), y=wanted[:, b].tolist(), color=QUIET, dashed=True),
             Series(name="tool", x=done[:, a].tolist(), y=done[:, b].tolist()),
         ]
         charts.append(_chart(lines, f"Tool path {words}", f"tool path {words}", "x [m]"))
     angles = np.degrees(np.linalg.norm(rotation_errors(case.poses[:, :3, :3], tools[:, :3, :3]), axis=1))
     errors = [
         Series(name="position [mm]", x=times, y=(np.linalg.norm(wanted - done, axis=1) * 1e3).tolist()),
-        Series(name="rotation [deg]", x=times, y=angles.tolist(), colour="2"),
+        Series(name="rotation [deg]", x=times, y=angles.tolist(), color="2"),
     ]
     return [*charts, _chart(errors, "Tool error over time", "tool error [mm], [deg]")]
 
@@ -106,10 +106,10 @@ def _shares(shares: Array, joints: Sequence[int] | Array, title: str, y_label: s
     times = (np.arange(len(shares)) * TICK).tolist()
     first, last = times[0], times[-1]
     lines = [
-        Series(name=f"{joint + 1}", x=times, y=shares[:, column].tolist(), colour=str(column % 8 + 1))
+        Series(name=f"{joint + 1}", x=times, y=shares[:, column].tolist(), color=str(column % 8 + 1))
         for column, joint in enumerate(joints)
     ]
-    box = Series(name="limits", x=[first, last, last, first], y=[1.0, 1.0, -1.0, -1.0], colour=QUIET, dashed=True)
+    box = Series(name="limits", x=[first, last, last, first], y=[1.0, 1.0, -1.0, -1.0], color=QUIET, dashed=True)
     return _chart([*lines, box], title, y_label)
 
 
@@ -118,15 +118,15 @@ def _safety_charts(robot: RobotModel, case: TrackingCase, run: Run) -> list[str]
     times = (np.arange(len(run.q)) * TICK).tolist()
     named = (("arm itself", gaps.own), ("plane", gaps.plane), ("spheres", gaps.spheres))
     lines = [
-        Series(name=name, x=times, y=(gap * 1e3).tolist(), colour=str(index + 1))
+        Series(name=name, x=times, y=(gap * 1e3).tolist(), color=str(index + 1))
         for index, (name, gap) in enumerate(named)
         if gap is not None
     ]
     kept = case.scene.clearance * 1e3
-    lines.append(Series(name="kept", x=[times[0], times[-1]], y=[kept, kept], colour=QUIET, dashed=True))
+    lines.append(Series(name="kept", x=[times[0], times[-1]], y=[kept, kept], color=QUIET, dashed=True))
     jacobians = Kinematics(robot).forward_many(run.q).jacobian
     measures = np.sqrt(np.maximum(np.linalg.det(jacobians @ jacobians.transpose(0, 2, 1)), 0.0))
-    ticks = Series(name="tick [ms]", x=times[1:], y=run.tick_ms.tolist(), colour="3")
+    ticks = Series(name="tick [ms]", x=times[1:], y=run.tick_ms.tolist(), color="3")
     return [
         _chart(lines, "Distances over time", "distance [mm]"),
         _chart([Series(name="sqrt det JJ'", x=times, y=measures.tolist())], "Manipulability", "manipulability"),
@@ -141,10 +141,10 @@ def _status_strip(statuses: Sequence[str], y: int, width: int) -> str:
     scale, begin = width / max(len(statuses), 1), 0
     for name, run in groupby(statuses):
         length = len(list(run))
-        colour = names.index(name) % 8 + 1
+        color = names.index(name) % 8 + 1
         parts.append(
             f'<rect x="{MARGIN + begin * scale:.1f}" y="{y + 8}" width="{length * scale:.1f}" height="14" '
-            f'fill="var(--series-{colour})"><title>{escape(name)}, {begin * TICK:.2f} s to '
+            f'fill="var(--series-{color})"><title>{escape(name)}, {begin * TICK:.2f} s to '
             f"{(begin + length) * TICK:.2f} s</title></rect>"
         )
         begin += length

@@ -141,5 +141,5 @@ def _case(path: Path, *, name: str, group: Group, poses: Array, q0: Array, spher
         raise DataError(f"{path}: {name}: expected finite numbers, got NaN or infinity; leave the case out.")
     off = poses[:, :3, :3] @ poses[:, :3, :3].transpose(0, 2, 1) - np.eye(3)
     if np.abs(off).max() > 1e-6 or np.linalg.det(poses[:, :3, :3]).min() < 0 or np.any(poses[:, 3] != (0, 0, 0, 1)):
-        raise DataError(f"{path}: {name}: expected rigid poses, got other matrices; orthonormalise the rotations.")
+        raise DataError(f"{path}: {name}: expected rigid poses, got other matrices; orthonormalize the rotations.")
     return TrackingCase(name=name, group=group, poses=poses, q0=q0, spheres=spheres)

@@ -2,7 +2,7 @@
 
 Shard i becomes shard i; the bytes of the videos stay. Every window keeps all its captions, and the one to train on:
 
-    "captions": [{"text": ..., "kind": "original"},             or "asr", heard by a speech recogniser
+    "captions": [{"text": ..., "kind": "original"},             or "asr", heard by a speech recognizer
                  {"text": ..., "kind": "generated", "model": ..., "revision": ..., "prompt": ...}]
     "caption":  the chosen one
 
@@ -97,7 +97,7 @@ def caption(
 ) -> Mapping[str, Any]:
     """Describe every window of video shards with a vision-language model; the captions it had stay beside.
 
-    A killed run goes on with the shards that are missing. What a speech recogniser heard is told to the model.
+    A killed run goes on with the shards that are missing. What a speech recognizer heard is told to the model.
 
     Args:
         shards: folder of video shards, its URL, or tars by pattern (`https://host/shard-{000000..000127}.tar`).

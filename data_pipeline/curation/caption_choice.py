@@ -12,7 +12,7 @@ NO_ACTION = "none"
 PROMPT = (
     "These are frames of one short video, in order of time. In one sentence, say what the hands, or the arm of the "
     "robot, do: which objects they touch, how they move them, and where those end up. Write it as an instruction that "
-    "begins with the verb, as in 'Pick up the red cup and put it on the shelf.' Name colours and sides where they tell "
+    "begins with the verb, as in 'Pick up the red cup and put it on the shelf.' Name colors and sides where they tell "
     "objects apart. Do not mention the camera, the frames or the video, and do not guess what cannot be seen. If no "
     f"hand and no robot does anything, answer '{NO_ACTION}'."
 )
@@ -36,7 +36,7 @@ def original_captions(window: Mapping[str, Any], facts: Mapping[str, Any]) -> li
 
 
 def speech_hint(window: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """Tell the model what was heard in the window; empty where no speech recogniser listened."""
+    """Tell the model what was heard in the window; empty where no speech recognizer listened."""
     heard = [one["text"] for one in original_captions(window, facts) if one["kind"] == "asr"]
     if not heard:
         return ""

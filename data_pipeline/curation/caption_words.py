@@ -35,7 +35,7 @@ _BREAKS = _listed(
     "before after using is are was were be it them him he she they which who where slowly quickly again"
 )
 _NOT_NOUNS = _listed(
-    "left right top bottom front side middle center centre something one two three other same small big large put "
+    "left right top bottom front side middle center center something one two three other same small big large put "
     "place pick take move lift push pull turn open close hold drop press"
 )
 """What stands where nouns do: places, and second verbs ("pick it up and put it away")."""
@@ -58,7 +58,7 @@ _ENDS_IN_E = _listed(
     "arrange bake bounce carve change chase close combine cycle decorate dice dive drive enclose erase exchange "
     "file force freeze give glue grate guide handle hide inflate juggle leave make measure mince move nudge paste "
     "pare place poke prepare raise rake release remove replace reshape retrieve rinse rotate saute scrape "
-    "scribble separate serve shake shape share shave shuffle slice slide sprinkle square squeeze stabilise "
+    "scribble separate serve shake shape share shave shuffle slice slide sprinkle square squeeze stabilize "
     "stabilize store stroke swipe take tape taste trace tumble tune type use wave wiggle wipe write"
 )
 """Verbs whose -ing form has lost an e."""

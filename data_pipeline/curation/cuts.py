@@ -1,6 +1,6 @@
 """Find where a video jumps: edits, jumps of a compilation, and where a broken stream destroys the picture.
 
-Two frames are compared by their colours (HSV histogram) and by their structure (correlation at the best shift, so that
+Two frames are compared by their colors (HSV histogram) and by their structure (correlation at the best shift, so that
 a panning camera stays one scene). A cut is a jump that is large, and large beside the motion around it.
 
 Not found: fades and dissolves longer than a few frames, and jumps in time within one view (a robot that was paused and
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...contracts import Array
-from .quality import check_frames, grey, shrink
+from .quality import check_frames, gray, shrink
 
 _ROWS = 32
 _CHUNK_FRAMES = 256
 _LAGS = 4
-_NEIGHBOURS = 12
+_NEIGHBORS = 12
 _HELD = 0.03
 _UNRELATED = 0.95
 _HUES, _SATURATIONS, _VALUES = 8, 4, 8
@@ -68,7 +68,7 @@ def scenes(cuts: Sequence[int], num_frames: int, min_frames: int = 1) -> list[tu
     """List the scenes between cuts as (start, stop) in frames, without those shorter than `min_frames`.
 
     Cuts close together (a quick wipe, a picture that breaks in two steps) bound pieces that are no scenes; they belong
-    to neither neighbour, so they are left out rather than joined.
+    to neither neighbor, so they are left out rather than joined.
     """
     borders = [0, *cuts, num_frames]
     pieces = itertools.pairwise(borders)
@@ -80,7 +80,7 @@ def _motion_around(steps: Array, i: int) -> float:
 
     A side with fewer than three moving frames (the end of the video, a still picture) says nothing about motion.
     """
-    sides = steps[max(i - _NEIGHBOURS, 0) : i], steps[i + 1 : i + 1 + _NEIGHBOURS]
+    sides = steps[max(i - _NEIGHBORS, 0) : i], steps[i + 1 : i + 1 + _NEIGHBORS]
     moving = [side[side > _HELD] for side in sides]
     return max((float(np.median(side)) for side in moving if len(side) >= 3), default=0.0)
 
@@ -98,17 +98,17 @@ def _lagged_distances(frames: Array) -> list[Array]:
     parts: list[list[Array]] = [[] for _ in range(_LAGS)]
     for start in range(0, len(frames), _CHUNK_FRAMES):
         small = shrink(frames[start : start + _CHUNK_FRAMES + _LAGS], _ROWS)
-        colours, pictures = _histograms(small), grey(small)
+        colors, pictures = _histograms(small), gray(small)
         spectra = np.fft.rfft2(pictures - pictures.mean((1, 2), keepdims=True))
         for lag in range(1, _LAGS + 1):
             count = max(min(_CHUNK_FRAMES, len(small) - lag), 0)
-            colour = np.abs(colours[lag : lag + count] - colours[:count]).sum(1) / 2
-            parts[lag - 1].append(colour + _structure_distance(spectra, pictures, lag, count))
+            color = np.abs(colors[lag : lag + count] - colors[:count]).sum(1) / 2
+            parts[lag - 1].append(color + _structure_distance(spectra, pictures, lag, count))
     return [np.concatenate(part) for part in parts]
 
 
 def _structure_distance(spectra: Array, pictures: Array, lag: int, count: int) -> Array:
-    """Return 1 - correlation at the best shift; contrast below a few grey levels counts as none."""
+    """Return 1 - correlation at the best shift; contrast below a few gray levels counts as none."""
     size = pictures.shape[1] * pictures.shape[2]
     products = spectra[:count].conj() * spectra[lag : lag + count]
     covariance = np.fft.irfft2(products, s=pictures.shape[1:]).reshape(count, size).max(1, initial=0) / size
@@ -119,7 +119,7 @@ def _structure_distance(spectra: Array, pictures: Array, lag: int, count: int) -
 
 
 def _histograms(frames: Array) -> Array:
-    """Count joint HSV bins of `[f h w 3]`: `[f bins]`, each row sums to 1; grey and dark pixels have no hue."""
+    """Count joint HSV bins of `[f h w 3]`: `[f bins]`, each row sums to 1; gray and dark pixels have no hue."""
     red, green, blue = np.moveaxis(frames, -1, 0)
     value, spread = frames.max(-1), np.ptp(frames, axis=-1)
     safe = np.maximum(spread, 1e-6)
@@ -129,9 +129,9 @@ def _histograms(frames: Array) -> Array:
         np.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
     saturation = spread / np.maximum(value, 1)
-    coloured = (value > 32) & (saturation > 0.15)
-    bins = np.where(coloured, np.minimum(hue * _HUES / 6, _HUES - 1).astype(np.int64), 0)
-    bins = bins * _SATURATIONS + np.where(coloured, np.minimum(saturation * _SATURATIONS, _SATURATIONS - 1), 0)
+    colored = (value > 32) & (saturation > 0.15)
+    bins = np.where(colored, np.minimum(hue * _HUES / 6, _HUES - 1).astype(np.int64), 0)
+    bins = bins * _SATURATIONS + np.where(colored, np.minimum(saturation * _SATURATIONS, _SATURATIONS - 1), 0)
     bins = bins.astype(np.int64) * _VALUES + (value * _VALUES / 256).astype(np.int64)
     count, num_bins = len(frames), _HUES * _SATURATIONS * _VALUES
     rows = bins.reshape(count, -1) + num_bins * np.arange(count)[:, None]

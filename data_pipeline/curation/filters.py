@@ -23,7 +23,7 @@ class FilterConfig:
 
     min_frames: a clip with fewer frames is dropped as `too_short`.
     min_seconds: a clip that lasts less [s] is dropped as `too_short`.
-    min_motion: a clip whose probed frames differ less on average [grey levels of 255] is dropped as `static`.
+    min_motion: a clip whose probed frames differ less on average [gray levels of 255] is dropped as `static`.
     probe_frames: frames decoded for the probe, spread evenly, the first and the last among them.
     """
 
@@ -37,7 +37,7 @@ class FilterConfig:
 class VideoFacts:
     """What opening a video tells.
 
-    height, width: [px]; backend: decoder in use; motion: mean frame difference [grey levels of 255].
+    height, width: [px]; backend: decoder in use; motion: mean frame difference [gray levels of 255].
     """
 
     frames: int
@@ -83,7 +83,7 @@ def probe_video(video: Video, probe_frames: int) -> VideoFacts:
 
 
 def mean_frame_difference(frames: Array) -> float:
-    """Average the absolute difference of successive frames [grey levels of 255] of uint8 `[f h w 3]`."""
+    """Average the absolute difference of successive frames [gray levels of 255] of uint8 `[f h w 3]`."""
     if len(frames) < 2:
         return 0.0
     pairs = zip(frames[1:].astype(np.int16), frames[:-1].astype(np.int16), strict=True)

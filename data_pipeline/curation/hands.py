@@ -31,28 +31,28 @@ class HandDetector(Protocol):
 
 
 class SkinMotionHands:
-    """Find skin-coloured things that keep moving; the default, without weights.
+    """Find skin-colored things that keep moving; the default, without weights.
 
-    White balance first (shades of grey), then skin chroma in YCrCb scaled by brightness, then the share of the moving
+    White balance first (shades of gray), then skin chroma in YCrCb scaled by brightness, then the share of the moving
     picture that is skin. A pixel moves where it differs from the frame before and from the frame after, so that what a
-    robot uncovers does not count. Specks are dropped; frames of which skin colour covers 60 % (a camera over wood, sand
+    robot uncovers does not count. Specks are dropped; frames of which skin color covers 60 % (a camera over wood, sand
     or a face) count as none. The score is that share over 0.5, less where under 0.2 % of the picture is moving skin.
 
-    It is a colour test, with all that follows:
+    It is a color test, with all that follows:
 
     - It is biased by skin tone and light. Chroma boundaries like these were drawn on pictures of mostly light and
-      medium skin. Very dark skin in dim light, over-exposed light skin, gloves, tattoos and coloured light are missed;
+      medium skin. Very dark skin in dim light, over-exposed light skin, gloves, tattoos and colored light are missed;
       a clip of them scores low however clear the hands are. Do not use it where such a loss would skew a data set.
     - Faces, wood, leather, cardboard, copper and bread that move score like hands.
     - A single still hand scores 0: hands must act.
 
     On real clips (14 frames, 160 px) hands kneading score 0.57, cutting 1.0, wrestling 0.59, and over-exposed hands at
-    make-up only 0.33; robots score 0.11 to 0.17 with grey arms, and 0.37 and 0.43 where a copper-tinted pot or a wooden
+    make-up only 0.33; robots score 0.11 to 0.17 with gray arms, and 0.37 and 0.43 where a copper-tinted pot or a wooden
     table moves or takes shadows. 0.5 separates these nine but for the make-up: a ranking, not a measurement. A filter
     that matters should use `MediapipeHands` or another detector.
 
     Source: Chai and Ngan, Face segmentation using skin-color map in videophone applications, 1999 (chroma in YCrCb);
-    Finlayson and Trezzi, Shades of gray and colour constancy, 2004 (white balance).
+    Finlayson and Trezzi, Shades of gray and color constancy, 2004 (white balance).
     """
 
     def __call__(self, frames: Array) -> float:
@@ -71,7 +71,7 @@ class SkinMotionHands:
 
 
 def _white_balance(frames: Array) -> Array:
-    """Scale the channels of float `[f h w 3]` so that what is bright in all frames together becomes grey."""
+    """Scale the channels of float `[f h w 3]` so that what is bright in all frames together becomes gray."""
     level = np.mean((frames / 255) ** 12, axis=(0, 1, 2), dtype=np.float64) ** (1 / 12)
     gain = level.max() / np.maximum(level, 1e-3)
     balanced: Array = np.minimum(frames * gain.astype(np.float32), 255)

@@ -61,7 +61,7 @@ def write_video_shards(
     A finished stage with the same parameters is skipped; a killed one goes on after its last whole shard.
 
     Args:
-        source: a dataset in any layout that `gr2 data inspect` recognises; webdataset tars also by URL or pattern.
+        source: a dataset in any layout that `gr2 data inspect` recognizes; webdataset tars also by URL or pattern.
         out: folder of the shards and their manifest.
         camera: name given to the camera of datasets that have one without a name.
         spec: where cameras, states and actions lie in a robot dataset of your own (YAML).

@@ -15,7 +15,7 @@ from scipy import fft
 
 from ...contracts import Array
 from ...errors import ConfigError, DataError
-from .quality import check_frames, grey
+from .quality import check_frames, gray
 
 NUM_HASHES = 8
 """Frames hashed of each clip."""
@@ -38,8 +38,8 @@ def clip_hash(frames: Array, num_hashes: int = NUM_HASHES) -> Array:
     """Hash a clip: uint64 `[num_hashes]`, in the order of time.
 
     Each hash tells which of the 64 lowest frequencies of a frame lie above their median. It depends neither on size nor
-    on brightness nor on contrast, and little on compression. In drawn pictures (colour bars) many frequencies are zero
-    and their signs are noise, so that copies may be missed. A picture with a contrast under four grey levels (black,
+    on brightness nor on contrast, and little on compression. In drawn pictures (color bars) many frequencies are zero
+    and their signs are noise, so that copies may be missed. A picture with a contrast under four gray levels (black,
     white, fog) has no signs but noise and hashes to `FLAT`.
 
     Args:
@@ -55,7 +55,7 @@ def clip_hash(frames: Array, num_hashes: int = NUM_HASHES) -> Array:
     check_frames(frames)
     chosen = np.linspace(0, len(frames) - 1, num_hashes).round().astype(int)
     small = [Image.fromarray(frames[i]).resize((_SIDE, _SIDE), Image.Resampling.BOX) for i in chosen]
-    pictures = grey(np.stack([np.asarray(picture) for picture in small]))
+    pictures = gray(np.stack([np.asarray(picture) for picture in small]))
     rows, columns = np.array(_FREQUENCIES).T
     strengths = fft.dctn(pictures, axes=(1, 2), norm="ortho")[:, rows, columns]
     bits = strengths > np.median(strengths, axis=1, keepdims=True)

@@ -18,20 +18,20 @@ _REC_601 = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of red, green and blue in luma. Source: ITU-R BT.601-7, section 2.5.1."""
 
 _SENSOR_NOISE = 6.0
-"""Contrast [grey levels] below which a picture counts as flat."""
+"""Contrast [gray levels] below which a picture counts as flat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
     """Measures of one clip.
 
-    motion: mean absolute difference of successive probed frames, as luma of about 64 rows [grey levels of 255].
+    motion: mean absolute difference of successive probed frames, as luma of about 64 rows [gray levels of 255].
     camera_motion: share of that difference which one shift of the whole picture explains, 0 to 1: a panning camera 0.3
         to 1, hands and robots before a standing camera below 0.06.
     camera_shift: median length of those shifts [picture diagonals], 0 where they explain nothing.
     sharpness: variance of the Laplacian over the variance of the picture: in focus 0.1 to 0.5, motion-blurred or with
         little depth of field 0.02 to 0.1, out of focus below 0.02.
-    luma_mean: mean brightness [grey levels of 255].
+    luma_mean: mean brightness [gray levels of 255].
     luma_low, luma_high: brightness exceeded by 99 % and by 1 % of the pixels; both low is black, both high white,
         close together washed out or flat.
     text_overlay: share of the picture under lines of still, sharp strokes: below 0.0001 without text, 0.01 to 0.07 for
@@ -58,7 +58,7 @@ def measure_quality(frames: Array) -> Quality:
         DataError: the frames are not uint8 `[f h w 3]`, or there is none.
     """
     check_frames(frames)
-    pictures = grey(frames)
+    pictures = gray(frames)
     motion, explained, shift = measure_motion(frames)
     mean, low, high = measure_luma(pictures)
     return Quality(
@@ -104,8 +104,8 @@ def shrink(frames: Array, rows: int) -> Array:
     return total / block**2
 
 
-def grey(frames: Array) -> Array:
-    """Weigh RGB `[f h w 3]` to luma, float32 `[f h w]` in grey levels."""
+def gray(frames: Array) -> Array:
+    """Weigh RGB `[f h w 3]` to luma, float32 `[f h w]` in gray levels."""
     luma: Array = frames.astype(np.float32, copy=False) @ _REC_601
     return luma
 
@@ -119,7 +119,7 @@ def measure_motion(frames: Array) -> tuple[float, float, float]:
 
     Source: Kuglin and Hines, The phase correlation image alignment method, 1975.
     """
-    pictures = grey(shrink(frames, 64))
+    pictures = gray(shrink(frames, 64))
     if len(pictures) < 2:
         return 0.0, 0.0, 0.0
     shifts = _shifts(pictures)
@@ -166,14 +166,14 @@ def measure_sharpness(pictures: Array) -> float:
 
     Source: Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, 2000 (variance of the Laplacian).
     """
-    centre = pictures[:, 1:-1, 1:-1]
+    center = pictures[:, 1:-1, 1:-1]
     laplacian = pictures[:, 2:, 1:-1] + pictures[:, :-2, 1:-1] + pictures[:, 1:-1, 2:] + pictures[:, 1:-1, :-2]
-    laplacian = laplacian - 4 * centre
+    laplacian = laplacian - 4 * center
     return float(np.median(laplacian.var((1, 2)) / (pictures.var((1, 2)) + _SENSOR_NOISE**2)))
 
 
 def measure_luma(pictures: Array) -> tuple[float, float, float]:
-    """Return the mean, the 1 % and the 99 % quantile of luma `[f h w]` [grey levels of 255]."""
+    """Return the mean, the 1 % and the 99 % quantile of luma `[f h w]` [gray levels of 255]."""
     counts = np.bincount(pictures.astype(np.uint8).ravel(), minlength=256)
     below = np.cumsum(counts) / counts.sum()
     low, high = np.searchsorted(below, [0.01, 0.99])
@@ -183,7 +183,7 @@ def measure_luma(pictures: Array) -> tuple[float, float, float]:
 def measure_text_overlay(pictures: Array) -> float:
     """Measure how much of luma `[f h w]` lies under text laid over it; see `Quality.text_overlay`.
 
-    A stroke is narrower than a fortieth of the height, 75 grey levels brighter or darker than what lies beside it, and
+    A stroke is narrower than a fortieth of the height, 75 gray levels brighter or darker than what lies beside it, and
     stays as it is from one probed frame to the next. Text is where at least 3.5 strokes follow each other
     along a third of the height. Still writing in the scene (a keyboard, a label close by) counts too; vertical text,
     and text thinner than about one pixel, is missed.

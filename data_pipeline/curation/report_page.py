@@ -117,7 +117,7 @@ def build_page(report: DataReport) -> str:
         ("Answers of the model that were not used", _sheets(unused, "lost")),
         ("What is left", _distributions(report.clips)),
         ("Words of the captions", _words(report.clips)),
-        ("Datasets and licences", _origins(report.clips)),
+        ("Datasets and licenses", _origins(report.clips)),
         ("How the stages were run", _runs(report.stages)),
     )
     bodies = "".join(f"<section><h2>{text(heading)}</h2>{body}</section>" for heading, body in sections if body)

@@ -88,7 +88,7 @@ def summarize_calvin(path: Path, max_clips: int) -> dict[str, Any]:
 def _spans(split: CalvinSplit) -> list[tuple[int, int, str]]:
     """List (start, stop, sentence) of the windows, and of what lies outside of all of them."""
     windows = [(a.start, a.stop, a.sentence) for a in split.annotations]
-    return sorted(windows + [(start, stop, "") for start, stop in split.unlabelled(_SHORTEST_PLAY)])
+    return sorted(windows + [(start, stop, "") for start, stop in split.unlabeled(_SHORTEST_PLAY)])
 
 
 def _some_steps(split: CalvinSplit, spans: Sequence[tuple[int, int, str]]) -> Iterator[RecordSteps]:

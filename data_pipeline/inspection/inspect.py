@@ -202,7 +202,7 @@ def _counts(tally: SourceTally, num_probed: int) -> dict[str, Any]:
 
 
 def _license_file(location: Location) -> str:
-    """Return the first line of a licence that lies beside the data, empty where there is none."""
+    """Return the first line of a license that lies beside the data, empty where there is none."""
     if is_url(location) or not Path(location).is_dir():
         return ""
     for file in sorted(Path(location).iterdir()):

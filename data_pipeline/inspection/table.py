@@ -33,7 +33,7 @@ def _dataset(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"{summary['source']}"
     yield _row("format", " ".join(filter(None, (summary["reader"], summary["version"]))))
     yield _row("dataset", _counts(summary["datasets"]) or "not stated")
-    yield _row("licence", _counts(summary["licenses"]) or summary["license_file"] or "not stated")
+    yield _row("license", _counts(summary["licenses"]) or summary["license_file"] or "not stated")
     unusable = summary["records"] - summary["episodes"] - summary["clips"]
     kinds = f"{summary['episodes']} episodes with actions, {summary['clips']} clips of video alone"
     yield _row("records", f"{summary['records']} ({kinds}, {unusable} that cannot be used)")

@@ -1,4 +1,4 @@
-"""Augmentation of clips: one draw of crop and colour for all frames of all cameras, so that motion stays motion.
+"""Augmentation of clips: one draw of crop and color for all frames of all cameras, so that motion stays motion.
 
 There is no mirroring: "left" would become "right".
 """
@@ -66,7 +66,7 @@ def draw_augmentation(config: AugmentConfig, rng: np.random.Generator) -> Augmen
 
 
 def augment_frames(frames: Array, augmentation: Augmentation, size: int) -> Array:
-    """Crop, resize and recolour uint8 `[f h w 3]` to `[f size size 3]`, all frames alike."""
+    """Crop, resize and recolor uint8 `[f h w 3]` to `[f size size 3]`, all frames alike."""
     height, width = frames.shape[1:3]
     left, top, right, bottom = augmentation.box
     box = (left * width, top * height, right * width, bottom * height)
@@ -74,16 +74,16 @@ def augment_frames(frames: Array, augmentation: Augmentation, size: int) -> Arra
         window = Image.Resampling.HAMMING
         frames = np.stack([np.asarray(Image.fromarray(f).resize((size, size), window, box=box)) for f in frames])
     factors = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
-    return frames if factors == (1.0, 1.0, 1.0) else _recoloured(frames, *factors)
+    return frames if factors == (1.0, 1.0, 1.0) else _recolored(frames, *factors)
 
 
-def _recoloured(frames: Array, brightness: float, contrast: float, saturation: float) -> Array:
-    """Change saturation about each pixel's grey, contrast about the clip's mean grey, then brightness."""
+def _recolored(frames: Array, brightness: float, contrast: float, saturation: float) -> Array:
+    """Change saturation about each pixel's gray, contrast about the clip's mean gray, then brightness."""
     pixels = frames.astype(np.float32)
-    grey = pixels @ _LUMA
-    mean = grey.mean()
+    gray = pixels @ _LUMA
+    mean = gray.mean()
     pixels *= saturation
-    pixels += ((1 - saturation) * grey)[..., None]
+    pixels += ((1 - saturation) * gray)[..., None]
     pixels -= mean
     pixels *= contrast
     pixels += mean

@@ -4,7 +4,7 @@ Nothing is shuffled in memory, so fifty million episodes cost one running sum, e
 by construction, and a checkpoint is two numbers. Neither the batch size, nor the ranks, nor the workers are part of it.
 
 With `shuffle_block = 0` every window of an epoch is equally likely at every position. Otherwise windows are dealt in
-blocks of neighbours: some blocks, drawn at random, are mixed with each other at a time. Reads then stay near each
+blocks of neighbors: some blocks, drawn at random, are mixed with each other at a time. Reads then stay near each
 other, which slow disks and remote shards need.
 """
 
@@ -19,7 +19,7 @@ from ...errors import ConfigError
 from .shuffle import permute
 
 BLOCKS_MIXED = 16
-"""Blocks of neighbours that are mixed with each other at a time."""
+"""Blocks of neighbors that are mixed with each other at a time."""
 
 
 class WindowOrder:

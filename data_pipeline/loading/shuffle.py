@@ -52,7 +52,7 @@ def _feistel(value: Array, half_bits: Array, keys: Array) -> Array:
 
 
 def _mix(value: Array) -> Array:
-    """Scatter 64-bit numbers (the finaliser of SplitMix64)."""
+    """Scatter 64-bit numbers (the finalizer of SplitMix64)."""
     with np.errstate(over="ignore"):
         value = value + np.uint64(0x9E3779B97F4A7C15)
         value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -269,7 +269,7 @@ class TokenStore:
         return steps if self.load_steps else np.zeros_like(steps)
 
     @property
-    def labelled(self) -> Array:
+    def labeled(self) -> Array:
         """Tell which episodes have actions and a sentence, bool `[e]`."""
         spoken = [np.diff(folder.sentence_ends, prepend=0)[folder.columns["text_id"]] > 0 for folder in self.folders]
         return (self.num_steps > 0) & np.concatenate(spoken)

@@ -41,7 +41,7 @@ class TokenWindows:
         frame_step: distance of successive frames of a window, in frames of the store.
         chunk_length: actions a chunk [steps].
         context: frames up to and with the anchor.
-        labelled_only: take only episodes that have actions and a sentence.
+        labeled_only: take only episodes that have actions and a sentence.
         split: `train` and `validation` divide the videos, never the windows of one video.
         validation_fraction: share of the videos in the validation split, chosen by a hash of their names.
 
@@ -57,7 +57,7 @@ class TokenWindows:
         frame_step: int,
         chunk_length: int,
         context: int = 1,
-        labelled_only: bool = False,
+        labeled_only: bool = False,
         split: Split = "all",
         validation_fraction: float = 0.0,
     ) -> None:
@@ -74,8 +74,8 @@ class TokenWindows:
         idle = np.where(store.num_steps > 0, 0, 0 if num_frames == context else frame_step)
         self.counts = np.maximum(store.num_frames - idle, 0)
         self.counts[~in_split(store.column("video"), split, validation_fraction)] = 0
-        if labelled_only:
-            self.counts[~store.labelled] = 0
+        if labeled_only:
+            self.counts[~store.labeled] = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # a worker is told which windows to collect; the counts of fifty million episodes stay here

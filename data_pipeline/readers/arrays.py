@@ -190,7 +190,7 @@ def read_pictures(file: Path, name: str) -> Array:
     """Read the pictures of an episode as uint8 `[t h w 3]`.
 
     Raises:
-        DataError: the array is missing or broken, of another shape, or its values are no colours.
+        DataError: the array is missing or broken, of another shape, or its values are no colors.
     """
     where = f"{file}: {name}"
     values = _read(file, name)
@@ -209,8 +209,8 @@ def read_pictures(file: Path, name: str) -> Array:
 
 def _check_pictures(where: str, header: ArrayHeader) -> None:
     shape = header.shape
-    colour = len(shape) == 4 and (shape[-1] == 3 or (shape[1] > 0 and shape[1] % 3 == 0))
-    if header.dtype.kind not in "iuf" or not colour or 0 in shape:
+    color = len(shape) == 4 and (shape[-1] == 3 or (shape[1] > 0 and shape[1] % 3 == 0))
+    if header.dtype.kind not in "iuf" or not color or 0 in shape:
         raise DataError(
             f"{where}: expected integers 0 to 255 or floats 0 to 1, (t, h, w, 3) or (t, 3, h, w), got "
             f"{header.dtype} {shape}; name the pictures in a spec, or write one file an episode."

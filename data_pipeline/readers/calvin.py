@@ -17,7 +17,7 @@ CAMERAS = {"static": "rgb_static", "gripper": "rgb_gripper"}
 EMBODIMENT = replace(TOOL_ARM, cameras=tuple(CAMERAS), control_hz=float(CONTROL_HZ))
 
 _SHORTEST_PLAY, _LONGEST_PLAY = 16, 256
-"""Frames of an unlabelled piece: shorter ones are left out, longer stretches are divided."""
+"""Frames of an unlabeled piece: shorter ones are left out, longer stretches are divided."""
 
 
 class CalvinSource:
@@ -32,7 +32,7 @@ class CalvinSource:
     def __iter__(self) -> Iterator[Record]:
         split = self.split
         pieces = [(a.start, a.stop, a.sentence, a.task) for a in split.annotations]
-        for start, stop in split.unlabelled(_SHORTEST_PLAY):
+        for start, stop in split.unlabeled(_SHORTEST_PLAY):
             count = -(-(stop - start) // _LONGEST_PLAY)
             borders = [start + (stop - start) * i // count for i in range(count + 1)]
             pieces += [(a, b, "", "") for a, b in itertools.pairwise(borders)]

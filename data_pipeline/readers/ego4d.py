@@ -4,7 +4,7 @@
 top or below "videos"; one of the two passes may be absent. `ego4d.json`, else `manifest.csv`, gives the durations.
 
 A narration is a point in time. Its window is that of EgoClip: `[t - b / 2a, t + b / 2a]`, where b is the mean gap
-between neighbouring narrations of the video (of one pass), and a the mean of b over all videos. A video with one
+between neighboring narrations of the video (of one pass), and a the mean of b over all videos. A video with one
 narration has no gap and takes b = a, a window of one second.
 Source: Lin et al., Egocentric Video-Language Pretraining, NeurIPS 2022, section 3.2.
 """
@@ -37,8 +37,8 @@ from .corpus_files import (
 from .record import Record, VideoSpan
 
 DATASET = "ego4d"
-LICENSE = "signed Ego4D licence, no redistribution"
-"""Source: the Ego4D licence agreement."""
+LICENSE = "signed Ego4D license, no redistribution"
+"""Source: the Ego4D license agreement."""
 
 VIDEO_FOLDERS = ("full_scale", "video_540ss", "clips")
 """Where `<uid>.mp4` is looked for first; a video in another folder is found too."""
@@ -138,7 +138,7 @@ class Ego4dSource:
 
 
 def mean_gap(narrated: Mapping[str, Any]) -> float:
-    """Average the time between neighbouring narrations of a pass [s]; 0 where no pass has two at different times."""
+    """Average the time between neighboring narrations of a pass [s]; 0 where no pass has two at different times."""
     gaps: list[float] = []
     for passed in narrated.values():
         times = sorted(time for entry in _narrations_of(passed) if (time := _time_of(entry)) is not None)

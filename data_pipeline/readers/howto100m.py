@@ -1,4 +1,4 @@
-"""Read HowTo100M: instruction videos, and what a speech recogniser heard in them.
+"""Read HowTo100M: instruction videos, and what a speech recognizer heard in them.
 
 `raw_caption.json`, else `caption.json`, is `{<video_id>: {"start": [s], "end": [s], "text": [...]}}`; the raw file is
 better, for the other has no stop words. `HowTo100M_v1.csv` adds the categories. Videos are `<video_id>.mp4` (or

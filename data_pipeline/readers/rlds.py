@@ -26,7 +26,7 @@ from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
 from .tfrecord import parse_example, read_records
 
 _FILLER_SPAN = 8
-"""Pictures whose values differ by no more than this are of one colour."""
+"""Pictures whose values differ by no more than this are of one color."""
 
 _OBSERVATION, _ACTION = "steps/observation", "steps/action"
 _REMEDY = "; leave the record out, or correct features.json or the spec."
@@ -117,7 +117,7 @@ def _shard_lengths(information: Mapping[str, Any]) -> dict[str, int]:
 
 
 def guess_spec(folder: Path, features: Mapping[str, Feature]) -> EpisodeSpec:
-    """Tell the parts of an episode by their names alone: colour pictures, `state`, `action`, the instruction.
+    """Tell the parts of an episode by their names alone: color pictures, `state`, `action`, the instruction.
 
     One camera is called `static`, several by the last part of their name. The gripper is kept as stored.
 
@@ -128,7 +128,7 @@ def guess_spec(folder: Path, features: Mapping[str, Feature]) -> EpisodeSpec:
     pictures = [n for n, f in steps.items() if f.kind == "image" and f.shape[-1:] in ((3,), (-1,), ())]
     if not pictures or _ACTION not in steps:
         raise DataError(
-            f"{folder}: expected a colour picture and `{_ACTION}`, got {sorted(steps)}; say in a spec where pictures, "
+            f"{folder}: expected a color picture and `{_ACTION}`, got {sorted(steps)}; say in a spec where pictures, "
             "states and actions lie."
         )
     names = [camera_name(name.rpartition("/")[2]) for name in pictures]

@@ -19,7 +19,7 @@ from .record import Record
 
 DATASET = "something-something-v2"
 LICENSE = "research only, no redistribution"
-"""Source: the data licence agreement of Something-Something V2 (Qualcomm)."""
+"""Source: the data license agreement of Something-Something V2 (Qualcomm)."""
 
 SPLITS = ("train", "validation", "test")
 _FOLDERS = ("", "labels", "annotations", "20bn-something-something-v2")

@@ -1,4 +1,4 @@
-"""Recognise how a dataset is laid out and open the reader for it."""
+"""Recognize how a dataset is laid out and open the reader for it."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def open_source(path: Location, camera: str = "static", spec: Path | None = None
         DataError: where nothing is there, or a file is no video.
         ConfigError: a spec that cannot be read, or given for a layout that needs none.
     """
-    source = _recognise(path, camera, read_spec(spec) if spec is not None else None)
+    source = _recognize(path, camera, read_spec(spec) if spec is not None else None)
     if spec is not None and not isinstance(source, RldsSource | LeRobotSource | ArraysSource):
         raise ConfigError(f"{path}: expected RLDS, LeRobot or npz for a spec, got {source.kind!r}; leave the spec out.")
     return source
 
 
-def _recognise(path: Location, camera: str, spec: EpisodeSpec | None) -> RecordSource:
+def _recognize(path: Location, camera: str, spec: EpisodeSpec | None) -> RecordSource:
     if is_url(path) or (not Path(path).is_dir() and find_tars(path)):
         return WebdatasetSource(path, camera)
     path = Path(path).expanduser()

@@ -51,7 +51,7 @@ class EpisodeSpec:
     cameras: camera name -> pictures.
     states, actions: numbers put side by side, in this order; the gripper is the last number of an action.
     instructions: the first of them that is not empty is the sentence.
-    optional_cameras: left out of an episode that lacks them: no video file, or pictures of one colour.
+    optional_cameras: left out of an episode that lacks them: no video file, or pictures of one color.
     control_hz: steps a second; None where the dataset says it.
     gripper, action_kind: what the numbers of an action mean.
     state_gripper: whether the last number of a state is a gripper's opening or closing; None where that is not known.

@@ -31,13 +31,13 @@ class RowLayout:
     """What the numbers of a row mean.
 
     names: one for each dimension, with its unit where it is known.
-    gripper: openings; quaternions: first of each four, xyzw; metres, radians: dimensions known to be of that unit.
+    gripper: openings; quaternions: first of each four, xyzw; meters, radians: dimensions known to be of that unit.
     """
 
     names: tuple[str, ...]
     gripper: tuple[int, ...] = ()
     quaternions: tuple[int, ...] = ()
-    metres: tuple[int, ...] = ()
+    meters: tuple[int, ...] = ()
     radians: tuple[int, ...] = ()
 
     @property
@@ -51,10 +51,10 @@ _STATE = RowLayout(
     names=(*_POSE, "gripper opening", "gripper command", *(f"joint {i + 1} [rad]" for i in range(7))),
     gripper=(7, 8),
     quaternions=(3,),
-    metres=(0, 1, 2),
+    meters=(0, 1, 2),
     radians=tuple(range(9, 16)),
 )
-_ACTION = RowLayout(names=(*_POSE, "gripper command"), gripper=(7,), quaternions=(3,), metres=(0, 1, 2))
+_ACTION = RowLayout(names=(*_POSE, "gripper command"), gripper=(7,), quaternions=(3,), meters=(0, 1, 2))
 
 
 def state_layout(width: int, gripper: Sequence[int] | None = None) -> RowLayout:
@@ -100,7 +100,7 @@ class DatasetStatistics:
 
     name: where the data lay; fingerprint: SHA-256 of its states and actions as float32.
     states, actions: None where the dataset has none.
-    state_gripper, action_gripper: dimensions that hold openings, left unchanged by normalisation.
+    state_gripper, action_gripper: dimensions that hold openings, left unchanged by normalization.
     gripper_gain: mean measured opening where the gripper is told to open less that where it is told to close; None
         where it cannot be told.
     """
@@ -191,7 +191,7 @@ class RowFaults:
             self.flips += int(((q[1:] * q[:-1]).sum(axis=1) < 0).sum())
         jumps = np.abs(np.diff(rows, axis=0))
         for i in np.nonzero(jumps.max(axis=0, initial=0) > 1.5 * np.pi)[0].tolist():
-            if i not in layout.metres and i not in layout.gripper and np.abs(rows[:, i]).max() < LARGEST_NUMBER:
+            if i not in layout.meters and i not in layout.gripper and np.abs(rows[:, i]).max() < LARGEST_NUMBER:
                 self.wraps[i] += int(((jumps[:, i] > 1.5 * np.pi) & (jumps[:, i] < 2.5 * np.pi)).sum())
         return rows
 

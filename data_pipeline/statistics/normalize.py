@@ -1,6 +1,6 @@
-"""The arithmetic of normalisation: statistics of rows in bounded memory, and the map that they give.
+"""The arithmetic of normalization: statistics of rows in bounded memory, and the map that they give.
 
-Everything that normalises goes through here: the table of `gr2 data statistics`, what a checkpoint stores of its data,
+Everything that normalizes goes through here: the table of `gr2 data statistics`, what a checkpoint stores of its data,
 and the buffers of the model.
 """
 
@@ -21,7 +21,7 @@ Mode = Literal["moments", "quantiles"]
 QUANTILES = {"q01": 0.01, "q05": 0.05, "q50": 0.5, "q95": 0.95, "q99": 0.99}
 
 CONSTANT_BELOW = 1e-5
-"""Standard deviation under which a dimension counts as constant and is only centred."""
+"""Standard deviation under which a dimension counts as constant and is only centered."""
 
 SAMPLE_ROWS = 100_000
 """Rows from which quantiles are taken: all of them up to this number, from there on a uniform sample of this size. The
@@ -199,7 +199,7 @@ class Normalizer:
     def fit(cls, statistics: RowStatistics, mode: Mode = "moments", unchanged: Sequence[int] = ()) -> Normalizer:
         """Choose offset and scale, float64 `[d]`.
 
-        A constant dimension is only centred. Where 98 % of a dimension are equal its quantiles coincide, and the full
+        A constant dimension is only centered. Where 98 % of a dimension are equal its quantiles coincide, and the full
         range takes their place.
 
         Args:
@@ -221,11 +221,11 @@ class Normalizer:
 
     @classmethod
     def stack(cls, normalizers: Sequence[Normalizer]) -> Normalizer:
-        """Join normalisers of `[d]`, one for each step of a chunk, into one of `[k d]`."""
+        """Join normalizers of `[d]`, one for each step of a chunk, into one of `[k d]`."""
         return cls(offset=np.stack([n.offset for n in normalizers]), scale=np.stack([n.scale for n in normalizers]))
 
     def apply(self, x: Any) -> Any:
-        """Normalise an array or tensor `[.. d]`."""
+        """Normalize an array or tensor `[.. d]`."""
         return (x - self.offset) / self.scale
 
     def invert(self, x: Any) -> Any:

@@ -99,7 +99,7 @@ def _summarize_dataset(dataset: DatasetAccumulator) -> dict[str, Any]:
 
 
 def notes_of(rows: RowStatistics, layout: RowLayout, faults: RowFaults) -> list[list[str]]:
-    """Return, for each dimension, what normalisation does to it and what looks wrong; capitals are warnings."""
+    """Return, for each dimension, what normalization does to it and what looks wrong; capitals are warnings."""
     notes = []
     for i in range(rows.width):
         found = ["gripper, unchanged"] if i in layout.gripper else []
@@ -123,9 +123,9 @@ def _range_notes(rows: RowStatistics, layout: RowLayout, i: int) -> Iterator[str
     if not rows.constant[i] and max(low - rows.min[i], rows.max[i] - high) > OUTLIER_RANGES * spread:
         yield "OUTLIERS: broken rows?"
     largest = max(abs(low), abs(high))
-    if i in layout.metres and largest > _LARGEST_ARM:
+    if i in layout.meters and largest > _LARGEST_ARM:
         yield "UNITS: looks like [mm] or [cm], expected [m]"
-    elif i not in layout.metres and largest > LARGEST_NUMBER:
+    elif i not in layout.meters and largest > LARGEST_NUMBER:
         yield (
             "UNITS: looks like degrees, expected [rad]" if i in layout.radians else "UNITS: looks like degrees or [mm]"
         )
@@ -137,11 +137,11 @@ def warnings_of(layout: RowLayout, faults: RowFaults) -> Iterator[str]:
         named = ", ".join(faults.unusable_in[:5])
         yield f"{faults.unusable} rows with NaN or infinity, left out, in {named}"
     if layout.quaternions and faults.no_rotation:
-        yield f"{faults.no_rotation} rows whose quaternion is not of length 1: normalise it"
+        yield f"{faults.no_rotation} rows whose quaternion is not of length 1: normalize it"
     if layout.quaternions and faults.flips:
         yield f"{faults.flips} sign flips between successive quaternions: q and -q are one rotation, their mean is none"
     if not layout.gripper:
-        yield "no gripper marked: it would be normalised like the rest; tell it with --state-gripper, --action-gripper"
+        yield "no gripper marked: it would be normalized like the rest; tell it with --state-gripper, --action-gripper"
 
 
 def as_text(summary: Mapping[str, Any]) -> str:

@@ -213,7 +213,7 @@ class CalvinSplit:
         return {key: value[0] if isinstance(value, list) and isinstance(value[0], dict) else value
                 for key, value in content.items()}  # fmt: skip
 
-    def unlabelled(self, shortest: int) -> Iterator[tuple[int, int]]:
+    def unlabeled(self, shortest: int) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) of the stretches outside every annotated window, of at least `shortest` frames."""
         windows = sorted((a.start, a.stop) for a in self.annotations)
         for first, last in self.ranges.tolist():
@@ -257,9 +257,9 @@ def relative_actions(actions: Array, robot_obs: Array) -> Array:
     return np.concatenate([linear, np.clip(turn / _ANGULAR_STEP, -1, 1), actions[:, 6:7]], axis=1)
 
 
-def blocks_by_colour(scene_obs: Array, scene: str) -> dict[str, Array]:
-    """Split `scene_obs` `[.. 24]` into block poses `[.. 6]` by colour, whatever the scene's own order is."""
-    return {colour: scene_obs[..., 6 + 6 * place : 12 + 6 * place] for place, colour in enumerate(BLOCK_ORDER[scene])}
+def blocks_by_color(scene_obs: Array, scene: str) -> dict[str, Array]:
+    """Split `scene_obs` `[.. 24]` into block poses `[.. 6]` by color, whatever the scene's own order is."""
+    return {color: scene_obs[..., 6 + 6 * place : 12 + 6 * place] for place, color in enumerate(BLOCK_ORDER[scene])}
 
 
 class CalvinWriter:

@@ -1,7 +1,7 @@
 """One interface of all decoders, and the one that reads by default: PyAV, which opens everything FFmpeg opens.
 
 Every decoder takes the frames and their times from one `VideoIndex` and gives identical pixels for 8-bit video, but for
-halved colour of odd sizes and interlaced pictures (less than one grey level on average). 10-bit video differs by a few.
+halved color of odd sizes and interlaced pictures (less than one gray level on average). 10-bit video differs by a few.
 """
 
 from __future__ import annotations

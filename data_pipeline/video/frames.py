@@ -14,7 +14,7 @@ def resize_frames(frames: Array, size: int) -> Array:
     The whole picture stays visible, its aspect ratio does not: a wide picture is squeezed. Training data and
     live cameras both pass through this function, so a policy sees the pixels that it was trained on.
 
-    Pillow's Hamming window is used: it differs from the exact mean over each area by about half a grey level
+    Pillow's Hamming window is used: it differs from the exact mean over each area by about half a gray level
     and is fast; Pillow's box filter is off by 1.4 for 200 -> 64 pixels, where borders of areas split pixels.
     """
     if frames.shape[1:3] == (size, size):

@@ -1,4 +1,4 @@
-"""Read and write video files: one reader for every container, one writer that keeps small coloured things.
+"""Read and write video files: one reader for every container, one writer that keeps small colored things.
 
 PyAV reads by default: it proves each frame by its time stamp and survives broken bytes. decord and torchcodec are
 asked for by name; decord gives wrong frames of some files (refused where that is known) and can end the process.
@@ -182,7 +182,7 @@ def write_video(
         path: target, `.mp4`.
         frames: RGB frames.
         fps: frames a second.
-        crf: constant rate factor, 0 (lossless but for the colour conversion) to 51.
+        crf: constant rate factor, 0 (lossless but for the color conversion) to 51.
         pixel_format: `yuv444p`, or `yuv420p` (even height and width), which browsers need.
         key_frame_interval: frames between key frames; smaller seeks faster and costs bytes.
 

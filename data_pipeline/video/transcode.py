@@ -36,13 +36,13 @@ def encode_frames(
 ) -> bytes:
     """Encode uint8 `[h w 3]` frames; one is in memory at a time, equal frames give equal bytes.
 
-    The defaults keep things of a few pixels: yuv420p, which browsers need, halves the colour resolution.
+    The defaults keep things of a few pixels: yuv420p, which browsers need, halves the color resolution.
 
     Args:
         frames: RGB frames of one size.
         fps: frames a second.
         short_side: greatest length of the shorter side [px]; None keeps the size.
-        crf: constant rate factor, 0 (lossless but for the colour conversion) to 51.
+        crf: constant rate factor, 0 (lossless but for the color conversion) to 51.
         pixel_format: `yuv444p`, or `yuv420p` (even height and width).
         key_frame_interval: frames between key frames; smaller seeks faster and costs bytes.
 

@@ -30,7 +30,7 @@ class ModelConfig:
     width, depth, heads: the GPT body.
     cameras: in the order of the sequence.
     codebook_size, codebook_dim: of the frozen image tokenizer.
-    token_packing: p; p x p neighbouring codes share one position.
+    token_packing: p; p x p neighboring codes share one position.
     head_dim: width of the frame head before the codes; head_hidden: of a hidden layer of it, 0 for none (many codes
         in one position need one).
     text_dim, text_length: width of the text features and the most positions they may take.

@@ -34,7 +34,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.gradient_checkpointing = gradient_checkpointing
-        self.apply(self._initialise)
+        self.apply(self._initialize)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.out.weight", "mlp.2.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * depth))
@@ -43,13 +43,13 @@ class GPT(nn.Module):
         return cast(list[Block], list(self.blocks))
 
     @staticmethod
-    def _initialise(module: nn.Module) -> None:
+    def _initialize(module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
 
     def forward(self, x: Float[Tensor, "b n d"], mask: Mask, read: Int[Tensor, " q"]) -> Float[Tensor, "b q d"]:
-        """Return the normalised outputs at the positions `read`; `mask` is `[b|1 1 n n]`."""
+        """Return the normalized outputs at the positions `read`; `mask` is `[b|1 1 n n]`."""
         *body, last = self._blocks()
         mask = additive(mask, x)
         for block in body:

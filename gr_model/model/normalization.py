@@ -129,9 +129,9 @@ class Standardize(nn.Module):
         self.std.copy_(torch.tensor(std))
 
     def forward(self, values: Tensor) -> Tensor:
-        """Normalise `[.. *size]`."""
-        normalised: Tensor = self._normalizer.apply(values)
-        return normalised
+        """Normalize `[.. *size]`."""
+        normalized: Tensor = self._normalizer.apply(values)
+        return normalized
 
     def invert(self, values: Tensor) -> Tensor:
         """Undo `forward`."""
@@ -145,7 +145,7 @@ class Standardize(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization:
-    """What a model normalises with, and the data that it is for.
+    """What a model normalizes with, and the data that it is for.
 
     datasets: fingerprint -> statistics of the data.
     """
@@ -196,7 +196,7 @@ def expect_fitting_data(
             raise CheckpointError(
                 f"{dataset.name}: expected data like those {checkpoint} was trained on, got {reasons[0]}"
                 f"{f' (and {len(reasons) - 1} more)' if len(reasons) > 1 else ''}; convert the data, or pass "
-                "--statistics measure for a robot that moves otherwise, or --statistics keep to normalise with the "
+                "--statistics measure for a robot that moves otherwise, or --statistics keep to normalize with the "
                 "checkpoint's."
             )
 
@@ -220,7 +220,7 @@ def expect_same_data(
     reason = reasons[0] if reasons else f"{len(stored)} sets of {rows[0]} steps then, {len(new)} of {rows[1]} now"
     raise CheckpointError(
         f"{folder}: expected the data that this run began with, got others ({reason}); choose another --out to train "
-        "on them, or pass --statistics keep to go on with the run's normalisation."
+        "on them, or pass --statistics keep to go on with the run's normalization."
     )
 
 
@@ -233,7 +233,7 @@ def choose_normalization(
     start: Normalization | None,
     measure: Callable[[], Statistics],
 ) -> Normalization:
-    """Return what a run normalises with, its data compared with those of the checkpoint, and note it in `out`.
+    """Return what a run normalizes with, its data compared with those of the checkpoint, and note it in `out`.
 
     Args:
         choice: what to do with the statistics of `start`; a run that goes on (`out/last.ckpt`) keeps its own.

@@ -1,6 +1,6 @@
 """The release format: `model.safetensors` beside `config.json`, checked on loading.
 
-`config.json` holds the format version, the model's configuration, the normalisation statistics (for people;
+`config.json` holds the format version, the model's configuration, the normalization statistics (for people;
 the weights hold them, too), the statistics of the datasets it was trained on, the fingerprints of the image
 tokenizer and of the text encoder, the weight file's SHA-256 and its provenance.
 """
@@ -171,7 +171,7 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
         ) from error
     if record["statistics"] != json.loads(json.dumps(model.get_statistics().to_dict())):
         raise CheckpointError(
-            f"{folder}: expected one normalisation, got statistics in {RECORD} that differ from those in {WEIGHTS}; "
+            f"{folder}: expected one normalization, got statistics in {RECORD} that differ from those in {WEIGHTS}; "
             "both files must come from the same release: copy it again."
         )
     return Release(

@@ -208,7 +208,7 @@ def make_layout(
 
 
 def pack_codes(codes: Array, grid: tuple[int, int], p: int) -> Array:
-    """Group p x p neighbouring codes: `[.. n] -> [.. n / p^2, p^2]`; numpy or torch."""
+    """Group p x p neighboring codes: `[.. n] -> [.. n / p^2, p^2]`; numpy or torch."""
     return rearrange(codes, "... (r i c j) -> ... (r c) (i j)", i=p, j=p, r=grid[0] // p)
 
 

@@ -75,7 +75,7 @@ class WorldModel(nn.Module):
         return self.embed.vectors.device
 
     def set_statistics(self, statistics: Statistics) -> None:
-        """Copy normalisation statistics into the buffers."""
+        """Copy normalization statistics into the buffers."""
         self.embed.state_normalizer.set(statistics.state_mean, statistics.state_std)
         self.action_normalizer.set(statistics.action_mean, statistics.action_std)
 

@@ -57,7 +57,7 @@ class Distribution:
     """The processes of a run.
 
     device: what they compute on; devices: processes on each machine, "auto" for one on each GPU.
-    strategy: "ddp" keeps all weights on every device; "fsdp" keeps a share of the weights, gradients and optimiser
+    strategy: "ddp" keeps all weights on every device; "fsdp" keeps a share of the weights, gradients and optimizer
         states on each and gathers one block at a time; "auto" is DDP where there are several processes.
     num_nodes: machines.
     """

@@ -16,7 +16,7 @@ _GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes on each device: weights, gradients, optimiser states, weight average, activations."""
+    """Bytes on each device: weights, gradients, optimizer states, weight average, activations."""
 
     weights: float
     gradients: float
@@ -34,7 +34,7 @@ class MemoryEstimate:
         parts = {
             "weights": self.weights,
             "gradients": self.gradients,
-            "optimiser": self.optimizer,
+            "optimizer": self.optimizer,
             "average": self.average,
             "activations": self.activations,
         }

@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 
 class TrainingModule(L.LightningModule):
-    """Optimisation, averaging, figures and checkpoints of a `WorldModel`."""
+    """Optimization, averaging, figures and checkpoints of a `WorldModel`."""
 
     def __init__(self, model: WorldModel, config: TrainingConfig, *, steps: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class TrainingModule(L.LightningModule):
         return [p for p in self.model.gpt.parameters() if p.ndim == 2]
 
     def optimizer_groups(self) -> list[list[list[str]]]:
-        """Name the parameters of each group of each part of the optimiser."""
+        """Name the parameters of each group of each part of the optimizer."""
         optimizer = self.configure_optimizers()["optimizer"]
         names = {id(p): name for name, p in self.model.named_parameters()}
         return [[[names[id(p)] for p in group["params"]] for group in part.param_groups] for part in optimizer.parts]
@@ -161,7 +161,7 @@ class TrainingModule(L.LightningModule):
         self._sums[name] = (total + value, count + 1)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Clip the gradient's norm; Lightning's own clipping refuses fused optimisers in mixed precision.
+        """Clip the gradient's norm; Lightning's own clipping refuses fused optimizers in mixed precision.
 
         Raises:
             DataError: the norm is not finite.

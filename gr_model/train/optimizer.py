@@ -1,6 +1,6 @@
-"""One optimiser of two: Muon for the trunk's matrices, AdamW for everything else.
+"""One optimizer of two: Muon for the trunk's matrices, AdamW for everything else.
 
-Muon moves a matrix by its orthogonalised momentum, so that rare directions of the gradient (which word names which
+Muon moves a matrix by its orthogonalized momentum, so that rare directions of the gradient (which word names which
 block) learn as fast as common ones. Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural
 networks"; the scale that makes rates comparable with AdamW's is that of arXiv 2502.16982.
 """
@@ -23,7 +23,7 @@ class Float32Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Move each matrix by its orthogonalised momentum."""
+        """Move each matrix by its orthogonalized momentum."""
         loss = _loss_of(closure)
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
@@ -33,7 +33,7 @@ class Float32Muon(torch.optim.Muon):
                     state["momentum_buffer"] = torch.zeros_like(p.grad)
                 state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
                 ahead = p.grad.lerp(state["momentum_buffer"], momentum)
-                direction = orthogonalise(ahead, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                direction = orthogonalize(ahead, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 p.mul_(1 - rate * group["weight_decay"])
                 p.add_(direction, alpha=-rate * 0.2 * max(p.shape) ** 0.5)
         return loss
@@ -47,7 +47,7 @@ def _loss_of(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def orthogonalise(
+def orthogonalize(
     matrix: Float[Tensor, "m n"], coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Float[Tensor, "m n"]:
     """Bring all singular values near 1 by the quintic Newton-Schulz iteration."""
@@ -65,7 +65,7 @@ class MuonAdamW(torch.optim.Optimizer):
     """Step `torch.optim.Muon` and `torch.optim.AdamW` together; schedulers see the groups of both.
 
     Args:
-        model: whose trainable parameters are optimised.
+        model: whose trainable parameters are optimized.
         matrices: the two-dimensional parameters that Muon takes.
         learning_rate, muon_learning_rate: of AdamW and of Muon.
         weight_decay: of all matrices; vectors (norms, biases, learned tokens) do not decay.

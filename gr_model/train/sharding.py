@@ -1,4 +1,4 @@
-"""FSDP: weights, gradients, optimiser states and the weight average spread over processes, and their checkpoints.
+"""FSDP: weights, gradients, optimizer states and the weight average spread over processes, and their checkpoints.
 
 torch's `fully_shard` cuts every parameter along its first axis. Muon needs whole matrices: its products of sharded
 matrices gather what they need, so that a step is the one of a single process.
@@ -107,7 +107,7 @@ class ShardedStrategy(ModelParallelStrategy):
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Restore weights, average and optimiser in place, from a sharded folder or from an unsharded file."""
+        """Restore weights, average and optimizer in place, from a sharded folder or from an unsharded file."""
         path = Path(self.broadcast(checkpoint_path))
         module, optimizer = self._training, cast(MuonAdamW, self.optimizers[0])
         if path.is_dir():
@@ -138,7 +138,7 @@ class ShardedStrategy(ModelParallelStrategy):
 def _tensors(
     module: ShardedRun, optimizer: MuonAdamW, stored: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of a run by name; with `stored`, make the optimiser states that it names first."""
+    """Yield every tensor of a run by name; with `stored`, make the optimizer states that it names first."""
     names = {id(p): name for name, p in module.model.named_parameters()}
     yield from ((f"weights.{name}", tensor) for name, tensor in module.model.state_dict().items())
     if module.average is not None:

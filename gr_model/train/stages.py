@@ -40,7 +40,7 @@ class _Inputs:
     distribution: Distribution
 
 
-def _open(options: TrainingOptions, *, labelled_only: bool) -> _Inputs:
+def _open(options: TrainingOptions, *, labeled_only: bool) -> _Inputs:
     """Open tokens, encoders and loaders; every process has its own part of the training windows."""
     import torch
 
@@ -54,7 +54,7 @@ def _open(options: TrainingOptions, *, labelled_only: bool) -> _Inputs:
     distribution = Distribution(
         device=options.device, devices=options.devices, strategy=options.strategy, num_nodes=options.num_nodes
     )
-    store = TokenStore.open(options.tokens, load_steps=labelled_only)
+    store = TokenStore.open(options.tokens, load_steps=labeled_only)
 
     def windows_of(split: Literal["train", "validation"]) -> TokenWindows:
         return TokenWindows(
@@ -63,7 +63,7 @@ def _open(options: TrainingOptions, *, labelled_only: bool) -> _Inputs:
             frame_step=options.frame_step,
             chunk_length=options.chunk_length,
             context=options.context,
-            labelled_only=labelled_only,
+            labeled_only=labeled_only,
             split=split,
             validation_fraction=_VALIDATION_SHARE,
         )
@@ -172,14 +172,14 @@ def pretrain(options: TrainingOptions) -> dict[str, float]:
     """
     from .beginning import new_model
 
-    inputs = _open(options, labelled_only=False)
+    inputs = _open(options, labeled_only=False)
     robot = _robot(inputs.store, acts=False)
     model = new_model(options, inputs.encoders.facts, inputs.store.cameras, robot)
     return _run(model, inputs, options, options.recipe(with_actions=False))
 
 
 def finetune(options: FinetuneOptions) -> dict[str, float]:
-    """Train frames and trajectories together on labelled robot episodes.
+    """Train frames and trajectories together on labeled robot episodes.
 
     Returns:
         Metrics on held-out windows, and how many windows there are to train on.
@@ -187,7 +187,7 @@ def finetune(options: FinetuneOptions) -> dict[str, float]:
     from ..model.normalization import choose_normalization
     from .beginning import first_model
 
-    inputs = _open(options, labelled_only=True)
+    inputs = _open(options, labeled_only=True)
     robot = _robot(inputs.store, acts=True)
     model, start = first_model(options, inputs.encoders.facts, inputs.store.cameras, robot)
     chosen = choose_normalization(
@@ -211,7 +211,7 @@ def _measure(loader: BatchLoader, options: FinetuneOptions, coding: SignalCoding
     batches = list(islice(iter(loader), max(1, min(len(loader), 20_000 // options.batch_size))))
     loader.load_state_dict(state)
     if not batches:
-        raise DataError("finetune: expected labelled episodes with actions, got none; record or convert some.")
+        raise DataError("finetune: expected labeled episodes with actions, got none; record or convert some.")
 
     def gather(name: str) -> np.ndarray:
         return np.concatenate([batch[name].numpy() for batch in batches])

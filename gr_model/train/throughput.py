@@ -1,4 +1,4 @@
-"""How much a training step computes, and what share of a device's peak that is (model FLOPs utilisation, MFU)."""
+"""How much a training step computes, and what share of a device's peak that is (model FLOPs utilization, MFU)."""
 
 from __future__ import annotations
 

@@ -85,12 +85,12 @@ def train_tokenizer(
         shards: folder that `gr2 data shards` wrote.
         out: folder for the weights, the log and pictures of reconstructions; a stopped run goes on.
         preset: shape of the network.
-        steps: optimisation steps.
+        steps: optimization steps.
         batch_size: pictures a step.
         max_frames: pictures held in memory; without streaming, the training sees no more than these.
         stream: decode pictures as they are needed, so that the corpus may be larger than memory.
         num_workers: processes that decode ahead when streaming; 0 decodes in this process.
-        training: optimisation and losses; where nothing is chosen, f16 presets take the published learning rate.
+        training: optimization and losses; where nothing is chosen, f16 presets take the published learning rate.
         validate_every: steps between figures and pictures of held-out videos; a tenth of the run by default.
         checkpoint_every: steps between checkpoints.
         device: where to train; auto takes a GPU where there is one.
@@ -142,7 +142,7 @@ def train_text(
         shards: folder that `gr2 data shards` wrote.
         out: folder for the weights and the log; a stopped run goes on.
         image_size: picture side [px].
-        steps: optimisation steps.
+        steps: optimization steps.
         batch_size: pairs a step.
         seed: seed of weights and batches.
     """

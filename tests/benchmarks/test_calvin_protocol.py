@@ -32,7 +32,7 @@ needs_recordings = pytest.mark.skipif(not GOLDEN.is_dir(), reason="recordings of
 
 def state(**changes: object) -> WorldState:
     """A scene at rest: three blocks on the desk, nothing in the hand."""
-    colours = ("red", "blue", "pink")
+    colors = ("red", "blue", "pink")
     upright = np.array([0.0, 0.0, 0.0, 1.0])
     values: dict[str, object] = {
         "tool_position": np.array([0.0, -0.2, 0.6]),
@@ -45,25 +45,25 @@ def state(**changes: object) -> WorldState:
         "switch": 0.0,
         "bulb": False,
         "led": False,
-        "blocks": {c: (np.array([0.1 * i, -0.1, 0.46]), upright) for i, c in enumerate(colours)},
-        "contacts": {c: frozenset({("table", "base_link")}) for c in colours},
-        "velocities": {c: np.zeros(6) for c in colours},
+        "blocks": {c: (np.array([0.1 * i, -0.1, 0.46]), upright) for i, c in enumerate(colors)},
+        "contacts": {c: frozenset({("table", "base_link")}) for c in colors},
+        "velocities": {c: np.zeros(6) for c in colors},
     }
     return WorldState(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def moved(colour: str, by: tuple[float, float, float], yaw_deg: float = 0.0) -> dict[str, object]:
+def moved(color: str, by: tuple[float, float, float], yaw_deg: float = 0.0) -> dict[str, object]:
     """Blocks of `state`, one of them moved and turned."""
     half = np.radians(yaw_deg) / 2
     blocks = dict(state().blocks)
-    blocks[colour] = (blocks[colour][0] + by, np.array([0.0, 0.0, np.sin(half), np.cos(half)]))
+    blocks[color] = (blocks[color][0] + by, np.array([0.0, 0.0, np.sin(half), np.cos(half)]))
     return {"blocks": blocks}
 
 
-def touching(colour: str, *contacts: tuple[str, str]) -> dict[str, object]:
+def touching(color: str, *contacts: tuple[str, str]) -> dict[str, object]:
     """Contacts of `state`, those of one block replaced; the robot knows of them."""
-    robot = frozenset({f"block_{colour}"}) if ("robot", "") in contacts else frozenset()
-    return {"contacts": {**state().contacts, colour: frozenset(contacts)}, "robot_contacts": robot}
+    robot = frozenset({f"block_{color}"}) if ("robot", "") in contacts else frozenset()
+    return {"contacts": {**state().contacts, color: frozenset(contacts)}, "robot_contacts": robot}
 
 
 @needs_recordings

@@ -95,7 +95,7 @@ def test_egl_draws_the_pictures_of_the_dataset_from_the_first_one_on() -> None:
     if not egl_works():
         pytest.skip("EGL is not available here (gr2 doctor)")
     differences = run_apart(_EGL_FRAMES, str(CALVIN))
-    assert isinstance(differences, list) and max(differences) < 0.1  # of 255 grey levels
+    assert isinstance(differences, list) and max(differences) < 0.1  # of 255 gray levels
 
 
 @pytest.mark.skipif(not has_official, reason="calvin_env is not installed (docs/calvin.md)")

@@ -29,7 +29,7 @@ from gr2.gr_model.train.tokenizer_stages import tokens, train_text, train_tokeni
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run folder whose stages up to finetuning are done, with two or three optimisation steps each."""
+    """A run folder whose stages up to finetuning are done, with two or three optimization steps each."""
     out = tmp_path_factory.mktemp("run")
     record(out=out / "record", scenes="AD", chains=6, num_workers=1, seed=3)
     write_video_shards(source=out / "record", out=out / "shards")

@@ -1,4 +1,4 @@
-"""Charts are well-formed SVG, coloured by variables alone, and put every value where its axis says."""
+"""Charts are well-formed SVG, colored by variables alone, and put every value where its axis says."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw(series: list[Series], *, log_y: bool = False) -> str:
     return line_chart(series, title="t", x_label="step", y_label="loss", log_y=log_y)
 
 
-def test_charts_are_well_formed_and_have_no_colour_of_their_own() -> None:
+def test_charts_are_well_formed_and_have_no_color_of_their_own() -> None:
     bar = Bar(value=50, low=30, high=70, tooltip="a & b")
     drawings = [
         draw([Series(name="<a> & b", x=[0, 1], y=[1, 2], low=[0.5, 1], high=[2, 3], markers=True)]),

@@ -15,7 +15,7 @@ from gr2.benchmarks.demonstrations.expert_clearance import (
     grasp,
     hand,
     level_hand,
-    neighbour_to_move,
+    neighbor_to_move,
     out_of_bar_gap,
     out_of_cabinet,
     yaw_and_lean,
@@ -44,8 +44,8 @@ def state(
     return WorldState(
         tool_position=np.array(tool), tool_quaternion=Rotation.from_euler("xyz", hand_at).as_quat(),
         finger_width=0.08, gripper_command=1.0, slider=0.0, drawer=0.0, button=0.0, switch=0.0, bulb=False, led=False,
-        blocks={colour: (np.array(place), UPRIGHT) for colour, place in places.items()},
-        contacts=dict.fromkeys(places, DESK), velocities={colour: np.zeros(6) for colour in places},
+        blocks={color: (np.array(place), UPRIGHT) for color, place in places.items()},
+        contacts=dict.fromkeys(places, DESK), velocities={color: np.zeros(6) for color in places},
     )  # fmt: skip
 
 
@@ -59,8 +59,8 @@ def env() -> Iterator[PlayTable]:
 def scene_obs(*, slider: float = 0.0, drawer: float = 0.0, yaw: float = np.pi / 2, **blocks: Place) -> np.ndarray:
     """A `scene_obs` with the doors and blocks of `state`."""
     values = [slider, drawer, 0.0, 0.0, 0.0, 0.0]
-    for colour in SPEC.blocks:
-        values += [*blocks.get(colour, state().blocks[colour][0]), 0.0, 0.0, yaw]
+    for color in SPEC.blocks:
+        values += [*blocks.get(color, state().blocks[color][0]), 0.0, 0.0, yaw]
     return np.array(values)
 
 
@@ -74,13 +74,13 @@ def does(env: PlayTable, task: str, *, limit: int = 300) -> bool:
     return False
 
 
-def test_a_free_block_is_grasped_centred_across_its_long_side() -> None:
+def test_a_free_block_is_grasped_centered_across_its_long_side() -> None:
     one = grasp("red", state(), SPEC)
     assert np.array_equal(one.place, [0.30, -0.10, 0.46])
     assert one.euler == (np.pi, 0.0, pytest.approx(np.pi / 2)) and one.room > 0.004
 
 
-def test_a_neighbour_beside_a_short_block_turns_the_grasp() -> None:
+def test_a_neighbor_beside_a_short_block_turns_the_grasp() -> None:
     one = grasp("red", state(blue=(0.30 + 0.06, -0.10, 0.46)), SPEC)
     assert np.sin(one.euler[2]) == pytest.approx(0.0, abs=1e-6) and one.room > 0.0
 
@@ -88,7 +88,7 @@ def test_a_neighbour_beside_a_short_block_turns_the_grasp() -> None:
 def test_a_long_block_is_never_grasped_along_its_length() -> None:
     one = grasp("pink", state(blue=(0.02 + 0.062, -0.10, 0.46)), SPEC)
     assert one.euler[2] == pytest.approx(np.pi / 2)
-    assert one.place[0] < 0.02  # to the side, away from the neighbour
+    assert one.place[0] < 0.02  # to the side, away from the neighbor
 
 
 def test_the_button_beside_a_short_block_turns_the_grasp() -> None:
@@ -140,15 +140,15 @@ def test_what_is_put_down_goes_where_nothing_stands() -> None:
 
 
 def test_a_block_makes_way_only_where_it_must() -> None:
-    assert neighbour_to_move("lift_pink_block_table", state(), SPEC) is None
+    assert neighbor_to_move("lift_pink_block_table", state(), SPEC) is None
     boxed_in = state(blue=(0.02 + 0.045, -0.10, 0.46), red=(0.02 - 0.045, -0.10, 0.46))
-    assert neighbour_to_move("lift_pink_block_table", boxed_in, SPEC) in ("blue", "red")
+    assert neighbor_to_move("lift_pink_block_table", boxed_in, SPEC) in ("blue", "red")
     behind = state(red=(0.15 + 0.09, -0.10, 0.46), pink=(-0.24, 0.09, 0.46))
-    assert neighbour_to_move("push_blue_block_left", behind, SPEC) == "red"
-    assert neighbour_to_move("push_blue_block_right", behind, SPEC) is None
+    assert neighbor_to_move("push_blue_block_left", behind, SPEC) == "red"
+    assert neighbor_to_move("push_blue_block_right", behind, SPEC) is None
     shelf = state(red=(-0.24, 0.125, 0.461), blue=(-0.24, 0.06, 0.461))
-    assert neighbour_to_move("lift_red_block_slider", shelf, SPEC) == "blue"
-    assert neighbour_to_move("lift_blue_block_slider", shelf, SPEC) is None
+    assert neighbor_to_move("lift_red_block_slider", shelf, SPEC) == "blue"
+    assert neighbor_to_move("lift_blue_block_slider", shelf, SPEC) is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Imagined frames: cached decoding equals uncached, memorised frames come back, `gr2 imagine` goes on from files."""
+"""Imagined frames: cached decoding equals uncached, memorized frames come back, `gr2 imagine` goes on from files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_cached_raster_decoding_equals_uncached(targets: int) -> None:
 
 
 @MODES
-def test_a_memorised_frame_is_imagined(decoding: Any) -> None:
+def test_a_memorized_frame_is_imagined(decoding: Any) -> None:
     config = small_config(decoding, max_context=1)
     batch = make_batch(config, size=4)
     model = fit(make_model(config), batch, steps=250).train()
@@ -147,7 +147,7 @@ def shipped() -> Assembled:
 
 
 def moving_clip(file: Path, *, frames: int, fps: float, side: int = 64) -> np.ndarray:
-    """Write a video whose grey level says the time: 2 levels a frame."""
+    """Write a video whose gray level says the time: 2 levels a frame."""
     levels = (2 * np.arange(frames, dtype=np.uint8))[:, None, None, None]
     write_video(file, np.broadcast_to(levels, (frames, side, side, 3)).copy(), fps, crf=0)
     return levels[:, 0, 0, 0]

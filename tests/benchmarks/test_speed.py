@@ -151,7 +151,7 @@ def test_training_without_transformers_is_measured_beside_torch(no_transformers,
     assert set(table.rows) == {OURS, PLAIN}
     assert table.rows[PLAIN].rate.ratio is None and table.rows[OURS].rate.ratio is not None
     assert all(0 < row.rate.low <= row.rate.median <= row.rate.high for row in table.rows.values())
-    assert all(row.utilisation is not None and row.utilisation > 0 for row in table.rows.values())
+    assert all(row.utilization is not None and row.utilization > 0 for row in table.rows.values())
     assert "90 positions, 32 predicted" in notes[0]
     assert len(notes) == 2
 

@@ -39,7 +39,7 @@ NUM_VIDEOS = 8
 
 
 def moving_square(number: int, num_frames: int = 24) -> np.ndarray:
-    """Draw a square that moves over a ground of its own colour: uint8 `[f 64 64 3]`."""
+    """Draw a square that moves over a ground of its own color: uint8 `[f 64 64 3]`."""
     frames = np.full((num_frames, 64, 64, 3), 30 + 15 * number, np.uint8)
     for index in range(num_frames):
         left, top = (2 * index + 5 * number) % 48, 4 * number % 48
@@ -173,7 +173,7 @@ def test_a_perfect_prediction_a_copy_and_a_mean_frame_score_as_they_must(corpus:
 
 
 class AverageColor(torch.nn.Module):
-    """Stand in for I3D: the mean colour of the first and of the last frame."""
+    """Stand in for I3D: the mean color of the first and of the last frame."""
 
     def __init__(self) -> None:
         super().__init__()

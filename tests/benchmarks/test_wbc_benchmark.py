@@ -270,7 +270,7 @@ def test_a_sphere_moves_while_the_arm_stands() -> None:
     assert found[0] - found[-1] == pytest.approx(0.15, abs=0.02)
 
 
-def test_a_distance_counts_from_nine_millimetres_or_from_where_it_began() -> None:
+def test_a_distance_counts_from_nine_millimeters_or_from_where_it_began() -> None:
     tool = ARM.forward(ROBOT.home).tool[:3, 3]
     for height, fault in ((0.012, False), (0.0095, False), (0.005, False)):
         gap = float(distances(ROBOT, still(), ROBOT.home[None]).least()[0]) - height

@@ -53,7 +53,7 @@ def test_every_form_of_picture_gives_the_same_pixels(tmp_path: Path, name: str, 
     episode = again.decode()
     assert isinstance(episode, Episode) and np.array_equal(episode.actions, actions.astype(np.float32))
     assert episode.states.shape == (STEPS, 0)
-    assert np.abs(episode.images["static"].astype(int) - pictures()).mean() < 4  # grey levels, lost by H.264
+    assert np.abs(episode.images["static"].astype(int) - pictures()).mean() < 4  # gray levels, lost by H.264
 
 
 def test_files_are_in_sorted_order_and_one_may_stand_alone(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_piece_of_bair() -> None:
     episode = record.decode()
     assert isinstance(episode, Episode) and episode.actions.shape == (30, 4) and episode.states.shape == (30, 0)
     with np.load(SAMPLES / "npz/bair_sample.npz", allow_pickle=False) as stored:
-        assert stored["image"].dtype == np.int64  # integers of eight bytes for colours of one
+        assert stored["image"].dtype == np.int64  # integers of eight bytes for colors of one
         for camera, name in (("static", "image"), ("aux1_image", "aux1_image")):
             assert np.abs(episode.images[camera].astype(int) - stored[name]).mean() < 3
         assert np.array_equal(episode.actions, stored["action"].astype(np.float32))

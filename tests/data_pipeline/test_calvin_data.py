@@ -22,7 +22,7 @@ from gr2.data_pipeline.store.calvin_layout import (
     RunningStatistics,
     absolute_actions,
     action_poses,
-    blocks_by_colour,
+    blocks_by_color,
     relative_actions,
     state_vectors,
 )
@@ -105,7 +105,7 @@ def test_a_window_ends_before_its_end_and_the_rest_is_play(split: CalvinSplit) -
         ("", 20),
         ("", 20),
     ]
-    assert list(split.unlabelled(1)) == [(20, 40), (40, 60)]
+    assert list(split.unlabeled(1)) == [(20, 40), (40, 60)]
     assert records[0].facts == {"task": "open_drawer", "scene": "A", "split": "training"}
 
 
@@ -128,8 +128,8 @@ def test_states_and_actions_are_in_the_robot_frame(split: CalvinSplit) -> None:
 
 def test_blocks_are_told_apart_by_scene() -> None:
     scene_obs = np.arange(24.0)
-    assert blocks_by_colour(scene_obs, "A")["pink"][0] == 6 == blocks_by_colour(scene_obs, "D")["red"][0]
-    assert blocks_by_colour(scene_obs, "C")["blue"][0] == 6
+    assert blocks_by_color(scene_obs, "A")["pink"][0] == 6 == blocks_by_color(scene_obs, "D")["red"][0]
+    assert blocks_by_color(scene_obs, "C")["blue"][0] == 6
 
 
 def test_shards_are_made_from_frames(split: CalvinSplit, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_demonstrations_are_recorded_in_this_layout(tmp_path: Path) -> None:
     options: dict[str, Any] = {"tasks": "open_drawer,close_drawer,turn_on_led,turn_off_led", "image_size": 24}
     done = record(out=out, scenes="D", layout="calvin", chains=2, play_share=0.0, num_workers=1, seed=3, **options)
     found = CalvinSplit(out)
-    assert done["labelled"] == len(found.annotations) == len(found.ranges) > 2
+    assert done["labeled"] == len(found.annotations) == len(found.ranges) > 2
     for a, (first, last) in zip(found.annotations, found.ranges.tolist(), strict=True):
         assert (a.start, a.stop) == (first, last + 1) and a.sentence and a.task in options["tasks"]
         robot, actions = found.column("robot_obs", first, last + 1), found.column("actions", first, last + 1)
@@ -226,11 +226,11 @@ def test_demonstrations_are_recorded_in_this_layout(tmp_path: Path) -> None:
 def test_as_many_demonstrations_as_asked_for_and_at_once_as_shards(tmp_path: Path) -> None:
     options: dict[str, Any] = {"tasks": "open_drawer,close_drawer,turn_on_led", "image_size": 16, "num_workers": 1}
     done = record(out=tmp_path, layout="shards", episodes=7, play_share=0.0, seed=1, **options)
-    assert done["labelled"] >= 7
-    assert len(list_episodes(tmp_path / "episodes")) == done["labelled"]
+    assert done["labeled"] >= 7
+    assert len(list_episodes(tmp_path / "episodes")) == done["labeled"]
     manifest = json.loads((tmp_path / "shards" / "manifest.json").read_text())
-    assert manifest["counts"]["kept"] == done["labelled"]
+    assert manifest["counts"]["kept"] == done["labeled"]
     again = record(out=tmp_path, layout="shards", episodes=7, play_share=0.0, seed=1, **options)
-    assert again["labelled"] == done["labelled"]
+    assert again["labeled"] == done["labeled"]
     with pytest.raises(DataError, match="choose another folder"):
         record(out=tmp_path, layout="shards", episodes=8, play_share=0.0, seed=1, **options)

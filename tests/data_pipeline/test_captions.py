@@ -34,17 +34,17 @@ from gr2.gr_model.cli import main
 
 QUICK = AskConfig(attempts=4, first_wait_seconds=0.01, timeout_seconds=20)
 LEVELS = 12
-"""Frames of a clip; each is of one grey level, so that the server can tell clip and frame from the picture."""
+"""Frames of a clip; each is of one gray level, so that the server can tell clip and frame from the picture."""
 
 
-def grey_of(clip: int, frame: int) -> int:
+def gray_of(clip: int, frame: int) -> int:
     return 20 + 36 * clip + 3 * frame
 
 
 def write_clips(root: Path, count: int) -> None:
     """Write `clip_0.mp4` and so on, 96 x 128 px, 12 frames at 4 Hz, with captions."""
     for clip in range(count):
-        frames = np.stack([np.full((96, 128, 3), grey_of(clip, frame), np.uint8) for frame in range(LEVELS)])
+        frames = np.stack([np.full((96, 128, 3), gray_of(clip, frame), np.uint8) for frame in range(LEVELS)])
         write_video(root / f"clip_{clip}.mp4", frames, fps=4)
     names = {f"clip_{clip}.mp4": f"original {clip}" for clip in range(count)}
     (root / "captions.json").write_text(json.dumps(names))
@@ -143,7 +143,7 @@ def text_of(request: dict) -> str:
 
 
 def frames_of(request: dict) -> list[tuple[int, int]]:
-    """Tell (clip, frame) of every picture of a request from its grey level."""
+    """Tell (clip, frame) of every picture of a request from its gray level."""
     levels = [round((float(np.asarray(picture).mean()) - 20) / 3) for picture in pictures_of(request)]
     return [divmod(level, LEVELS) for level in levels]
 
@@ -530,7 +530,7 @@ def test_a_tiny_local_model_captions_and_says_its_revision(shards: Path, tmp_pat
 
 
 def save_tiny_model(folder: Path) -> None:
-    """Save a randomly initialised LLaVA of a few thousand weights with its processor and chat template."""
+    """Save a randomly initialized LLaVA of a few thousand weights with its processor and chat template."""
     import torch
     import transformers
 

@@ -22,7 +22,7 @@ KEEP_ALL = FilterConfig(min_frames=1, min_seconds=0, min_motion=0)
 
 
 def noise(num_frames: int, size: int = 64, seed: int = 0) -> np.ndarray:
-    """Draw coarse coloured noise that changes with each frame: uint8 `[f h w 3]`."""
+    """Draw coarse colored noise that changes with each frame: uint8 `[f h w 3]`."""
     coarse = np.random.default_rng(seed).integers(0, 255, (num_frames, 4, 4, 3), dtype=np.uint8)
     return coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
 
@@ -126,7 +126,7 @@ def test_all_frames_and_cameras_of_a_clip_change_alike() -> None:
     assert np.abs(augment_frames(still, left_half, 32).astype(int) - still[:, :32, :32]).max() <= 1
 
 
-def test_colours_change_as_their_names_say() -> None:
+def test_colors_change_as_their_names_say() -> None:
     frames = noise(3, seed=9) // 2 + 50
 
     def changed(**factors: float) -> np.ndarray:
@@ -137,9 +137,9 @@ def test_colours_change_as_their_names_say() -> None:
     assert np.ptp(changed(saturation=0.0), axis=-1).max() == 0
     weights = np.array([0.299, 0.587, 0.114])
     for factor in (0.8, 1.2):
-        grey = changed(contrast=factor) @ weights
-        assert grey.mean() == pytest.approx((frames @ weights).mean(), abs=0.6)
-        assert grey.std() == pytest.approx(factor * (frames @ weights).std(), rel=0.02)
+        gray = changed(contrast=factor) @ weights
+        assert gray.mean() == pytest.approx((frames @ weights).mean(), abs=0.6)
+        assert gray.std() == pytest.approx(factor * (frames @ weights).std(), rel=0.02)
 
 
 def test_numbers_out_of_range_are_refused(shards: list[Path]) -> None:

@@ -155,7 +155,7 @@ def test_a_cut_holds_the_frames_whose_times_lie_in_it(
             assert fps == pytest.approx(pace, rel=0.06)
 
 
-def test_neighbouring_cuts_part_a_video(tmp_path: Path) -> None:
+def test_neighboring_cuts_part_a_video(tmp_path: Path) -> None:
     video = write_numbered(tmp_path / "long.mp4", uneven())
     borders = [0.0, 0.9, 1.0, 2.345, 3.0, 6.66, 9.0, 100.0]
     cuts = [numbers_in(cut_video(video, a, b))[0] for a, b in itertools.pairwise(borders)]
@@ -564,7 +564,7 @@ def test_narrations_become_plain_sentences() -> None:
 
 
 def rolling_lines(rng: random.Random) -> list[SpokenLine]:
-    """Draw lines as a recogniser gives them: overlapping, repeated, with pauses, some long, some of no length."""
+    """Draw lines as a recognizer gives them: overlapping, repeated, with pauses, some long, some of no length."""
     lines, time = [], 0.0
     for number in range(rng.randrange(1, 40)):
         time += rng.choice([0.0, 0.3, 1.0, 2.0, 3.5, 8.0, 30.0])

@@ -37,10 +37,10 @@ def scene(num_frames: int, seed: int, size: tuple[int, int] = (120, 160)) -> np.
     coarse = rng.integers(40, 215, (height // 10, width // 10, 3)).repeat(10, 0).repeat(10, 1)
     frames = np.repeat((coarse + rng.normal(0, 2, (height, width, 1)))[None], num_frames, axis=0)
     rows, columns = np.mgrid[:height, :width]
-    centre, colour = rng.uniform(0.3, 0.7, 2) * size, rng.integers(0, 255, 3)
+    center, color = rng.uniform(0.3, 0.7, 2) * size, rng.integers(0, 255, 3)
     for i in range(num_frames):
-        row, column = centre + 12 * np.array([np.sin(i / 4 + seed), np.cos(i / 5)])
-        frames[i][(rows - row) ** 2 + (columns - column) ** 2 < (height / 6) ** 2] = colour
+        row, column = center + 12 * np.array([np.sin(i / 4 + seed), np.cos(i / 5)])
+        frames[i][(rows - row) ** 2 + (columns - column) ** 2 < (height / 6) ** 2] = color
     return np.clip(frames, 0, 255).astype(np.uint8)
 
 

@@ -53,7 +53,7 @@ def probed(name: str, count: int = 12) -> np.ndarray:
 
 
 def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Draw smooth coloured noise: uint8 `[h w 3]`."""
+    """Draw smooth colored noise: uint8 `[h w 3]`."""
     coarse = np.random.default_rng(seed).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -65,7 +65,7 @@ def pan(step: int, count: int = 40, picture: np.ndarray | None = None) -> np.nda
 
 
 def recoded(frames: np.ndarray, crf: int) -> np.ndarray:
-    """Encode with H.264, colours at half size, and decode."""
+    """Encode with H.264, colors at half size, and decode."""
     with open_video(encode_frames(iter(frames), 10, crf=crf, pixel_format="yuv420p")) as reader:
         return reader.get_batch(range(len(reader)))
 
@@ -267,7 +267,7 @@ def test_hand_score_does_not_depend_on_the_probe() -> None:
 
 
 def skin_blob(where: Sequence[tuple[int, int]], ground: int = 200) -> np.ndarray:
-    """Draw a skin-coloured disc at (row, column) of each frame, on grey."""
+    """Draw a skin-colored disc at (row, column) of each frame, on gray."""
     frames = np.full((len(where), 160, 240, 3), ground, np.uint8)
     rows, columns = np.mgrid[:160, :240]
     for frame, (row, column) in zip(frames, where, strict=True):
@@ -284,9 +284,9 @@ def test_hands_must_be_skin_and_must_act() -> None:
     assert score(skin_blob(places)[:2]) == 0, "two frames show no lasting motion"
     warm = (skin_blob(places) * [1.0, 0.8, 0.6]).astype(np.uint8)
     assert score(warm) > 0.5, "under a warm lamp"
-    grey_thing = skin_blob(places)
-    grey_thing[(grey_thing == (190, 130, 100)).all(-1)] = 120
-    assert score((grey_thing * [1.0, 0.8, 0.6]).astype(np.uint8)) == 0, "grey under a warm lamp looks like skin"
+    gray_thing = skin_blob(places)
+    gray_thing[(gray_thing == (190, 130, 100)).all(-1)] = 120
+    assert score((gray_thing * [1.0, 0.8, 0.6]).astype(np.uint8)) == 0, "gray under a warm lamp looks like skin"
     wood = np.clip(texture(160, 240 + 20 * 12)[..., :1] * [0.30, 0.22, 0.17] + [90, 66, 51], 0, 255).astype(np.uint8)
     wood[:10] = 220
     assert score(np.stack([wood[:, 20 * i : 20 * i + 240] for i in range(12)])) < 0.1, "a camera panning over wood"

@@ -46,7 +46,7 @@ def encode_texts(sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def noise(num_frames: int, size: int = 64, seed: int = 0) -> np.ndarray:
-    """Draw coarse coloured noise that changes with each frame: uint8 `[f h w 3]`."""
+    """Draw coarse colored noise that changes with each frame: uint8 `[f h w 3]`."""
     coarse = np.random.default_rng(seed).integers(0, 255, (num_frames, 4, 4, 3), dtype=np.uint8)
     return coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
 

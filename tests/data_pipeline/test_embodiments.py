@@ -45,7 +45,7 @@ def shape_of(signals: tuple[Signal, ...]) -> list[tuple[str, int, str]]:
 
 
 def encode_images(frames: np.ndarray) -> np.ndarray:
-    """Stand in for the tokenizer: the mean grey level."""
+    """Stand in for the tokenizer: the mean gray level."""
     return frames.reshape(len(frames), -1).mean(axis=1, keepdims=True).astype(np.int64)
 
 

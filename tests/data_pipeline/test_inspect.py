@@ -36,7 +36,7 @@ FACTS = {"codebook_size": 256, "grid": [4, 4], "sha256": "fake"}
 
 
 def noise(num_frames: int, seed: int = 0, size: int = 32) -> np.ndarray:
-    """Draw coarse coloured noise that changes with each frame: uint8 `[f h w 3]`."""
+    """Draw coarse colored noise that changes with each frame: uint8 `[f h w 3]`."""
     coarse = np.random.default_rng(seed).integers(0, 255, (num_frames, 4, 4, 3), dtype=np.uint8)
     return coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
 
@@ -340,7 +340,7 @@ def write_own_shards(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "video", tmp_path / "tokens"
 
 
-def test_own_shards_are_recognised_and_verified(tmp_path: Path) -> None:
+def test_own_shards_are_recognized_and_verified(tmp_path: Path) -> None:
     video, tokens = write_own_shards(tmp_path)
     found = inspect_source(source=str(video))
     assert (found["reader"], found["version"]) == ("video_shards", "gr2-shard-2")

@@ -36,7 +36,7 @@ Columns = dict[str, pa.Array]
 
 
 def frames(episode: int, camera: int = 0, count: int | None = None) -> np.ndarray:
-    """Draw frames of one colour each, far from that of the frame before and after: uint8 `[t h w 3]`."""
+    """Draw frames of one color each, far from that of the frame before and after: uint8 `[t h w 3]`."""
     steps = np.arange(LENGTHS[episode] if count is None else count)
     levels = 20 + (60 * steps + 17 * episode + 31 * camera) % 220
     return np.broadcast_to(levels[:, None, None, None], (len(steps), 32, 48, 3)).astype(np.uint8)
@@ -164,7 +164,7 @@ def change_info(root: Path, **entries: object) -> None:
 
 
 def levels(video: np.ndarray) -> np.ndarray:
-    """Return the mean grey level of each frame."""
+    """Return the mean gray level of each frame."""
     return video.astype(float).mean(axis=(1, 2, 3))
 
 

@@ -77,7 +77,7 @@ def write_tokens(out: Path, episodes: list[dict], facts: dict = FACTS, *, texts:
 
 
 def robot_episodes(count: int, stride: int = 3) -> list[dict]:
-    """Describe labelled episodes of different lengths, every third without a sentence."""
+    """Describe labeled episodes of different lengths, every third without a sentence."""
     return [
         {
             "cameras": ["static", "gripper"],
@@ -110,7 +110,7 @@ WINDOWS = {"num_frames": 4, "frame_step": 2, "chunk_length": 5, "context": 2}
 
 def make_loader(store: TokenStore, batch_size: int, seed: int = 3, **options) -> BatchLoader:
     """Make a loader; options of windows and of the loader side by side."""
-    chosen = {name: options.pop(name) for name in list(options) if name in (*WINDOWS, "split", "labelled_only")}
+    chosen = {name: options.pop(name) for name in list(options) if name in (*WINDOWS, "split", "labeled_only")}
     windows = TokenWindows(store, validation_fraction=0.4, **(WINDOWS | chosen))
     config = {name: options.pop(name) for name in list(options) if name in ("weights", "num_workers", "shuffle_block")}
     return BatchLoader(windows, batch_size=batch_size, seed=seed, config=LoaderConfig(**config), **options)
@@ -268,7 +268,7 @@ def test_blocks_are_mixed_but_every_window_comes_once(size: int, block: int) -> 
     together = block * BLOCKS_MIXED
     if size > 2 * together:
         assert len(np.unique(first[:together] // block)) == BLOCKS_MIXED
-        assert np.abs(np.diff(first[:together])).mean() > block  # neighbours in the stream come from different blocks
+        assert np.abs(np.diff(first[:together])).mean() > block  # neighbors in the stream come from different blocks
 
 
 def test_splits_divide_videos_and_labels_select_episodes(store: TokenStore) -> None:
@@ -279,8 +279,8 @@ def test_splits_divide_videos_and_labels_select_episodes(store: TokenStore) -> N
     assert videos("train") and videos("validation")
     assert not videos("train") & videos("validation")
     assert videos("train") | videos("validation") == set(store.column("video").tolist())
-    labelled = make_loader(store, 2, labelled_only=True)
-    chosen = {episode for episode, _ in draws(labelled, len(labelled))}
+    labeled = make_loader(store, 2, labeled_only=True)
+    chosen = {episode for episode, _ in draws(labeled, len(labeled))}
     assert chosen == {i for i in range(8) if SENTENCES[i % 3]}
 
 
@@ -317,7 +317,7 @@ def test_sentences_alone_give_the_same_batches_and_say_that_features_are_missing
     bare = TokenStore.open([robot, write_tokens(tmp_path / "alone/web", web_clips(4), texts=False)], ["static"])
     assert store.has_text_features and not bare.has_text_features
     assert [bare.sentence(number) for number in range(6)] == SENTENCES * 2
-    for options in ({}, {"labelled_only": True}):
+    for options in ({}, {"labeled_only": True}):
         pairs = zip(make_loader(store, 2, **options), make_loader(bare, 2, **options), strict=False)
         assert all(same(a, b) for a, b in itertools.islice(pairs, 9))
     assert len(store.texts[0]) == 6

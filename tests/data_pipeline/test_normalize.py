@@ -1,4 +1,4 @@
-"""Normalisation that cannot go wrong: exact statistics, faults that are found, checkpoints that refuse other data."""
+"""Normalization that cannot go wrong: exact statistics, faults that are found, checkpoints that refuse other data."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_statistics_refuse_what_is_no_matrix_of_numbers() -> None:
 
 
 @pytest.mark.parametrize("mode", ["moments", "quantiles"])
-def test_normaliser_inverts_and_leaves_grippers_and_constants(mode: str) -> None:
+def test_normalizer_inverts_and_leaves_grippers_and_constants(mode: str) -> None:
     rows = skewed(4000)
     normalizer = Normalizer.fit(measure_rows(rows), mode, unchanged=[3])
     y = normalizer.apply(rows)
@@ -222,7 +222,7 @@ def test_faults_are_found_with_their_record(tmp_path: Path, capsys: pytest.Captu
     (dataset,) = json.loads((tmp_path / "out" / "s.json").read_text())["datasets"]
     assert dataset["warnings"] == [
         "states: 2 rows with NaN or infinity, left out, in episode_1, episode_2",
-        "states: 2 rows whose quaternion is not of length 1: normalise it",
+        "states: 2 rows whose quaternion is not of length 1: normalize it",
         "states: 2 sign flips between successive quaternions: q and -q are one rotation, their mean is none",
     ]
     notes = dict(zip(dataset["states"]["names"], dataset["states"]["notes"], strict=True))

@@ -346,7 +346,7 @@ def test_records_keep_the_files_of_their_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("last", "kept"), [(0, False), (8, False), (9, True)])
-def test_camera_of_one_colour_is_filler(tmp_path: Path, last: int, kept: bool) -> None:
+def test_camera_of_one_color_is_filler(tmp_path: Path, last: int, kept: bool) -> None:
     filler = np.zeros((STEPS, 16, 24, 3), np.uint8)
     filler[-1, 3, 3] = last
     leaves = PLAIN | {"steps/observation/second": PLAIN["steps/observation/image"]}
@@ -389,6 +389,6 @@ def test_piece_of_bridge() -> None:
     episode = records[4].decode()
     assert isinstance(episode, Episode) and episode.control_hz == 5
     for camera, frames in episodes[4].images.items():
-        assert np.abs(episode.images[camera].astype(int) - frames).mean() < 3  # grey levels, lost by H.264
+        assert np.abs(episode.images[camera].astype(int) - frames).mean() < 3  # gray levels, lost by H.264
     named = replace(BRIDGE, cameras={"eye": "steps/observation/image_3"}, optional_cameras=())
     assert list(next(read_rlds(open_rlds(SAMPLE, spec=named))).images) == ["eye"]

@@ -16,26 +16,26 @@ needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="real sample vid
 
 
 def moving_blocks(num_frames: int = 40, size: int = 64, seed: int = 0) -> np.ndarray:
-    """Draw coloured blocks of 3 to 5 pixels, some of which move: uint8 `[f h w 3]`."""
+    """Draw colored blocks of 3 to 5 pixels, some of which move: uint8 `[f h w 3]`."""
     rng = np.random.default_rng(seed)
     frames = np.empty((num_frames, size, size, 3), np.uint8)
     frames[:] = rng.integers(100, 200, 3)
     for block in range(14):
         row, column = rng.integers(0, size - 6, 2)
-        side, colour = rng.integers(3, 6), rng.integers(0, 255, 3)
+        side, color = rng.integers(3, 6), rng.integers(0, 255, 3)
         for t in range(num_frames):
             top = (row + t * (block % 3 == 0)) % (size - 6)
-            frames[t, top : top + side, column : column + side] = colour
+            frames[t, top : top + side, column : column + side] = color
     return frames
 
 
 def mean_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Give the mean absolute difference [grey levels]."""
+    """Give the mean absolute difference [gray levels]."""
     return float(np.abs(a.astype(int) - b.astype(int)).mean())
 
 
 @pytest.mark.parametrize("backend", ["decord", "pyav"])
-def test_written_video_comes_back_within_one_grey_level(tmp_path: Path, backend: str) -> None:
+def test_written_video_comes_back_within_one_gray_level(tmp_path: Path, backend: str) -> None:
     frames = moving_blocks()
     write_video(tmp_path / "a.mp4", frames, fps=7.5)
     with open_video(tmp_path / "a.mp4", backend=backend) as reader:
@@ -57,7 +57,7 @@ def test_a_video_is_a_path_a_string_or_bytes(tmp_path: Path) -> None:
         open_video(str(tmp_path / "b.mp4"))
 
 
-def test_halved_colour_would_destroy_small_blocks(tmp_path: Path) -> None:
+def test_halved_color_would_destroy_small_blocks(tmp_path: Path) -> None:
     frames = moving_blocks()
     write_video(tmp_path / "a.mp4", frames, fps=10, pixel_format="yuv420p")
     with open_video(tmp_path / "a.mp4") as reader:

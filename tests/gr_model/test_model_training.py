@@ -186,7 +186,7 @@ def test_weight_average_follows_the_formula() -> None:
     torch.testing.assert_close(layer.weight.detach(), expected)
 
 
-def test_statistics_centre_and_scale_and_keep_constants() -> None:
+def test_statistics_center_and_scale_and_keep_constants() -> None:
     batch = make_batch(small_config(), size=200)
     states, actions = batch["states"][:, 1].numpy(), batch["actions"].numpy()
     states[:, 7] = 0.5

@@ -81,7 +81,7 @@ def test_unusable_releases_say_why(tmp_path: Path) -> None:
     model = json.loads((tmp_path / RECORD).read_text())["model"]
     statistics = json.loads((tmp_path / RECORD).read_text())["statistics"]
     edit(tmp_path, statistics={**statistics, "state_mean": [1.0, *statistics["state_mean"][1:]]})
-    with pytest.raises(CheckpointError, match="expected one normalisation"):
+    with pytest.raises(CheckpointError, match="expected one normalization"):
         load_release(tmp_path)
     edit(tmp_path, statistics=statistics)
     edit(tmp_path, model={**model, "depth": 3})

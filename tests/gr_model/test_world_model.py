@@ -58,7 +58,7 @@ def test_tiny_takes_few_positions() -> None:
     assert count_parameters(WorldModel(config)) < 1.6e6
 
 
-def test_packing_inverts_and_keeps_neighbours_together() -> None:
+def test_packing_inverts_and_keeps_neighbors_together() -> None:
     codes = torch.randint(100, (2, 3, 4 * 6))
     packed = pack_codes(codes, (4, 6), 2)
     assert torch.equal(unpack_codes(packed, (4, 6), 2), codes)

@@ -226,8 +226,8 @@ def test_frame_channels_show_change() -> None:
     torch.testing.assert_close(frame_channels(frames[:, 0]), channels[:, :3])
 
 
-COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
-TASKS = [f"push the {colour} block {side}" for colour in COLOURS for side in ("left", "right")]
+COLORS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
+TASKS = [f"push the {color} block {side}" for color in COLORS for side in ("left", "right")]
 TINY = TextTrainingConfig(
     text=TextConfig(width=32, heads=2, layers=1, context_length=10, embed_dim=16),
     vision_width=64,
@@ -242,11 +242,11 @@ def moving_blocks(count: int, generator: np.random.Generator) -> tuple[np.ndarra
     frames = np.full((count, 2, 32, 32, 3), 120, np.uint8)
     sentences = [TASKS[i] for i in generator.integers(0, len(TASKS), count)]
     for frame, sentence in zip(frames, sentences, strict=True):
-        for name, colour in COLOURS.items():
+        for name, color in COLORS.items():
             row, column = generator.integers(4, 24, 2)
             shift = (-4 if sentence.endswith("left") else 4) if name in sentence else 0
-            frame[0, row : row + 4, column : column + 4] = colour
-            frame[1, row : row + 4, column + shift : column + shift + 4] = colour
+            frame[0, row : row + 4, column : column + 4] = color
+            frame[1, row : row + 4, column + shift : column + shift + 4] = color
     return frames, sentences
 
 
@@ -267,7 +267,7 @@ def train(out: Path, steps: int, stop_after: int | None = None) -> TextEncoder:
 def test_training_learns_what_changed(tmp_path: Path) -> None:
     encoder = train(tmp_path, 250)
     record = json.loads((tmp_path / "text.json").read_text())
-    assert record["metrics"]["retrieval_top1"] > 0.7  # chance is 0.25, colour or side alone 0.5
+    assert record["metrics"]["retrieval_top1"] > 0.7  # chance is 0.25, color or side alone 0.5
     assert (tmp_path / "text.safetensors").stat().st_size < 200_000
     loaded = load_text_encoder(tmp_path / "text.safetensors")
     np.testing.assert_array_equal(loaded.encode(TASKS)[0], encoder.encode(TASKS)[0])

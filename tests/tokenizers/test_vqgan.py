@@ -1,4 +1,4 @@
-"""The image tokenizer: quantiser, network, losses."""
+"""The image tokenizer: quantizer, network, losses."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_nearest_code_equals_taming() -> None:
     torch.testing.assert_close(loss, expected_loss)
 
 
-def test_quantiser_passes_gradients_straight_through() -> None:
+def test_quantizer_passes_gradients_straight_through() -> None:
     quantizer = VectorQuantizer(codebook_size=16, embed_dim=4)
     latents = torch.randn(2, 4, 3, 3, requires_grad=True)
     seed = torch.randn(2, 4, 3, 3)
@@ -89,7 +89,7 @@ def test_quantiser_passes_gradients_straight_through() -> None:
     assert torch.equal(gradient, seed)
 
 
-def test_quantising_codebook_vectors_again_changes_nothing(model: VQGAN) -> None:
+def test_quantizing_codebook_vectors_again_changes_nothing(model: VQGAN) -> None:
     codes = torch.randint(0, 512, (2, 256), generator=torch.Generator().manual_seed(0))
     vectors = model.quantize.lookup(codes, model.grid)
     again, loss, chosen = model.quantize(vectors)
@@ -115,8 +115,8 @@ def test_lookup_refuses_codes_of_another_tokenizer(codes: torch.Tensor) -> None:
 
 def test_codebook_average_finds_clusters_and_revives_the_dead() -> None:
     generator = torch.Generator().manual_seed(0)
-    centres = 10 * torch.randn(8, 4, generator=generator)
-    latents = (centres[:, None] + 0.01 * torch.randn(8, 64, 4, generator=generator)).flatten(0, 1)
+    centers = 10 * torch.randn(8, 4, generator=generator)
+    latents = (centers[:, None] + 0.01 * torch.randn(8, 64, 4, generator=generator)).flatten(0, 1)
     quantizer = VectorQuantizer(codebook_size=64, embed_dim=4)
     average = CodebookAverage(codebook_size=64, embed_dim=4)
     with torch.no_grad():
@@ -283,7 +283,7 @@ def test_impossible_shapes_are_refused(change: dict[str, int]) -> None:
         VQGANConfig(**change)
 
 
-def test_detail_weights_favour_small_objects() -> None:
+def test_detail_weights_favor_small_objects() -> None:
     images = torch.zeros(1, 3, 64, 64)
     images[:, :, :, 32:] = 0.2  # a large surface
     images[:, 0, 10:14, 10:14] = 1.0  # a block of four pixels

@@ -41,8 +41,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("stream")
     for index in range(12):
         count = 18 + index
-        grey = np.linspace(20, 220, count)[:, None, None, None]
-        static = np.broadcast_to(grey, (count, 64, 64, 3)).astype(np.uint8).copy()
+        gray = np.linspace(20, 220, count)[:, None, None, None]
+        static = np.broadcast_to(gray, (count, 64, 64, 3)).astype(np.uint8).copy()
         static[:, :, : 5 * index] = 255 - static[:, :, : 5 * index]
         images = {"static": static} | ({} if index % 3 == 0 else {"gripper": static[:, ::-1, ::-1].copy()})
         steps = np.zeros((count, 8), np.float32)

@@ -30,7 +30,7 @@ FAST = VQGANTrainingConfig(warmup=5, quantize_start=10, precision="32", learning
 
 
 def blocks(count: int, generator: np.random.Generator) -> np.ndarray:
-    """Return pictures of a coloured block somewhere on a plain table."""
+    """Return pictures of a colored block somewhere on a plain table."""
     frames = np.full((count, 32, 32, 3), (150, 120, 90), np.uint8)
     for frame in frames:
         row, column = generator.integers(0, 28, 2)
@@ -170,7 +170,7 @@ def test_codes_of_a_codebook_by_gradient_are_revived(tmp_path: Path) -> None:
     before = stored["state_dict"]["model.quantize.embedding.weight"]
     after = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]["model.quantize.embedding.weight"]
     revived = float(next(row for row in read_log(tmp_path, start=1) if row["codes_revived"])["codes_revived"])
-    moved = int(((after - before).abs().amax(1) > 0.02).sum())  # an optimisation step moves a number by 0.003
+    moved = int(((after - before).abs().amax(1) > 0.02).sum())  # an optimization step moves a number by 0.003
     assert 0 < moved <= revived <= 32
     assert (after - before)[32:].abs().max() < 0.02
 

@@ -91,11 +91,11 @@ def _run_adversary(robot: RobotModel, config: ControllerConfig, ticks: int, seed
     return controller
 
 
-@pytest.mark.parametrize("optimised", [True, False])
-def test_limits_hold_against_an_adversary_in_free_space(robot: RobotModel, optimised: bool) -> None:
-    config = NO_OBSTACLES if optimised else dataclasses.replace(NO_OBSTACLES, optimization=None)
+@pytest.mark.parametrize("optimized", [True, False])
+def test_limits_hold_against_an_adversary_in_free_space(robot: RobotModel, optimized: bool) -> None:
+    config = NO_OBSTACLES if optimized else dataclasses.replace(NO_OBSTACLES, optimization=None)
     controller = _run_adversary(robot, config, 6000, seed=0)
-    assert (controller.counters["optimised"] > 50) if optimised else (controller.counters["limit"] > 0)
+    assert (controller.counters["optimized"] > 50) if optimized else (controller.counters["limit"] > 0)
     assert controller.counters["accepted"] > 50
 
 
@@ -106,7 +106,7 @@ def test_limits_and_clearance_hold_against_an_adversary_among_obstacles(robot: R
         boxes=(Box(center=(0.5, -0.3, 0.1), half_extents=(0.1, 0.1, 0.2)),),
     )
     controller = _run_adversary(robot, ControllerConfig(collision=scene, smoothing=FAST), 4000, seed=1)
-    assert controller.counters["accepted"] > 50 and controller.counters["optimised"] > 50
+    assert controller.counters["accepted"] > 50 and controller.counters["optimized"] > 50
 
 
 def test_a_stop_before_the_limit_stays_possible() -> None:
@@ -354,7 +354,7 @@ def test_smoothing_calms_the_joints_under_noisy_replanning(robot: RobotModel) ->
     assert calm < 0.7 * rough
 
 
-def test_the_optimisation_follows_the_smoothed_chunk_when_asked(robot: RobotModel) -> None:
+def test_the_optimization_follows_the_smoothed_chunk_when_asked(robot: RobotModel) -> None:
     """Then the caps on the tool's speed hold, and time is stretched; else the chunk is followed as it comes."""
     speeds, kinematics = {}, Kinematics(robot)
     for first in (True, False):
@@ -365,7 +365,7 @@ def test_the_optimisation_follows_the_smoothed_chunk_when_asked(robot: RobotMode
         tools = kinematics.forward_many(commands).tool[:, :3, 3]
         speeds[first] = float(np.linalg.norm(np.diff(tools, axis=0), axis=1).max()) / 0.005
         np.testing.assert_allclose(tools[-1], _chunk(robot, (0.08, 0.05, 0.0)).positions[-1], atol=1.5e-3)
-        assert controller.counters["optimised"] >= 1
+        assert controller.counters["optimized"] >= 1
     assert speeds[True] < 0.12 < 0.2 < speeds[False]
 
 
@@ -385,17 +385,17 @@ def test_a_long_chunk_is_planned_window_by_window() -> None:
     )
     assert controller.accept(chunk) == "accepted"
     commands = [controller.step(index * 0.005) for index in range(1400)]
-    assert controller.counters["optimised"] > 4
+    assert controller.counters["optimized"] > 4
     tools = Kinematics(robot).forward_many(np.array([c.positions for c in commands])).tool[:, :3, 3]
     errors = np.linalg.norm(tools[9:1199:10] - chunk.positions[:119], axis=1)
     assert errors[40:].max() < 2e-3
     assert commands[-1].status == "hold" and commands[-1].gripper == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("optimised", [True, False])
-def test_a_chunk_for_later_waits_for_its_start(robot: RobotModel, optimised: bool) -> None:
-    """The present chunk is finished first, whether or not the optimisation knows where it will be then."""
-    config = NO_OBSTACLES if optimised else dataclasses.replace(NO_OBSTACLES, optimization=None)
+@pytest.mark.parametrize("optimized", [True, False])
+def test_a_chunk_for_later_waits_for_its_start(robot: RobotModel, optimized: bool) -> None:
+    """The present chunk is finished first, whether or not the optimization knows where it will be then."""
+    config = NO_OBSTACLES if optimized else dataclasses.replace(NO_OBSTACLES, optimization=None)
     controller, kinematics = _started(robot, config), Kinematics(robot)
     first, second = _chunk(robot, (0.04, 0.0, 0.0), dt=0.1), _chunk(robot, (0.04, 0.03, 0.0), start=1.6, dt=0.1)
     assert controller.accept(first) == "accepted"

@@ -295,7 +295,7 @@ def test_smooth_trajectories_are_tracked_within_0_3_mm() -> None:
         assert np.degrees(np.sqrt(np.mean(turns**2))) <= 0.1
         jerk = np.diff(a, axis=0) / DT
         assert np.sqrt(np.mean(jerk**2)) <= 12.0 and np.abs(jerk).max() <= 1000.0
-        assert set(controller.counters) & {"emergency_acceleration", "brake", "optimisation_failed"} == set()
+        assert set(controller.counters) & {"emergency_acceleration", "brake", "optimization_failed"} == set()
 
 
 def _wavy(due: np.ndarray) -> np.ndarray:
@@ -413,7 +413,7 @@ def test_singularities_neither_blow_up_nor_chatter() -> None:
     assert lows[0] >= lows[1] - 1e-4
 
 
-def test_a_failed_optimisation_degrades_without_a_jump(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_optimization_degrades_without_a_jump(monkeypatch: pytest.MonkeyPatch) -> None:
     controller, commands = started(GEN3), []
     original = optimization.ChunkOptimizer.plan
 
@@ -430,7 +430,7 @@ def test_a_failed_optimisation_degrades_without_a_jump(monkeypatch: pytest.Monke
         commands.append(controller.step(index * DT))
     statuses = [c.status for c in commands]
     assert statuses[150] == "degraded" and statuses[60] == "track" and statuses[-1] == "track"
-    assert controller.counters["optimisation_failed"] == 2
+    assert controller.counters["optimization_failed"] == 2
     q, _, a = motion(commands, GEN3.home)
     assert np.all(np.abs(a) <= GEN3.acceleration * (1 + 1e-6))
     truth = Kinematics(GEN3).forward(GEN3.home).tool[:3, 3] + 0.5 * _wavy(DT * (np.arange(300) + 1))

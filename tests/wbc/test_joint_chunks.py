@@ -222,7 +222,7 @@ def test_a_smooth_joint_chunk_is_tracked_within_a_milliradian(robot: RobotModel)
     assert np.sqrt(np.mean(errors**2)) < 3e-4 and np.abs(errors).max() < 1e-3
     jerk = np.diff([c.velocities for c in commands], n=2, axis=0) / DT**2
     assert np.sqrt(np.mean(jerk**2)) < 12.0
-    assert set(controller.counters) & {"emergency_acceleration", "brake", "optimisation_failed"} == set()
+    assert set(controller.counters) & {"emergency_acceleration", "brake", "optimization_failed"} == set()
     assert {c.status for c in commands} == {"track"}
 
 
@@ -375,7 +375,7 @@ def test_a_joint_without_stops_turns_on_past_a_full_turn() -> None:
     assert commands[-1].positions[0] == pytest.approx(GEN3.home[0] + 8.0, abs=2e-3)
 
 
-def test_a_failed_optimisation_smooths_joint_chunks_without_a_jump(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_optimization_smooths_joint_chunks_without_a_jump(monkeypatch: pytest.MonkeyPatch) -> None:
     controller, commands = started(), []
     original = optimization.ChunkOptimizer.plan
 
@@ -390,7 +390,7 @@ def test_a_failed_optimisation_smooths_joint_chunks_without_a_jump(monkeypatch: 
             assert controller.accept(ahead(GEN3, index * DT)) == "accepted"
         commands.append(controller.step(index * DT))
     assert commands[150].status == "degraded" and commands[60].status == commands[-1].status == "track"
-    assert controller.counters["optimisation_failed"] == 2
+    assert controller.counters["optimization_failed"] == 2
     assert_within_limits(GEN3, commands, GEN3.home)
     errors = np.array([c.positions for c in commands]) - wavy(GEN3, DT * (np.arange(400) + 1))
     assert np.abs(errors).max() < 0.02
@@ -416,7 +416,7 @@ def test_a_long_joint_chunk_is_planned_window_by_window() -> None:
     path = wavy(GEN3, np.linspace(0.05, seconds, 120))
     assert controller.accept(joint_chunk(path, gripper=np.linspace(0.0, 1.0, 120))) == "accepted"
     commands = run(controller, 7.5)
-    assert controller.counters["optimised"] > 4
+    assert controller.counters["optimized"] > 4
     errors = np.array([c.positions for c in commands])[9:1200:10] - path
     assert np.abs(errors).max() < 5e-3
     assert commands[-1].status == "hold" and commands[-1].gripper == pytest.approx(1.0)

@@ -58,7 +58,7 @@ class BulletDriver:
             pacer: lets the simulation run at the pace of a clock; None for as fast as it can.
 
         Raises:
-            ConfigError: a stiffness that the rate cannot realise.
+            ConfigError: a stiffness that the rate cannot realize.
         """
         if not 0.0 < stiffness <= rate_hz:
             raise ConfigError(f"stiffness: expected a number in (0, {rate_hz}], got {stiffness}; 50 is usual.")

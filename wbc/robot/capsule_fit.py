@@ -123,7 +123,7 @@ def fit_capsule(points: Array) -> FittedCapsule:
 
 
 def capsule_around_cylinder(radius: float, length: float) -> FittedCapsule:
-    """Return the least capsule around a cylinder on the z axis, centred at the origin [m]."""
+    """Return the least capsule around a cylinder on the z axis, centered at the origin [m]."""
 
     def capsule(inset: float) -> FittedCapsule:
         half = length / 2 - inset

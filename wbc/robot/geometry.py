@@ -24,7 +24,7 @@ def closest_on_segments(start_a: Array, end_a: Array, start_b: Array, end_b: Arr
     """Return the closest points `[p 3]` of segments a and b, given by their ends `[p 3]`; length zero is
     allowed.
 
-    Minimises along a for the unbounded line b, clamps, minimises along b, clamps, and once more along a,
+    Minimizes along a for the unbounded line b, clamps, minimizes along b, clamps, and once more along a,
     which is exact.
     """
     along_a, along_b, between = end_a - start_a, end_b - start_b, start_a - start_b

@@ -1,4 +1,4 @@
-"""Mass, centre and inertia of rigid bodies, moved, joined and computed from rods with round ends."""
+"""Mass, center and inertia of rigid bodies, moved, joined and computed from rods with round ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .transforms import Array
 
 
 class Inertial(NamedTuple):
-    """Mass [kg], centre of mass `[3]` [m] and inertia about it `[3 3]` [kg m^2] of a rigid body."""
+    """Mass [kg], center of mass `[3]` [m] and inertia about it `[3 3]` [kg m^2] of a rigid body."""
 
     mass: float
     center: Array
@@ -38,7 +38,7 @@ def combined(bodies: Iterable[Inertial]) -> Inertial:
 
 
 def stacked(bodies: Sequence[Inertial]) -> tuple[Array, Array, Array]:
-    """Return masses `[l]`, centres `[l 3]` and inertias `[l 3 3]` of the links' bodies."""
+    """Return masses `[l]`, centers `[l 3]` and inertias `[l 3 3]` of the links' bodies."""
     return (
         np.array([body.mass for body in bodies]),
         np.stack([body.center for body in bodies]),
@@ -65,7 +65,7 @@ def solid_rod(start: Array, end: Array, radius: float, density: float) -> Inerti
 
 
 def from_rows(rows: Sequence[Sequence[float]]) -> list[Inertial]:
-    """Read rows of mass [kg], centre x y z [m], and inertia xx yy zz xy xz yz [kg m^2]."""
+    """Read rows of mass [kg], center x y z [m], and inertia xx yy zz xy xz yz [kg m^2]."""
     return [
         Inertial(m, np.array([x, y, z]), np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]))
         for m, x, y, z, xx, yy, zz, xy, xz, yz in rows

@@ -49,12 +49,12 @@ class RobotModel:
     emergency_acceleration: `[j]` bound while braking in an emergency [rad/s^2], at least the nominal one.
     effort: `[j]` torque limit [N m], for simulators.
     masses: `[j+1]` masses of the links [kg], the base first; a tool belongs to the last link.
-    mass_centers: `[j+1 3]` centres of mass, in link frames [m].
-    inertias: `[j+1 3 3]` about the centres of mass, along the axes of the link frames [kg m^2].
+    mass_centers: `[j+1 3]` centers of mass, in link frames [m].
+    inertias: `[j+1 3 3]` about the centers of mass, along the axes of the link frames [kg m^2].
     gripper_rate: fastest change of the opening (0 to 1) [1/s].
     home: `[j]` a comfortable posture [rad].
 
-    Where masses, centres or inertias are left out, all three follow from the capsules at `DEFAULT_DENSITY`;
+    Where masses, centers or inertias are left out, all three follow from the capsules at `DEFAULT_DENSITY`;
     a link without capsules gets `UNKNOWN_MASS`.
     """
 
@@ -81,7 +81,7 @@ class RobotModel:
         """Fill in masses that were left out.
 
         Raises:
-            ShapeError: masses, centres or inertias for another number of links.
+            ShapeError: masses, centers or inertias for another number of links.
         """
         count = self.num_joints + 1
         if 0 in (len(self.masses), len(self.mass_centers), len(self.inertias)):
@@ -157,10 +157,10 @@ def kinova_gen3(*, tool_z: float = 0.12) -> RobotModel:
     joints have infinite limits.
 
     Args:
-        tool_z: distance from the flange to the tool centre point [m].
+        tool_z: distance from the flange to the tool center point [m].
 
     Source: Kinova Gen3 user guide (position limits, kinematics), ros2_kortex (joint frames, velocities,
-    masses, centres and inertias, with the vision module), mujoco_menagerie robotiq_2f85 (the gripper, its
+    masses, centers and inertias, with the vision module), mujoco_menagerie robotiq_2f85 (the gripper, its
     fingers open; 0.90 kg, without the coupling).
     """
     half = math.pi / 2
@@ -250,10 +250,10 @@ def panda(*, tool_z: float = 0.1034) -> RobotModel:
     of the public collision meshes.
 
     Args:
-        tool_z: distance from the origin of the hand to the tool centre point [m]; 0.14 in CALVIN.
+        tool_z: distance from the origin of the hand to the tool center point [m]; 0.14 in CALVIN.
 
     Source: Franka Control Interface documentation (joint frames, limits); C. Gaz et al., Dynamic
-    identification of the Franka Emika Panda robot, 2019 (masses, centres and inertias: a feasible set that
+    identification of the Franka Emika Panda robot, 2019 (masses, centers and inertias: a feasible set that
     reproduces the joint torques, not the maker's data of each link), franka_ros (the same for base and hand,
     here with its fingers open).
     """

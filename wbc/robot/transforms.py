@@ -67,7 +67,7 @@ def quaternion_from_matrix(rotation: Array) -> Array:
 
 
 def matrix_from_quaternion(quaternion: npt.ArrayLike) -> Array:
-    """Return the rotation matrix `[3 3]` of a quaternion xyzw `[4]`, normalised first."""
+    """Return the rotation matrix `[3 3]` of a quaternion xyzw `[4]`, normalized first."""
     x, y, z, w = np.asarray(quaternion, dtype=np.float64).tolist()
     s = 2.0 / (x * x + y * y + z * z + w * w)
     return np.array(
