@@ -40,7 +40,7 @@ check: venv  ## formatting, lint, types
 	@cd .mypy_cache/parent && $(CURDIR)/$(BIN)/python -m mypy --config-file gr2/setup.cfg --cache-dir .. \
 	  $(addprefix gr2/,$(wildcard *.py $(addsuffix /*.py,$(FOLDERS)) $(addsuffix /*/*.py,$(FOLDERS))))
 
-format: venv  ## rewrite the formatting, mend what lint can mend
+format: venv  ## rewrite the formatting, fix what lint can fix
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 

@@ -2,7 +2,7 @@
 
 
 class Gr2Error(Exception):
-    """Root of every error that a user can mend; the command line prints it as one sentence."""
+    """Root of every error that a user can fix; the command line prints it as one sentence."""
 
 
 class ConfigError(Gr2Error):

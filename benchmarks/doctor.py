@@ -1,4 +1,4 @@
-"""Say what this machine has, lacks, and how to mend it: `gr2 doctor`."""
+"""Say what this machine has, lacks, and how to fix it: `gr2 doctor`."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ REMEDIES: Mapping[str, tuple[str, str]] = {
     "import taming": (MISSING, "pip install taming-transformers==0.0.1"),
     "import open_clip": (MISSING, "pip install open_clip_torch"),
 }
-"""Check -> its state where it fails, and how to mend it."""
+"""Check -> its state where it fails, and how to fix it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One check: `state` is "ok", "warning" or "missing" (needed and absent); `mend` says how to mend it."""
+    """One check: `state` is "ok", "warning" or "missing" (needed and absent); `fix` says how to fix it."""
 
     name: str
     state: str
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 def doctor(*, json: Path | None = None) -> int:
@@ -63,8 +63,8 @@ def doctor(*, json: Path | None = None) -> int:
     findings = examine()
     for finding in findings:
         print(f"{finding.state:<8} {finding.name:<28} {finding.detail}")
-        if finding.mend:
-            print(f"{'':<8} {'':<28} -> {finding.mend}")
+        if finding.fix:
+            print(f"{'':<8} {'':<28} -> {finding.fix}")
     counts = {state: sum(finding.state == state for finding in findings) for state in (OK, WARNING, MISSING)}
     print(", ".join(f"{number} {state}" for state, number in counts.items()))
     if json is not None:
@@ -100,7 +100,7 @@ def check_python() -> Finding:
         name="Python",
         state=OK if good else MISSING,
         detail=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        mend="" if good else f"install Python {wanted} or newer",
+        fix="" if good else f"install Python {wanted} or newer",
     )
 
 
@@ -114,7 +114,7 @@ def check_packages(*, version_of: Callable[[str], str] = metadata.version) -> li
                 name="gr2",
                 state=MISSING,
                 detail="not installed",
-                mend="pip install -e . in the repository root",
+                fix="pip install -e . in the repository root",
             )
         ]
     return [_check_package(line, version_of) for line in declared if "extra ==" not in line]
@@ -128,7 +128,7 @@ def check_cores() -> Finding:
         name="cores",
         state=OK if good else WARNING,
         detail=str(cores),
-        mend="" if good else "training on one core is slow",
+        fix="" if good else "training on one core is slow",
     )
 
 
@@ -136,18 +136,18 @@ def check_memory() -> Finding:
     """Measure the free memory, the limit of a container included."""
     free = _free_memory()
     if free is None:
-        return Finding(name="free memory", state=WARNING, detail="unknown", mend="make sure that 4 GiB are free")
+        return Finding(name="free memory", state=WARNING, detail="unknown", fix="make sure that 4 GiB are free")
     good = free >= WANTED_MEMORY_GIB
-    mend = "" if good else f"free {WANTED_MEMORY_GIB:.0f} GiB, or lower the batch size and the loader workers"
-    return Finding(name="free memory", state=OK if good else WARNING, detail=f"{free:.1f} GiB", mend=mend)
+    fix = "" if good else f"free {WANTED_MEMORY_GIB:.0f} GiB, or lower the batch size and the loader workers"
+    return Finding(name="free memory", state=OK if good else WARNING, detail=f"{free:.1f} GiB", fix=fix)
 
 
 def check_disk() -> Finding:
     """Measure the free disk of the working folder."""
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     good = free >= WANTED_DISK_GIB
-    mend = "" if good else f"free {WANTED_DISK_GIB:.0f} GiB, or work in another folder"
-    return Finding(name="free disk", state=OK if good else WARNING, detail=f"{free:.1f} GiB here", mend=mend)
+    fix = "" if good else f"free {WANTED_DISK_GIB:.0f} GiB, or work in another folder"
+    return Finding(name="free disk", state=OK if good else WARNING, detail=f"{free:.1f} GiB here", fix=fix)
 
 
 def check_writing() -> Finding:
@@ -156,8 +156,8 @@ def check_writing() -> Finding:
         with tempfile.NamedTemporaryFile(dir=Path.cwd(), prefix=".gr2-doctor-"):
             return Finding(name="write permission", state=OK, detail="this folder")
     except OSError as error:
-        mend = "work in a folder that you own"
-        return Finding(name="write permission", state=MISSING, detail=str(error.strerror), mend=mend)
+        fix = "work in a folder that you own"
+        return Finding(name="write permission", state=MISSING, detail=str(error.strerror), fix=fix)
 
 
 def run_probe(name: str, *, limit_s: float = PROBE_LIMIT_S) -> list[Finding]:
@@ -182,15 +182,15 @@ def _judge(check: str, outcome: tuple[str, str], end: str) -> Finding:
     state, detail = outcome
     if state == "ok":
         return Finding(name=check, state=OK, detail=detail)
-    worst, mend = REMEDIES[check]
+    worst, fix = REMEDIES[check]
     if state == "failed":
-        return Finding(name=check, state=worst, detail=detail, mend=mend)
+        return Finding(name=check, state=worst, detail=detail, fix=fix)
     slow = end.startswith("no answer")
     return Finding(
         name=check,
         state=WARNING if slow else worst,
         detail=end if state == "begun" else f"not reached: {end}",
-        mend="the machine may be busy: run again" if slow else mend,
+        fix="the machine may be busy: run again" if slow else fix,
     )
 
 
@@ -203,11 +203,11 @@ def _check_package(line: str, version_of: Callable[[str], str]) -> Finding:
         version = version_of(name)
     except metadata.PackageNotFoundError:
         state = WARNING if optional else MISSING
-        return Finding(name=name, state=state, detail="not installed", mend=f'pip install "{requirement}"')
+        return Finding(name=name, state=state, detail="not installed", fix=f'pip install "{requirement}"')
     least = re.search(r"[>=]=\s*([0-9.]+)", requirement)
     if least and _numbers(version) < _numbers(least[1]):
         detail = f"{version}, expected {requirement.removeprefix(name)}"
-        return Finding(name=name, state=MISSING, detail=detail, mend=f'pip install "{requirement}"')
+        return Finding(name=name, state=MISSING, detail=detail, fix=f'pip install "{requirement}"')
     return Finding(name=name, state=OK, detail=version)
 
 

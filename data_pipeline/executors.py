@@ -127,7 +127,7 @@ def run_tasks(
 ) -> list[TaskFailure]:
     """Call `function` on every item, in any order, and try those that fail again.
 
-    A `Gr2Error` says what to mend, so its task is not tried again; anything else is (a disk that did not answer, a
+    A `Gr2Error` says what to fix, so its task is not tried again; anything else is (a disk that did not answer, a
     worker that was killed).
 
     Args:

@@ -36,7 +36,7 @@ def _data_record() -> Target:
 
 
 def _data_inspect() -> Target:
-    """Say what a dataset holds, what is broken, and what to mend."""
+    """Say what a dataset holds, what is broken, and what to fix."""
     from ..data_pipeline.inspection.inspect import inspect_source
 
     return inspect_source

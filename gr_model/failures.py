@@ -1,4 +1,4 @@
-"""What the command line says when a command fails: a sentence and an exit status for what a user can mend."""
+"""What the command line says when a command fails: a sentence and an exit status for what a user can fix."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def plain_types(text: str) -> str:
 
 
 def describe_failure(error: BaseException) -> tuple[str, int] | None:
-    """Return (sentence, exit status) for a failure that a user can mend, None for a fault of the program."""
+    """Return (sentence, exit status) for a failure that a user can fix, None for a fault of the program."""
     if isinstance(error, UsageError):
         return str(error), 2
     if isinstance(error, Preempted):
@@ -101,7 +101,7 @@ def describe_failure(error: BaseException) -> tuple[str, int] | None:
     message = str(error)
     if any(piece in message for piece in _CUDA_MISSING):
         return (
-            "no CUDA device can be used on this machine; choose the CPU, or mend the driver (`gr2 doctor`).",
+            "no CUDA device can be used on this machine; choose the CPU, or fix the driver (`gr2 doctor`).",
             1,
         )
     if isinstance(error, MemoryError) or "out of memory" in message:

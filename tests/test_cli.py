@@ -1,4 +1,4 @@
-"""The command line: light to start, exact about what it accepts, one sentence for what a user can mend."""
+"""The command line: light to start, exact about what it accepts, one sentence for what a user can fix."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ def test_unknown_key_in_the_configuration_file_is_refused(tmp_path, capsys):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_what_a_user_can_mend_is_one_sentence_without_traceback(error, status, said, capsys, monkeypatch):
+def test_what_a_user_can_fix_is_one_sentence_without_traceback(error, status, said, capsys, monkeypatch):
     monkeypatch.delenv("GR2_DEBUG", raising=False)
     assert main(["fail"], (failing(error),)) == status
     printed = capsys.readouterr().err

@@ -130,5 +130,5 @@ def _check_numbers(positive: Sequence[int], episodes: Sequence[int]) -> None:
     if min(positive) < 1 or min(episodes) < 0 or sum(episodes) == 0 or episodes[-1] > 1000:
         raise ConfigError(
             "evaluate: expected up to 1000 sequences, starts and chains of 0 or more, not all 0, and at least one step "
-            "and worker; mend the numbers."
+            "and worker; fix the numbers."
         )

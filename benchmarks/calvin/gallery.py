@@ -34,7 +34,7 @@ def pictures(*, out: Path = Path("runs/scenes.png"), calvin_root: Path | None = 
         ConfigError: `out` is no name of such a picture.
     """
     if out.suffix not in (".png", ".webp"):
-        raise ConfigError(f"--out {out}: expected a name that ends in .png or .webp, got {out.suffix!r}; mend it.")
+        raise ConfigError(f"--out {out}: expected a name that ends in .png or .webp, got {out.suffix!r}; fix it.")
     ways: list[tuple[str, Path | None, CameraConfig]] = [("built-in", None, CameraConfig())]
     if calvin_root is not None:
         ways += [

@@ -77,7 +77,7 @@ def speed(
         EnvironmentMissing: `official` without calvin_env.
     """
     if min(sequences, rounds, num_workers) < 1:
-        raise ConfigError("speed: expected at least one sequence, round and worker; mend the numbers.")
+        raise ConfigError("speed: expected at least one sequence, round and worker; fix the numbers.")
     with contextlib.ExitStack() as open_worlds:
         pieces = _pieces(calvin_root, open_worlds, official=official, sequences=sequences, num_workers=num_workers)
         figures: dict[str, list[float]] = {name: [] for name in pieces}

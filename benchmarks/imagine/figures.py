@@ -19,7 +19,7 @@ _BATCH = 64
 
 
 def measure_futures(dream: Imagination, episodes: Sequence[TestEpisode], horizon: int) -> dict[str, Any]:
-    """Compare roll-outs from every frame that has `horizon` frames after it with what really came.
+    """Compare rollouts from every frame that has `horizon` frames after it with what really came.
 
     Starts and cameras of one episode are averaged first: episodes are independent, neighboring frames are not.
     """

@@ -61,7 +61,7 @@ def imagine(
         num_frames: frames to predict after them, any number.
         grid: also write `sheet.png`, a row of pictures for each camera.
         scene: scene of the test episodes.
-        episodes: episodes shown as videos: predicted, real, and the policy's own roll-out.
+        episodes: episodes shown as videos: predicted, real, and the policy's own rollout.
         metric_episodes: episodes from which the figures are measured.
         horizon: predicted frames for the figures.
         decoding_steps: passes that make one frame of a video.
@@ -70,7 +70,7 @@ def imagine(
         top_k: draw only the k likeliest codes; 0 for all.
         top_p: draw only the likeliest codes that hold this share of the probability.
         guidance: above 1, follow the sentence more than the model by itself does (trained with text dropout).
-        executed_steps: control steps of each chunk in the policy's roll-out.
+        executed_steps: control steps of each chunk in the policy's rollout.
         image_size: image side in the simulator [px].
         frame_stride: control steps from frame to frame in the simulator.
         device: where the networks run; auto takes a GPU where there is one.

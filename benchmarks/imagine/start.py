@@ -46,7 +46,7 @@ def read_start(
     clip: Path | Mapping[str, Path] | None,
     num_frames: int,
 ) -> Start:
-    """Read the start of a roll-out from a picture or a clip (or one for each camera), resized for the model.
+    """Read the start of a rollout from a picture or a clip (or one for each camera), resized for the model.
 
     A clip is read at the model's frame rate: its first `max_context` frames are the start, `num_frames` more are real.
 

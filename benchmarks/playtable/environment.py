@@ -173,9 +173,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         options = dict(options or {})
         unknown = set(options) - {"robot_obs", "scene_obs"}
         if unknown:
-            raise SimulationError(
-                f"reset: expected options robot_obs, scene_obs, got {sorted(unknown)}; mend the name."
-            )
+            raise SimulationError(f"reset: expected options robot_obs, scene_obs, got {sorted(unknown)}; fix the name.")
         # A fresh world: what PyBullet keeps from before (contact caches, motors) would change the last digits.
         self._load()
         self.set_state(options.get("robot_obs"), options.get("scene_obs"))

@@ -29,7 +29,7 @@ VIDEO_MEASURES = (
 )
 """Name in the file, words, unit, digits, scale from the file to the page."""
 
-ROLES = (("predicted", "predicted"), ("real", "real"), ("rollout", "policy's roll-out"))
+ROLES = (("predicted", "predicted"), ("real", "real"), ("rollout", "policy's rollout"))
 
 
 def video_pairs(step: dict[str, Any], measure: str) -> tuple[list[float], list[float]]:
@@ -60,7 +60,7 @@ def episodes_body(files: RunFiles) -> str:
         f'<div class="bar">{button}</div><div class="episodes">{"".join(cards)}</div>{more}'
         + note(
             "Predicted: the future that the model expects. Real: the recorded future. "
-            "Roll-out: the policy acting in the simulator."
+            "Rollout: the policy acting in the simulator."
         )
         + command_line(files.command_of("imagine"))
     )

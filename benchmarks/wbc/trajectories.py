@@ -106,7 +106,7 @@ def _smooth_cases(path: Path, arrays: Mapping[str, Array]) -> list[TrackingCase]
     if poses.ndim != 4 or q0.ndim != 2 or len(poses) != len(q0):
         raise DataError(
             f"{path}: expected T [c n 4 4] and q0 [c j] with the same c, got {poses.shape} and {q0.shape}; "
-            "mend the axes."
+            "fix the axes."
         )
     kinds = arrays.get("kind", np.full(len(poses), "motion"))
     if kinds.shape != (len(poses),):
@@ -122,7 +122,7 @@ def _spheres(path: Path, name: str, arrays: Mapping[str, Array]) -> tuple[Sphere
     if rows.ndim != 2 or rows.shape[1] not in (4, 7) or not np.all(np.isfinite(rows)) or np.any(rows[:, 3] <= 0.0):
         raise DataError(
             f"{path}: {name}: expected rows x y z radius or x y z radius vx vy vz of finite numbers, radius > 0, got "
-            f"shape {rows.shape}; mend the rows."
+            f"shape {rows.shape}; fix the rows."
         )
     spheres = []
     for x, y, z, radius, *velocity in rows.tolist():
@@ -135,7 +135,7 @@ def _case(path: Path, *, name: str, group: Group, poses: Array, q0: Array, spher
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or len(poses) < 2 or q0.ndim != 1:
         raise DataError(
             f"{path}: {name}: expected poses [n 4 4] with n > 1 and q0 [j], got {poses.shape} and {q0.shape}; "
-            "mend the axes."
+            "fix the axes."
         )
     if not (np.all(np.isfinite(poses)) and np.all(np.isfinite(q0))):
         raise DataError(f"{path}: {name}: expected finite numbers, got NaN or infinity; leave the case out.")

@@ -123,7 +123,7 @@ class EndpointCaptioner:
                     return Answer(text="", finish="refused", revision="")
                 if error.code not in (408, 409, 425, 429) and error.code < 500:
                     raise ConfigError(
-                        f"{self._url}: expected an answer, got {error.code} {said}; {_mend(error.code)}"
+                        f"{self._url}: expected an answer, got {error.code} {said}; {_fix(error.code)}"
                     ) from error
                 reason, silent = f"{error.code} {said}", False
                 wait = _asked_wait(error.headers.get("Retry-After"), wait)
@@ -137,7 +137,7 @@ class EndpointCaptioner:
         tries = f"{self._config.attempts} attempts"
         if silent:
             raise ConfigError(
-                f"{self._url}: nobody answers after {tries} ({reason}); start the server or mend the "
+                f"{self._url}: nobody answers after {tries} ({reason}); start the server or fix the "
                 "address, and run the same command again: finished shards stay."
             )
         raise DataError(f"{self._url}: expected an answer within {tries}, got {reason}; see the log of the server.")
@@ -152,7 +152,7 @@ def check_endpoint(endpoint: str) -> str:
     address = endpoint.rstrip("/").removesuffix("/chat/completions")
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError(f"endpoint: expected an address as in http://localhost:8000/v1, got {endpoint!r}; mend it.")
+        raise ConfigError(f"endpoint: expected an address as in http://localhost:8000/v1, got {endpoint!r}; fix it.")
     if parts.username or parts.password:
         raise ConfigError("endpoint: expected no name and password in the address; put the key into the environment.")
     return address
@@ -165,7 +165,7 @@ def _authorization(variable: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _mend(code: int) -> str:
+def _fix(code: int) -> str:
     if code in (401, 403):
         return "set the key in the environment variable that --ask.key-variable names."
     return "check the address, the name of the model, and how many pictures it takes."

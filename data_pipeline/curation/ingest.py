@@ -255,5 +255,5 @@ def _check_loss(source: str, tally: Tally, max_dropped: float) -> None:
         raise DataError(
             f"{source}: {tally.num_dropped} of {tally.records} records were dropped ({tally.dropped}), "
             f"expected at most {max_dropped:.0%} and one left; the first, {reason}: {examples[0]['source']}: "
-            f"{detail}. Loosen the filters or mend the files."
+            f"{detail}. Loosen the filters or fix the files."
         )

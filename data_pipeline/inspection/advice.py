@@ -1,4 +1,4 @@
-"""What to mend in a dataset: one imperative sentence for each finding, with the command or option that mends it."""
+"""What to fix in a dataset: one imperative sentence for each finding, with the command or option that fixes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ENCODE = "ffmpeg -i IN -c:v libx264 -crf 18 -g 16"
 
 
 def advise(summary: Mapping[str, Any]) -> list[str]:
-    """Return what to mend, the gravest first; empty for a dataset that is ready.
+    """Return what to fix, the gravest first; empty for a dataset that is ready.
 
     Args:
         summary: what `inspect_source` found.
@@ -159,7 +159,7 @@ def _steps(summary: Mapping[str, Any]) -> Iterator[str]:
             rows = dataset[warning.split(":")[0]] or {}
             if "sign flips" in warning and "qx" in rows.get("names", []):
                 continue  # the model reads poses of this layout as matrices, in which q and -q are equal
-            yield f"Mend {warning} (`gr2 data statistics {summary['source']}`)."
+            yield f"Fix {warning} (`gr2 data statistics {summary['source']}`)."
         for kind in ("states", "actions"):
             if dataset[kind] is not None:
                 yield from _columns(kind, dataset[kind])

@@ -1,4 +1,4 @@
-"""`gr2 data inspect`: what a dataset holds and what to mend, before hours of training; nothing in it is fatal.
+"""`gr2 data inspect`: what a dataset holds and what to fix, before hours of training; nothing in it is fatal.
 
 All records are counted; of their videos a few, spread evenly, are opened.
 """
@@ -51,7 +51,7 @@ def inspect_source(
     num_workers: int = 1,
     json: Path | None = None,
 ) -> Mapping[str, Any]:
-    """Say what a dataset holds, what is broken, and what to mend; nothing is written but the JSON.
+    """Say what a dataset holds, what is broken, and what to fix; nothing is written but the JSON.
 
     Args:
         source: a dataset in any layout that has a reader, video or token shards of gr2, or webdataset tars by pattern

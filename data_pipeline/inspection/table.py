@@ -14,7 +14,7 @@ _LONGEST_DETAIL = 200
 
 
 def as_text(summary: Mapping[str, Any]) -> str:
-    """Return the lines, one a finding, what to mend at the end."""
+    """Return the lines, one a finding, what to fix at the end."""
     lines: list[str] = []
     for part in (_dataset, _videos, _captions, _steps, _problems, _advice):
         lines += [line.rstrip() for line in part(summary)]
@@ -155,7 +155,7 @@ def _cut(text: str) -> str:
 def _advice(summary: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     if not summary["advice"]:
-        yield "what to mend: nothing found"
+        yield "what to fix: nothing found"
         return
-    yield "what to mend:"
+    yield "what to fix:"
     yield from (f"  - {line}" for line in summary["advice"])

@@ -177,7 +177,7 @@ def map_shards(
         first = failures[0]
         raise DataError(
             f"{out}: {len(failures)} of {len(tasks)} shards failed after {executor.retries + 1} attempts at most; the "
-            f"first, {file_name(first.item.source)}: {first.error} Mend it and run the same command again: the other "
+            f"first, {file_name(first.item.source)}: {first.error} Fix it and run the same command again: the other "
             "shards are finished and stay."
         )
     tally = Tally()

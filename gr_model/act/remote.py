@@ -151,7 +151,7 @@ class RemotePolicy:
         self.url, self.session = url, uuid.uuid4().hex
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
-            raise PolicyError(f"policy {url}: expected an address as in http://host:8000; mend the address.")
+            raise PolicyError(f"policy {url}: expected an address as in http://host:8000; fix the address.")
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout)
         info = json.loads(self._ask("GET", "/info"))
         self.executed_steps = int(info["executed_steps"])
@@ -177,7 +177,7 @@ class RemotePolicy:
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise EnvironmentMissing(
-                f"policy {self.url}: expected a running `gr2 serve`, got {error!r}; start it, or mend the address."
+                f"policy {self.url}: expected a running `gr2 serve`, got {error!r}; start it, or fix the address."
             ) from error
         if response.status != 200:
             raise PolicyError(f"policy {self.url} answers {response.status}: {data.decode('utf-8', 'replace')[:500]}")

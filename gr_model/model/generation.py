@@ -1,6 +1,6 @@
 """Imagine future frames: decode masked codes in parallel or one by one, over a sliding context.
 
-The keys and values of the context are kept while a frame is decoded, those of the text for the whole roll-out; those of
+The keys and values of the context are kept while a frame is decoded, those of the text for the whole rollout; those of
 the frame are written behind them, and over those of the pass before. No key of a context frame outlives its frame step:
 times count back from the newest frame (see `rollouts`), so the context passes through the trunk anew for each
 prediction, in one parallel pass, and the result is that of no cache at all.

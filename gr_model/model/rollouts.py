@@ -1,4 +1,4 @@
-"""The context of a roll-out: predicted frames join, the oldest leave; the robot's states follow its own trajectory.
+"""The context of a rollout: predicted frames join, the oldest leave; the robot's states follow its own trajectory.
 
 Times count back from the newest frame, so every frame's time vector changes when one joins, and what a frame's keys say
 of frames that it saw must go with the frame that leaves. Only text looks at nothing but text and has no time.

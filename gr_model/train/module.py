@@ -151,7 +151,7 @@ class TrainingModule(L.LightningModule):
             told = told or "no single sample of the batch"
         blamed = "; ".join(text for text in gather_texts(told) if text)
         raise DataError(
-            f"training: expected a finite loss, got {loss.item()} at step {self.global_step} from {blamed}; mend or "
+            f"training: expected a finite loss, got {loss.item()} at step {self.global_step} from {blamed}; fix or "
             f"leave out these samples, or lower the learning rate ({self.config.learning_rate}). The weights are those "
             "of the step before, and so is the last checkpoint or older."
         )

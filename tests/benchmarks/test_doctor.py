@@ -1,4 +1,4 @@
-"""The doctor finds what is there, names what is missing and how to mend it, and survives broken libraries."""
+"""The doctor finds what is there, names what is missing and how to fix it, and survives broken libraries."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_probe_has_checks_and_every_check_a_remedy() -> None:
 def test_video_and_simulator_work_here() -> None:
     for probe in ("video", "simulator"):
         for finding in run_probe(probe, limit_s=60):
-            assert finding.state == "ok" and finding.detail and not finding.mend, finding
+            assert finding.state == "ok" and finding.detail and not finding.fix, finding
 
 
 def test_packages_are_found_missing_or_too_old() -> None:
@@ -52,7 +52,7 @@ def test_packages_are_found_missing_or_too_old() -> None:
         return "0.0.1" if name == "numpy" else version(name)
 
     found = by_name(check_packages(version_of=pretend))
-    assert found["torch"].state == "missing" and 'pip install "torch' in found["torch"].mend
+    assert found["torch"].state == "missing" and 'pip install "torch' in found["torch"].fix
     assert found["decord"].state == "warning"
     assert found["numpy"].state == "missing" and "expected" in found["numpy"].detail
 
@@ -61,7 +61,7 @@ def test_a_crashing_library_is_blamed_and_what_follows_is_unknown(monkeypatch: p
     line = '{"name": "h264 encoding", "state": "begun", "detail": ""}'
     replace_probe(monkeypatch, f"import os; print('{line}', flush=True); os.abort()")
     first, second, third = run_probe("video", limit_s=20)
-    assert first.state == "missing" and "ended with status -6" in first.detail and first.mend
+    assert first.state == "missing" and "ended with status -6" in first.detail and first.fix
     assert second.detail.startswith("not reached") and third.detail.startswith("not reached")
 
 
@@ -80,11 +80,11 @@ def test_exit_status_and_json_tell_the_same(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    finding = Finding(name="thing", state=state, detail="seen", mend="" if state == "ok" else "do this")
+    finding = Finding(name="thing", state=state, detail="seen", fix="" if state == "ok" else "do this")
     monkeypatch.setattr(module, "examine", lambda: [check_python(), finding])
     assert doctor(json=tmp_path / "deep" / "found.json") == status
     records = json.loads((tmp_path / "deep" / "found.json").read_text())
-    assert records[1] == {"name": "thing", "state": state, "detail": "seen", "mend": finding.mend}
+    assert records[1] == {"name": "thing", "state": state, "detail": "seen", "fix": finding.fix}
     printed = capsys.readouterr().out
     assert "thing" in printed and ("-> do this" in printed) == (state != "ok")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["found.json"]

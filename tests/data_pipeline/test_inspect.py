@@ -1,4 +1,4 @@
-"""`gr2 data inspect` counts what is there, names what is broken, and advises only where something is to mend."""
+"""`gr2 data inspect` counts what is there, names what is broken, and advises only where something is to fix."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def write_recording(root: Path, count: int = 3) -> Path:
 
 
 def advice_of(source: Path, **options: Any) -> list[str]:
-    """Inspect a source and return what to mend."""
+    """Inspect a source and return what to fix."""
     return list(inspect_source(source=str(source), **options)["advice"])
 
 
 def test_a_clean_folder_needs_no_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = inspect_source(source=str(write_clips(tmp_path)))
     assert summary["advice"] == [] and summary["problems"] == []
-    assert "what to mend: nothing found" in capsys.readouterr().out
+    assert "what to fix: nothing found" in capsys.readouterr().out
     assert (summary["records"], summary["episodes"], summary["clips"]) == (4, 0, 4)
     assert summary["seconds"]["total"] == pytest.approx(4.8) and summary["fps"] == {"10": 4}
     assert summary["sizes"] == {"32x32": 4} and summary["codecs"] == {"h264": 4}
@@ -115,7 +115,7 @@ def test_suspicious_numbers_are_advised(tmp_path: Path) -> None:
         np.savez(folder / "steps.npz", states=states, actions=actions)
     lines = "\n".join(advice_of(tmp_path))
     assert "joint 1 [rad]" in lines and "UNITS: looks like degrees" in lines
-    assert "Mend actions: 2 rows with NaN or infinity" in lines
+    assert "Fix actions: 2 rows with NaN or infinity" in lines
 
 
 def test_missing_captions_are_advised(tmp_path: Path) -> None:

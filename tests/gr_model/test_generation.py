@@ -1,4 +1,4 @@
-"""Laws of sampling and of long roll-outs: caches change nothing, nor does what stands beside a sample."""
+"""Laws of sampling and of long rollouts: caches change nothing, nor does what stands beside a sample."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_stream_equals_uncached_predictions_before_and_after_sliding(decoding:
             context = slide(context, expected, 3)
             seen.add(expected["static"].numpy().tobytes())
             assert context.codes["static"].shape[1] <= 3
-    assert len(seen) == 5, "the roll-out stands still and proves little"
+    assert len(seen) == 5, "the rollout stands still and proves little"
 
 
 @MODES

@@ -151,7 +151,7 @@ class KortexDriver:
         self.pacer.wait()
         if self._fault:
             self._take(self._endpoint.feedback())
-            raise ControlError(f"The arm reports a fault: {self._fault}; mend its cause, then call recover.")
+            raise ControlError(f"The arm reports a fault: {self._fault}; fix its cause, then call recover.")
         self._judge(command)
         self._exchange(command.positions, command.gripper)
 
@@ -198,7 +198,7 @@ class KortexDriver:
         self._connected, self._fault = False, ""
         self._take(self._endpoint.feedback())
         if self._fault:
-            raise ControlError(f"The arm reports a fault: {self._fault}; mend its cause and clear it.")
+            raise ControlError(f"The arm reports a fault: {self._fault}; fix its cause and clear it.")
         self._endpoint.set_low_level(True)
         self._connected = True
         self.pacer.restart()
