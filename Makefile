@@ -10,7 +10,7 @@ FOLDERS := gr_model tokenizers data_pipeline cvae_head wbc benchmarks
 RUN ?= runs/demo
 JOBS ?= 2
 
-.PHONY: help demo test check format reproduce ship pictures bench golden nightly docs clean venv
+.PHONY: help demo test check format reproduce ship images bench golden nightly docs clean venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -53,8 +53,8 @@ reproduce: venv  ## the reference run: the figures of the README, with its repor
 ship: venv  ## put the encoders and the policy of the reference run into the package
 	$(BIN)/python docs/ship.py runs/reproduce
 
-pictures: venv  ## the pictures of the README, from the reference run and the shipped policy
-	$(BIN)/python docs/pictures.py runs/reproduce
+images: venv  ## the images of the README, from the reference run and the shipped policy
+	$(BIN)/python docs/images.py runs/reproduce
 
 bench: venv  ## what each piece of a control cycle costs on this machine
 	OMP_NUM_THREADS=1 $(BIN)/gr2 benchmark speed

@@ -59,9 +59,9 @@ class VideoClip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """A robot episode: pictures, states, actions and its sentence.
+    """A robot episode: images, states, actions and its sentence.
 
-    images: camera name -> uint8 `[f h w 3]`; picture i belongs to step `i * frame_stride`.
+    images: camera name -> uint8 `[f h w 3]`; image i belongs to step `i * frame_stride`.
     states: float32 `[t s]`, s = `STATE_DIM` for our own recordings.
     actions: float32 `[t a]`, a = `ACTION_DIM`: the pose commanded at that step, robot base frame.
     instruction: sentence, empty for play without labels.

@@ -178,8 +178,8 @@ def _draw(client: int, renderer: int) -> str:
     pybullet.createMultiBody(baseVisualShapeIndex=shape, physicsClientId=client)
     view = pybullet.computeViewMatrix([2, 0, 1], [0, 0, 0], [0, 0, 1])
     lens = pybullet.computeProjectionMatrixFOV(45, 1, 0.1, 10)
-    picture = pybullet.getCameraImage(SIZE, SIZE, view, lens, renderer=renderer, physicsClientId=client)
-    pixels = np.asarray(picture[2], dtype=np.uint8).reshape(SIZE, SIZE, 4).astype(int)
+    image = pybullet.getCameraImage(SIZE, SIZE, view, lens, renderer=renderer, physicsClientId=client)
+    pixels = np.asarray(image[2], dtype=np.uint8).reshape(SIZE, SIZE, 4).astype(int)
     red = int(np.sum(pixels[..., 0] - pixels[..., 1] > 60))
     pybullet.disconnect(client)
     if red < 50:

@@ -29,7 +29,7 @@ from .simulation.suite import Suite
 _SIDE, _BANNER, _STRIDE = 320, 34, 2
 
 
-class _Film:
+class _Video:
     """Collects frames: the cameras side by side, the instruction above."""
 
     def __init__(self) -> None:
@@ -81,15 +81,15 @@ def rollout(
         raise ConfigError("rollout: expected either --pretrained or --policy FOLDER; give one of them.")
     camera = CameraConfig(static_px=image_size, gripper_px=image_size)
     names = [] if tasks == "chain" else [task(name.strip()).name for name in tasks.split(",")]
-    film = None if window else _Film()
+    video = None if window else _Video()
     with closing(CalvinSuite(PlayTable(scene, camera=camera, render_mode=None, window=window), seed=seed)) as suite:
         expert = partial(suite.expert, control, executed_steps)
         source = "pretrained" if pretrained else policy
         with closing(open_policy(source, executed_steps=executed_steps, expert=expert)) as actor:
-            results, total = _act_out(suite, actor, names, control, film, executed_steps, max_steps)
+            results, total = _act_out(suite, actor, names, control, video, executed_steps, max_steps)
         control_hz = suite.simulator.control_hz
-    if film is not None:
-        write_video(out, np.stack(film.frames), control_hz / _STRIDE, crf=23, pixel_format="yuv420p")
+    if video is not None:
+        write_video(out, np.stack(video.frames), control_hz / _STRIDE, crf=23, pixel_format="yuv420p")
         print(out)
     return {"success": sum(result.success for result in results), "tasks": total}
 
@@ -99,7 +99,7 @@ def _act_out(
     policy: Policy,
     tasks: list[str],
     control: str,
-    film: _Film | None,
+    video: _Video | None,
     executed_steps: int,
     max_steps: int,
 ) -> tuple[list[TaskResult], int]:
@@ -115,10 +115,10 @@ def _act_out(
         instruction = suite.instruction(name)
 
         def watch(step: int, instruction: str = instruction) -> None:
-            if film is None:
+            if video is None:
                 time.sleep(1 / simulator.control_hz)
             elif step % _STRIDE == 0:
-                film.shoot(simulator, instruction)
+                video.shoot(simulator, instruction)
 
         result = run_task(
             simulator, policy, mode, name, instruction=instruction, executed_steps=executed_steps,

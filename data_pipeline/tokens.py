@@ -1,4 +1,4 @@
-"""The last stage: video shards -> token shards. Each picture is encoded once, each sentence once.
+"""The last stage: video shards -> token shards. Each image is encoded once, each sentence once.
 
 Video shard i becomes token shard i, so a killed run goes on with the first shard that is missing.
 
@@ -76,7 +76,7 @@ def write_token_shards(
     num_gpus: int = 0,
     overwrite: bool = False,
 ) -> Mapping[str, Any]:
-    """Encode every picture and sentence of video shards.
+    """Encode every image and sentence of video shards.
 
     Args:
         shards: folder, URL or pattern of video shards.
@@ -86,7 +86,7 @@ def write_token_shards(
             sentences alone, for corpora whose features would not fit.
         tokenizer_facts: JSON values that identify the tokenizers; `codebook_size` and `grid` (rows, columns)
             are needed, `sha256` of the weights tells equal ones from different ones.
-        image_size: height and width [px]; pictures are resized by area, not cropped.
+        image_size: height and width [px]; images are resized by area, not cropped.
         target_fps: keep every m-th frame, so that about this many frames a second remain; None keeps all.
         executor: `local` encodes in this process, `ray` one shard in each worker.
         num_workers: processes that decode for this process; workers of Ray.
@@ -238,8 +238,8 @@ def _write_shard(
         samples = ordered_map(decode, read_indexed(task.source), decoders)
         for group in _groups(samples, NUM_BATCH_FRAMES):
             windows = [window for sample in group for window in sample if not window.problem]
-            pictures = [frames for window in windows for frames in window.images.values()]
-            codes = iter(_encode(pictures, encode_images, facts))
+            clips = [frames for window in windows for frames in window.images.values()]
+            codes = iter(_encode(clips, encode_images, facts))
             for window in windows:
                 members = {f"codes.{camera}.npy": array_bytes(next(codes)) for camera in window.images}
                 members.update(window.members)
@@ -291,11 +291,11 @@ def _groups(samples: Iterator[list[DecodedWindow]], num_frames: int) -> Iterator
         yield group
 
 
-def _encode(pictures: Sequence[Array], encode_images: EncodeImages, facts: Mapping[str, Any]) -> list[Array]:
+def _encode(clips: Sequence[Array], encode_images: EncodeImages, facts: Mapping[str, Any]) -> list[Array]:
     """Encode several clips in full batches and divide the codes again."""
-    if not pictures:
+    if not clips:
         return []
-    frames = np.concatenate(list(pictures))
+    frames = np.concatenate(list(clips))
     codes = np.concatenate(
         [np.asarray(encode_images(frames[i : i + NUM_BATCH_FRAMES])) for i in range(0, len(frames), NUM_BATCH_FRAMES)]
     )
@@ -306,7 +306,7 @@ def _encode(pictures: Sequence[Array], encode_images: EncodeImages, facts: Mappi
             f"got shape {codes.shape}, range {codes.min()} to {codes.max()}; give the tokenizer's own facts."
         )
     codes = codes.astype(np.min_scalar_type(facts["codebook_size"] - 1))
-    return np.split(codes, np.cumsum([len(clip) for clip in pictures])[:-1])
+    return np.split(codes, np.cumsum([len(clip) for clip in clips])[:-1])
 
 
 def _write_texts(out: Path, sentences: list[str], encode_texts: EncodeTexts) -> None:

@@ -71,14 +71,14 @@ def _data_caption() -> Target:
 
 
 def _data_report() -> Target:
-    """Write one HTML page about what was kept and dropped, with pictures of both."""
+    """Write one HTML page about what was kept and dropped, with images of both."""
     from ..data_pipeline.curation.report_page import write_data_report
 
     return write_data_report
 
 
 def _data_tokens() -> Target:
-    """Encode the shards' pictures and sentences into token shards."""
+    """Encode the shards' images and sentences into token shards."""
     from .train.tokenizer_stages import tokens
 
     return tokens
@@ -113,7 +113,7 @@ def _finetune() -> Target:
 
 
 def _imagine() -> Target:
-    """Predict future frames of recorded episodes, a picture or a video."""
+    """Predict future frames of recorded episodes, an image or a video."""
     from ..benchmarks.imagine.run import imagine
 
     return imagine
@@ -154,15 +154,15 @@ def _benchmark_calvin_verify() -> Target:
     return verify
 
 
-def _benchmark_calvin_pictures() -> Target:
+def _benchmark_calvin_images() -> Target:
     """Draw scenes A to D with each set of assets and renderer on one sheet."""
-    from ..benchmarks.calvin.gallery import pictures
+    from ..benchmarks.calvin.gallery import images
 
-    return pictures
+    return images
 
 
 def _benchmark_calvin_speed() -> Target:
-    """Time an evaluation beside CALVIN's own loop: physics, pictures, the whole."""
+    """Time an evaluation beside CALVIN's own loop: physics, images, the whole."""
     from ..benchmarks.calvin.speed import speed
 
     return speed
@@ -204,7 +204,7 @@ def _benchmark_wbc_pick() -> Target:
 
 
 def _wbc_track() -> Target:
-    """Follow one motion and write a film and a page of plots."""
+    """Follow one motion and write a video and a page of plots."""
     from ..benchmarks.wbc.track import track
 
     return track
@@ -270,7 +270,7 @@ COMMANDS = (
     Command(words="benchmark actions", target=_benchmark_actions, group="results"),
     Command(words="benchmark calvin", target=_benchmark_calvin, group="results", prints_options=True),
     Command(words="benchmark calvin verify", target=_benchmark_calvin_verify, group="results", bare="folder"),
-    Command(words="benchmark calvin pictures", target=_benchmark_calvin_pictures, group="results"),
+    Command(words="benchmark calvin images", target=_benchmark_calvin_images, group="results"),
     Command(words="benchmark calvin speed", target=_benchmark_calvin_speed, group="results"),
     Command(words="benchmark data", target=_benchmark_data, group="results"),
     Command(words="benchmark speed", target=_benchmark_speed, group="results"),

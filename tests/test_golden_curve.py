@@ -47,12 +47,12 @@ NOISE = 0.05
 
 BLIND_LOSS = math.log(len(DIRECTIONS))
 """Least loss [nats a code] without the caption, even of codes without noise: each direction gives another code at every
-place. Without the picture it is ln 16, one for each of the equally likely shifts of the pattern."""
+place. Without the image it is ln 16, one for each of the equally likely shifts of the pattern."""
 
 
 @dataclass(frozen=True)
 class Patterns:
-    """Pictures of 8 x 8 codes, a pattern of 4 x 4 different codes again and again, that move by one code a frame."""
+    """Images of 8 x 8 codes, a pattern of 4 x 4 different codes again and again, that move by one code a frame."""
 
     palette: np.ndarray
 
@@ -99,7 +99,7 @@ class Curve:
     held_out: dict[str, Any]
 
     def judge(self, **changed: Any) -> float:
-        """Measure the loss [nats a code] on held-out pictures, all codes hidden, with something changed."""
+        """Measure the loss [nats a code] on held-out images, all codes hidden, with something changed."""
         return evaluate(self.model, [self.held_out | changed], with_actions=False)["frame_loss"]
 
 
@@ -151,7 +151,7 @@ def test_the_loss_curve_is_the_golden_one(curve: Curve) -> None:
     assert last < LAST_TOLERANCE, f"the last {LAST} steps differ by {last:.1%}: {told}"
 
 
-def test_the_model_reads_caption_and_picture(curve: Curve) -> None:
+def test_the_model_reads_caption_and_image(curve: Curve) -> None:
     codes, text_ids = curve.held_out["codes"]["static"], curve.held_out["text_id"]
     assert curve.judge() < 0.9 * BLIND_LOSS
     assert curve.judge(text_id=(text_ids + 1) % len(DIRECTIONS)) > BLIND_LOSS

@@ -39,7 +39,7 @@ BACKENDS = [
 ]
 
 
-def picture(number: int, height: int = 48, width: int = 64) -> np.ndarray:
+def image(number: int, height: int = 48, width: int = 64) -> np.ndarray:
     """Draw a frame that no other number looks like: uint8 `[h w 3]`."""
     frame = np.zeros((height, width, 3), np.uint8)
     frame[:] = (number * 37 % 200 + 20, number * 91 % 200 + 20, 60)
@@ -68,14 +68,14 @@ def encode(
     prepare: Callable[[Any], None] = lambda stream: None,
     options: dict[str, str] | None = None,
 ) -> bytes:
-    """Encode one picture at each time stamp [ticks]."""
+    """Encode one image at each time stamp [ticks]."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options=muxer or {}) as output:
         stream = add_video(output, codec, pixels, *size, options or {})
         stream.codec_context.time_base = tick
         prepare(stream)
         for number, stamp in enumerate(stamps):
-            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(image(number, *size), format="rgb24")
             frame.pts, frame.time_base = stamp, tick
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
@@ -112,7 +112,7 @@ FILES: dict[str, tuple[Callable[[], bytes], list[int]]] = {
 
 
 def encode_streams(videos: Sequence[tuple[int, int, int]], sound: bool = False, cover: bool = False) -> bytes:
-    """Encode streams of (height, width, frames), sound and an attached picture into one MP4."""
+    """Encode streams of (height, width, frames), sound and an attached image into one MP4."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
         streams = [add_video(output, "libx264", "yuv444p", height, width, {}) for height, width, _ in videos]
@@ -120,7 +120,7 @@ def encode_streams(videos: Sequence[tuple[int, int, int]], sound: bool = False, 
         art: Any = add_video(output, "mjpeg", "yuvj420p", 192, 256, {}) if cover else None
         if art is not None:
             art.disposition = av.stream.Disposition.attached_pic
-            frame = av.VideoFrame.from_ndarray(picture(5, 192, 256), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(image(5, 192, 256), format="rgb24")
             output.mux([*art.encode(frame.reformat(format="yuvj420p")), *art.encode()])
         for number in range(20 if voice is not None else 0):
             tone = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
@@ -128,6 +128,6 @@ def encode_streams(videos: Sequence[tuple[int, int, int]], sound: bool = False, 
             output.mux(voice.encode(tone))
         for (height, width, count), stream in zip(videos, streams, strict=True):
             for number in range(count):
-                output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, height, width), format="rgb24")))
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(image(number, height, width), format="rgb24")))
             output.mux(stream.encode())
     return buffer.getvalue()

@@ -23,7 +23,7 @@ def detail_weights(images: Float[Tensor, "b c h w"], strength: float, window: in
     """
     around = F.avg_pool2d(images, window, stride=1, padding=window // 2, count_include_pad=False)
     contrast = (images - around).abs().mean(1, keepdim=True)
-    # The cap keeps one bright spot from taking the whole weight of a plain picture.
+    # The cap keeps one bright spot from taking the whole weight of a plain image.
     relative = (contrast / (contrast.mean((1, 2, 3), keepdim=True) + 1e-3)).clamp_max(5.0)
     weights = 1.0 + strength * relative
     return weights / weights.mean((1, 2, 3), keepdim=True)
@@ -55,7 +55,7 @@ def reconstruction_loss(
 
 
 def make_critic(config: LossConfig) -> nn.Module:
-    """Return taming's patch discriminator for pictures `[b 3 h w]`, freshly initialized."""
+    """Return taming's patch discriminator for images `[b 3 h w]`, freshly initialized."""
     return NLayerDiscriminator(input_nc=3, ndf=config.critic_channels, n_layers=config.critic_layers).apply(
         weights_init
     )
@@ -80,7 +80,7 @@ def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_
 
 
 class PerceptualLoss(nn.Module):
-    """Distance of unit-length VGG16 features of two pictures in [-1, 1], from weight files on this machine.
+    """Distance of unit-length VGG16 features of two images in [-1, 1], from weight files on this machine.
 
     Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric".
     """
@@ -120,7 +120,7 @@ class PerceptualLoss(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
-        """Return the distance, averaged over pictures and positions, summed over five layers."""
+        """Return the distance, averaged over images and positions, summed over five layers."""
         x = (torch.cat([a, b]) - self.mean) / self.deviation
         total = x.new_zeros(())
         for index, layer in enumerate(self.features):

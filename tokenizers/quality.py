@@ -1,4 +1,4 @@
-"""How well a VQGAN gives pictures back: numbers and a picture of pictures."""
+"""How well a VQGAN gives images back: metrics and a sheet of images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .weight_files import write_atomically
 def psnr(
     a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"], weights: Float[Tensor, "b 1 h w"] | None = None
 ) -> Float[Tensor, ""]:
-    """Return the mean over pictures of the peak signal-to-noise ratio [dB] of pictures in [-1, 1]."""
+    """Return the mean over images of the peak signal-to-noise ratio [dB] of images in [-1, 1]."""
     squared = (a - b).square().mean(1, keepdim=True)
     if weights is not None:
         squared = squared * weights
@@ -29,9 +29,9 @@ def psnr(
 
 
 def ssim(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
-    """Return the mean structural similarity, at most 1, of pictures in [-1, 1].
+    """Return the mean structural similarity, at most 1, of images in [-1, 1].
 
-    Pictures of fewer than 11 pixels a side get a smaller window.
+    Images of fewer than 11 pixels a side get a smaller window.
 
     Source: Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", section
     III: Gaussian window of 11 x 11 with deviation 1.5, K1 = 0.01, K2 = 0.03.
@@ -53,7 +53,7 @@ def ssim(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tens
 def measure_vqgan(model: VQGAN, frames: Array, *, batch_size: int = 64) -> dict[str, float]:
     """Return figures of the reconstruction of uint8 frames `[f h w 3]`.
 
-    `psnr`, `detail_psnr` (errors weighted by detail) [dB]; `ssim`; `l1`, of pictures in [-1, 1]; `codes_used`;
+    `psnr`, `detail_psnr` (errors weighted by detail) [dB]; `ssim`; `l1`, of images in [-1, 1]; `codes_used`;
     `perplexity` of the codes.
     """
     totals = dict.fromkeys(("psnr", "detail_psnr", "ssim", "l1"), 0.0)
@@ -83,7 +83,7 @@ def save_grid(model: VQGAN, frames: Array, path: Path, *, columns: int = 8) -> N
     again = model.decode_frames(model.encode_frames(frames))
     rows = []
     for start in range(0, len(frames) - len(frames) % columns or len(frames), columns):
-        for pictures in (frames, again):
-            rows.append(np.concatenate(list(pictures[start : start + columns]), axis=1))
-    picture = Image.fromarray(np.concatenate(rows, axis=0))
-    write_atomically(path, lambda p: picture.save(p, format="PNG"))
+        for images in (frames, again):
+            rows.append(np.concatenate(list(images[start : start + columns]), axis=1))
+    image = Image.fromarray(np.concatenate(rows, axis=0))
+    write_atomically(path, lambda p: image.save(p, format="PNG"))

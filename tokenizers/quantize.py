@@ -33,7 +33,7 @@ class VectorQuantizer(nn.Module):
         return distances.argmin(1).view(latents.shape[:-1])
 
     def lookup(self, codes: Int[Tensor, "b n"], grid: tuple[int, int]) -> Float[Tensor, "b d gh gw"]:
-        """Return the codebook vectors of row-major codes, laid out as a picture of `grid` rows and columns.
+        """Return the codebook vectors of row-major codes, laid out as an image of `grid` rows and columns.
 
         Raises:
             ShapeError: if a code lies outside the codebook, or the codes do not fill the grid.

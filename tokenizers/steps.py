@@ -63,7 +63,7 @@ def require_finite(loss: torch.Tensor, step: int) -> None:
     if not torch.isfinite(loss):
         raise Gr2Error(
             f"Training: expected a finite loss, got {loss.item()} at step {step}; lower the learning rate "
-            "and check the pictures, then resume from the last checkpoint."
+            "and check the images, then resume from the last checkpoint."
         )
 
 

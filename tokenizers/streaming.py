@@ -1,4 +1,4 @@
-"""Batches of pictures from a loader of decoded windows: a fixed number a step, resumable at any step."""
+"""Batches of images from a loader of decoded windows: a fixed number a step, resumable at any step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..contracts import Array
 from ..errors import DataError
 
 _MAX_EMPTY = 50
-"""Batches without one picture, in a row, after which the data is called unusable."""
+"""Batches without one image, in a row, after which the data is called unusable."""
 
 
 class WindowLoader(Protocol):
@@ -32,15 +32,15 @@ class WindowLoader(Protocol):
         ...
 
 
-class PictureStream:
-    """Exactly `steps` batches of `batch_size` pictures, as one resumable epoch.
+class ImageStream:
+    """Exactly `steps` batches of `batch_size` images, as one resumable epoch.
 
-    Pictures that are missing from a window are replaced by others of the same batch.
+    Images that are missing from a window are replaced by others of the same batch.
 
     Args:
-        loader: windows; together those of a batch hold at least `batch_size` pictures.
+        loader: windows; together those of a batch hold at least `batch_size` images.
         steps: batches.
-        batch_size: pictures a batch.
+        batch_size: images a batch.
 
     Iterating raises a DataError where no window can be decoded for many batches in a row.
     """
@@ -56,24 +56,24 @@ class PictureStream:
     def __iter__(self) -> Iterator[UInt8[Tensor, "b h w 3"]]:
         batches = self._filled()
         while self.step < self.steps:
-            pictures = next(batches)
+            images = next(batches)
             # before the yield: a checkpoint made with this batch resumes after it
             self.step += 1
-            yield pictures
+            yield images
 
     def _filled(self) -> Iterator[UInt8[Tensor, "b h w 3"]]:
         empty = 0
         for batch in self.loader:
             self._tell(batch["problems"])
-            pictures = batch["frames"][batch["frame_mask"]]
-            empty = 0 if len(pictures) else empty + 1
+            images = batch["frames"][batch["frame_mask"]]
+            empty = 0 if len(images) else empty + 1
             if empty > _MAX_EMPTY:
                 raise DataError(
-                    f"Tokenizer training: expected pictures, got none in {empty} batches in a row; the last reason: "
+                    f"Tokenizer training: expected images, got none in {empty} batches in a row; the last reason: "
                     f"{(batch['problems'] or ['clips without frames'])[-1]}"
                 )
-            if len(pictures):
-                yield pictures[torch.arange(self.batch_size) % len(pictures)]
+            if len(images):
+                yield images[torch.arange(self.batch_size) % len(images)]
 
     def _tell(self, problems: list[str]) -> None:
         """Warn about the 1st, 2nd, 4th, 8th ... clip that cannot be decoded."""
@@ -92,8 +92,8 @@ class PictureStream:
         self.loader.load_state_dict(state["loader"])
 
 
-def collect_pictures(loader: WindowLoader, *, num_batches: int, max_pictures: int) -> Array:
-    """Return up to `max_pictures` pictures, uint8 `[m h w 3]`, of the first `num_batches` batches.
+def collect_images(loader: WindowLoader, *, num_batches: int, max_images: int) -> Array:
+    """Return up to `max_images` images, uint8 `[m h w 3]`, of the first `num_batches` batches.
 
     Raises:
         DataError: none can be decoded.
@@ -103,12 +103,12 @@ def collect_pictures(loader: WindowLoader, *, num_batches: int, max_pictures: in
     for batch in islice(iter(loader), num_batches):
         found.append(batch["frames"][batch["frame_mask"]])
         problems += batch["problems"]
-        if sum(map(len, found)) >= max_pictures:
+        if sum(map(len, found)) >= max_images:
             break
-    pictures: Array = torch.cat(found)[:max_pictures].numpy() if found else torch.zeros(0).numpy()
-    if not len(pictures):
+    images: Array = torch.cat(found)[:max_images].numpy() if found else torch.zeros(0).numpy()
+    if not len(images):
         raise DataError(
-            "Tokenizer validation: expected pictures, got none that can be decoded; "
+            "Tokenizer validation: expected images, got none that can be decoded; "
             f"{problems[-1] if problems else 'write more shards.'}"
         )
-    return pictures
+    return images

@@ -1,4 +1,4 @@
-"""Train a small CLIP on pairs of pictures and sentences; its text tower is the offline text encoder."""
+"""Train a small CLIP on pairs of images and sentences; its text tower is the offline text encoder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TextTrainingConfig:
     vision_width, vision_layers, patch_size: of the vision tower, which is thrown away afterwards.
     word_dropout: chance that a word is read as unknown, so that the row of unknown words is trained.
     word_weight: weight of telling from each token's feature which word it is. The features are used token by token;
-        the contrastive loss alone lets words fade that pictures rarely tell apart, such as left and right.
+        the contrastive loss alone lets words fade that images rarely tell apart, such as left and right.
     """
 
     text: TextConfig = field(default_factory=TextConfig)
@@ -80,9 +80,9 @@ def frame_channels(frames: Int[Tensor, "b ..."]) -> Float[Tensor, "b c h w"]:
     numbers.
     """
     stack = frames if frames.ndim == 5 else frames[:, None]
-    pictures = stack.permute(0, 1, 4, 2, 3).float().div(127.5).sub(1.0)
-    changes = pictures[:, 1:] - pictures[:, :1]
-    return torch.cat([pictures[:, :1], changes], 1).flatten(1, 2)
+    images = stack.permute(0, 1, 4, 2, 3).float().div(127.5).sub(1.0)
+    changes = images[:, 1:] - images[:, :1]
+    return torch.cat([images[:, :1], changes], 1).flatten(1, 2)
 
 
 class SmallCLIP(nn.Module):
@@ -257,8 +257,8 @@ def train_text(
     begin = time.perf_counter()
 
     def draw(generator: np.random.Generator) -> tuple[Tensor, list[str]]:
-        pictures, captions = sample_pairs(batch_size, generator)
-        return torch.from_numpy(np.ascontiguousarray(pictures)), list(captions)
+        images, captions = sample_pairs(batch_size, generator)
+        return torch.from_numpy(np.ascontiguousarray(images)), list(captions)
 
     run_steps(
         module,

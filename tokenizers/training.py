@@ -1,4 +1,4 @@
-"""Train a VQGAN on pictures that a function draws or that are streamed from video shards."""
+"""Train a VQGAN on images that a function draws or that are streamed from video shards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..contracts import Array
 from ..errors import ShapeError
 from .quality import measure_vqgan, save_grid
 from .steps import run_steps
-from .streaming import PictureStream
+from .streaming import ImageStream
 from .training_module import VQGANTraining
 from .training_options import VQGANTrainingConfig
 from .vqgan import VQGAN, VQGANConfig, small
@@ -49,12 +49,12 @@ class ValidationReports(Callback):
         save_grid(model, self.frames, self.out / "grids" / f"step_{step:07d}.png")
         model.train()
         trainer.logger.log_metrics({f"val_{name}": value for name, value in figures.items()}, step)
-        pl_module.last_tick = time.perf_counter()  # the pictures a second are those of training
+        pl_module.last_tick = time.perf_counter()  # the images a second are those of training
 
 
 def train_vqgan(
     *,
-    sample_batch: Callable[[int, np.random.Generator], Array] | PictureStream,
+    sample_batch: Callable[[int, np.random.Generator], Array] | ImageStream,
     validation: Array,
     out: Path,
     config: VQGANConfig | None = None,
@@ -78,7 +78,7 @@ def train_vqgan(
         config: shape of the network; `small()` by default.
         training: optimization.
         steps: optimization steps.
-        batch_size: pictures a step.
+        batch_size: images a step.
         seed: of weights and batches.
         checkpoint_every: steps between checkpoints.
         validate_every: steps between figures and grids of validation frames; a tenth of the run by default.
@@ -97,7 +97,7 @@ def train_vqgan(
     begin = time.perf_counter()
     run_steps(
         module,
-        sample_batch if isinstance(sample_batch, PictureStream) else _tensors(sample_batch, batch_size),
+        sample_batch if isinstance(sample_batch, ImageStream) else _tensors(sample_batch, batch_size),
         out=out,
         steps=steps,
         seed=seed,

@@ -23,7 +23,7 @@ from .vqgan import VQGAN, VQGANConfig, normalize_frames
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Part:
-    """What is left of a part of a step's pictures after its backward pass; `codes` is None before quantization."""
+    """What is left of a part of a step's images after its backward pass; `codes` is None before quantization."""
 
     images: Float[Tensor, "b 3 h w"]
     reconstruction: Float[Tensor, "b 3 h w"]
@@ -110,7 +110,7 @@ class VQGANTraining(L.LightningModule):
         return self.critic is not None and step >= self.training_config.losses.adversarial_start
 
     def _backward(self, images: Float[Tensor, "b 3 h w"], share: float, step: int) -> _Part:
-        """Add the gradients of `share` times the loss of some pictures."""
+        """Add the gradients of `share` times the loss of some images."""
         losses = self.training_config.losses
         latents = self._latents(images)
         codes, codebook_loss = None, latents.new_zeros(())

@@ -54,7 +54,7 @@ class VQGANTrainingConfig:
     """How a VQGAN is trained.
 
     learning_rate: peak; it rises over `warmup` steps and falls along a cosine.
-    accumulate: parts in which a step's pictures pass through the network; more parts need less memory for the
+    accumulate: parts in which a step's images pass through the network; more parts need less memory for the
         same step.
     quantize_start: step at which the quantizer is put between encoder and decoder, its codebook placed by
         k-means on the latents of one batch; at most a quarter of the run.
@@ -97,9 +97,9 @@ class VQGANTrainingConfig:
 def f16_recipe(batch_size: int) -> VQGANTrainingConfig:
     """Return the optimization for the networks of the published f16 checkpoints.
 
-    The rate per picture is the published one; the critic is off, because its start depends on the length of the run.
+    The rate per image is the published one; the critic is off, because its start depends on the length of the run.
 
     Source: `model.base_learning_rate` of the model.yaml of `vqgan_imagenet_f16_1024`, which taming multiplies by the
-    pictures a step.
+    images a step.
     """
     return VQGANTrainingConfig(learning_rate=4.5e-6 * batch_size, weight_decay=0.0)

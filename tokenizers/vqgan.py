@@ -1,4 +1,4 @@
-"""VQGAN: pictures to discrete codes and back, over taming-transformers' encoder and decoder."""
+"""VQGAN: images to discrete codes and back, over taming-transformers' encoder and decoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .quantize import GumbelQuantizer, VectorQuantizer
 class VQGANConfig:
     """Shape of a VQGAN.
 
-    resolution: side of the pictures [pixels].
+    resolution: side of the images [pixels].
     patch_size: side of the square of pixels folded into channels before the first convolution; 1 is plain
         VQGAN. Folding loses nothing, and the costly full-resolution layers disappear.
     channels, channel_mult, num_res_blocks, attn_resolutions, z_channels: as in taming's `ddconfig`;
@@ -105,13 +105,13 @@ def gumbel_f8() -> VQGANConfig:
 
 
 def at_resolution(config: VQGANConfig, resolution: int) -> VQGANConfig:
-    """Return the same network for pictures of another side; attention stays at the same layers."""
+    """Return the same network for images of another side; attention stays at the same layers."""
     attention = tuple(side * resolution // config.resolution for side in config.attn_resolutions)
     return replace(config, resolution=resolution, attn_resolutions=attention)
 
 
 class VQGAN(nn.Module):
-    """Encoder, codebook and decoder; pictures are `[b 3 h w]` in [-1, 1], codes are row-major `[b n]`.
+    """Encoder, codebook and decoder; images are `[b 3 h w]` in [-1, 1], codes are row-major `[b n]`.
 
     Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis"; the state dict
     has the keys of its published checkpoints.
@@ -151,7 +151,7 @@ class VQGAN(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of codes of one picture."""
+        """Rows and columns of codes of one image."""
         return self.config.grid
 
     @property
@@ -163,26 +163,26 @@ class VQGAN(nn.Module):
         """Return the vectors before quantization.
 
         Raises:
-            ShapeError: if the pictures have another side than the configuration.
+            ShapeError: if the images have another side than the configuration.
         """
         side = self.config.resolution
         if images.ndim != 4 or images.shape[1:] != (3, side, side):
             raise ShapeError(
-                f"VQGAN pictures: expected shape (b, 3, {side}, {side}), got {tuple(images.shape)}; resize "
-                "the pictures or load the tokenizer with another resolution."
+                f"VQGAN images: expected shape (b, 3, {side}, {side}), got {tuple(images.shape)}; resize "
+                "the images or load the tokenizer with another resolution."
             )
         return self.quant_conv(self.encoder(F.pixel_unshuffle(images, self.config.patch_size)))
 
     def images(self, vectors: Float[Tensor, "b d gh gw"]) -> Float[Tensor, "b 3 h w"]:
-        """Return the pictures of (quantized) vectors, not clipped."""
+        """Return the images of (quantized) vectors, not clipped."""
         return F.pixel_shuffle(self.decoder(self.post_quant_conv(vectors)), self.config.patch_size)
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
-        """Return the codes of pictures."""
+        """Return the codes of images."""
         return self.quantize.nearest(self.latents(images).permute(0, 2, 3, 1)).flatten(1)
 
     def decode(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b 3 h w"]:
-        """Return the pictures of codes, clipped to [-1, 1]."""
+        """Return the images of codes, clipped to [-1, 1]."""
         return self.images(self.quantize.lookup(codes, self.grid)).clamp(-1.0, 1.0)
 
     def forward(
@@ -232,7 +232,7 @@ class GumbelVQGAN(VQGAN):
 
 
 def normalize_frames(frames: Int[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
-    """Map uint8 frames to contiguous pictures in [-1, 1]."""
+    """Map uint8 frames to contiguous images in [-1, 1]."""
     return frames.permute(0, 3, 1, 2).to(torch.float32).div(127.5).sub(1.0).contiguous()
 
 

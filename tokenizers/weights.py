@@ -25,7 +25,7 @@ def load_vqgan(source: str | Path, *, config_file: Path | None = None, resolutio
         source: "small" (shipped); a folder or `.safetensors` of `train_vqgan`; or a published `.ckpt` or
             `.pt`.
         config_file: yaml of a published checkpoint; by default `model.yaml` or the only yaml file beside it.
-        resolution: side of the pictures [pixels], where it is to differ from the side in training.
+        resolution: side of the images [pixels], where it is to differ from the side in training.
 
     Raises:
         CheckpointError: if weights are missing, damaged or of another kind of model.

@@ -13,8 +13,8 @@ from ..playtable.cameras import Renderer
 from ..playtable.environment import CAMERAS
 from ..playtable.scenes import scene as find_scene
 from ..playtable.tasks import choose_tasks
-from ..simulation.films import write_sheet
-from ..simulation.jobs import Films, Job, choose_part, run_evaluation
+from ..simulation.jobs import Job, Videos, choose_part, run_evaluation
+from ..simulation.videos import write_sheet
 from .results import fingerprint, provenance, published, summarize, table
 from .suite import Backend, EvaluationConfig
 
@@ -36,7 +36,7 @@ def evaluate(
     renderer: Renderer = "tiny",
     fast_drawing: bool = False,
     backend: Backend = "gr2",
-    films: Films = "none",
+    videos: Videos = "none",
     shard: str = "1/1",
     num_workers: int = 2,
     seed: int = 100,
@@ -46,7 +46,7 @@ def evaluate(
     Args:
         policy: "pretrained" (shipped), a folder with a model, "scripted", "http://host:port" of `gr2 serve`, or
             "file.py:name" or "package.module:name", which makes a policy of your own (docs/calvin.md).
-        out: folder for `episodes.jsonl`, `results.json` and the films.
+        out: folder for `episodes.jsonl`, `results.json` and the videos.
         sequences: how many of the 1000 official sequences, from the first (34 tasks, scene D).
         starts: random starts for each of `tasks`.
         chains: chains of five demonstrated tasks of different families.
@@ -58,9 +58,9 @@ def evaluate(
         max_steps: time limit for each task in control steps (CALVIN: 360).
         image_size: image side [px] of both cameras, 0 for CALVIN's own 200 (static) and 84 (gripper).
         renderer: tiny (CPU, the same everywhere) or egl (OpenGL, as CALVIN's data were drawn).
-        fast_drawing: with `calvin_root`, a light arm without shadows: several times as fast, other pictures.
+        fast_drawing: with `calvin_root`, a light arm without shadows: several times as fast, other images.
         backend: our simulator, or an installed calvin_env (CALVIN's own control only).
-        films: which episodes to keep as videos of what the policy saw, with a sheet of all.
+        videos: which episodes to keep as videos of what the policy saw, with a sheet of all.
         shard: part i of n of the episodes, as in 2/4, for several machines; put their episodes.jsonl together.
         num_workers: processes, one simulator each.
         seed: seed of the random starts.
@@ -85,7 +85,7 @@ def evaluate(
     kinds = [("sequence", sequences), ("chain", chains), *((name, starts) for name in names)]
     every = [Job(control=c, kind=kind, index=i) for c in controls for kind, number in kinds for i in range(number)]
     jobs = choose_part(every, shard)
-    records = run_evaluation(config, jobs, file=out / "episodes.jsonl", num_workers=num_workers, films=films)
+    records = run_evaluation(config, jobs, file=out / "episodes.jsonl", num_workers=num_workers, videos=videos)
     wanted = {job.key for job in jobs}
     summary = summarize({k: r for k, r in records.items() if k in wanted}, controls)
     results = {"controls": summary, "shard": shard} | _circumstances(config) | provenance(policy)
@@ -93,7 +93,7 @@ def evaluate(
         results["published"] = published()
     write_json(out / "results.json", results)
     print(*table(summary), sep="\n")
-    if films != "none" and (sheet := write_sheet(out / "films")):
+    if videos != "none" and (sheet := write_sheet(out / "videos")):
         print(sheet)
     return results
 
@@ -117,7 +117,7 @@ def _circumstances(config: EvaluationConfig) -> dict[str, Any]:
 
 
 def _draw_fingerprint(config: EvaluationConfig) -> str:
-    """Return the beginning of the SHA-256 of both cameras' pictures of an untouched world."""
+    """Return the beginning of the SHA-256 of both cameras' images of an untouched world."""
     env = config.open_world()
     try:
         env.reset()

@@ -1,4 +1,4 @@
-"""The four scenes as each way of drawing shows them, on one sheet with the time that a picture takes."""
+"""The four scenes as each way of drawing shows them, on one sheet with the time that an image takes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _PX, _GAP, _CAPTION = 200, 4, 22
 _TIMED = 5
 
 
-def pictures(*, out: Path = Path("runs/scenes.png"), calvin_root: Path | None = None, seed: int = 1) -> int:
-    """Draw scenes A to D with both cameras, one column for each way of drawing, and write one picture.
+def images(*, out: Path = Path("runs/scenes.png"), calvin_root: Path | None = None, seed: int = 1) -> int:
+    """Draw scenes A to D with both cameras, one column for each way of drawing, and write one image.
 
     Args:
         out: the sheet; its name ends in .png or .webp.
@@ -31,7 +31,7 @@ def pictures(*, out: Path = Path("runs/scenes.png"), calvin_root: Path | None = 
         seed: of the places of blocks, doors and lights, the same in every column.
 
     Raises:
-        ConfigError: `out` is no name of such a picture.
+        ConfigError: `out` is no name of such an image.
     """
     if out.suffix not in (".png", ".webp"):
         raise ConfigError(f"--out {out}: expected a name that ends in .png or .webp, got {out.suffix!r}; fix it.")
@@ -56,7 +56,7 @@ def pictures(*, out: Path = Path("runs/scenes.png"), calvin_root: Path | None = 
 
 
 def _scenes(root: Path | None, camera: CameraConfig, seed: int) -> Iterator[tuple[Array, float]]:
-    """Yield a picture of both cameras and the milliseconds that it took, scene by scene."""
+    """Yield an image of both cameras and the milliseconds that it took, scene by scene."""
     for name in "ABCD":
         env = PlayTable(name, calvin_root=root, camera=camera, render_mode=None)
         try:
@@ -75,9 +75,7 @@ def _scenes(root: Path | None, camera: CameraConfig, seed: int) -> Iterator[tupl
 def _column(name: str, scenes: list[tuple[Array, float]]) -> Array:
     """Put scenes below each other under the name of what drew them and its median time."""
     milliseconds = np.median([time for _, time in scenes])
-    rows = np.concatenate(
-        [np.pad(picture, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255) for picture, _ in scenes]
-    )
+    rows = np.concatenate([np.pad(image, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255) for image, _ in scenes])
     sheet = Image.new("RGB", (rows.shape[1], rows.shape[0] + _CAPTION), (255, 255, 255))
     sheet.paste(Image.fromarray(rows), (0, _CAPTION))
     text = f"{name}, {milliseconds:.0f} ms"

@@ -25,7 +25,7 @@ from .sequences import official_sequences
 from .suite import EvaluationConfig
 
 _CHUNK, _MAX_STEPS = 10, 360
-_PHYSICS_STEPS, _PICTURES = 300, 20
+_PHYSICS_STEPS, _IMAGES = 300, 20
 
 
 class Circling:
@@ -59,7 +59,7 @@ def speed(
     num_workers: int = 2,
     json: Path | None = None,
 ) -> int:
-    """Time physics, pictures and a whole evaluation beside CALVIN's loop, interleaved; print medians and ranges.
+    """Time physics, images and a whole evaluation beside CALVIN's loop, interleaved; print medians and ranges.
 
     CALVIN's loop is one process that draws both cameras at every control step. The policy is fixed and sends chunks
     of ten; ours draws when it is asked.
@@ -113,13 +113,13 @@ def _pieces(
         open_worlds.callback(theirs.close)
         open_worlds.callback(blind.close)
         pieces["physics, official [control steps/s]"] = lambda: _physics(blind)
-    pieces[f"pictures {CALVIN_PX[0]} + {CALVIN_PX[1]} px [pairs/s]"] = lambda: _pictures(plain)
+    pieces[f"images {CALVIN_PX[0]} + {CALVIN_PX[1]} px [pairs/s]"] = lambda: _images(plain)
     if calvin_root is not None:
         light = table(fast=True)
-        pieces["pictures, light arm [pairs/s]"] = lambda: _pictures(light)
+        pieces["images, light arm [pairs/s]"] = lambda: _images(light)
     try:
         egl = table(renderer="egl")
-        pieces["pictures, EGL [pairs/s]"] = lambda: _pictures(egl)
+        pieces["images, EGL [pairs/s]"] = lambda: _images(egl)
     except EnvironmentMissing as error:
         print(error)
     pieces[_THEIRS] = lambda: _official_loop(theirs, draws=not official)
@@ -145,9 +145,9 @@ def _physics(env: World) -> float:
     return _per_second(_PHYSICS_STEPS, step)
 
 
-def _pictures(env: PlayTable) -> float:
+def _images(env: PlayTable) -> float:
     env.reset()
-    return _per_second(_PICTURES, lambda: [env.draw(name) for name in CAMERAS])
+    return _per_second(_IMAGES, lambda: [env.draw(name) for name in CAMERAS])
 
 
 def _official_loop(env: World, *, draws: bool) -> float:

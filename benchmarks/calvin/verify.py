@@ -83,12 +83,12 @@ def _check_task_table(file: Path) -> Agreement:
     return _agreement("task names", len(names), wrong)
 
 
-_EARLY_STEPS, _EARLY_TOLERANCE, _LATE_TOLERANCE, _PICTURE_TOLERANCE = 40, 1e-3, 5e-3, 1.0
-"""Largest differences that count as agreement: states [m, rad] in the first steps and later, pictures [gray levels]."""
+_EARLY_STEPS, _EARLY_TOLERANCE, _LATE_TOLERANCE, _IMAGE_TOLERANCE = 40, 1e-3, 5e-3, 1.0
+"""Largest differences that count as agreement: states [m, rad] in the first steps and later, images [gray levels]."""
 
 
 def _check_rollouts(folder: Path, calvin_root: Path) -> Iterator[Agreement]:
-    """Replay recorded relative actions on CALVIN's own files; compare states, pictures and depth."""
+    """Replay recorded relative actions on CALVIN's own files; compare states, images and depth."""
     for file in sorted(folder.glob("rollout_*.npz")):
         with np.load(file, allow_pickle=False) as recorded:
             yield from _replay(file.stem.removeprefix("rollout_"), dict(recorded), calvin_root)
@@ -99,7 +99,7 @@ def _replay(scene_name: str, recorded: dict[str, np.ndarray], calvin_root: Path)
     try:
         start = {"robot_obs": recorded["neutral_robot_obs"], "scene_obs": recorded["initial_scene_obs"]}
         seen, _ = env.reset(options=start)
-        states, pictures, wrong_states, wrong_pictures = [], [], [], []
+        states, images, wrong_states, wrong_images = [], [], [], []
         for step in range(len(recorded["rel_actions"]) + 1):
             if step:
                 seen, *_ = env.step(recorded["rel_actions"][step - 1])
@@ -110,13 +110,13 @@ def _replay(scene_name: str, recorded: dict[str, np.ndarray], calvin_root: Path)
             for number in np.flatnonzero(recorded["image_steps"] == step):
                 for camera in ("static", "gripper"):
                     difference = env.draw(camera).astype(float) - recorded[f"rgb_{camera}"][number]
-                    pictures.append(float(np.abs(difference).mean()))
-                    if pictures[-1] > _PICTURE_TOLERANCE:
-                        wrong_pictures.append(f"{camera} at step {step}")
+                    images.append(float(np.abs(difference).mean()))
+                    if images[-1] > _IMAGE_TOLERANCE:
+                        wrong_images.append(f"{camera} at step {step}")
     finally:
         env.close()
     yield _agreement(f"rollout {scene_name}", len(states), wrong_states, max(states))
-    yield _agreement(f"pictures {scene_name}", len(pictures), wrong_pictures, max(pictures, default=0.0))
+    yield _agreement(f"images {scene_name}", len(images), wrong_images, max(images, default=0.0))
 
 
 def _check_trajectories(file: Path, calvin_root: Path, *, official: bool = False) -> Iterator[Agreement | str]:

@@ -45,7 +45,7 @@ def benchmark(
         clips: clips in the token shards that are made.
         index: clips of the largest index that is opened.
         rounds: times everything is measured, in turn.
-        image_size: pictures of video batches [px].
+        image_size: images of video batches [px].
         model: size whose training step is measured beside the loader; none leaves it out.
         batch_size: clips a step of that model.
         damaged: small files with random bytes changed that our decoder and decord read; 0 leaves it out.

@@ -52,9 +52,9 @@ def write_piece(
     relative = relative_actions(actions, robot_obs[:-1])
     writer = CalvinWriter(folder)
     for i in range(len(actions)):
-        pictures = {f"rgb_{camera}": frames[i] for camera, frames in images.items()}
+        named = {f"rgb_{camera}": frames[i] for camera, frames in images.items()}
         numbers = {"actions": actions[i], "rel_actions": relative[i], "robot_obs": robot_obs[i]}
-        writer.write_frame(pictures | numbers | {"scene_obs": scene_obs[i]})
+        writer.write_frame(named | numbers | {"scene_obs": scene_obs[i]})
     facts = {"index": index, "frames": len(actions), "sentence": sentence, "task": task, "scene": scene}
     write_json(out / _PIECES / f"{index:06d}.json", facts)
 

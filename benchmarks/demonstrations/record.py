@@ -56,7 +56,7 @@ class RecordConfig:
     tasks: "demonstrated", "all" or names; layout: of the files; chains: how many chains of up to six skills, or 0 for
     as many as it takes to get `episodes` labeled ones;
     play_share: share of chains kept whole and without a sentence; noise_share: share of segments with a disturbed
-    hand; image_px: picture side [px], 0 for CALVIN's two; frame_stride: control steps from picture to picture;
+    hand; image_px: image side [px], 0 for CALVIN's two; frame_stride: control steps from image to image;
     policy: folder of the policy that drives the first part of each skill, or ""; calvin_root: clone, or "".
     """
 
@@ -122,7 +122,7 @@ class _Hand:
 
 @dataclass
 class _Tape:
-    """Pictures, states and labels of one segment; CALVIN's own arrays where its layout is written."""
+    """Images, states and labels of one segment; CALVIN's own arrays where its layout is written."""
 
     images: dict[str, list[np.ndarray]]
     states: list[np.ndarray]
@@ -140,7 +140,7 @@ class _Tape:
         self.scene_obs.append(env.scene_obs())
 
     def episode(self, instruction: str, stride: int, source: str) -> Episode:
-        """Stack the tape into an episode; picture i belongs to step `i * stride`."""
+        """Stack the tape into an episode; image i belongs to step `i * stride`."""
         return Episode(
             images={name: np.stack(frames) for name, frames in self.images.items()},
             states=np.stack(self.states).astype(np.float32),
@@ -343,7 +343,7 @@ def record(
         play_share: share of chains kept whole, without a sentence.
         noise_share: share of skills acted with a disturbed hand (labels stay clean).
         image_size: image side [px]; by default 64, and 200 and 84 in CALVIN's layout.
-        frame_stride: control steps (30 Hz) from picture to picture; by default 5, and 1 in CALVIN's layout.
+        frame_stride: control steps (30 Hz) from image to image; by default 5, and 1 in CALVIN's layout.
         policy: folder of a released model that drives the first part of each skill; the expert labels every step
             and finishes the skill (DAgger). Without it the expert acts alone.
         calvin_root: a clone of mees/calvin, whose assets are used instead of ours.

@@ -1,4 +1,4 @@
-"""Pictures for people: predicted above real on one sheet, predicted beside real in one film, all of it labeled."""
+"""Images for people: predicted above real on one sheet, predicted beside real in one video, all of it labeled."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ...data_pipeline.files import write_bytes
 from ...data_pipeline.video.reader import write_video
 
 _COLUMNS = 12
-"""Pictures in a row of a sheet at most."""
+"""Images in a row of a sheet at most."""
 
-_SHEET_SIDE, _FILM_SIDE = 96, 256
-"""Side of a picture on a sheet, and about that of one in a film [px]."""
+_SHEET_SIDE, _VIDEO_SIDE = 96, 256
+"""Side of an image on a sheet, and about that of one in a video [px]."""
 
 _LINE, _CHARACTER = 17, 6.5
 """Height of a line and mean width of a character of the font [px]."""
@@ -41,7 +41,7 @@ class Strip:
     frames: Array
     num_given: int
 
-    def picture(self, index: int, side: int) -> Image.Image:
+    def image(self, index: int, side: int) -> Image.Image:
         """Draw a frame as a square of `side` [px]; gray with a word on it where the clip has ended."""
         if index < len(self.frames):
             frame = Image.fromarray(self.frames[index])
@@ -54,7 +54,7 @@ class Strip:
 
 
 def write_sheet(path: Path, strips: Sequence[Strip], *, sentence: str, frame_s: float) -> None:
-    """Draw a row of pictures for each strip, at equal steps in time, which stands above in [s]."""
+    """Draw a row of images for each strip, at equal steps in time, which stands above in [s]."""
     length = max(len(strip.frames) for strip in strips)
     shown = range(0, length, math.ceil(length / _COLUMNS))
     given = strips[0].num_given
@@ -73,16 +73,16 @@ def write_sheet(path: Path, strips: Sequence[Strip], *, sentence: str, frame_s: 
         y = top + line * (_SHEET_SIDE + 2)
         pen.text((6, y + _SHEET_SIDE // 2 - _LINE), label, fill=_INK, font=_font())
         for column, index in enumerate(shown):
-            sheet.paste(strip.picture(index, _SHEET_SIDE), (left + column * (_SHEET_SIDE + 2), y))
+            sheet.paste(strip.image(index, _SHEET_SIDE), (left + column * (_SHEET_SIDE + 2), y))
     data = io.BytesIO()
     sheet.save(data, format="PNG")
     write_bytes(path, data.getvalue())
 
 
-def write_film(path: Path, strips: Sequence[Strip], *, sentence: str, frame_s: float) -> None:
+def write_strips(path: Path, strips: Sequence[Strip], *, sentence: str, frame_s: float) -> None:
     """Write a video of strips side by side, enlarged with square pixels; sentence, label and time stand above."""
     side = strips[0].frames.shape[1]
-    side *= max(1, round(_FILM_SIDE / side))
+    side *= max(1, round(_VIDEO_SIDE / side))
     width = len(strips) * side
     title = _quoted(sentence, width)
     top = 8 + _LINE * (len(title) + 1)
@@ -95,7 +95,7 @@ def write_film(path: Path, strips: Sequence[Strip], *, sentence: str, frame_s: f
             kind = "given" if index < strip.num_given else strip.kind
             label = f"{strip.camera} camera, {kind}, {index * frame_s:.2f} s"
             pen.text((column * side + 6, top - _LINE), label, fill=_INK, font=_font())
-            sheet.paste(strip.picture(index, side), (column * side, top))
+            sheet.paste(strip.image(index, side), (column * side, top))
         frames.append(np.asarray(sheet))
     write_video(path, np.stack(frames), 1 / frame_s, pixel_format="yuv420p")
 

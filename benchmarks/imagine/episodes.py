@@ -33,9 +33,9 @@ _MAX_STEPS = 120
 
 @dataclass(frozen=True, kw_only=True)
 class TestEpisode:
-    """What really happened: pictures of the expert every `stride` control steps, camera -> uint8 `[f h w 3]`.
+    """What really happened: images of the expert every `stride` control steps, camera -> uint8 `[f h w 3]`.
 
-    states: the robot's states at the pictures `[f 16]`.
+    states: the robot's states at the images `[f 16]`.
     """
 
     task: str
@@ -47,7 +47,7 @@ class TestEpisode:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """Pictures of the policy acting from the start of a test episode, camera -> uint8 `[f h w 3]`."""
+    """Images of the policy acting from the start of a test episode, camera -> uint8 `[f h w 3]`."""
 
     images: dict[str, Array]
     success: bool

@@ -1,4 +1,4 @@
-"""A released model that imagines pictures: encode the start, let the model go on, decode what it predicts."""
+"""A released model that imagines images: encode the start, let the model go on, decode what it predicts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ImaginedFutures:
-    """Predicted frames: camera -> codes `[b f n]` and pictures uint8 `[b f h w 3]`."""
+    """Predicted frames: camera -> codes `[b f n]` and images uint8 `[b f h w 3]`."""
 
     codes: Mapping[str, Array]
     images: Mapping[str, Array]
 
 
 class Imagination:
-    """Predicts frames from pictures, sentences and, where there are some, the robot's states, where the model is.
+    """Predicts frames from images, sentences and, where there are some, the robot's states, where the model is.
 
     parts: the model with its encoders.
     sampling: how codes are drawn; the likeliest by default.
@@ -37,11 +37,11 @@ class Imagination:
         self.parts, self.sampling = parts, sampling or SamplingConfig()
 
     def encode(self, frames: Array) -> Array:
-        """Encode pictures uint8 `[f h w 3]` into codes `[f n]`."""
+        """Encode images uint8 `[f h w 3]` into codes `[f n]`."""
         return self.parts.vqgan.encode_frames(frames)
 
     def decode(self, codes: Array) -> Array:
-        """Decode codes `[b f n]` into pictures uint8 `[b f h w 3]`."""
+        """Decode codes `[b f n]` into images uint8 `[b f h w 3]`."""
         frames = self.parts.vqgan.decode_frames(codes.reshape(-1, codes.shape[-1]))
         return frames.reshape(*codes.shape[:2], *frames.shape[1:])
 
@@ -76,7 +76,7 @@ class Imagination:
         )
 
     def stream(self, images: Mapping[str, Array], sentence: str, num_frames: int) -> Iterator[dict[str, Array]]:
-        """Yield the codes `[n]` of each camera, frame by frame, after pictures uint8 `[f h w 3]` of each camera.
+        """Yield the codes `[n]` of each camera, frame by frame, after images uint8 `[f h w 3]` of each camera.
 
         Raises:
             ConfigError: guidance of a model trained without text dropout, or no frame asked for.
@@ -91,7 +91,7 @@ class Imagination:
     def futures(
         self, first: Mapping[str, Array], sentences: Sequence[str], num_frames: int, states: Array | None = None
     ) -> ImaginedFutures:
-        """Imagine `num_frames` frames after pictures `first` (camera -> uint8 `[b h w 3]`), one sentence each.
+        """Imagine `num_frames` frames after images `first` (camera -> uint8 `[b h w 3]`), one sentence each.
 
         With the robot's `states` `[b 16]` the model's own trajectory says where the arm is in every frame; a model that
         was only pretrained goes without.

@@ -12,7 +12,7 @@ from ...data_pipeline.files import write_json
 from ...data_pipeline.video.reader import write_video
 from ...errors import ConfigError
 from ..playtable.environment import CAMERAS, CONTROL_HZ
-from .drawing import Strip, write_film, write_sheet
+from .drawing import Strip, write_sheet, write_strips
 from .episodes import TestSet, act_out_all
 from .figures import measure_futures
 from .imagination import Imagination
@@ -49,17 +49,17 @@ def imagine(
     device: Device = "auto",
     seed: int = 300,
 ) -> dict[str, Any]:
-    """Imagine the future of a picture or clip of yours, or of test episodes in the simulator; write videos and figures.
+    """Imagine the future of an image or clip of yours, or of test episodes in the simulator; write videos and figures.
 
     Args:
         policy: "pretrained" (shipped) or a folder with a released model.
         out: folder for the videos: `CAMERA.mp4` to look at and `CAMERA_predicted.mp4`, the frames alone; for test
             episodes three videos each, `episodes.json` and `metrics.json`.
-        image: picture to start from, of the model's first camera, or {camera: picture}; other cameras are masked out.
+        image: image to start from, of the model's first camera, or {camera: image}; other cameras are masked out.
         clip: video (or {camera: video}) whose first frames are the start; the others are shown beside the predicted.
         text: sentence that says what happens after `image` or the start of `clip`; empty for none.
         num_frames: frames to predict after them, any number.
-        grid: also write `sheet.png`, a row of pictures for each camera.
+        grid: also write `sheet.png`, a row of images for each camera.
         scene: scene of the test episodes.
         episodes: episodes shown as videos: predicted, real, and the policy's own rollout.
         metric_episodes: episodes from which the figures are measured.
@@ -114,7 +114,7 @@ def _go_on(out: Path, dream: Imagination, start: Start, text: str, num_frames: i
         if len(start.real[name]):
             real = np.concatenate([given, start.real[name]])[: len(predicted)]
             strips.append(Strip(camera=name, kind="real", frames=real, num_given=len(given)))
-        write_film(out / f"{name}.mp4", strips, sentence=text, frame_s=start.frame_s)
+        write_strips(out / f"{name}.mp4", strips, sentence=text, frame_s=start.frame_s)
         write_video(out / f"{name}_predicted.mp4", predicted, 1 / start.frame_s)
         sheet += strips
     if grid:

@@ -1,4 +1,4 @@
-"""What imagined frames go on from: a picture or the beginning of a clip, at the model's frame rate and size."""
+"""What imagined frames go on from: an image or the beginning of a clip, at the model's frame rate and size."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _FRAMES_AT_ONCE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Pictures to go on from, at the model's frame rate and size, camera -> uint8 `[f h w 3]`.
+    """Images to go on from, at the model's frame rate and size, camera -> uint8 `[f h w 3]`.
 
-    real: what came after the pictures; no frames for a single picture.
+    real: what came after the images; no frames for a single image.
     frame_s: time from frame to frame [s].
     """
 
@@ -36,7 +36,7 @@ class Start:
 
     @property
     def num_frames(self) -> int:
-        """Pictures of each camera."""
+        """Images of each camera."""
         return len(next(iter(self.images.values())))
 
 
@@ -46,12 +46,12 @@ def read_start(
     clip: Path | Mapping[str, Path] | None,
     num_frames: int,
 ) -> Start:
-    """Read the start of a rollout from a picture or a clip (or one for each camera), resized for the model.
+    """Read the start of a rollout from an image or a clip (or one for each camera), resized for the model.
 
     A clip is read at the model's frame rate: its first `max_context` frames are the start, `num_frames` more are real.
 
     Raises:
-        ConfigError: picture and clip together, neither, or a camera that the model does not know.
+        ConfigError: image and clip together, neither, or a camera that the model does not know.
         DataError: a file that is missing or broken.
     """
     if (image is None) == (clip is None):
@@ -66,7 +66,7 @@ def read_start(
     frame_s = parts.release.frame_step / parts.release.control_hz
     h, side = config.max_context, parts.vqgan.config.resolution
     if clip is None:
-        frames = {name: resize_frames(_read_picture(file), side) for name, file in files.items()}
+        frames = {name: resize_frames(_read_image(file), side) for name, file in files.items()}
     else:
         frames = {name: _read_clip(file, frame_s, h + num_frames, side) for name, file in files.items()}
     shortest = min(map(len, frames.values()))
@@ -77,17 +77,17 @@ def read_start(
     )
 
 
-def _read_picture(file: Path) -> Array:
+def _read_image(file: Path) -> Array:
     if is_video(file):
-        raise DataError(f"{file}: expected a picture to start from, got a video; give it as --clip.")
+        raise DataError(f"{file}: expected an image to start from, got a video; give it as --clip.")
     try:
-        with Image.open(file) as picture:
-            return np.asarray(picture.convert("RGB"))[None]
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))[None]
     except FileNotFoundError as error:
-        raise DataError(f"{file}: no such file, expected a picture; check the path.") from error
+        raise DataError(f"{file}: no such file, expected an image; check the path.") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{file}: expected a picture, got a file that is none or broken ({error}); save it again."
+            f"{file}: expected an image, got a file that is none or broken ({error}); save it again."
         ) from error
 
 

@@ -183,15 +183,15 @@ def _decibel(mean_square: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return 10 * np.log10(255.0**2 / np.maximum(mean_square, floor))
 
 
-def _blur(pictures: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return gaussian_filter(pictures, sigma=_SSIM_SIGMA, radius=_SSIM_RADIUS, axes=(1, 2))
+def _blur(images: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return gaussian_filter(images, sigma=_SSIM_SIGMA, radius=_SSIM_RADIUS, axes=(1, 2))
 
 
 def _expect_frames(first: Frames, second: Frames) -> None:
     if first.ndim != 4 or first.shape[-1] != 3 or first.shape != second.shape:
         raise ShapeError(
             f"Frames: expected two arrays [f h w 3] of one shape, got {first.shape} and {second.shape}; "
-            "compare the same horizon, camera and picture size."
+            "compare the same horizon, camera and image size."
         )
     if first.dtype != np.uint8 or second.dtype != np.uint8:
         raise ShapeError(f"Frames: expected uint8, got {first.dtype} and {second.dtype}; convert to 0-255 first.")

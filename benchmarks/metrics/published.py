@@ -56,7 +56,7 @@ ABCD_D: tuple[PublishedRow, ...] = (
         average_length=4.64,
         evidence="secondary",
         source="arXiv 2410.06158",
-        remark="2 to 4 in a row are given only as a picture",
+        remark="2 to 4 in a row are given only as an image",
     ),
     PublishedRow(
         model="UD-VLA",

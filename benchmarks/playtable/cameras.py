@@ -14,7 +14,7 @@ from ...errors import EnvironmentMissing
 Renderer = Literal["tiny", "egl"]
 
 CALVIN_PX = (200, 84)
-"""Sides of CALVIN's own pictures, static and gripper [px]."""
+"""Sides of CALVIN's own images, static and gripper [px]."""
 
 STATIC_EYE = (2.871459009488717, -2.166602199425597, 2.555159848480571)
 STATIC_TARGET = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
@@ -28,11 +28,11 @@ _PYBULLET_NAMES = {"tiny": pybullet.ER_TINY_RENDERER, "egl": pybullet.ER_BULLET_
 
 @dataclass(frozen=True, kw_only=True)
 class CameraConfig:
-    """Picture side [px] of each camera and how often each pixel is sampled along a side before averaging.
+    """Image side [px] of each camera and how often each pixel is sampled along a side before averaging.
 
     CALVIN's own sizes are 200 (static) and 84 (gripper), one sample.
 
-    fast: with CALVIN's files, draw the arm with its collision meshes and without shadows: other pictures, same physics.
+    fast: with CALVIN's files, draw the arm with its collision meshes and without shadows: other images, same physics.
     renderer: "tiny" draws on the CPU, the same everywhere; "egl" draws with OpenGL, as CALVIN's data were drawn.
     """
 
@@ -44,7 +44,7 @@ class CameraConfig:
 
 
 def connect_egl(px: int) -> int:
-    """Open a physics client that draws with OpenGL, without a screen, pictures of up to `px` pixels a side.
+    """Open a physics client that draws with OpenGL, without a screen, images of up to `px` pixels a side.
 
     Raises:
         EnvironmentMissing: PyBullet's plug-in is not there or finds no EGL.
@@ -85,13 +85,13 @@ def draw(
     shadows: bool = False,
     renderer: Renderer = "tiny",
 ) -> np.ndarray:
-    """Draw one picture: uint8 `[px px 3]`; with shadows it is what CALVIN draws."""
+    """Draw one image: uint8 `[px px 3]`; with shadows it is what CALVIN draws."""
     side = px * supersample
     options = {} if shadows else {"shadow": 0, "flags": pybullet.ER_NO_SEGMENTATION_MASK}
-    picture = pybullet.getCameraImage(
+    image = pybullet.getCameraImage(
         side, side, *matrices, renderer=_PYBULLET_NAMES[renderer], physicsClientId=client, **options
     )[2]
-    rgb = np.asarray(picture, dtype=np.uint8).reshape(side, side, 4)[..., :3]
+    rgb = np.asarray(image, dtype=np.uint8).reshape(side, side, 4)[..., :3]
     if supersample == 1:
         return rgb.copy()
     blocks = rgb.reshape(px, supersample, px, supersample, 3).astype(np.uint16)

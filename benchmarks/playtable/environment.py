@@ -1,6 +1,6 @@
 """PlayTable: CALVIN's table-top world on PyBullet, as a Gymnasium environment.
 
-30 Hz control, 240 Hz physics. Pictures are drawn only when asked for.
+30 Hz control, 240 Hz physics. Images are drawn only when asked for.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
             self.client = pybullet.connect(pybullet.GUI if window else pybullet.DIRECT)
         self._load()
         if self.camera.renderer == "egl":
-            for name in CAMERAS:  # the plug-in casts no shadows in its first two pictures
+            for name in CAMERAS:  # the plug-in casts no shadows in its first two images
                 self.draw(name)
         box, sizes = gymnasium.spaces.Box, {"static": self.camera.static_px, "gripper": self.camera.gripper_px}
         self.observation_space = gymnasium.spaces.Dict(
@@ -351,7 +351,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         return position, quaternion
 
     def observe_calvin(self) -> dict[str, Any]:
-        """Return CALVIN's observation: pictures, `robot_obs` `[15]`, `scene_obs` `[24]`, world frame."""
+        """Return CALVIN's observation: images, `robot_obs` `[15]`, `scene_obs` `[24]`, world frame."""
         images = {f"rgb_{name}": self.draw(name) for name in CAMERAS} if self.render_mode else {}
         return images | {"robot_obs": self.robot_obs(), "scene_obs": self.scene_obs()}
 

@@ -1,6 +1,6 @@
 """Low-polygon meshes and procedural textures of the built-in assets, written as OBJ and PNG files.
 
-TinyRenderer's time grows with the number of triangles, so every shape is as coarse as its picture allows.
+TinyRenderer's time grows with the number of triangles, so every shape is as coarse as its image allows.
 """
 
 from __future__ import annotations

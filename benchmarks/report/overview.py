@@ -106,7 +106,7 @@ def chain_body(files: RunFiles) -> str:
         ("trajectory", f"{chunk} poses, by the CVAE" if chunk else "poses, by the CVAE"),
         ("WBC", f"{count(limits['ticks'])} ticks" if limits else "200 ticks a second"),
         ("joint commands", "within every limit"),
-        ("simulator", str(files.run.get("renderer", "answers with pictures"))),
+        ("simulator", str(files.run.get("renderer", "answers with images"))),
     )
     return (
         '<div class="chain">'

@@ -213,7 +213,7 @@ def controller_config() -> ControllerConfig:
             linear_speed=1.0, angular_speed=2.5, linear_acceleration=10.0, angular_acceleration=30.0
         ),
         # A policy's chunks are followed to the letter, since grasps forgive little. The elbow is drawn back to the
-        # neutral posture about as fast as CALVIN's inverse kinematics does it: what a policy learned from pictures of
+        # neutral posture about as fast as CALVIN's inverse kinematics does it: what a policy learned from images of
         # that arm fails under another posture (docs/log.md).
         optimization=OptimizationConfig(
             jerk_weight=1e-8, blend=BlendConfig(weight=0.0), posture_weight=0.006, posture_step=0.3

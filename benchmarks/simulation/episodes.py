@@ -33,7 +33,7 @@ def run_task(
     executed_steps: int,
     max_steps: int,
     watch: Watch | None = None,
-    film: Callable[[Observation], None] | None = None,
+    video: Callable[[Observation], None] | None = None,
 ) -> TaskResult:
     """Let a policy act until its task is done or time is up; the simulator judges after every control step.
 
@@ -41,9 +41,9 @@ def run_task(
         instruction: what the policy is told to do.
         executed_steps: control steps of each chunk that are carried out before the policy is asked again.
         max_steps: time limit in control steps (CALVIN: 360).
-        film: collects what the policy sees.
+        video: collects what the policy sees.
     """
-    draws = film is not None or getattr(policy, "uses_images", True)
+    draws = video is not None or getattr(policy, "uses_images", True)
     policy.reset()
     simulator.begin(task)
     for step in range(max_steps):
@@ -51,8 +51,8 @@ def run_task(
             watch(step)
         if step % executed_steps == 0:
             observation = simulator.observe(instruction, images=draws)
-            if film is not None:
-                film(observation)
+            if video is not None:
+                video(observation)
             control.follow(policy.act(observation))
         control.step()
         if simulator.success():
@@ -69,14 +69,14 @@ def run_chain(
     instruction: Callable[[str], str],
     executed_steps: int,
     max_steps: int,
-    film: Callable[[Observation], None] | None = None,
+    video: Callable[[Observation], None] | None = None,
 ) -> list[TaskResult]:
     """Run tasks one after another without resetting the simulator; stop at the first failure."""
     results: list[TaskResult] = []
     for task in chain:
         result = run_task(
             simulator, policy, control, task, instruction=instruction(task), executed_steps=executed_steps,
-            max_steps=max_steps, film=film,
+            max_steps=max_steps, video=video,
         )  # fmt: skip
         results.append(result)
         if not result.success:

@@ -24,10 +24,10 @@ from ...errors import ConfigError, DataError
 from ...gr_model.act.opening import open_policy
 from .control import make_control
 from .episodes import as_record, run_chain
-from .films import Film
 from .suite import Suite
+from .videos import Video
 
-Films = Literal["none", "failed", "all"]
+Videos = Literal["none", "failed", "all"]
 
 
 class Evaluation(Protocol):
@@ -67,7 +67,7 @@ class Job:
         return f"{self.control}/{self.kind}/{self.index}"
 
 
-def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], films: Films, folder: Path) -> list[dict[str, Any]]:
+def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder: Path) -> list[dict[str, Any]]:
     """Run test episodes in this process and return their records; close simulator and policies."""
     import torch
 
@@ -78,24 +78,24 @@ def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], films: Films, folder: 
             steps = evaluation.executed_steps
             expert = partial(suite.expert, control, steps)
             with closing(open_policy(evaluation.policy, executed_steps=steps, expert=expert)) as policy:
-                records += [_run_job(evaluation, suite, policy, job, films, folder) for job in mine]
+                records += [_run_job(evaluation, suite, policy, job, videos, folder) for job in mine]
     return records
 
 
 def _run_job(
-    evaluation: Evaluation, suite: Suite, policy: Policy, job: Job, films: Films, folder: Path
+    evaluation: Evaluation, suite: Suite, policy: Policy, job: Job, videos: Videos, folder: Path
 ) -> dict[str, Any]:
     simulator = suite.simulator
     control = make_control(job.control, simulator)
     chain = list(suite.start(job.kind, job.index))
     control.reset()
-    film = Film() if films != "none" else None
+    video = Video() if videos != "none" else None
     results = run_chain(
         simulator, policy, control, chain, instruction=suite.instruction, executed_steps=evaluation.executed_steps,
-        max_steps=evaluation.max_steps, film=film,
+        max_steps=evaluation.max_steps, video=video,
     )  # fmt: skip
-    if film is not None and (films == "all" or not results[-1].success):
-        film.write(folder / f"{job.key.replace('/', '-')}.mp4", simulator.control_hz / evaluation.executed_steps)
+    if video is not None and (videos == "all" or not results[-1].success):
+        video.write(folder / f"{job.key.replace('/', '-')}.mp4", simulator.control_hz / evaluation.executed_steps)
     return {"key": job.key, "chain": chain, "results": as_record(results)} | control.report()
 
 
@@ -105,7 +105,7 @@ def run_evaluation(
     *,
     file: Path,
     num_workers: int,
-    films: Films = "none",
+    videos: Videos = "none",
     description: str = "act",
 ) -> dict[str, dict[str, Any]]:
     """Run the jobs that `file` does not hold yet, in worker processes, and return all records by key.
@@ -122,8 +122,8 @@ def run_evaluation(
         file.open("a") as log,
         worker_pool(num_workers) as pool,
     ):
-        folder = file.parent / "films"
-        futures = {pool.submit(run_jobs, evaluation, batch, films, folder): len(batch) for batch in batches}
+        folder = file.parent / "videos"
+        futures = {pool.submit(run_jobs, evaluation, batch, videos, folder): len(batch) for batch in batches}
         for future in as_completed(futures):
             for record in future.result():
                 records[record["key"]] = record

@@ -1,4 +1,4 @@
-"""The pieces of one control cycle: a controller tick, a simulator step, pictures, tokens, a chunk."""
+"""The pieces of one control cycle: a controller tick, a simulator step, images, tokens, a chunk."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _simulator_step() -> Callable[[], object]:
     return lambda: env.step_pose(observation.tool_position, observation.tool_quaternion, 1.0)
 
 
-def _two_pictures() -> Callable[[], object]:
+def _two_images() -> Callable[[], object]:
     from ..playtable.cameras import CameraConfig
     from ..playtable.environment import CAMERAS, PlayTable
 
@@ -67,7 +67,7 @@ def _two_pictures() -> Callable[[], object]:
     return lambda: [env.draw(camera) for camera in CAMERAS]
 
 
-def _tokenize_two_pictures() -> Callable[[], object]:
+def _tokenize_two_images() -> Callable[[], object]:
     from ...tokenizers.vqgan import VQGAN, small
 
     vqgan = VQGAN(small()).eval()
@@ -101,8 +101,8 @@ def _decide() -> Callable[[], object]:
 PIECES: dict[str, Piece] = {
     "controller tick (budget 5 ms)": _controller_tick,
     "simulator control step (1/30 s)": _simulator_step,
-    f"two pictures of {IMAGE_PX} px": _two_pictures,
-    "tokens of two pictures, small VQGAN": _tokenize_two_pictures,
+    f"two images of {IMAGE_PX} px": _two_images,
+    "tokens of two images, small VQGAN": _tokenize_two_images,
     "one chunk, tiny model": _decide,
 }
 

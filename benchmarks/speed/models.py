@@ -25,7 +25,7 @@ CPU_SIDE = 8
 def comparable(size: Size, decoding: Decoding, *, num_context: int, most_side: int | None = None) -> ModelConfig:
     """Return a preset with one code a position, one layer as its frame head and nothing random.
 
-    The trunk is the preset's, and so is the number of positions where `most_side` does not cut the pictures' grids:
+    The trunk is the preset's, and so is the number of positions where `most_side` does not cut the images' grids:
     a GPT-2 of the same trunk does the same work.
     """
     config = presets.of_size(size)

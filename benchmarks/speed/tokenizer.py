@@ -1,4 +1,4 @@
-"""Pictures to codes and back: our VQGAN beside taming's own modules, with the same weights and without folding."""
+"""Images to codes and back: our VQGAN beside taming's own modules, with the same weights and without folding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...tokenizers.vqgan import VQGAN, VQGANConfig, f16_1024, f16_16384, small
 from .measure import Setting, Table, Work, measure
 from .models import Size
 
-OURS, TAMING, UNFOLDED = "ours", "taming, the same layers", "taming, whole pictures"
+OURS, TAMING, UNFOLDED = "ours", "taming, the same layers", "taming, whole images"
 
 
 class TamingVQGAN(nn.Module):
@@ -34,17 +34,17 @@ class TamingVQGAN(nn.Module):
         assert isinstance(self.encoder, Encoder) and isinstance(self.decoder, Decoder)
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
-        """Return the codes of pictures."""
+        """Return the codes of images."""
         latents = self.quant_conv(self.encoder(F.pixel_unshuffle(images, self.config.patch_size)))
         return self.quantize(latents)[2][2].view(len(images), -1)
 
     def decode(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b 3 h w"]:
-        """Return the pictures of codes, clipped to [-1, 1]; taming looks codes up by a product with one-hot rows."""
+        """Return the images of codes, clipped to [-1, 1]; taming looks codes up by a product with one-hot rows."""
         one_hot = F.one_hot(codes.flatten(), self.config.codebook_size).to(self.quantize.embedding.weight.dtype)
         rows, columns = self.config.grid
         vectors = (one_hot @ self.quantize.embedding.weight).view(len(codes), rows, columns, -1).permute(0, 3, 1, 2)
-        pictures = self.decoder(self.post_quant_conv(vectors.contiguous()))
-        return F.pixel_shuffle(pictures, self.config.patch_size).clamp(-1.0, 1.0)
+        images = self.decoder(self.post_quant_conv(vectors.contiguous()))
+        return F.pixel_shuffle(images, self.config.patch_size).clamp(-1.0, 1.0)
 
 
 def unfolded(config: VQGANConfig) -> VQGANConfig:
@@ -54,7 +54,7 @@ def unfolded(config: VQGANConfig) -> VQGANConfig:
 
 
 def time_tokenizer(size: Size, setting: Setting, batch_size: int | None = None) -> tuple[Table, Table, list[str]]:
-    """Time encoding and decoding of pictures: two tables and sentences about what was compared."""
+    """Time encoding and decoding of images: two tables and sentences about what was compared."""
     config = {"tiny": small(), "S": f16_1024()}.get(size, f16_16384())
     torch.manual_seed(0)
     ours = VQGAN(config)
@@ -77,8 +77,8 @@ def time_tokenizer(size: Size, setting: Setting, batch_size: int | None = None) 
     encoding = {name: Work(step=_no_gradient(model.encode, images, setting)) for name, model in models.items()}
     decoding = {name: Work(step=_no_gradient(model.decode, codes, setting)) for name, model in models.items()}
     return (
-        measure(encoding, "pictures/s", TAMING, setting),
-        measure(decoding, "pictures/s", TAMING, setting),
+        measure(encoding, "images/s", TAMING, setting),
+        measure(decoding, "images/s", TAMING, setting),
         notes,
     )
 

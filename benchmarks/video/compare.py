@@ -19,7 +19,7 @@ from .predictions import decoded, mean_codes
 from .scores import ClipScores, FrameMeasure, Numbers, Protocol, context_scores, frame_scores, mean_present
 
 Reference = Literal["codes", "reconstruction", "original"]
-"""What predictions are held against: the true codes, the pictures that the tokenizer makes of them, the pixels."""
+"""What predictions are held against: the true codes, the images that the tokenizer makes of them, the pixels."""
 
 CLIP_FEATURES = "clip"
 FRAME_FEATURES = "frame"

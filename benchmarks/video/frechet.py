@@ -129,9 +129,9 @@ def encoder_features(vqgan: VQGAN, frames: Array, *, batch_size: int = 64) -> Fe
     """
     rows = []
     for start in range(0, len(frames), batch_size):
-        pictures = normalize_frames(torch.as_tensor(np.array(frames[start : start + batch_size]))).to(
+        images = normalize_frames(torch.as_tensor(np.array(frames[start : start + batch_size]))).to(
             vqgan.codebook.device
         )
-        vectors = vqgan.latents(pictures).flatten(2).double()
+        vectors = vqgan.latents(images).flatten(2).double()
         rows.append(torch.cat((vectors.mean(-1), vectors.std(-1, correction=0)), dim=1).cpu().numpy())
     return np.concatenate(rows)

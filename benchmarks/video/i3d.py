@@ -15,7 +15,7 @@ from ...errors import CheckpointError, ConfigError
 from ...tokenizers.weight_files import read_state_dict
 
 SIDE = 224
-"""Picture side that the network was trained on [px]."""
+"""Image side that the network was trained on [px]."""
 
 LEAST_FRAMES = 9
 """Fewest frames that leave two time steps for the last pooling."""
@@ -150,6 +150,6 @@ def video_features(model: I3D, videos: Array, *, batch_size: int = 4) -> Array:
             torch.as_tensor(np.array(videos[start : start + batch_size]), device=device).permute(0, 1, 4, 2, 3).float()
         )
         frames = F.interpolate(batch.flatten(0, 1), size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-        pictures = frames.div(127.5).sub(1.0).unflatten(0, batch.shape[:2]).transpose(1, 2)
-        rows.append(model(pictures).double().cpu().numpy())
+        images = frames.div(127.5).sub(1.0).unflatten(0, batch.shape[:2]).transpose(1, 2)
+        rows.append(model(images).double().cpu().numpy())
     return np.concatenate(rows)

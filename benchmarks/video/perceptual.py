@@ -40,10 +40,10 @@ class FrameDistance:
     @torch.inference_mode()
     def __call__(self, first: Array, second: Array) -> npt.NDArray[np.float64]:
         """Measure the distance `[f]` of frames uint8 `[f h w 3]`, each pair by itself."""
-        pairs = zip(self._pictures(first), self._pictures(second), strict=True)
+        pairs = zip(self._images(first), self._images(second), strict=True)
         return np.array([float(self.network(a[None], b[None])) for a, b in pairs])
 
-    def _pictures(self, frames: Array) -> torch.Tensor:
+    def _images(self, frames: Array) -> torch.Tensor:
         return normalize_frames(torch.as_tensor(np.array(frames))).to(self.device)
 
 

@@ -182,7 +182,12 @@ class Trial:
 
 
 def run_trial(
-    trial: int, *, seed: int, rate: float = 240.0, blind: bool = False, film: Callable[[int, float], None] | None = None
+    trial: int,
+    *,
+    seed: int,
+    rate: float = 240.0,
+    blind: bool = False,
+    after_step: Callable[[int, float], None] | None = None,
 ) -> Trial:
     """Run one trial.
 
@@ -190,7 +195,7 @@ def run_trial(
         trial: number of the trial; seed: of the benchmark. Both together set scene and noise.
         rate: physics steps a second.
         blind: the controller knows nothing but the arm itself, for comparison.
-        film: called after each physics step with pybullet's client and the time [s].
+        after_step: called after each physics step with pybullet's client and the time [s].
     """
     robot = picking_robot()
     scene = sample_scene(robot, seed, trial)
@@ -208,7 +213,7 @@ def run_trial(
         result = Trial(trial=trial, blocked=straight_way_blocked(scene, Kinematics(robot)))
         try:
             loop.start()
-            _work(loop, inner, policy, judge, None if blind else scene, film, result)
+            _work(loop, inner, policy, judge, None if blind else scene, after_step, result)
         except ControlError as error:
             result.cause = f"error: {error}"
         _conclude(result, loop, controller, policy, judge)
@@ -223,7 +228,7 @@ def _work(
     policy: Policy,
     judge: Judge,
     known: Scene | None,
-    film: Callable[[int, float], None] | None,
+    after_step: Callable[[int, float], None] | None,
     result: Trial,
 ) -> None:
     """Let policy and loop run until the policy is done and the block has come to rest, or time is up."""
@@ -250,8 +255,8 @@ def _work(
         while loop.produce():
             pass
         judge.look(loop.publish(), held=policy.stage in ("lift", "carry"))
-        if film is not None:
-            film(world.client, loop.time)
+        if after_step is not None:
+            after_step(world.client, loop.time)
     result.active = near / max(looks, 1)
 
 
@@ -291,8 +296,8 @@ def _conclude(result: Trial, loop: ControlLoop, controller: WatchedController, p
     result.success = not result.cause
 
 
-class Film:
-    """Pictures of a trial for a video of twice the pace."""
+class VideoRecorder:
+    """Images of a trial for a video of twice the pace."""
 
     WIDTH, HEIGHT, FPS = 480, 360, 30.0
     BACKGROUND = (226, 233, 240)
@@ -304,11 +309,11 @@ class Film:
         self._lens = pybullet.computeProjectionMatrixFOV(42.0, self.WIDTH / self.HEIGHT, 0.1, 4.0)
 
     def __call__(self, client: int, now: float) -> None:
-        """Draw the world if it is time for a picture; a time before the last one begins another trial."""
+        """Draw the world if it is time for an image; a time before the last one begins another trial."""
         if self._last <= now < self._last + 2.0 / self.FPS - 1e-9:
             return
         self._last = now
-        _, _, picture, _, bodies = pybullet.getCameraImage(
+        _, _, image, _, bodies = pybullet.getCameraImage(
             self.WIDTH,
             self.HEIGHT,
             self._view,
@@ -318,12 +323,12 @@ class Film:
             renderer=pybullet.ER_TINY_RENDERER,
             physicsClientId=client,
         )
-        frame = np.reshape(np.asarray(picture, dtype=np.uint8), (self.HEIGHT, self.WIDTH, 4))[..., :3].copy()
+        frame = np.reshape(np.asarray(image, dtype=np.uint8), (self.HEIGHT, self.WIDTH, 4))[..., :3].copy()
         frame[np.reshape(bodies, (self.HEIGHT, self.WIDTH)) < 0] = self.BACKGROUND
         self.frames.append(frame)
 
     def write(self, path: Path) -> None:
-        """Write the film so that every browser plays it."""
+        """Write the video so that every browser plays it."""
         write_video(path, np.stack(self.frames), self.FPS, crf=26, pixel_format="yuv420p", key_frame_interval=60)
 
 
@@ -385,7 +390,7 @@ def benchmark(
         num_workers: Processes, 1 or 2.
         blind: Tell the controller nothing of table, tray and obstacles, for comparison.
         json: File for the figures of every trial.
-        video: mp4 file for a film of three trials with an obstacle in the way.
+        video: mp4 file of three trials with an obstacle in the way.
     """
     if trials < 1 or num_workers not in (1, 2):
         raise ConfigError(f"expected at least one trial and --num-workers 1 or 2, got {trials} and {num_workers}.")
@@ -400,8 +405,8 @@ def benchmark(
         figures = {"seed": seed, "rate_hz": rate, "blind": blind, "passed": passed(results)}
         write_json(json, figures | {"trials": [asdict(result) for result in results]})
     if video is not None:
-        film = Film()
+        recorder = VideoRecorder()
         for result in [r for r in results if r.blocked][:3] or results[:1]:
-            run_trial(result.trial, seed=seed, rate=rate, blind=blind, film=film)
-        film.write(video)
+            run_trial(result.trial, seed=seed, rate=rate, blind=blind, after_step=recorder)
+        recorder.write(video)
     return 0 if passed(results) else 1

@@ -1,4 +1,4 @@
-"""`gr2 wbc track`: follow one motion with any arm, print the figures, write a film and a page of plots."""
+"""`gr2 wbc track`: follow one motion with any arm, print the figures, write a video and a page of plots."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from ...data_pipeline.files import write_bytes
 from ...wbc.robot.catalog import load_robot
 from .feeding import FeedingConfig, drive, feeding_of
-from .film import write_film
 from .metrics import broken, evaluate
 from .plots import plot_page
 from .run import OURS, choose_cases
 from .tables import case_rows
+from .video import write_tracking_video
 
 
 def track(
@@ -27,7 +27,7 @@ def track(
     horizon: float = 1.0,
     replan_hz: float = 5.0,
 ) -> int:
-    """Follow one motion and print its figures; with --view write a film and a page of plots and say where.
+    """Follow one motion and print its figures; with --view write a video and a page of plots and say where.
 
     The status is 1 where a limit or a distance was broken.
 
@@ -35,7 +35,7 @@ def track(
         file: .npz file of motions, see benchmarks/wbc/trajectories.py; the built-in motions where none is given.
         robot: kinova_gen3, panda, or the path of a .urdf file.
         case: name of the motion, or a part of it; the first one where none is given.
-        view: Write the film and the plots.
+        view: Write the video and the plots.
         out: folder for them.
         chunk_hz: poses a second in a chunk.
         horizon: duration of a chunk [s].
@@ -50,10 +50,10 @@ def track(
     print("\n".join(case_rows([evaluation])[1:]))
     if view:
         stem = re.sub(r"[^A-Za-z0-9_-]+", "_", chosen.name)
-        plots, film = out / f"{stem}.svg", out / f"{stem}.mp4"
+        plots, video = out / f"{stem}.svg", out / f"{stem}.mp4"
         write_bytes(plots, plot_page(arm, chosen, run, evaluation).encode())
-        write_film(film, arm, chosen, run)
-        print(f"plots: {plots}\nfilm: {film}")
+        write_tracking_video(video, arm, chosen, run)
+        print(f"plots: {plots}\nfilm: {video}")
     faults = broken(evaluation)
     for fault in faults:
         print(f"broken: {chosen.name}: {fault}", file=sys.stderr)

@@ -67,7 +67,7 @@ class View:
 class Question:
     """One window to be captioned.
 
-    number: of its sample in the shard; pictures: JPEG files; problem: why they could not be made.
+    number: of its sample in the shard; images: JPEG files; problem: why they could not be made.
     """
 
     number: int
@@ -75,7 +75,7 @@ class Question:
     members: Mapping[str, bytes]
     description: dict[str, Any]
     window: dict[str, Any]
-    pictures: list[bytes] = field(default_factory=list)
+    images: list[bytes] = field(default_factory=list)
     problem: str = ""
 
 
@@ -223,7 +223,7 @@ def _questions(shard: Location, view: View) -> Iterator[Question]:
         for window in description["windows"]:
             asked = {"number": number, "key": key, "members": members, "description": description, "window": window}
             try:
-                yield Question(**asked, pictures=show_window(description, members, window, view))
+                yield Question(**asked, images=show_window(description, members, window, view))
             except DataError as error:
                 yield Question(**asked, problem=str(error))
 
@@ -245,17 +245,17 @@ def show_window(
     return [jpeg_bytes(Image.fromarray(frame), _JPEG_QUALITY) for frame in frames]
 
 
-def jpeg_bytes(picture: Image.Image, quality: int) -> bytes:
-    """Encode a picture as JPEG."""
+def jpeg_bytes(image: Image.Image, quality: int) -> bytes:
+    """Encode an image as JPEG."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
+    image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
 def _answers(
     questions: Iterator[Question], captioner: Captioner, prompt: str
 ) -> Iterator[tuple[Question, Answer | None]]:
-    """Ask several questions at a time and yield the answers in order; None for a window without pictures."""
+    """Ask several questions at a time and yield the answers in order; None for a window without images."""
     waiting: deque[tuple[Question, Future[Answer] | None]] = deque()
     pool = ThreadPoolExecutor(captioner.at_once, thread_name_prefix="caption")
     try:
@@ -264,7 +264,7 @@ def _answers(
                 waiting.append((question, None))
             else:
                 words = prompt + speech_hint(question.window, question.description["facts"])
-                waiting.append((question, pool.submit(captioner.ask, question.pictures, words)))
+                waiting.append((question, pool.submit(captioner.ask, question.images, words)))
             if len(waiting) >= 2 * captioner.at_once:
                 asked, answer = waiting.popleft()
                 yield asked, answer.result() if answer is not None else None

@@ -23,7 +23,7 @@ Keep = Literal["generated", "original", "both"]
 _LONGEST_SPEECH = 500
 _REFUSAL = re.compile(
     r"(i'?m |i am |we'?re |)(very |really |)(sorry\b|unable to\b|not able to\b)|i (cannot|can'?t|can not|won'?t) |"
-    r"as an ai\b|unfortunately,? i\b|no (image|video|frame|picture)s? (was|were|is|are|has|have)\b"
+    r"as an ai\b|unfortunately,? i\b|no (image|video|frame|image)s? (was|were|is|are|has|have)\b"
 )
 
 

@@ -1,4 +1,4 @@
-"""Models that describe a few pictures: behind an HTTP endpoint, or with `transformers` in this process."""
+"""Models that describe a few images: behind an HTTP endpoint, or with `transformers` in this process."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _HASHED_AT_ONCE = 1 << 22
 
 
 class Captioner(Protocol):
-    """A model that is asked about pictures.
+    """A model that is asked about images.
 
     at_once: how many threads may ask at a time.
     """
 
     at_once: int
 
-    def ask(self, pictures: Sequence[bytes], prompt: str) -> Answer:
-        """Describe pictures (JPEG files, in order of time) as the prompt wants it."""
+    def ask(self, frames: Sequence[bytes], prompt: str) -> Answer:
+        """Describe frames (JPEG files, in order of time) as the prompt wants it."""
         ...
 
 
@@ -54,7 +54,7 @@ class LocalCaptioner:
     Weights are read from safetensors files alone, and no code that comes with the model is run.
 
     Raises:
-        ConfigError: there is no such model, or it takes no pictures.
+        ConfigError: there is no such model, or it takes no images.
         EnvironmentMissing: `transformers` is not installed.
     """
 
@@ -82,7 +82,7 @@ class LocalCaptioner:
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise _unusable_model(model, error) from error
 
-    def ask(self, pictures: Sequence[bytes], prompt: str) -> Answer:
+    def ask(self, frames: Sequence[bytes], prompt: str) -> Answer:
         """Generate greedily.
 
         Raises:
@@ -90,7 +90,7 @@ class LocalCaptioner:
         """
         import torch
 
-        images = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+        images = [Image.open(io.BytesIO(frame)).convert("RGB") for frame in frames]
         content = [{"type": "image", "image": image} for image in images]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
         try:
@@ -98,7 +98,7 @@ class LocalCaptioner:
                 messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
             ).to(self._network.device, dtype=self._network.dtype)
         except (ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(f"model: expected one with a chat template and pictures, got {error}.") from error
+            raise ConfigError(f"model: expected one with a chat template and images, got {error}.") from error
         with torch.inference_mode():
             tokens = self._network.generate(**inputs, do_sample=False, max_new_tokens=self._max_tokens)
         said = tokens[0, inputs["input_ids"].shape[1] :]

@@ -44,16 +44,16 @@ class CurationThresholds:
     """What a window must be to stay; None switches a filter off.
 
     The defaults keep all of eleven real clips of robots, hands and web video that last half a second (motion 2.6 to
-    53, sharpness 0.036 to 0.4), and drop stills, black, washed-out and out-of-focus pictures, title cards and pans.
+    53, sharpness 0.036 to 0.4), and drop stills, black, washed-out and out-of-focus images, title cards and pans.
 
     min_seconds: shorter windows [s] are dropped as `too_short`.
     min_motion: mean difference of probed frames [gray levels of 255]; less is `static`.
     max_camera_motion: share of the motion that is the camera's; more is `camera_motion`.
-    min_sharpness: variance of the Laplacian over that of the picture; less is `blurred`.
+    min_sharpness: variance of the Laplacian over that of the image; less is `blurred`.
     min_brightness: brightness that 1 % of the pixels exceed [gray levels]; less is `dark`.
     max_brightness: brightness that 99 % of the pixels exceed [gray levels]; more is `bright`.
     min_contrast: between those two brightnesses [gray levels]; less is `flat`.
-    max_text: share of the picture under laid-over text; more is `text_overlay`.
+    max_text: share of the image under laid-over text; more is `text_overlay`.
     min_hands: score of the hand detector; less is `no_hands`. Off by default: robots have none.
     duplicate_bits: bits of the 512 of both clips' hashes that may differ in a `duplicate`, at most 31. Episodes of a
         robot are never duplicates.

@@ -1,4 +1,4 @@
-"""Find where a video jumps: edits, jumps of a compilation, and where a broken stream destroys the picture.
+"""Find where a video jumps: edits, jumps of a compilation, and where a broken stream destroys the image.
 
 Two frames are compared by their colors (HSV histogram) and by their structure (correlation at the best shift, so that
 a panning camera stays one scene). A cut is a jump that is large, and large beside the motion around it.
@@ -30,15 +30,15 @@ def find_cuts(frames: Array, *, min_jump: float = 0.5, min_ratio: float = 2.5) -
     """Find the first frame of each new scene.
 
     A flash, or a few broken frames after which the same view goes on, is no cut: of the frames just before and just
-    after a jump (four frames apart at most), the two most alike count. A picture that is repeated hides motion, so the
+    after a jump (four frames apart at most), the two most alike count. An image that is repeated hides motion, so the
     jump after it is measured against motion over two or three frames.
 
     Args:
         frames: all frames of a video, uint8 `[f h w 3]`, 64-90 rows (more rows cost time and find no more).
-        min_jump: least distance between the frames, 0 to 2. Sudden motion of a 3 Hz robot reaches 0.42, a picture that
-            breaks in the stream 0.54; pictures of different places differ by 0.7 to 1.6.
+        min_jump: least distance between the frames, 0 to 2. Sudden motion of a 3 Hz robot reaches 0.42, an image that
+            breaks in the stream 0.54; images of different places differ by 0.7 to 1.6.
         min_ratio: least distance in units of the median motion of the twelve frames before or after, whichever moves
-            more. Hands that fill a 10 Hz picture jump by 0.85, at 2.1. From a distance of 0.95 on nothing is shared,
+            more. Hands that fill a 10 Hz image jump by 0.85, at 2.1. From a distance of 0.95 on nothing is shared,
             and the motion around does not matter.
 
     Returns:
@@ -67,7 +67,7 @@ def find_cuts(frames: Array, *, min_jump: float = 0.5, min_ratio: float = 2.5) -
 def scenes(cuts: Sequence[int], num_frames: int, min_frames: int = 1) -> list[tuple[int, int]]:
     """List the scenes between cuts as (start, stop) in frames, without those shorter than `min_frames`.
 
-    Cuts close together (a quick wipe, a picture that breaks in two steps) bound pieces that are no scenes; they belong
+    Cuts close together (a quick wipe, an image that breaks in two steps) bound pieces that are no scenes; they belong
     to neither neighbor, so they are left out rather than joined.
     """
     borders = [0, *cuts, num_frames]
@@ -76,9 +76,9 @@ def scenes(cuts: Sequence[int], num_frames: int, min_frames: int = 1) -> list[tu
 
 
 def _motion_around(steps: Array, i: int) -> float:
-    """Take the median distance of successive frames on the livelier side of border i, repeated pictures left out.
+    """Take the median distance of successive frames on the livelier side of border i, repeated images left out.
 
-    A side with fewer than three moving frames (the end of the video, a still picture) says nothing about motion.
+    A side with fewer than three moving frames (the end of the video, a still image) says nothing about motion.
     """
     sides = steps[max(i - _NEIGHBORS, 0) : i], steps[i + 1 : i + 1 + _NEIGHBORS]
     moving = [side[side > _HELD] for side in sides]
@@ -86,7 +86,7 @@ def _motion_around(steps: Array, i: int) -> float:
 
 
 def _held_before(steps: Array, i: int) -> int:
-    """Count the repeated pictures before border i, none where the picture stood still for longer."""
+    """Count the repeated images before border i, none where the image stood still for longer."""
     held = 0
     while held < 3 and i - 1 - held >= 0 and steps[i - 1 - held] <= _HELD:
         held += 1
@@ -98,22 +98,22 @@ def _lagged_distances(frames: Array) -> list[Array]:
     parts: list[list[Array]] = [[] for _ in range(_LAGS)]
     for start in range(0, len(frames), _CHUNK_FRAMES):
         small = shrink(frames[start : start + _CHUNK_FRAMES + _LAGS], _ROWS)
-        colors, pictures = _histograms(small), gray(small)
-        spectra = np.fft.rfft2(pictures - pictures.mean((1, 2), keepdims=True))
+        colors, images = _histograms(small), gray(small)
+        spectra = np.fft.rfft2(images - images.mean((1, 2), keepdims=True))
         for lag in range(1, _LAGS + 1):
             count = max(min(_CHUNK_FRAMES, len(small) - lag), 0)
             color = np.abs(colors[lag : lag + count] - colors[:count]).sum(1) / 2
-            parts[lag - 1].append(color + _structure_distance(spectra, pictures, lag, count))
+            parts[lag - 1].append(color + _structure_distance(spectra, images, lag, count))
     return [np.concatenate(part) for part in parts]
 
 
-def _structure_distance(spectra: Array, pictures: Array, lag: int, count: int) -> Array:
+def _structure_distance(spectra: Array, images: Array, lag: int, count: int) -> Array:
     """Return 1 - correlation at the best shift; contrast below a few gray levels counts as none."""
-    size = pictures.shape[1] * pictures.shape[2]
+    size = images.shape[1] * images.shape[2]
     products = spectra[:count].conj() * spectra[lag : lag + count]
-    covariance = np.fft.irfft2(products, s=pictures.shape[1:]).reshape(count, size).max(1, initial=0) / size
+    covariance = np.fft.irfft2(products, s=images.shape[1:]).reshape(count, size).max(1, initial=0) / size
     noise = 6.0**2
-    variance = pictures.var((1, 2)) + noise
+    variance = images.var((1, 2)) + noise
     similar: Array = (covariance + noise) / np.sqrt(variance[:count] * variance[lag : lag + count])
     return 1 - np.minimum(similar, 1)
 

@@ -91,14 +91,14 @@ class EndpointCaptioner:
         self._headers = {"Content-Type": "application/json", **_authorization(config.key_variable)}
         self._opener = urllib.request.build_opener(_NoRedirects)
 
-    def ask(self, pictures: Sequence[bytes], prompt: str) -> Answer:
-        """Send the pictures and read the answer; a busy or failing endpoint is asked again, later each time.
+    def ask(self, images: Sequence[bytes], prompt: str) -> Answer:
+        """Send the images and read the answer; a busy or failing endpoint is asked again, later each time.
 
         Raises:
             ConfigError: the endpoint refuses the request, or nobody answers: every other one would fail too.
             DataError: the endpoint failed, or answered nonsense, at every attempt.
         """
-        urls = [f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}" for picture in pictures]
+        urls = [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images]
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         body = {
             "model": self._model,
@@ -168,7 +168,7 @@ def _authorization(variable: str) -> dict[str, str]:
 def _fix(code: int) -> str:
     if code in (401, 403):
         return "set the key in the environment variable that --ask.key-variable names."
-    return "check the address, the name of the model, and how many pictures it takes."
+    return "check the address, the name of the model, and how many images it takes."
 
 
 def _asked_wait(retry_after: str | None, wait: float) -> float:

@@ -113,7 +113,7 @@ def examine(record: Record, config: FilterConfig) -> Verdict:
 
 
 def mismatched(record: Record, videos: Sequence[VideoFacts]) -> tuple[str, str]:
-    """Find cameras, or pictures and steps, of different length."""
+    """Find cameras, or images and steps, of different length."""
     lengths = sorted({video.frames for video in videos})
     if not lengths:
         return "mismatched", "the record names no video"

@@ -34,13 +34,13 @@ class SkinMotionHands:
     """Find skin-colored things that keep moving; the default, without weights.
 
     White balance first (shades of gray), then skin chroma in YCrCb scaled by brightness, then the share of the moving
-    picture that is skin. A pixel moves where it differs from the frame before and from the frame after, so that what a
+    image that is skin. A pixel moves where it differs from the frame before and from the frame after, so that what a
     robot uncovers does not count. Specks are dropped; frames of which skin color covers 60 % (a camera over wood, sand
-    or a face) count as none. The score is that share over 0.5, less where under 0.2 % of the picture is moving skin.
+    or a face) count as none. The score is that share over 0.5, less where under 0.2 % of the image is moving skin.
 
     It is a color test, with all that follows:
 
-    - It is biased by skin tone and light. Chroma boundaries like these were drawn on pictures of mostly light and
+    - It is biased by skin tone and light. Chroma boundaries like these were drawn on images of mostly light and
       medium skin. Very dark skin in dim light, over-exposed light skin, gloves, tattoos and colored light are missed;
       a clip of them scores low however clear the hands are. Do not use it where such a loss would skew a data set.
     - Faces, wood, leather, cardboard, copper and bread that move score like hands.
@@ -126,8 +126,8 @@ class MediapipeHands:
             self._landmarker = self._load(mediapipe)
         scores = []
         for frame in frames:
-            picture = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
-            found = self._landmarker.detect(picture).handedness
+            image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
+            found = self._landmarker.detect(image).handedness
             scores.append(max((hand[0].score for hand in found), default=0.0))
         return float(np.mean(scores))
 

@@ -66,7 +66,7 @@ def write_video_shards(
         camera: name given to the camera of datasets that have one without a name.
         spec: where cameras, states and actions lie in a robot dataset of your own (YAML).
         filters: thresholds of the filters.
-        short_side: greatest shorter side [px] of what is encoded (parts of long videos, pictures); None keeps the size.
+        short_side: greatest shorter side [px] of what is encoded (parts of long videos, images); None keeps the size.
         window_seconds: longest window [s]; a longer clip is divided into equal windows, a video file greater than a
             shard into clips of their own.
         shard_megabytes: a shard that has reached this size takes no further sample.

@@ -1,6 +1,6 @@
-"""Find clips that show the same pictures: the same video again, encoded, resized or brightened otherwise.
+"""Find clips that show the same images: the same video again, encoded, resized or brightened otherwise.
 
-A clip is hashed as a few 64-bit perceptual hashes of frames spread over it. Equal pictures give nearly equal bits;
+A clip is hashed as a few 64-bit perceptual hashes of frames spread over it. Equal images give nearly equal bits;
 clips are duplicates where few bits of all the hashes together differ.
 """
 
@@ -21,7 +21,7 @@ NUM_HASHES = 8
 """Frames hashed of each clip."""
 
 FLAT = 0
-"""Hash of a picture without content (a hash of any other has about half its bits set)."""
+"""Hash of an image without content (a hash of any other has about half its bits set)."""
 
 _BITS_SET = np.array([i.bit_count() for i in range(1 << 16)], np.uint8)
 _SIDE = 32
@@ -31,15 +31,15 @@ _PAIRS_PER_CLIP = 256
 _PAIRS_AT_ONCE = 1 << 18
 
 _FREQUENCIES = sorted(((u, v) for u in range(16) for v in range(16)), key=lambda uv: (sum(uv), uv))[1:65]
-"""The 64 lowest frequencies of the picture but for its mean."""
+"""The 64 lowest frequencies of the image but for its mean."""
 
 
 def clip_hash(frames: Array, num_hashes: int = NUM_HASHES) -> Array:
     """Hash a clip: uint64 `[num_hashes]`, in the order of time.
 
     Each hash tells which of the 64 lowest frequencies of a frame lie above their median. It depends neither on size nor
-    on brightness nor on contrast, and little on compression. In drawn pictures (color bars) many frequencies are zero
-    and their signs are noise, so that copies may be missed. A picture with a contrast under four gray levels (black,
+    on brightness nor on contrast, and little on compression. In drawn images (color bars) many frequencies are zero
+    and their signs are noise, so that copies may be missed. An image with a contrast under four gray levels (black,
     white, fog) has no signs but noise and hashes to `FLAT`.
 
     Args:
@@ -55,12 +55,12 @@ def clip_hash(frames: Array, num_hashes: int = NUM_HASHES) -> Array:
     check_frames(frames)
     chosen = np.linspace(0, len(frames) - 1, num_hashes).round().astype(int)
     small = [Image.fromarray(frames[i]).resize((_SIDE, _SIDE), Image.Resampling.BOX) for i in chosen]
-    pictures = gray(np.stack([np.asarray(picture) for picture in small]))
+    images = gray(np.stack([np.asarray(image) for image in small]))
     rows, columns = np.array(_FREQUENCIES).T
-    strengths = fft.dctn(pictures, axes=(1, 2), norm="ortho")[:, rows, columns]
+    strengths = fft.dctn(images, axes=(1, 2), norm="ortho")[:, rows, columns]
     bits = strengths > np.median(strengths, axis=1, keepdims=True)
     hashes: Array = (bits << np.arange(64, dtype=np.uint64)).sum(1, dtype=np.uint64)
-    hashes[pictures.std((1, 2)) < _LEAST_CONTRAST] = FLAT
+    hashes[images.std((1, 2)) < _LEAST_CONTRAST] = FLAT
     return hashes
 
 
@@ -87,7 +87,7 @@ def group_duplicates(hashes: Array, max_distance: int = 20) -> Array:
 
     Args:
         hashes: uint64 `[n m]`, one row of `clip_hash` a clip.
-        max_distance: most bits that may differ over all m hashes, under 32 (half of one hash, by which unlike pictures
+        max_distance: most bits that may differ over all m hashes, under 32 (half of one hash, by which unlike images
             differ). For eight hashes, real clips encoded at crf 35, resized, or a tenth brighter differ
             by 0 to 26 of 512 bits, half of them by 8 or less; two halves of one steady shot by 36 to 234; other
             scenes by 218 or more.

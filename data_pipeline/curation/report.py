@@ -1,6 +1,6 @@
 """What became of a dataset: every stage back to the source, what each dropped and why, and clips of both kinds.
 
-Counts are those of the manifests. Distributions and pictures come from at most `_SHARDS_READ` shards, spread evenly, so
+Counts are those of the manifests. Distributions and images come from at most `_SHARDS_READ` shards, spread evenly, so
 that a page about millions of clips takes minutes; the page says how many were read.
 """
 
@@ -246,7 +246,7 @@ def _show_dropped(
             return described(entry, missing=f"{before.folder.name} has been written anew")
         return show_clip(before.folder / shards[number], entry)
     if "source" not in stage.manifest["parameters"]:
-        return described(entry, missing=f"no pictures: {missing}")
+        return described(entry, missing=f"no images: {missing}")
     file = source_file(str(stage.manifest["parameters"]["source"]), str(entry["source"]))
     if file is None:
         return described(

@@ -1,4 +1,4 @@
-"""Pictures of single clips for the data report: a strip of frames from a shard, or why there is none."""
+"""Images of single clips for the data report: a strip of frames from a shard, or why there is none."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def source_file(source: str, name: str) -> Path | None:
 
 
 def show_clip(shard: Path, entry: Mapping[str, Any]) -> SampleClip:
-    """Take the pictures of a clip from the shard that holds its video."""
+    """Take the images of a clip from the shard that holds its video."""
     try:
         sample = next((one for one in read_index(shard)["samples"] if one["key"] == entry["key"]), None)
         if sample is None:
@@ -66,7 +66,7 @@ def show_clip(shard: Path, entry: Mapping[str, Any]) -> SampleClip:
 
 
 def show_video(video: Path | bytes, entry: Mapping[str, Any], start: int, stop: int | None) -> SampleClip:
-    """Take the pictures of frames `[start, stop)` of a video; None for the end of it."""
+    """Take the images of frames `[start, stop)` of a video; None for the end of it."""
     try:
         with open_video(video) as reader:
             last = (stop if stop is not None else len(reader)) - 1

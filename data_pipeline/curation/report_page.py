@@ -112,7 +112,7 @@ def build_page(report: DataReport) -> str:
     unused = [sheet for sheet in report.sheets if sheet.answer_only]
     sections = (
         ("From the source to here", _funnel(report.stages) + problem),
-        ("Clips that are left", _sheets(kept, "kept") or _note("Token shards hold no pictures; the videos are gone.")),
+        ("Clips that are left", _sheets(kept, "kept") or _note("Token shards hold no images; the videos are gone.")),
         ("Clips that were dropped, and why", _sheets(lost, "lost") or _note("Nothing was dropped.")),
         ("Answers of the model that were not used", _sheets(unused, "lost")),
         ("What is left", _distributions(report.clips)),
@@ -213,21 +213,21 @@ def _sheet(sheet: Sheet) -> str:
 def _clip(clip: SampleClip) -> str:
     if clip.strip:
         data = base64.b64encode(clip.strip).decode()
-        picture = f'<img src="data:image/jpeg;base64,{data}" alt="Four frames of {text(clip.key)}" loading="lazy">'
+        image = f'<img src="data:image/jpeg;base64,{data}" alt="Four frames of {text(clip.key)}" loading="lazy">'
     else:
         said = "" if clip.missing in clip.detail else f": {text(clip.missing)}"
-        picture = f'<div class="hole">No pictures{said}</div>'
+        image = f'<div class="hole">No images{said}</div>'
     caption = f"<b>{text(clip.caption)}</b>" if clip.caption else ""
     detail = f'<span class="figure">{text(clip.detail)}</span>' if clip.detail else ""
     name = f"<code>{text(clip.key + clip.span)}</code>"
-    return f"<figure>{picture}<figcaption>{caption}{detail}{name}</figcaption></figure>"
+    return f"<figure>{image}<figcaption>{caption}{detail}{name}</figcaption></figure>"
 
 
 def _distributions(clips: ClipCounts) -> str:
     charts = (
         _bars("Duration [s]", _binned(clips.seconds, _SECONDS, whole=False)),
         _bars("Frames a second", _most(clips.rates)),
-        _bars("Size of the pictures [px]", _most(clips.sizes)),
+        _bars("Size of the images [px]", _most(clips.sizes)),
         _bars("Words in a caption", _binned(clips.caption_words, _WORDS, whole=True)),
         _bars("Whose caption", _most(clips.caption_kinds)),
     )

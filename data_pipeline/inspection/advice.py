@@ -110,7 +110,7 @@ def _videos(summary: Mapping[str, Any]) -> Iterator[str]:
             yield f"Encode {count} videos anew, {codec} takes {cost:g} times as long as H.264: `{_ENCODE} OUT.mp4`."
     if summary["counted"]:
         yield (
-            f"Encode {summary['counted']} videos anew whose packets tell no times: every picture of theirs is decoded "
+            f"Encode {summary['counted']} videos anew whose packets tell no times: every image of theirs is decoded "
             f"from the start of the file. `{_ENCODE} OUT.mp4`."
         )
     if summary["seconds"]["longest"] > LONG_CLIP_S and summary["reader"] not in ("video_shards", "token_shards"):

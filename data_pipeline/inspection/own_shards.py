@@ -22,7 +22,7 @@ from ..store.shards import FORMAT, index_path, read_index
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredCodes:
-    """The codes of one camera of an episode, `[f n]`; fps: frames a second; grid: rows and columns of a picture."""
+    """The codes of one camera of an episode, `[f n]`; fps: frames a second; grid: rows and columns of an image."""
 
     codes: Array
     fps: float
@@ -37,12 +37,12 @@ class StoredCodes:
         )
 
     def encode(self, short_side: int | None = None) -> VideoBytes:
-        """Refuse: codes become pictures only through their tokenizer.
+        """Refuse: codes become images only through their tokenizer.
 
         Raises:
             DataError: always.
         """
-        raise DataError("codes: expected pictures, got codes of a tokenizer; read the video shards they came from.")
+        raise DataError("codes: expected images, got codes of a tokenizer; read the video shards they came from.")
 
 
 def find_own_shards(path: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Open a few clips of a dataset: size, rate, codec, and whether their pictures can be decoded."""
+"""Open a few clips of a dataset: size, rate, codec, and whether their images can be decoded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...contracts import Array
 from ...errors import DataError
 from ..curation.filters import FilterConfig, VideoFacts, mean_frame_difference, mismatched, static, too_short
 from ..readers.lerobot_video import EpisodeSpan
-from ..readers.record import FrameArray, PictureBytes, Record, Video, VideoBytes, VideoSpan
+from ..readers.record import FrameArray, ImageBytes, Record, Video, VideoBytes, VideoSpan
 from ..video.index import Source, index_video, open_container, video_stream
 from ..video.reader import open_video
 from ..video.transcode import encode_frames
@@ -97,8 +97,8 @@ def probe(video: Video) -> VideoFindings:
         return _probe_span(video)
     if isinstance(video, StoredCodes):
         return VideoFindings(facts=video.facts(), codec="codes")
-    if isinstance(video, PictureBytes):
-        return _probe_pictures(video)
+    if isinstance(video, ImageBytes):
+        return _probe_images(video)
     if isinstance(video, FrameArray):
         pixels = video.read()
         facts = _facts(pixels[_spread(len(pixels))], len(pixels), video.fps, "numpy")
@@ -168,24 +168,24 @@ def _probe_span(span: VideoSpan) -> VideoFindings:
     return VideoFindings(facts=facts, codec=codec, pixel_format=pixels, container=name)
 
 
-def _probe_pictures(video: PictureBytes) -> VideoFindings:
-    if not video.pictures:
-        raise DataError(f"{video.source}: expected pictures, found none; leave it out.")
+def _probe_images(video: ImageBytes) -> VideoFindings:
+    if not video.images:
+        raise DataError(f"{video.source}: expected images, found none; leave it out.")
     some = []
     kinds, modes = set(), set()
-    for number in _spread(len(video.pictures)):
+    for number in _spread(len(video.images)):
         try:
-            with Image.open(io.BytesIO(video.pictures[number]), formats=("JPEG", "PNG")) as picture:
-                kinds.add(str(picture.format).lower())
-                modes.add(picture.mode)
-                some.append(np.asarray(picture.convert("RGB")))
+            with Image.open(io.BytesIO(video.images[number]), formats=("JPEG", "PNG")) as image:
+                kinds.add(str(image.format).lower())
+                modes.add(image.mode)
+                some.append(np.asarray(image.convert("RGB")))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            message = f"{video.source}: picture {number}: expected a JPEG or PNG file, got {error}; leave it out."
+            message = f"{video.source}: image {number}: expected a JPEG or PNG file, got {error}; leave it out."
             raise DataError(message) from error
     if len({frame.shape for frame in some}) > 1:
         shapes = sorted({frame.shape for frame in some})
-        raise DataError(f"{video.source}: expected pictures of one size, got {shapes}; leave it out.")
-    facts = _facts(np.stack(some), len(video.pictures), video.fps, "pillow")
+        raise DataError(f"{video.source}: expected images of one size, got {shapes}; leave it out.")
+    facts = _facts(np.stack(some), len(video.images), video.fps, "pillow")
     return VideoFindings(facts=facts, codec="+".join(sorted(kinds)), pixel_format="+".join(sorted(modes)))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ..readers.lerobot_video import EpisodeSpan
-from ..readers.record import PictureBytes, Record, Video, VideoBytes, VideoSpan
+from ..readers.record import ImageBytes, Record, Video, VideoBytes, VideoSpan
 
 _END_BYTES = 1 << 16
 
@@ -115,11 +115,11 @@ def _content(video: Video) -> tuple[Path | str | None, int]:
         return f"{video.file} {video.start:.3f} {video.stop:.3f}", 1
     if isinstance(video, VideoBytes):
         return hashlib.sha256(video.data).hexdigest(), len(video.data)
-    if isinstance(video, PictureBytes):
+    if isinstance(video, ImageBytes):
         digest = hashlib.sha256()
-        for picture in video.pictures:
-            digest.update(len(picture).to_bytes(8, "little") + picture)
-        return digest.hexdigest(), sum(map(len, video.pictures))
+        for image in video.images:
+            digest.update(len(image).to_bytes(8, "little") + image)
+        return digest.hexdigest(), sum(map(len, video.images))
     return None, 0
 
 

@@ -1,4 +1,4 @@
-"""Pictures of single cameras from video shards, decoded where they are collected, for training image tokenizers."""
+"""Images of single cameras from video shards, decoded where they are collected, for training image tokenizers."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _FRACTIONS = (0.03, 0.1, 0.3, 0.5)
 """Shares of the videos to try for validation: a small corpus needs a large one, to have any."""
 
 
-class ClipPictures:
-    """Windows of a few pictures each, every one from one camera of one clip.
+class ClipImages:
+    """Windows of a few images each, every one from one camera of one clip.
 
     Every window of every camera comes once an epoch. A batch holds `frames` (uint8 `[b f size size 3]`), `frame_mask`
-    (bool `[b f]`, False for pictures behind the end of a clip and for clips that could not be decoded) and `problems`,
+    (bool `[b f]`, False for images behind the end of a clip and for clips that could not be decoded) and `problems`,
     the reasons of the latter.
 
     Args:
         paths: folders or URLs of video shards.
-        size: height and width of the pictures [px].
-        num_pictures: pictures a window.
-        frame_step: distance of successive pictures [frames of the video].
+        size: height and width of the images [px].
+        num_images: images a window.
+        frame_step: distance of successive images [frames of the video].
         split: `train` and `validation` divide the videos.
         validation_fraction: share of the videos in the validation split.
 
@@ -45,7 +45,7 @@ class ClipPictures:
         paths: Sequence[Location],
         *,
         size: int,
-        num_pictures: int = 4,
+        num_images: int = 4,
         frame_step: int = 4,
         split: Split = "all",
         validation_fraction: float = 0.0,
@@ -56,11 +56,11 @@ class ClipPictures:
             raise DataError(
                 f"{[str(p) for p in paths]}: expected clips of some camera, found none; write other shards."
             )
-        self.size, self.num_pictures = size, num_pictures
+        self.size, self.num_images = size, num_images
         self.cameras = tuple(present)
         self._windows = [
             ClipWindows(
-                paths, [camera], num_frames=num_pictures, frame_step=frame_step, stride=num_pictures * frame_step,
+                paths, [camera], num_frames=num_images, frame_step=frame_step, stride=num_images * frame_step,
                 size=size, split=split, validation_fraction=validation_fraction,
             )
             for camera in self.cameras
@@ -74,8 +74,8 @@ class ClipPictures:
 
     def gather(self, episodes: Array, windows: Array, draw: int = 0) -> Batch:
         """Decode windows `[b]`; episode e is clip `e % num_clips` seen by camera `e // num_clips`."""
-        frames = np.zeros((len(episodes), self.num_pictures, self.size, self.size, 3), np.uint8)
-        mask = np.zeros((len(episodes), self.num_pictures), bool)
+        frames = np.zeros((len(episodes), self.num_images, self.size, self.size, 3), np.uint8)
+        mask = np.zeros((len(episodes), self.num_images), bool)
         problems: list[str] = []
         for number, (camera, clips) in enumerate(zip(self.cameras, self._windows, strict=True)):
             chosen = np.flatnonzero(episodes // self.num_clips == number)
@@ -87,15 +87,15 @@ class ClipPictures:
         return {"frames": torch.from_numpy(frames), "frame_mask": torch.from_numpy(mask), "problems": problems}
 
 
-def split_pictures(paths: Sequence[Location], *, size: int) -> tuple[ClipPictures, ClipPictures]:
-    """Return the pictures of training and of validation, which share no video.
+def split_images(paths: Sequence[Location], *, size: int) -> tuple[ClipImages, ClipImages]:
+    """Return the images of training and of validation, which share no video.
 
     Raises:
-        DataError: all pictures come from one video, or the shards cannot be read.
+        DataError: all images come from one video, or the shards cannot be read.
     """
     for fraction in _FRACTIONS:
-        train = ClipPictures(paths, size=size, split="train", validation_fraction=fraction)
-        held_out = ClipPictures(paths, size=size, split="validation", validation_fraction=fraction)
+        train = ClipImages(paths, size=size, split="train", validation_fraction=fraction)
+        held_out = ClipImages(paths, size=size, split="validation", validation_fraction=fraction)
         if train.counts.any() and held_out.counts.any():
             return train, held_out
     raise DataError(

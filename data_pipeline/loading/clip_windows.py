@@ -1,4 +1,4 @@
-"""Windows of video shards, decoded where they are collected: pictures for tokenizer training, with their captions."""
+"""Windows of video shards, decoded where they are collected: images for tokenizer training, with their captions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ClipWindows:
         num_frames: frames a window.
         frame_step: distance of successive frames [frames of the video].
         stride: distance of successive windows [frames of the video].
-        size: height and width of the pictures [px].
+        size: height and width of the images [px].
         augment: how far clips are changed; None leaves them as they are.
         seed: seed of the augmentation.
         split: `train` and `validation` divide the videos, never the windows of one video.

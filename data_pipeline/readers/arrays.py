@@ -1,8 +1,8 @@
-"""Read episodes kept as npz files: one file an episode, one array for pictures, states and actions each.
+"""Read episodes kept as npz files: one file an episode, one array for images, states and actions each.
 
-Pictures are integers 0 to 255 of any type or floats 0 to 1, `[t h w 3]` or `[t 3 h w]`; of `[t 3k h w]`, k pictures
+Images are integers 0 to 255 of any type or floats 0 to 1, `[t h w 3]` or `[t 3 h w]`; of `[t 3k h w]`, k images
 stacked by a replay buffer, the last one is that of the step. Actions are kept as stored: where a replay buffer wrote
-the file, action i is the one that led to picture i, and the first is zero. Source: thuml/iVideoGPT, its samples and
+the file, action i is the one that led to image i, and the first is zero. Source: thuml/iVideoGPT, its samples and
 `mbrl/metaworld_env.py`.
 """
 
@@ -42,7 +42,7 @@ _BROKEN = (
 )
 """What a file that is truncated, encrypted or no npz raises."""
 
-_PICTURES = ("image", "images", "observation", "observations", "rgb", "frames")
+_IMAGES = ("image", "images", "observation", "observations", "rgb", "frames")
 _STATES = ("state", "states")
 _ACTIONS = ("action", "actions")
 
@@ -75,7 +75,7 @@ def find_arrays(path: Path) -> list[Path]:
 
 
 class ArraysSource:
-    """Episodes of npz files, in sorted order; pictures are read where they are encoded.
+    """Episodes of npz files, in sorted order; images are read where they are encoded.
 
     spec: names of arrays; without, what their names tell. camera: name given to the first camera.
     """
@@ -101,11 +101,11 @@ class ArraysSource:
         spec = self.spec or guess_spec(headers, self.camera)
         missing = sorted(spec.keys() - set(headers))
         if missing or not (spec.cameras or spec.actions):
-            wanted = missing or [f"pictures such as {', '.join(_PICTURES[:3])}"]
+            wanted = missing or [f"images such as {', '.join(_IMAGES[:3])}"]
             raise DataError(f"{file}: expected the arrays {wanted}, got {sorted(headers)}; name them in a spec.")
         states, actions = (_matrix(file, headers, names) for names in (spec.states, spec.actions))
         for name in spec.cameras.values():
-            _check_pictures(f"{file}: {name}", headers[name])
+            _check_images(f"{file}: {name}", headers[name])
         names = [*spec.cameras.values(), *spec.states, *spec.actions]
         lengths = {name: headers[name].shape[0] for name in names}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
@@ -120,7 +120,7 @@ class ArraysSource:
         return Record(
             key=key,
             videos={
-                camera: FrameArray(read=partial(read_pictures, file, name), fps=rate)
+                camera: FrameArray(read=partial(read_images, file, name), fps=rate)
                 for camera, name in spec.cameras.items()
             },
             caption=_sentence(file, headers, spec),
@@ -145,13 +145,13 @@ class ArraysSource:
 
 
 def guess_spec(headers: Mapping[str, ArrayHeader], camera: str = "static") -> EpisodeSpec:
-    """Tell pictures, states and actions by the names and shapes of arrays; the first camera is called `camera`."""
-    pictures = [name for name in _PICTURES if name in headers]
-    pictures += sorted(name for name in headers if name not in pictures and "image" in name)
-    pictures = [name for name in pictures if len(headers[name].shape) == 4 or name in _PICTURES[:2]]
-    names = [camera_name(camera), *(camera_name(name) for name in pictures[1:])]
+    """Tell images, states and actions by the names and shapes of arrays; the first camera is called `camera`."""
+    images = [name for name in _IMAGES if name in headers]
+    images += sorted(name for name in headers if name not in images and "image" in name)
+    images = [name for name in images if len(headers[name].shape) == 4 or name in _IMAGES[:2]]
+    names = [camera_name(camera), *(camera_name(name) for name in images[1:])]
     return EpisodeSpec(
-        cameras=dict(zip(names, pictures, strict=False)),
+        cameras=dict(zip(names, images, strict=False)),
         states=tuple(name for name in _STATES if name in headers)[:1],
         actions=tuple(name for name in _ACTIONS if name in headers)[:1],
     )
@@ -186,15 +186,15 @@ def _read_later_header(data: Any) -> Any:
     return np.lib.format.read_array_header_2_0(data)
 
 
-def read_pictures(file: Path, name: str) -> Array:
-    """Read the pictures of an episode as uint8 `[t h w 3]`.
+def read_images(file: Path, name: str) -> Array:
+    """Read the images of an episode as uint8 `[t h w 3]`.
 
     Raises:
         DataError: the array is missing or broken, of another shape, or its values are no colors.
     """
     where = f"{file}: {name}"
     values = _read(file, name)
-    _check_pictures(where, ArrayHeader(shape=values.shape, dtype=values.dtype))
+    _check_images(where, ArrayHeader(shape=values.shape, dtype=values.dtype))
     if values.shape[-1] != 3:
         values = values[:, -3:].transpose(0, 2, 3, 1)
     if values.dtype == np.uint8:
@@ -202,18 +202,18 @@ def read_pictures(file: Path, name: str) -> Array:
     low, high = values.min(), values.max()
     top = 1 if values.dtype.kind == "f" else 255
     if not (low >= 0 and high <= top):  # NaN is neither
-        raise DataError(f"{where}: expected {values.dtype} from 0 to {top}, got {low} to {high}; convert the pictures.")
+        raise DataError(f"{where}: expected {values.dtype} from 0 to {top}, got {low} to {high}; convert the images.")
     scaled = np.rint(values * 255) if values.dtype.kind == "f" else values
     return np.ascontiguousarray(scaled.astype(np.uint8))
 
 
-def _check_pictures(where: str, header: ArrayHeader) -> None:
+def _check_images(where: str, header: ArrayHeader) -> None:
     shape = header.shape
     color = len(shape) == 4 and (shape[-1] == 3 or (shape[1] > 0 and shape[1] % 3 == 0))
     if header.dtype.kind not in "iuf" or not color or 0 in shape:
         raise DataError(
             f"{where}: expected integers 0 to 255 or floats 0 to 1, (t, h, w, 3) or (t, 3, h, w), got "
-            f"{header.dtype} {shape}; name the pictures in a spec, or write one file an episode."
+            f"{header.dtype} {shape}; name the images in a spec, or write one file an episode."
         )
 
 

@@ -1,6 +1,6 @@
 """Read EPIC-KITCHENS-100: narrated parts of long kitchen videos, `EPIC_100_{train,validation}.csv` and the like.
 
-Parts are cut by the time stamps: `start_frame` counts the frames of a picture set extracted at another rate. The test
+Parts are cut by the time stamps: `start_frame` counts the frames of an image set extracted at another rate. The test
 split has times alone. Videos are `P01/videos/P01_01.MP4`, `P01/P01_01.MP4` or `P01_01.MP4`, the suffix in any case.
 """
 

@@ -1,4 +1,4 @@
-"""Read LeRobot datasets v2.0, v2.1 and v3.0 with pyarrow alone: parquet files of steps beside videos or pictures.
+"""Read LeRobot datasets v2.0, v2.1 and v3.0 with pyarrow alone: parquet files of steps beside videos or images.
 
 What the files hold counts, not what `meta/info.json` says of them: codec, folder and shapes are often wrong there. An
 episode whose steps are not at k / fps, or whose video has another number of frames, has a problem. A video of several
@@ -16,9 +16,9 @@ from typing import Any
 from ...errors import ConfigError, DataError
 from ..files import camera_name
 from .lerobot_layout import EpisodeEntry, LeRobotLayout, read_layout, read_schema
-from .lerobot_rows import EpisodeRows, check_times, matrix_of, numbers_of, pictures_of
+from .lerobot_rows import EpisodeRows, check_times, images_of, matrix_of, numbers_of
 from .lerobot_video import VideoHeader, find_video, read_header
-from .record import FileMissing, PictureBytes, Record, Video
+from .record import FileMissing, ImageBytes, Record, Video
 from .robot_signals import Column, RobotSignals
 from .signal_names import flat_names
 from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
@@ -114,8 +114,8 @@ class LeRobotSource:
         videos: dict[str, Video] = {}
         for camera, name in spec.cameras.items():
             if name in rows.column_names:
-                pictures = pictures_of(name, rows.column(name), self.path)
-                videos[camera] = PictureBytes(pictures=pictures, fps=fps, source=f"{source}: {name}")
+                images = images_of(name, rows.column(name), self.path)
+                videos[camera] = ImageBytes(images=images, fps=fps, source=f"{source}: {name}")
             elif name not in entry.videos and camera not in spec.optional_cameras:
                 raise DataError(f"expected the column {name}, got {sorted(rows.column_names)}; write the file again")
             elif name in entry.videos and (entry.videos[name].file.is_file() or camera not in spec.optional_cameras):
@@ -177,14 +177,14 @@ def guess_spec(layout: LeRobotLayout, columns: Mapping[str, str], camera: str = 
         columns: columns of the parquet files, with their types.
         camera: name given to the camera where there is one.
     """
-    in_rows = [name for name in columns if _holds_pictures(layout, columns, name)]
-    pictures = list(dict.fromkeys([*_videos(layout), *in_rows]))
-    pictures = [name for name in pictures if name.startswith(_IMAGES)] or pictures
-    names = [camera_name(name.rpartition(".")[2]) for name in pictures]
+    in_rows = [name for name in columns if _holds_images(layout, columns, name)]
+    images = list(dict.fromkeys([*_videos(layout), *in_rows]))
+    images = [name for name in images if name.startswith(_IMAGES)] or images
+    names = [camera_name(name.rpartition(".")[2]) for name in images]
     if len(set(names)) != len(names):
-        names = [camera_name(name.removeprefix(_IMAGES)) for name in pictures]
+        names = [camera_name(name.removeprefix(_IMAGES)) for name in images]
     return EpisodeSpec(
-        cameras={camera_name(camera): pictures[0]} if len(pictures) == 1 else dict(zip(names, pictures, strict=True)),
+        cameras={camera_name(camera): images[0]} if len(images) == 1 else dict(zip(names, images, strict=True)),
         states=tuple(name for name in _STATES if name in columns)[:1],
         actions=tuple(name for name in _ACTIONS if name in columns)[:1],
     )
@@ -199,7 +199,7 @@ def _described(feature: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _videos(layout: LeRobotLayout) -> list[str]:
-    """List the features kept as video files; pictures of depth are none."""
+    """List the features kept as video files; images of depth are none."""
     found = []
     for name, feature in layout.features.items():
         info = feature.get("info") or feature.get("video_info") or {}
@@ -209,7 +209,7 @@ def _videos(layout: LeRobotLayout) -> list[str]:
     return found
 
 
-def _holds_pictures(layout: LeRobotLayout, columns: Mapping[str, str], name: str) -> bool:
+def _holds_images(layout: LeRobotLayout, columns: Mapping[str, str], name: str) -> bool:
     return columns[name].startswith("struct<bytes: binary") or layout.features.get(name, {}).get("dtype") == "image"
 
 

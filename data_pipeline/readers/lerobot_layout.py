@@ -34,7 +34,7 @@ _CHUNK_SIZE = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeVideo:
-    """Where the pictures of one camera lie; start, stop: as the metadata say [s], both None for the whole file."""
+    """Where the images of one camera lie; start, stop: as the metadata say [s], both None for the whole file."""
 
     file: Path
     start: float | None = None
@@ -56,7 +56,7 @@ class EpisodeEntry:
 class LeRobotLayout:
     """The metadata of a dataset, nothing of its episodes read yet.
 
-    version: 2 or 3, by the files of `meta`; fps: pictures and steps a second; features: as `info.json` has them;
+    version: 2 or 3, by the files of `meta`; fps: images and steps a second; features: as `info.json` has them;
     tasks: index -> sentence; info: the whole `info.json`; rows: one for each episode, for `entry`.
     """
 

@@ -167,22 +167,22 @@ def _one_number(rows: Any, name: str) -> Array:
     return values[:, 0]
 
 
-def pictures_of(name: str, column: Any, root: Path) -> list[bytes]:
-    """Read a column of picture files: their bytes, or paths below the dataset.
+def images_of(name: str, column: Any, root: Path) -> list[bytes]:
+    """Read a column of image files: their bytes, or paths below the dataset.
 
     Raises:
-        DataError: a picture is missing.
+        DataError: an image is missing.
     """
-    pictures = []
+    images = []
     for step, value in enumerate(column.to_pylist()):
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, value)
         if not isinstance(data, bytes):
             file = (root / path).resolve() if isinstance(path, str) and path else None
             if file is None or not file.is_relative_to(root.resolve()) or not file.is_file():
-                raise DataError(f"{name}: step {step}: expected a picture or its path in the dataset, got {path!r}")
+                raise DataError(f"{name}: step {step}: expected an image or its path in the dataset, got {path!r}")
             data = file.read_bytes()
-        pictures.append(data)
-    return pictures
+        images.append(data)
+    return images
 
 
 def _unreadable(error: Exception) -> DataError:

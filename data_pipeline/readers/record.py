@@ -55,7 +55,7 @@ class VideoSpan:
 class FrameFiles:
     """A video kept as one npz a frame.
 
-    array: name of the picture in each file; fps: frames a second.
+    array: name of the image in each file; fps: frames a second.
     """
 
     files: Sequence[Path]
@@ -76,27 +76,27 @@ class FrameFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PictureBytes:
+class ImageBytes:
     """A video kept as one JPEG or PNG file a frame, in memory.
 
-    pictures: the files; fps: frames a second; source: where they came from, for errors.
+    images: the files; fps: frames a second; source: where they came from, for errors.
     """
 
-    pictures: Sequence[bytes]
+    images: Sequence[bytes]
     fps: float
     source: str
 
     def encode(self, short_side: int | None = None) -> VideoBytes:
-        """Decode the pictures and encode them as a video."""
-        frames = (self._decode(number, data) for number, data in enumerate(self.pictures))
+        """Decode the images and encode them as a video."""
+        frames = (self._decode(number, data) for number, data in enumerate(self.images))
         return VideoBytes(data=encode_frames(frames, self.fps, short_side), suffix=".mp4")
 
     def _decode(self, number: int, data: bytes) -> Array:
         try:
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
-                return np.asarray(picture.convert("RGB"))
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+                return np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            message = f"{self.source}: picture {number}: expected a JPEG or PNG file, got {error}; leave it out."
+            message = f"{self.source}: image {number}: expected a JPEG or PNG file, got {error}; leave it out."
             raise DataError(message) from error
 
 
@@ -136,7 +136,7 @@ class Record:
     states: `[t s]`; actions: `[t a]`; both None for video alone.
     control_hz: steps a second, None without steps.
     embodiment: what the numbers of states and actions are, None where the reader does not tell.
-    frame_stride: picture i belongs to step `i * frame_stride`.
+    frame_stride: image i belongs to step `i * frame_stride`.
     facts: JSON values of the source kept with the clip; `dataset` names the dataset where it is a known one.
     problem: why the record cannot be used (a broken annotation), empty where it can.
     missing: the problem is that a file is not there.
@@ -156,7 +156,7 @@ class Record:
     missing: bool = False
 
     def decode(self) -> VideoClip | Episode:
-        """Decode all pictures: an `Episode` where the record has steps, else a `VideoClip` of its first camera.
+        """Decode all images: an `Episode` where the record has steps, else a `VideoClip` of its first camera.
 
         Raises:
             DataError: the record has a problem, or a video cannot be read.

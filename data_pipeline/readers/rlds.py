@@ -1,7 +1,7 @@
 """Read RLDS datasets (RT-1, Bridge, DROID and others): TFRecord files beside their `features.json`.
 
 One record is one episode. What a step holds is kept under one name for the whole episode, such as
-`steps/observation/image`: pictures and sentences one a step, numbers of all steps in a row. A float64 of
+`steps/observation/image`: images and sentences one a step, numbers of all steps in a row. A float64 of
 `features.json` is stored as float32.
 """
 
@@ -19,14 +19,14 @@ import numpy as np
 from ...contracts import Array, Episode
 from ...errors import DataError
 from ..files import camera_name, read_json, sample_key
-from .record import PictureBytes, Record
-from .rlds_features import Feature, decode_feature, decode_pictures, picture_bytes, read_features
+from .record import ImageBytes, Record
+from .rlds_features import Feature, decode_feature, decode_images, image_bytes, read_features
 from .robot_signals import Column, RobotSignals
 from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
 from .tfrecord import parse_example, read_records
 
 _FILLER_SPAN = 8
-"""Pictures whose values differ by no more than this are of one color."""
+"""Images whose values differ by no more than this are of one color."""
 
 _OBSERVATION, _ACTION = "steps/observation", "steps/action"
 _REMEDY = "; leave the record out, or correct features.json or the spec."
@@ -117,26 +117,26 @@ def _shard_lengths(information: Mapping[str, Any]) -> dict[str, int]:
 
 
 def guess_spec(folder: Path, features: Mapping[str, Feature]) -> EpisodeSpec:
-    """Tell the parts of an episode by their names alone: color pictures, `state`, `action`, the instruction.
+    """Tell the parts of an episode by their names alone: color images, `state`, `action`, the instruction.
 
     One camera is called `static`, several by the last part of their name. The gripper is kept as stored.
 
     Raises:
-        DataError: there is no picture, or no single vector of actions.
+        DataError: there is no image, or no single vector of actions.
     """
     steps = {name: feature for name, feature in features.items() if feature.num_sequences == 1}
-    pictures = [n for n, f in steps.items() if f.kind == "image" and f.shape[-1:] in ((3,), (-1,), ())]
-    if not pictures or _ACTION not in steps:
+    images = [n for n, f in steps.items() if f.kind == "image" and f.shape[-1:] in ((3,), (-1,), ())]
+    if not images or _ACTION not in steps:
         raise DataError(
-            f"{folder}: expected a color picture and `{_ACTION}`, got {sorted(steps)}; say in a spec where pictures, "
+            f"{folder}: expected a color image and `{_ACTION}`, got {sorted(steps)}; say in a spec where images, "
             "states and actions lie."
         )
-    names = [camera_name(name.rpartition("/")[2]) for name in pictures]
+    names = [camera_name(name.rpartition("/")[2]) for name in images]
     state = next((name for name in (f"{_OBSERVATION}/state", "steps/state") if name in steps), None)
     texts = [name for name, f in steps.items() if f.kind == "text"]
     instruction = sorted((n for n in texts if re.search("instruction|language|task|goal", n)), key=len)[:1]
     return EpisodeSpec(
-        cameras={"static": pictures[0]} if len(pictures) == 1 else dict(zip(names, pictures, strict=True)),
+        cameras={"static": images[0]} if len(images) == 1 else dict(zip(names, images, strict=True)),
         states=(state,) if state else (),
         actions=(_ACTION,),
         instructions=tuple(instruction),
@@ -179,16 +179,16 @@ def _records(dataset: RldsDataset, path: Path, check_crc: bool) -> Iterator[tupl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Steps:
-    """What one record holds, its pictures still encoded; the fields are those of `Episode`."""
+    """What one record holds, its images still encoded; the fields are those of `Episode`."""
 
-    pictures: Mapping[str, list[bytes]]
+    images: Mapping[str, list[bytes]]
     states: Array
     actions: Array
     instruction: str
 
 
 def _read_steps(dataset: RldsDataset, data: bytes) -> _Steps:
-    """Read one record; the first and the last picture of an optional camera tell whether it is filler.
+    """Read one record; the first and the last image of an optional camera tell whether it is filler.
 
     Raises:
         DataError: it is not what `features.json` says, or its parts differ in their number of steps.
@@ -199,19 +199,17 @@ def _read_steps(dataset: RldsDataset, data: bytes) -> _Steps:
     def read(name: str) -> Any:
         return decode_feature(name, features[name], example.get(name, []))
 
-    pictures = {}
+    images = {}
     for camera, name in spec.cameras.items():
-        encoded = picture_bytes(name, features[name], example.get(name, []))
+        encoded = image_bytes(name, features[name], example.get(name, []))
         ends = (
-            decode_pictures(name, features[name], [encoded[0], encoded[-1]])
-            if camera in spec.optional_cameras
-            else None
+            decode_images(name, features[name], [encoded[0], encoded[-1]]) if camera in spec.optional_cameras else None
         )
         if ends is None or np.ptp(ends) > _FILLER_SPAN:
-            pictures[camera] = encoded
+            images[camera] = encoded
     states, actions = ([_rows(read(name)) for name in names] for names in (spec.states, spec.actions))
     parts: list[tuple[str, Sized]] = [
-        *pictures.items(),
+        *images.items(),
         *zip(spec.states, states, strict=True),
         *zip(spec.actions, actions, strict=True),
     ]
@@ -225,7 +223,7 @@ def _read_steps(dataset: RldsDataset, data: bytes) -> _Steps:
         raise DataError(f"{' and '.join(broken)}: expected finite numbers, got NaN or infinity")
     sentences = (str(text).strip() for name in spec.instructions for text in read(name)[:1])
     return _Steps(
-        pictures=pictures,
+        images=images,
         states=joined[0],
         actions=with_opening(joined[1], spec.gripper),
         instruction=next((sentence for sentence in sentences if sentence), ""),
@@ -246,9 +244,9 @@ def decode_episode(dataset: RldsDataset, data: bytes, where: str) -> Episode:
     spec, features = dataset.spec, dataset.features
     try:
         steps = _read_steps(dataset, data)
-        names = {camera: spec.cameras[camera] for camera in steps.pictures}
+        names = {camera: spec.cameras[camera] for camera in steps.images}
         return Episode(
-            images={c: decode_pictures(name, features[name], steps.pictures[c]) for c, name in names.items()},
+            images={c: decode_images(name, features[name], steps.images[c]) for c, name in names.items()},
             states=steps.states,
             actions=steps.actions,
             instruction=steps.instruction,
@@ -268,7 +266,7 @@ def _rows(values: Array) -> Array:
 
 
 class RldsSource:
-    """Episodes of a dataset as records whose pictures stay encoded; what is broken says why.
+    """Episodes of a dataset as records whose images stay encoded; what is broken says why.
 
     spec, control_hz: as `open_rlds` takes them.
     """
@@ -303,8 +301,8 @@ class RldsSource:
         return Record(
             key=key,
             videos={
-                camera: PictureBytes(pictures=encoded, fps=rate, source=f"{where}: {spec.cameras[camera]}")
-                for camera, encoded in steps.pictures.items()
+                camera: ImageBytes(images=encoded, fps=rate, source=f"{where}: {spec.cameras[camera]}")
+                for camera, encoded in steps.images.items()
             },
             caption=steps.instruction,
             states=steps.states,

@@ -80,17 +80,17 @@ def decode_feature(name: str, feature: Feature, values: Values) -> Any:
     """Decode what all steps hold under one name.
 
     Returns:
-        Sentences, pictures uint8 `[t h w 3]`, or numbers `[t ...]`.
+        Sentences, images uint8 `[t h w 3]`, or numbers `[t ...]`.
 
     Raises:
         DataError: `values` are not what the feature says.
     """
     if feature.kind == "image":
-        return decode_pictures(name, feature, picture_bytes(name, feature, values))
+        return decode_images(name, feature, image_bytes(name, feature, values))
     wanted = "bytes" if feature.kind == "text" or feature.encoding != "none" else "numbers"
     unknown = feature.kind == "tensor" and -1 in feature.shape
     if feature.kind == "other" or feature.num_sequences > 1 or unknown:
-        raise DataError(f"{name}: expected pictures, text or numbers of a fixed shape, got {feature}")
+        raise DataError(f"{name}: expected images, text or numbers of a fixed shape, got {feature}")
     if _stored_as(values) != wanted:
         raise DataError(f"{name}: expected {wanted} ({feature.kind} {feature.dtype}), got {_stored_as(values)}")
     if feature.kind == "text":
@@ -102,14 +102,14 @@ def _stored_as(values: Values) -> str:
     return "nothing" if not len(values) else "bytes" if isinstance(values, list) else "numbers"
 
 
-def picture_bytes(name: str, feature: Feature, values: Values) -> list[bytes]:
-    """Return the encoded pictures of all steps, not decoded.
+def image_bytes(name: str, feature: Feature, values: Values) -> list[bytes]:
+    """Return the encoded images of all steps, not decoded.
 
     Raises:
-        DataError: `values` are no pictures, or the feature says that their pixels are no uint8.
+        DataError: `values` are no images, or the feature says that their pixels are no uint8.
     """
     if feature.kind != "image" or feature.num_sequences > 1 or feature.dtype != "uint8":
-        raise DataError(f"{name}: expected one picture of uint8 for each step, got {feature}")
+        raise DataError(f"{name}: expected one image of uint8 for each step, got {feature}")
     if not isinstance(values, list) or not values:
         raise DataError(f"{name}: expected bytes (image uint8), got {_stored_as(values)}")
     return values
@@ -131,8 +131,8 @@ def _tensors(name: str, feature: Feature, values: Values) -> Array:
         raise DataError(f"{name}: expected {feature.dtype} of shape {shape}, got {error}") from error
 
 
-def decode_pictures(name: str, feature: Feature, values: Sequence[bytes]) -> Array:
-    """Decode pictures, uint8 `[t h w 3]`.
+def decode_images(name: str, feature: Feature, values: Sequence[bytes]) -> Array:
+    """Decode images, uint8 `[t h w 3]`.
 
     Raises:
         DataError: one is no JPEG or PNG file, or of another size than the feature or the first one.
@@ -140,12 +140,12 @@ def decode_pictures(name: str, feature: Feature, values: Sequence[bytes]) -> Arr
     frames: list[Array] = []
     for i, value in enumerate(values):
         try:
-            with Image.open(io.BytesIO(value), formats=("JPEG", "PNG")) as picture:
-                size = (picture.height, picture.width)
+            with Image.open(io.BytesIO(value), formats=("JPEG", "PNG")) as image:
+                size = (image.height, image.width)
                 wanted = frames[0].shape[:2] if frames else feature.shape[:2] or size
                 if any(want not in (got, -1) for want, got in zip(wanted, size, strict=True)):
-                    raise DataError(f"{name}: picture {i}: expected {wanted} (height, width), got {size}")
-                frames.append(np.asarray(picture.convert("RGB")))
+                    raise DataError(f"{name}: image {i}: expected {wanted} (height, width), got {size}")
+                frames.append(np.asarray(image.convert("RGB")))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{name}: picture {i}: expected a JPEG or PNG file, got {error}") from error
+            raise DataError(f"{name}: image {i}: expected a JPEG or PNG file, got {error}") from error
     return np.stack(frames)

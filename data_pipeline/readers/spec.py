@@ -48,10 +48,10 @@ class EpisodeSpec:
     (`observation.images.top`); npz: names of arrays.
 
     name: of the dataset; empty takes the name that the dataset gives itself.
-    cameras: camera name -> pictures.
+    cameras: camera name -> images.
     states, actions: numbers put side by side, in this order; the gripper is the last number of an action.
     instructions: the first of them that is not empty is the sentence.
-    optional_cameras: left out of an episode that lacks them: no video file, or pictures of one color.
+    optional_cameras: left out of an episode that lacks them: no video file, or images of one color.
     control_hz: steps a second; None where the dataset says it.
     gripper, action_kind: what the numbers of an action mean.
     state_gripper: whether the last number of a state is a gripper's opening or closing; None where that is not known.
@@ -271,7 +271,7 @@ BRIDGE = EpisodeSpec(
     action_signals=(*_MOTION, _OPENING),
 )
 """Changes of position and of roll, pitch, yaw. The flags `episode_metadata/has_image_*` are not to be trusted: there
-are files with all of them false beside good pictures. Source: BridgeData V2, `bridge_dataset` 1.0.0;
+are files with all of them false beside good images. Source: BridgeData V2, `bridge_dataset` 1.0.0;
 rail-berkeley/bridge_data_v2 issue 26 for the meaning of states and actions (the text in features.json is wrong); the
 robot's `transform2state` for the Euler angles, about fixed axes."""
 

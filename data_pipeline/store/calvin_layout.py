@@ -274,7 +274,7 @@ class CalvinWriter:
         path.mkdir(parents=True, exist_ok=True)
 
     def write_frame(self, arrays: Mapping[str, Array]) -> int:
-        """Write one frame of the arrays in FRAME_KEYS (pictures of any size; depth may be left out).
+        """Write one frame of the arrays in FRAME_KEYS (images of any size; depth may be left out).
 
         Returns:
             Its number.

@@ -51,14 +51,14 @@ def write_episode(root: Path, index: int, episode: Episode, facts: Mapping[str, 
     Args:
         root: folder of the recording.
         index: number of the episode.
-        episode: pictures, states, actions, sentence.
+        episode: images, states, actions, sentence.
         facts: JSON values kept in `episode.json` (task, scene, success, seed).
 
     Returns:
         The folder written.
 
     Raises:
-        DataError: where the folder exists, or pictures and steps do not match.
+        DataError: where the folder exists, or images and steps do not match.
     """
     folder = root / f"episode_{index:06d}"
     if folder.exists():
@@ -119,7 +119,7 @@ def read_facts(folder: Path) -> Mapping[str, Any]:
 
 
 def read_episode_files(folder: Path) -> EpisodeFiles:
-    """Read all of an episode but its pictures.
+    """Read all of an episode but its images.
 
     Raises:
         DataError: where a file is missing or broken.
@@ -147,7 +147,7 @@ def read_episode(folder: Path) -> Episode:
     """Read one episode, its videos decoded.
 
     Raises:
-        DataError: where a file is missing or broken, or pictures and steps do not match.
+        DataError: where a file is missing or broken, or images and steps do not match.
     """
     files = read_episode_files(folder)
     images = {}

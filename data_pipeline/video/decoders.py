@@ -1,7 +1,7 @@
 """One interface of all decoders, and the one that reads by default: PyAV, which opens everything FFmpeg opens.
 
 Every decoder takes the frames and their times from one `VideoIndex` and gives identical pixels for 8-bit video, but for
-halved color of odd sizes and interlaced pictures (less than one gray level on average). 10-bit video differs by a few.
+halved color of odd sizes and interlaced images (less than one gray level on average). 10-bit video differs by a few.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class AvDecoder:
                 if key < 0:
                     raise DataError(f"frame {wanted} of {self.index.num_frames} cannot be decoded.")
                 # FFmpeg went to a later key frame (MP4 without edit list seeks by decoding time), or gave no frame
-                # until the picture had recovered.
+                # until the image had recovered.
                 if self._seek_by_dts or self.index.keys[key].dts >= self.index.keys[key].pts:
                     key -= 1
                 else:

@@ -111,7 +111,7 @@ def _why_keys_err(container: Any, stream: Any) -> str:
     container.seek(0)
     for packet in container.demux(stream):
         if packet.is_keyframe and packet.size and 5 not in _nal_types(bytes(packet), length):
-            return "it holds key frames from which the picture is refreshed bit by bit"
+            return "it holds key frames from which the image is refreshed bit by bit"
     return ""
 
 

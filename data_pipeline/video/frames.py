@@ -1,4 +1,4 @@
-"""Resize pictures to the square that the image tokenizer wants."""
+"""Resize images to the square that the image tokenizer wants."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...contracts import Array
 def resize_frames(frames: Array, size: int) -> Array:
     """Resize uint8 `[f h w 3]` to `[f size size 3]` by averaging over areas, without cropping.
 
-    The whole picture stays visible, its aspect ratio does not: a wide picture is squeezed. Training data and
+    The whole image stays visible, its aspect ratio does not: a wide image is squeezed. Training data and
     live cameras both pass through this function, so a policy sees the pixels that it was trained on.
 
     Pillow's Hamming window is used: it differs from the exact mean over each area by about half a gray level
@@ -20,4 +20,4 @@ def resize_frames(frames: Array, size: int) -> Array:
     if frames.shape[1:3] == (size, size):
         return frames
     resized = [Image.fromarray(frame).resize((size, size), Image.Resampling.HAMMING) for frame in frames]
-    return np.stack([np.asarray(picture) for picture in resized])
+    return np.stack([np.asarray(image) for image in resized])

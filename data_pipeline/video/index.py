@@ -92,7 +92,7 @@ def video_stream(container: Any) -> Any:
     """Choose FFmpeg's best video stream and decode it in one thread.
 
     Raises:
-        DataError: the file holds no video, or a cover picture alone.
+        DataError: the file holds no video, or a cover image alone.
     """
     import av
 
@@ -100,7 +100,7 @@ def video_stream(container: Any) -> Any:
     if stream is None:
         raise DataError("the file holds no video stream, expected one.")
     if stream.disposition & av.stream.Disposition.attached_pic:
-        raise DataError("the file holds no video stream but a cover picture, expected a video.")
+        raise DataError("the file holds no video stream but a cover image, expected a video.")
     stream.thread_count = 1
     return stream
 

@@ -30,7 +30,7 @@ class GR2Policy:
     """One forward pass a call; frames are never predicted while acting.
 
     Args:
-        encode_images: of the frozen image tokenizer, on pictures of the size it was trained for.
+        encode_images: of the frozen image tokenizer, on images of the size it was trained for.
         encode_text: of the frozen text encoder.
         control_hz: rate of the predicted poses [Hz].
         executed_steps: poses to be executed between calls; with a context of more than one frame this is also
@@ -74,7 +74,7 @@ class GR2Policy:
             self.ensemble.reset()
 
     def act(self, observation: Observation) -> Trajectory:
-        """Encode the pictures, predict a chunk, place it at the present tool pose.
+        """Encode the images, predict a chunk, place it at the present tool pose.
 
         Raises:
             ShapeError: none of the model's cameras is observed.
@@ -140,7 +140,7 @@ class GR2Policy:
 
 @torch.inference_mode()
 def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observation]) -> list[Trajectory]:
-    """Let policies over one model act at once: pictures of one size are encoded, and alike contexts passed, together.
+    """Let policies over one model act at once: images of one size are encoded, and alike contexts passed, together.
 
     A trajectory may differ in its last digits from the one that its policy would give alone. Where the pass fails, no
     policy remembers it.
@@ -177,14 +177,14 @@ def _pass_together(
 
 
 def _encode_all(policy: GR2Policy, observations: Sequence[Observation]) -> list[dict[str, Array]]:
-    """Encode the pictures of all observations, those of one size in one go."""
+    """Encode the images of all observations, those of one size in one go."""
     cameras = [c.name for c in policy.model.config.cameras]
     places: dict[tuple[int, ...], list[tuple[int, str]]] = {}
     for i, observation in enumerate(observations):
         names = [name for name in cameras if name in observation.images]
         if not names:
             raise ShapeError(
-                f"GR2Policy: expected a picture of one of {cameras}, got {sorted(observation.images)}; switch the "
+                f"GR2Policy: expected an image of one of {cameras}, got {sorted(observation.images)}; switch the "
                 "cameras on."
             )
         for name in names:

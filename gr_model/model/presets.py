@@ -30,7 +30,7 @@ def tiny(
     state_dropout: float = 0.0,
     text_dropout: float = 0.0,
 ) -> ModelConfig:
-    """Return the CPU preset: four layers of 128, 4 x 4 positions a picture, about 2.2 million parameters in all."""
+    """Return the CPU preset: four layers of 128, 4 x 4 positions an image, about 2.2 million parameters in all."""
     return ModelConfig(
         width=128,
         depth=4,

@@ -255,7 +255,7 @@ class WorldModel(nn.Module):
     def reference(self, context: Context) -> Int[Tensor, "b 1 frame pp"]:
         """Return the codes of the newest frame, each at the target position that predicts it.
 
-        Most of a picture stays as it is, so targets are predicted as changes: the reference enters the target's
+        Most of an image stays as it is, so targets are predicted as changes: the reference enters the target's
         embedding, and a gate adds to the score of its code.
         """
         newest = self.embed.arrange({name: codes[:, -1:] for name, codes in context.codes.items()})

@@ -32,7 +32,7 @@ def _decoded_windows(shards: Path, image_size: int) -> Iterator[DecodedWindow]:
 
 
 def read_frames(shards: Path, *, image_size: int, max_frames: int, seed: int) -> tuple[Array, Array]:
-    """Decode pictures of all cameras for tokenizer training.
+    """Decode images of all cameras for tokenizer training.
 
     Args:
         image_size: side [px].
@@ -79,19 +79,19 @@ def train_tokenizer(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
 ) -> None:
-    """Train the VQGAN image tokenizer on the pictures of video shards.
+    """Train the VQGAN image tokenizer on the images of video shards.
 
     Args:
         shards: folder that `gr2 data shards` wrote.
-        out: folder for the weights, the log and pictures of reconstructions; a stopped run goes on.
+        out: folder for the weights, the log and images of reconstructions; a stopped run goes on.
         preset: shape of the network.
         steps: optimization steps.
-        batch_size: pictures a step.
-        max_frames: pictures held in memory; without streaming, the training sees no more than these.
-        stream: decode pictures as they are needed, so that the corpus may be larger than memory.
+        batch_size: images a step.
+        max_frames: images held in memory; without streaming, the training sees no more than these.
+        stream: decode images as they are needed, so that the corpus may be larger than memory.
         num_workers: processes that decode ahead when streaming; 0 decodes in this process.
         training: optimization and losses; where nothing is chosen, f16 presets take the published learning rate.
-        validate_every: steps between figures and pictures of held-out videos; a tenth of the run by default.
+        validate_every: steps between figures and images of held-out videos; a tenth of the run by default.
         checkpoint_every: steps between checkpoints.
         device: where to train; auto takes a GPU where there is one.
         seed: seed of weights and batches.
@@ -101,7 +101,7 @@ def train_tokenizer(
     from ...tokenizers import vqgan
     from ...tokenizers.training import train_vqgan
     from ...tokenizers.training_options import f16_recipe
-    from .image_batches import open_picture_stream
+    from .image_batches import open_image_stream
     from .loop import choose_accelerator
 
     accelerator = choose_accelerator(device)
@@ -111,7 +111,7 @@ def train_tokenizer(
         training = f16_recipe(batch_size)
     sample_batch: Any
     if stream:
-        sample_batch, validation = open_picture_stream(
+        sample_batch, validation = open_image_stream(
             shards, image_size=config.resolution, steps=steps, batch_size=batch_size, num_workers=num_workers, seed=seed
         )
     else:
@@ -141,7 +141,7 @@ def train_text(
     Args:
         shards: folder that `gr2 data shards` wrote.
         out: folder for the weights and the log; a stopped run goes on.
-        image_size: picture side [px].
+        image_size: image side [px].
         steps: optimization steps.
         batch_size: pairs a step.
         seed: seed of weights and batches.
@@ -188,7 +188,7 @@ def tokenizer_facts(vqgan: VQGAN, text: TextEncoder) -> dict[str, Any]:
 
 
 def codebook_fingerprint(vqgan: VQGAN) -> str:
-    """Return a digest of all weights that turn pictures into codes and back."""
+    """Return a digest of all weights that turn images into codes and back."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -225,7 +225,7 @@ def tokens(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: bool = False,
 ) -> Mapping[str, Any]:
-    """Encode every picture and sentence of video shards with the frozen tokenizers.
+    """Encode every image and sentence of video shards with the frozen tokenizers.
 
     Args:
         shards: folder of video shards, its URL, or tars by pattern (`https://host/shard-{000000..000127}.tar`).
@@ -237,7 +237,7 @@ def tokens(
         target_fps: frames a second to keep; all by default.
         executor: `local` encodes in this process, `ray` a shard in each worker of the cluster at RAY_ADDRESS.
         num_workers: processes that decode for this process; workers of Ray.
-        device: where pictures are encoded; auto takes a GPU where there is one. With Ray, `cuda` gives each worker one.
+        device: where images are encoded; auto takes a GPU where there is one. With Ray, `cuda` gives each worker one.
         overwrite: replace an earlier result.
     """
     from ...tokenizers.text_weights import load_text_encoder

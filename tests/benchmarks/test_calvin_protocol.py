@@ -112,7 +112,7 @@ def test_contacts_come_in_the_order_of_the_official_simulator(name: str) -> None
 
 
 @needs_recordings
-def test_pictures_and_depth_on_calvins_files_are_those_recorded() -> None:
+def test_images_and_depth_on_calvins_files_are_those_recorded() -> None:
     with np.load(GOLDEN / "rollouts" / "rollout_D.npz", allow_pickle=False) as file:
         recorded = dict(file)
     assert recorded["image_steps"][0] == 0

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gr2.benchmarks.calvin.gallery import pictures
+from gr2.benchmarks.calvin.gallery import images
 from gr2.benchmarks.calvin.official import OfficialTable
 from gr2.benchmarks.calvin.speed import speed
 from gr2.benchmarks.doctor import run_probe
@@ -91,7 +91,7 @@ print("\\nJSON" + json.dumps(differences))
 
 
 @needs_calvin
-def test_egl_draws_the_pictures_of_the_dataset_from_the_first_one_on() -> None:
+def test_egl_draws_the_images_of_the_dataset_from_the_first_one_on() -> None:
     if not egl_works():
         pytest.skip("EGL is not available here (gr2 doctor)")
     differences = run_apart(_EGL_FRAMES, str(CALVIN))
@@ -142,7 +142,7 @@ def test_the_folder_of_the_clone_is_not_taken_for_the_package(monkeypatch: pytes
 
 
 def test_the_gallery_shows_four_scenes(tmp_path: Path) -> None:
-    assert pictures(out=tmp_path / "sheets" / "scenes.png") == 0
+    assert images(out=tmp_path / "sheets" / "scenes.png") == 0
     sheet = np.asarray(Image.open(tmp_path / "sheets" / "scenes.png"))
     rows = sheet[22:].reshape(4, 204, *sheet.shape[1:])[:, :200]
     assert rows.shape[2] == 404 and rows.std(axis=(1, 2)).min() > 10
@@ -151,7 +151,7 @@ def test_the_gallery_shows_four_scenes(tmp_path: Path) -> None:
 
 def test_a_gallery_of_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ends in \.png or \.webp, got '\.gif'"):
-        pictures(out=tmp_path / "scenes.gif")
+        images(out=tmp_path / "scenes.gif")
     assert not list(tmp_path.iterdir())
 
 

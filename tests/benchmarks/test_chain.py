@@ -91,15 +91,15 @@ def test_recording_refuses_another_configuration(run):
 def test_acting_imagining_and_the_report(run):
     results = evaluate(
         policy=str(run / "finetune"), out=run / "act", tasks="open_drawer,turn_on_led", control="both", starts=1,
-        sequences=1, chains=1, max_steps=12, num_workers=1, films="failed",
+        sequences=1, chains=1, max_steps=12, num_workers=1, videos="failed",
     )  # fmt: skip
     for control in ("wbc", "calvin"):
         assert set(results["controls"][control]["tasks"]) == {"open_drawer", "turn_on_led"}
         assert len(results["controls"][control]["chains"]) == len(results["controls"][control]["sequences"]) == 1
     assert len(results["weights_sha256"]) == 64 and results["versions"]["pybullet"]
-    films = list((run / "act" / "films").glob("*.mp4"))
+    videos = list((run / "act" / "videos").glob("*.mp4"))
     failures = [r for c in results["controls"].values() for r in c["tasks"].values() if not r["success"]]
-    assert len(films) >= len(failures) > 0 and (run / "act" / "films" / "sheet.png").is_file()
+    assert len(videos) >= len(failures) > 0 and (run / "act" / "videos" / "sheet.png").is_file()
     limits = results["controls"]["wbc"]["limits"]
     assert limits["ticks"] > 0
     assert limits["position_violations"] == limits["velocity_violations"] == 0

@@ -12,7 +12,7 @@ import torch
 from model_cases import fit, make_batch, make_context, make_model, small_config
 from PIL import Image
 
-from gr2.benchmarks.imagine.drawing import Strip, write_film, write_sheet
+from gr2.benchmarks.imagine.drawing import Strip, write_sheet, write_strips
 from gr2.benchmarks.imagine.run import imagine as imagine_files
 from gr2.benchmarks.imagine.start import read_start
 from gr2.cvae_head.trajectory import state_after
@@ -158,7 +158,7 @@ def read_frames(file: Path) -> np.ndarray:
         return reader.get_batch(range(len(reader)))
 
 
-def test_a_picture_of_one_camera_goes_on_without_the_other(tmp_path: Path) -> None:
+def test_a_image_of_one_camera_goes_on_without_the_other(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8)).save(tmp_path / "start.png")
     done = imagine_files(
         image=tmp_path / "start.png", text="open the drawer", num_frames=5, decoding_steps=2, grid=True,
@@ -216,18 +216,18 @@ def test_sheets_show_equal_steps_in_time_and_say_where_a_clip_ended(tmp_path: Pa
 
 
 @pytest.mark.parametrize("side", [64, 255, 300])
-def test_long_sentences_fit_films_of_any_picture_size(tmp_path: Path, side: int) -> None:
+def test_long_sentences_fit_videos_of_any_image_size(tmp_path: Path, side: int) -> None:
     sentence = "pull the handle to open the drawer, then push the red block to the left until it falls"
     heights = []
     for said in ("", "push the block", sentence):
-        write_film(tmp_path / "film.mp4", [strip("predicted", [100, 200], side)], sentence=said, frame_s=0.5)
-        frames = read_frames(tmp_path / "film.mp4")
+        write_strips(tmp_path / "video.mp4", [strip("predicted", [100, 200], side)], sentence=said, frame_s=0.5)
+        frames = read_frames(tmp_path / "video.mp4")
         assert len(frames) == 2 and frames.shape[2] == 2 * round(side * max(1, round(256 / side)) / 2 + 0.1)
         heights.append(frames.shape[1])
         below = frames[:, -200:-10, 5:240].mean((1, 2, 3))
         np.testing.assert_allclose(below, [100, 200], atol=3)
         right_edge = frames[:, : frames.shape[1] - side * round(256 / side) - 2, -4:]
-        assert right_edge.min() > 230, "the text leaves the picture"
+        assert right_edge.min() > 230, "the text leaves the image"
     assert heights[0] < heights[1] < heights[2]
 
 
@@ -265,10 +265,10 @@ def test_real_clips_start_roll_outs(shipped: Assembled, file: str, frames: int) 
 
 def test_unusable_starts_are_refused_in_one_sentence(tmp_path: Path, shipped: Assembled) -> None:
     moving_clip(tmp_path / "clip.mp4", frames=3, fps=6)
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "clip.mp4").read_bytes()[:200])
     for image, clip, error, message in (
-        (tmp_path / "none.png", None, DataError, "no such file, expected a picture"),
+        (tmp_path / "none.png", None, DataError, "no such file, expected an image"),
         (tmp_path / "text.png", None, DataError, "none or broken"),
         (tmp_path / "clip.mp4", None, DataError, "give it as --clip"),
         (None, tmp_path / "none.mp4", DataError, "no such file"),

@@ -93,20 +93,20 @@ def test_same_actions_after_reset_give_identical_observations(env):
     assert np.array_equal(runs[0], runs[1])
 
 
-def test_pictures_have_the_size_asked_for_and_show_the_light(env):
+def test_images_have_the_size_asked_for_and_show_the_light(env):
     off, on = np.zeros(24), np.zeros(24)
     for obs in (off, on):
         obs[6:] = env._default_scene()[6:]
     on[5] = 1
-    pictures = []
+    images = []
     for obs in (off, on):
         env.reset(options={"scene_obs": obs})
-        pictures.append(env.draw("static"))
-    assert pictures[0].shape == (64, 64, 3)
+        images.append(env.draw("static"))
+    assert images[0].shape == (64, 64, 3)
     assert env.draw("gripper", px=84).shape == (84, 84, 3)
-    changed = np.any(pictures[0] != pictures[1], axis=-1)
+    changed = np.any(images[0] != images[1], axis=-1)
     assert 3 < changed.sum() < 200
-    assert pictures[1][changed][:, 1].mean() > pictures[1][changed][:, 0].mean() + 80
+    assert images[1][changed][:, 1].mean() > images[1][changed][:, 0].mean() + 80
 
 
 def test_button_toggles_once_a_press(env):

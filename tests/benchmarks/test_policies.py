@@ -344,7 +344,7 @@ def test_an_evaluation_closes_the_users_policy(user_file: Path, tmp_path: Path) 
 def test_a_server_says_what_is_wrong(address: str) -> None:
     policy = RemotePolicy(address)
     blind = Observation(**{name: getattr(observation(), name) for name in observation().__slots__} | {"images": {}})
-    with pytest.raises(PolicyError, match="400: GR2Policy: expected a picture"):
+    with pytest.raises(PolicyError, match="400: GR2Policy: expected an image"):
         policy.act(blind)
     assert policy.act(observation()).positions.shape[1] == 3
     policy.close()

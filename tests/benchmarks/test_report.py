@@ -166,13 +166,13 @@ def _write_episodes(folder: Path, rng: np.random.Generator, episodes: int) -> No
     for index in range(episodes):
         record = {"instruction": SENTENCES[index % 4], "task": TASKS[index], "camera": "static"}
         for role, frames in (("predicted", 8), ("real", 8), ("rollout", 12)):
-            picture = np.full((frames, 64, 64, 3), (196, 178, 150), dtype=np.uint8)
-            picture[:, 40:] = (120, 98, 80)
+            image = np.full((frames, 64, 64, 3), (196, 178, 150), dtype=np.uint8)
+            image[:, 40:] = (120, 98, 80)
             for t in range(frames):
-                picture[t, 28:40, 4 + 4 * t : 16 + 4 * t] = (190, 50 + 60 * (role == "rollout"), 40)
-            noise = rng.integers(0, 12 if role == "predicted" else 2, picture.shape, dtype=np.uint8)
+                image[t, 28:40, 4 + 4 * t : 16 + 4 * t] = (190, 50 + 60 * (role == "rollout"), 40)
+            noise = rng.integers(0, 12 if role == "predicted" else 2, image.shape, dtype=np.uint8)
             record[role] = f"{index:03d}_{role}.mp4"
-            (folder / record[role]).write_bytes(encode_mp4(list(picture + noise), Fraction(6)))
+            (folder / record[role]).write_bytes(encode_mp4(list(image + noise), Fraction(6)))
         records.append(record)
     _write(folder / "episodes.json", records)
 

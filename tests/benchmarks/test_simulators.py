@@ -124,7 +124,7 @@ def test_another_simulator_is_evaluated_without_a_change(tmp_path: Path) -> None
     assert OPENED[-1].simulator.draws == 0, "an expert that reads the state needs no images"
 
 
-def test_films_are_drawn_where_they_are_wanted(tmp_path: Path) -> None:
+def test_videos_are_drawn_where_they_are_wanted(tmp_path: Path) -> None:
     run_jobs(PointEvaluation(), [Job(control="point", kind="left", index=2)], "all", tmp_path)
     assert OPENED[-1].simulator.draws > 0 and (tmp_path / "point-left-2.mp4").is_file()
 

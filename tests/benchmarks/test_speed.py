@@ -213,7 +213,7 @@ def test_policy_and_tokens_come_together():
         speed(policy="pretrained", tokens="tokens", only="training")
 
 
-def test_taming_alone_gives_our_codes_and_pictures():
+def test_taming_alone_gives_our_codes_and_images():
     torch.manual_seed(0)
     ours, taming = VQGAN(small()).eval(), TamingVQGAN(small()).eval()
     torch.nn.init.normal_(ours.quantize.embedding.weight)

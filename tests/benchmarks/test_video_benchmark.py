@@ -282,12 +282,12 @@ def test_a_shuffle_moves_as_many_as_it_can_beside_a_majority() -> None:
 
 
 def spoken_batch(config: Any, size: int) -> dict[str, Any]:
-    """Make clips whose next frame is one of four pictures, the one that the sentence names; contexts are alike."""
+    """Make clips whose next frame is one of four images, the one that the sentence names; contexts are alike."""
     batch = make_batch(config, size=size)
     for camera, codes in batch["codes"].items():
-        pictures = torch.randint(config.codebook_size, (4, codes.shape[-1]), generator=torch.Generator().manual_seed(7))
+        images = torch.randint(config.codebook_size, (4, codes.shape[-1]), generator=torch.Generator().manual_seed(7))
         codes[:] = 3
-        batch["codes"][camera][:, 1] = pictures[batch["text_id"]]
+        batch["codes"][camera][:, 1] = images[batch["text_id"]]
     return batch
 
 

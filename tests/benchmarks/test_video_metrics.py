@@ -297,8 +297,8 @@ def test_lpips_equals_its_definition_layer_by_layer(lpips_weights: Path) -> None
     shift, scale = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450])
     for frame in range(2):
         layers = []
-        for picture in (first[frame], second[frame]):
-            x = torch.tensor((picture / 127.5 - 1 - shift) / scale).permute(2, 0, 1)[None].float()
+        for image in (first[frame], second[frame]):
+            x = torch.tensor((image / 127.5 - 1 - shift) / scale).permute(2, 0, 1)[None].float()
             taps = []
             for number, layer in enumerate(network):
                 x = layer(x)

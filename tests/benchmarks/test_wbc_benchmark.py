@@ -1,4 +1,4 @@
-"""The benchmark of whole-body control: cases and files, chunks, the evaluator by hand, exit codes, peers, film."""
+"""The benchmark of whole-body control: cases and files, chunks, the evaluator by hand, exit codes, peers, video."""
 
 from __future__ import annotations
 
@@ -411,10 +411,10 @@ def test_noisy_targets_run_through_the_poses_of_the_latest_chunk() -> None:
     np.testing.assert_allclose(targets[30, :3, 3], middle, atol=1e-12)
 
 
-def test_track_writes_a_film_and_a_page(
+def test_track_writes_a_video_and_a_page(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gr2.benchmarks.wbc.film.SIZE", (160, 120))
+    monkeypatch.setattr("gr2.benchmarks.wbc.video.SIZE", (160, 120))
     out = tmp_path / "view"
     assert main(["wbc", "track", str(file), "--view", "--case", "ball", "--out", str(out)]) == 0
     assert str(out / "ball.mp4") in capsys.readouterr().out

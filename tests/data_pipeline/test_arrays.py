@@ -1,4 +1,4 @@
-"""Specs of datasets, and episodes kept as npz files: every form of picture gives the same pixels, or says why not."""
+"""Specs of datasets, and episodes kept as npz files: every form of image gives the same pixels, or says why not."""
 
 import pickle
 import zipfile
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gr2.contracts import Episode, VideoClip
-from gr2.data_pipeline.readers.arrays import ASSUMED_HZ, ArraysSource, find_arrays, read_pictures
+from gr2.data_pipeline.readers.arrays import ASSUMED_HZ, ArraysSource, find_arrays, read_images
 from gr2.data_pipeline.readers.record import Record, with_video_files
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.readers.spec import BRIDGE, KNOWN_SPECS, EpisodeSpec, read_spec, with_opening
@@ -20,7 +20,7 @@ needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the real npz sa
 STEPS = 6
 
 
-def pictures(seed: int = 0) -> np.ndarray:
+def images(seed: int = 0) -> np.ndarray:
     """Draw coarse noise: uint8 `[t h w 3]`."""
     coarse = np.random.default_rng(seed).integers(0, 256, (STEPS, 2, 3, 3), dtype=np.uint8)
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
@@ -34,32 +34,32 @@ def numbers(width: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "stored"),
     [
-        ("image", pictures()),
-        ("images", pictures().astype(np.int64)),
-        ("observation", pictures().astype(np.uint16)),
-        ("rgb", (pictures() / 255).astype(np.float32)),
-        ("image", pictures() / 255),
-        ("image", pictures().transpose(0, 3, 1, 2)),
-        ("observation", np.concatenate([pictures(2), pictures(1), pictures()], axis=3).transpose(0, 3, 1, 2)),
+        ("image", images()),
+        ("images", images().astype(np.int64)),
+        ("observation", images().astype(np.uint16)),
+        ("rgb", (images() / 255).astype(np.float32)),
+        ("image", images() / 255),
+        ("image", images().transpose(0, 3, 1, 2)),
+        ("observation", np.concatenate([images(2), images(1), images()], axis=3).transpose(0, 3, 1, 2)),
     ],
 )
-def test_every_form_of_picture_gives_the_same_pixels(tmp_path: Path, name: str, stored: np.ndarray) -> None:
+def test_every_form_of_image_gives_the_same_pixels(tmp_path: Path, name: str, stored: np.ndarray) -> None:
     actions = numbers(4)
     np.savez_compressed(tmp_path / "episode.npz", **{name: stored, "action": actions, "reward": np.zeros(STEPS)})
-    assert np.array_equal(read_pictures(tmp_path / "episode.npz", name), pictures())
+    assert np.array_equal(read_images(tmp_path / "episode.npz", name), images())
     (record,) = open_source(tmp_path)
     assert record.facts["rate"] == "assumed" and record.control_hz == ASSUMED_HZ
     again = pickle.loads(pickle.dumps(record))  # records travel to the processes that encode them
     episode = again.decode()
     assert isinstance(episode, Episode) and np.array_equal(episode.actions, actions.astype(np.float32))
     assert episode.states.shape == (STEPS, 0)
-    assert np.abs(episode.images["static"].astype(int) - pictures()).mean() < 4  # gray levels, lost by H.264
+    assert np.abs(episode.images["static"].astype(int) - images()).mean() < 4  # gray levels, lost by H.264
 
 
 def test_files_are_in_sorted_order_and_one_may_stand_alone(tmp_path: Path) -> None:
     for name in ("b/2.npz", "b/1.npz", "a/9.npz", "a/.hidden.npz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        np.savez(tmp_path / name, images=pictures(), states=numbers(3), actions=numbers(2))
+        np.savez(tmp_path / name, images=images(), states=numbers(3), actions=numbers(2))
     records = list(open_source(tmp_path, "eye"))
     assert [record.source for record in records] == ["a/9.npz", "b/1.npz", "b/2.npz"]
     assert len({record.key for record in records}) == 3 and all(list(record.videos) == ["eye"] for record in records)
@@ -68,8 +68,8 @@ def test_files_are_in_sorted_order_and_one_may_stand_alone(tmp_path: Path) -> No
     assert find_arrays(tmp_path) == []
 
 
-def test_pictures_alone_are_video(tmp_path: Path) -> None:
-    np.savez(tmp_path / "clip.npz", frames=pictures(), wrist_image=pictures(1))
+def test_images_alone_are_video(tmp_path: Path) -> None:
+    np.savez(tmp_path / "clip.npz", frames=images(), wrist_image=images(1))
     (record,) = open_source(tmp_path)
     assert record.states is None and record.control_hz is None and list(record.videos) == ["static", "wrist_image"]
     clip = record.decode()
@@ -77,7 +77,7 @@ def test_pictures_alone_are_video(tmp_path: Path) -> None:
 
 
 def test_spec_names_arrays_rate_and_gripper(tmp_path: Path) -> None:
-    arrays = {"view": pictures(), "q": numbers(7), "width": np.arange(STEPS), "target": np.full((STEPS, 2), 0.25)}
+    arrays = {"view": images(), "q": numbers(7), "width": np.arange(STEPS), "target": np.full((STEPS, 2), 0.25)}
     np.savez(tmp_path / "1.npz", **arrays, words=np.array("open the box "))
     path = tmp_path / "spec.yaml"
     path.write_text(
@@ -98,25 +98,25 @@ def encoded_problem(record: Record) -> str:
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"action": numbers(2), "image": pictures()[:-1]}, "expected one number of steps"),
-        ({"action": numbers(2) * np.nan, "image": pictures()}, "action: expected finite numbers"),
-        ({"action": numbers(2) * 1e300, "image": pictures()}, "action: expected finite numbers"),
-        ({"action": np.array(["go"] * STEPS), "image": pictures()}, "action: expected numbers"),
-        ({"image": pictures()[..., 0]}, "expected integers 0 to 255 or floats 0 to 1"),
-        ({"image": pictures()[None]}, "write one file an episode"),
-        ({"image": pictures() > 3}, "got bool"),
-        ({"image": pictures()[:0]}, "expected integers 0 to 255"),
-        ({"image": pictures().astype(np.int64) + 200}, "expected int64 from 0 to 255, got 20"),
-        ({"image": pictures().astype(np.int16) - 3}, "expected int16 from 0 to 255"),
-        ({"image": pictures().astype(np.float32)}, "expected float32 from 0 to 1"),
+        ({"action": numbers(2), "image": images()[:-1]}, "expected one number of steps"),
+        ({"action": numbers(2) * np.nan, "image": images()}, "action: expected finite numbers"),
+        ({"action": numbers(2) * 1e300, "image": images()}, "action: expected finite numbers"),
+        ({"action": np.array(["go"] * STEPS), "image": images()}, "action: expected numbers"),
+        ({"image": images()[..., 0]}, "expected integers 0 to 255 or floats 0 to 1"),
+        ({"image": images()[None]}, "write one file an episode"),
+        ({"image": images() > 3}, "got bool"),
+        ({"image": images()[:0]}, "expected integers 0 to 255"),
+        ({"image": images().astype(np.int64) + 200}, "expected int64 from 0 to 255, got 20"),
+        ({"image": images().astype(np.int16) - 3}, "expected int16 from 0 to 255"),
+        ({"image": images().astype(np.float32)}, "expected float32 from 0 to 1"),
         ({"image": np.full((STEPS, 4, 4, 3), np.nan)}, "from 0 to 1, got nan"),
-        ({"depth": numbers(2)}, "expected the arrays .*pictures such as image.*name them in a spec"),
+        ({"depth": numbers(2)}, "expected the arrays .*images such as image.*name them in a spec"),
         ({"image": np.array([{"a": 1}] * STEPS, dtype=object)}, "holds objects"),
     ],
 )
 def test_arrays_that_do_not_fit_are_a_problem(tmp_path: Path, arrays: dict, words: str) -> None:
     np.savez(tmp_path / "bad.npz", **arrays)
-    np.savez(tmp_path / "good.npz", image=pictures(), action=numbers(2))
+    np.savez(tmp_path / "good.npz", image=images(), action=numbers(2))
     bad, good = ArraysSource(tmp_path)
     with pytest.raises(DataError, match=words):
         bad.decode()
@@ -125,7 +125,7 @@ def test_arrays_that_do_not_fit_are_a_problem(tmp_path: Path, arrays: dict, word
 
 def test_damaged_files_are_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "1.npz"
-    np.savez_compressed(path, image=pictures(), action=numbers(2))
+    np.savez_compressed(path, image=images(), action=numbers(2))
     whole = path.read_bytes()
     with zipfile.ZipFile(path) as members:
         start = members.getinfo("action.npy").header_offset + len("action.npy") + 30 + 20 + 90

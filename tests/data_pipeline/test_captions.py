@@ -34,7 +34,7 @@ from gr2.gr_model.cli import main
 
 QUICK = AskConfig(attempts=4, first_wait_seconds=0.01, timeout_seconds=20)
 LEVELS = 12
-"""Frames of a clip; each is of one gray level, so that the server can tell clip and frame from the picture."""
+"""Frames of a clip; each is of one gray level, so that the server can tell clip and frame from the image."""
 
 
 def gray_of(clip: int, frame: int) -> int:
@@ -127,15 +127,15 @@ def serve(reply: Callable[[int, dict], tuple[int, bytes, dict]]) -> Iterator[Fak
         server.server_close()
 
 
-def pictures_of(request: dict) -> list[Image.Image]:
-    """Decode the pictures of a request, each a JPEG file in a data URI."""
-    pictures = []
+def images_of(request: dict) -> list[Image.Image]:
+    """Decode the images of a request, each a JPEG file in a data URI."""
+    images = []
     for part in request["messages"][0]["content"]:
         if part["type"] == "image_url":
             head, _, data = part["image_url"]["url"].partition(",")
             assert head == "data:image/jpeg;base64"
-            pictures.append(Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=("JPEG",)))
-    return pictures
+            images.append(Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=("JPEG",)))
+    return images
 
 
 def text_of(request: dict) -> str:
@@ -143,13 +143,13 @@ def text_of(request: dict) -> str:
 
 
 def frames_of(request: dict) -> list[tuple[int, int]]:
-    """Tell (clip, frame) of every picture of a request from its gray level."""
-    levels = [round((float(np.asarray(picture).mean()) - 20) / 3) for picture in pictures_of(request)]
+    """Tell (clip, frame) of every image of a request from its gray level."""
+    levels = [round((float(np.asarray(image).mean()) - 20) / 3) for image in images_of(request)]
     return [divmod(level, LEVELS) for level in levels]
 
 
 def describe(number: int, request: dict) -> tuple[int, bytes, dict]:
-    """Answer with what the pictures are."""
+    """Answer with what the images are."""
     (clip, first), (_, last) = frames_of(request)[0], frames_of(request)[-1]
     return 200, completion(f"push block {clip} from {first} to {last}"), {}
 
@@ -178,7 +178,7 @@ def test_each_window_is_shown_as_it_is_and_gets_its_own_answer(shards: Path, tmp
         assert path == "/v1/chat/completions"
         assert (request["model"], request["temperature"], request["max_tokens"]) == ("fake", 0, 128)
         assert text_of(request) == PROMPT
-        assert [picture.size for picture in pictures_of(request)] == [(64, 48)] * 4
+        assert [image.size for image in images_of(request)] == [(64, 48)] * 4
     shown = sorted(frames_of(request) for request in server.requests)
     assert shown == sorted(
         [(clip, frame) for frame in frames] for clip in range(6) for frames in ((0, 2, 3, 5), (6, 8, 9, 11))
@@ -547,9 +547,9 @@ def save_tiny_model(folder: Path) -> None:
         eos_token="</s>",
         additional_special_tokens=["<image>"],
     )
-    picture = {"height": 28, "width": 28}
+    image = {"height": 28, "width": 28}
     processor = transformers.LlavaProcessor(
-        image_processor=transformers.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=picture),
+        image_processor=transformers.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=image),
         tokenizer=tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",

@@ -43,7 +43,7 @@ VIDEO_MISSING = "video missing"
 WORDS = "ein Löffel スプーン 🥄"
 
 
-def picture_of(number: int) -> np.ndarray:
+def image_of(number: int) -> np.ndarray:
     """Draw the bits of a number as eight white or black squares: uint8 `[32 32 3]`."""
     bits = [number >> bit & 1 for bit in range(8)]
     squares = np.array(bits, np.uint8).reshape(2, 4).repeat(16, axis=0).repeat(8, axis=1) * 255
@@ -51,7 +51,7 @@ def picture_of(number: int) -> np.ndarray:
 
 
 def numbers_in(video: Path | bytes) -> tuple[list[int], float]:
-    """Read the numbers that the pictures of a video show, and its rate [1/s]."""
+    """Read the numbers that the images of a video show, and its rate [1/s]."""
     with open_video(video) as reader:
         frames = reader.get_batch(range(len(reader)))
         bits = frames[:, 8::16, 4::8].mean(axis=-1).reshape(len(frames), 8) > 128
@@ -68,7 +68,7 @@ def write_numbered(path: Path, times: Sequence[float], codec: str = "libx264") -
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", base
         stream.options = {"g": "12", "bf": "2"} if codec == "libx264" else {"deadline": "realtime", "cpu-used": "8"}
         for number, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(picture_of(number), format="rgb24").reformat(format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(image_of(number), format="rgb24").reformat(format="yuv420p")
             frame.pts, frame.time_base = round(time / base), base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -665,8 +665,8 @@ def test_howto100m_unusable_captions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "HowTo100M_v1.csv").write_text("id,rank\na,1\n")
     with pytest.raises(DataError, match=r"expected the columns .'video_id'.*, got .'id', 'rank'"):
         open_source(tmp_path)
-    write_json(tmp_path / "pictures/caption.json", {"1.jpg": "a dog"})
-    assert open_source(tmp_path / "pictures").kind == "folder"
+    write_json(tmp_path / "images/caption.json", {"1.jpg": "a dog"})
+    assert open_source(tmp_path / "images").kind == "folder"
 
 
 # Kinetics

@@ -58,10 +58,10 @@ def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def pan(step: int, count: int = 40, picture: np.ndarray | None = None) -> np.ndarray:
-    """Move a window of 96 px over a picture by `step` [px] a frame."""
-    picture = texture(72, 96 + step * count) if picture is None else picture
-    return np.stack([picture[:, i * step : i * step + 96] for i in range(count)])
+def pan(step: int, count: int = 40, image: np.ndarray | None = None) -> np.ndarray:
+    """Move a window of 96 px over an image by `step` [px] a frame."""
+    image = texture(72, 96 + step * count) if image is None else image
+    return np.stack([image[:, i * step : i * step + 96] for i in range(count)])
 
 
 def recoded(frames: np.ndarray, crf: int) -> np.ndarray:
@@ -77,7 +77,7 @@ def recoded(frames: np.ndarray, crf: int) -> np.ndarray:
 @pytest.mark.parametrize("short_side", [64, 72, 90])
 def test_real_jumps_are_found_and_whip_pans_are_not(short_side: int) -> None:
     # Looked at frame by frame: one hand-held shot. At 229 the stream breaks (the lower half smears into stripes, from
-    # 230 on the whole picture), the broken picture stands until 267, and at 268 the shot is back. 48, 187 and 208 are
+    # 230 on the whole image), the broken image stands until 267, and at 268 the shot is back. 48, 187 and 208 are
     # blurred swings of the camera; at 206 it swings while frames 204 and 206 are shown twice.
     assert find_cuts(whole(WRESTLING, short_side)) == [229, 268]
 
@@ -85,7 +85,7 @@ def test_real_jumps_are_found_and_whip_pans_are_not(short_side: int) -> None:
 @needs_samples
 @pytest.mark.parametrize("name", ONE_SHOT)
 def test_one_shot_has_no_cut(name: str) -> None:
-    # Looked at: each is one shot. The robots were recorded at 3 Hz, so they jump; the dough fills the picture.
+    # Looked at: each is one shot. The robots were recorded at 3 Hz, so they jump; the dough fills the image.
     assert find_cuts(whole(name, 72)) == []
 
 
@@ -100,7 +100,7 @@ def test_every_splice_of_two_real_shots_is_found_where_it_is() -> None:
 
 @needs_samples
 @pytest.mark.parametrize("length", [1, 2, 3])
-def test_flashes_and_dropped_pictures_are_no_cuts(length: int) -> None:
+def test_flashes_and_dropped_images_are_no_cuts(length: int) -> None:
     for name in (MAKE_UP, KNEADING, RT1_10, HUMANOID):
         frames, middle = whole(name, 72), len(whole(name, 72)) // 2
         for change in (lambda part: np.minimum(part * 1.2 + 120, 255), lambda _: 255, lambda _: 0):
@@ -116,7 +116,7 @@ def test_pans_are_no_cuts(step: int) -> None:
 
 @pytest.mark.parametrize("step", [1, 5, 10])
 def test_a_cut_between_two_pans_is_found(step: int) -> None:
-    other = pan(step, picture=texture(72, 96 + 40 * step, 1))
+    other = pan(step, image=texture(72, 96 + 40 * step, 1))
     assert find_cuts(np.concatenate([pan(step), other])) == [40]
 
 
@@ -204,13 +204,13 @@ def captioned(frames: np.ndarray, lines: Sequence[str], size: int, outline: int,
     """Write white lines of text, with a black outline, over each frame."""
     written = []
     for frame in frames:
-        picture = Image.fromarray(frame)
+        image = Image.fromarray(frame)
         for i, line in enumerate(lines):
             where = (frame.shape[1] / 2, frame.shape[0] * top + i * 1.3 * size)
-            ImageDraw.Draw(picture).text(
+            ImageDraw.Draw(image).text(
                 where, line, (255, 255, 255), ImageFont.load_default(size), "mm", stroke_width=outline, stroke_fill=0
             )
-        written.append(np.asarray(picture))
+        written.append(np.asarray(image))
     return np.stack(written)
 
 
@@ -235,7 +235,7 @@ def test_title_card_is_text(ground: int) -> None:
     assert measure_quality(captioned(card[:1], lines, 16, 0, 0.3)).text_overlay > 0.05
 
 
-def test_quality_is_finite_floats_for_any_picture() -> None:
+def test_quality_is_finite_floats_for_any_image() -> None:
     for shape in ((1, 3, 3, 3), (3, 161, 97, 3), (12, 200, 5, 3)):
         for frames in (np.full(shape, 255, np.uint8), np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)):
             quality = measure_quality(frames)
@@ -307,9 +307,9 @@ def test_mediapipe_score_is_the_mean_of_the_surest_hand(tmp_path: Path, monkeypa
 
     seen: list[np.ndarray] = []
 
-    def detect(picture: np.ndarray) -> Named:
-        seen.append(picture)
-        return Named(handedness=[[Named(score=0.25)], [Named(score=0.75)]] if picture[0, 0, 0] else [])
+    def detect(image: np.ndarray) -> Named:
+        seen.append(image)
+        return Named(handedness=[[Named(score=0.25)], [Named(score=0.75)]] if image[0, 0, 0] else [])
 
     def create(options: Named) -> Named:
         assert options.base_options.model_asset_path == str(model)

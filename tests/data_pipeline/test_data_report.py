@@ -37,7 +37,7 @@ STAGES = ("shards", "curated", "captioned", "tokens")
 
 
 def textured(seed: int, num_frames: int = 20) -> np.ndarray:
-    """Draw a still picture with a square that moves over it: uint8 `[f 96 128 3]`."""
+    """Draw a still image with a square that moves over it: uint8 `[f 96 128 3]`."""
     generator = np.random.default_rng(seed)
     frame = generator.integers(40, 215, (12, 16, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     frames = np.stack([frame] * num_frames)
@@ -55,7 +55,7 @@ class FakeModel:
     def __init__(self) -> None:
         self.asked = 0
 
-    def ask(self, pictures: Sequence[bytes], prompt: str) -> Answer:
+    def ask(self, images: Sequence[bytes], prompt: str) -> Answer:
         self.asked += 1
         return Answer(text=self.answers[self.asked % 3], finish="stop", revision="1")
 
@@ -138,7 +138,7 @@ def open_page(file: Path) -> Page:
     return page
 
 
-def pictures(page: Page) -> list[Image.Image]:
+def images(page: Page) -> list[Image.Image]:
     found = []
     for tag, attributes in page.tags:
         if tag == "img":
@@ -186,7 +186,7 @@ def test_nothing_that_a_caption_says_becomes_a_tag(chain: Path) -> None:
         for name in ("src", "href"):
             assert str(attributes.get(name) or "data:").startswith("data:")
     assert len([tag for tag, _ in page.tags if tag == "style"]) == 1
-    assert all(picture.size[0] > 100 for picture in pictures(page))
+    assert all(image.size[0] > 100 for image in images(page))
 
 
 def test_clips_are_chosen_the_same_way_each_time(chain: Path, tmp_path: Path) -> None:
@@ -228,17 +228,17 @@ def test_missing_earlier_stages_are_said(chain: Path, tmp_path: Path) -> None:
     page = open_page(write_data_report(folder=here / "tokens"))
     assert "curated was made from /nowhere/shards, which is gone" in page.words
     assert "dark" in " ".join(page.headings) and "static" not in " ".join(page.headings)
-    assert len([row for row in page.rows if row]) == 3 and pictures(page)
+    assert len([row for row in page.rows if row]) == 3 and images(page)
 
     for name in ("curated", "captioned"):
         shutil.rmtree(here / name)
     page = open_page(write_data_report(folder=here / "tokens"))
-    assert "Earlier stages are missing" in page.words and not pictures(page)
-    assert "Token shards hold no pictures" in page.words and "Push the red block" not in page.words
+    assert "Earlier stages are missing" in page.words and not images(page)
+    assert "Token shards hold no images" in page.words and "Push the red block" not in page.words
     assert "Duration [s]" in page.headings and "Verbs" in page.headings
 
 
-def test_a_source_that_is_gone_leaves_words_in_place_of_pictures(chain: Path, tmp_path: Path) -> None:
+def test_a_source_that_is_gone_leaves_words_in_place_of_images(chain: Path, tmp_path: Path) -> None:
     before = collect_report(chain / "shards", 5)
     assert any(clip.strip for sheet in before.sheets if sheet.reason == "static" for clip in sheet.clips)
     shutil.copytree(chain / "shards", tmp_path / "shards")

@@ -19,7 +19,7 @@ from gr2.data_pipeline.readers.lerobot import LeRobotSource
 from gr2.data_pipeline.readers.lerobot_layout import EpisodeVideo, fill_pattern
 from gr2.data_pipeline.readers.lerobot_rows import EpisodeRows
 from gr2.data_pipeline.readers.lerobot_video import EpisodeSpan, find_video, read_header
-from gr2.data_pipeline.readers.record import PictureBytes, Record, VideoSpan, with_video_files
+from gr2.data_pipeline.readers.record import ImageBytes, Record, VideoSpan, with_video_files
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.readers.spec import EpisodeSpec
 from gr2.data_pipeline.video.transcode import encode_frames
@@ -238,42 +238,42 @@ def test_few_row_groups_are_in_memory(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("stored", ["bytes", "path", "plain"])
-def test_pictures_in_the_rows(tmp_path: Path, stored: str) -> None:
+def test_images_in_the_rows(tmp_path: Path, stored: str) -> None:
     write_v2(tmp_path, cameras=())
     write_info(tmp_path, "v2.0", CAMERAS[:1], image=True)
     for i, length in enumerate(LENGTHS):
-        pictures = []
+        images = []
         for step in range(length):
-            data = encode_picture(frames(i)[step])
+            data = encode_image(frames(i)[step])
             name = f"images/top/episode_{i:06d}/frame_{step:06d}.png"
             write_file(tmp_path / name, data)
             entry = {"bytes": data, "path": "frame.png"} if stored == "bytes" else {"bytes": None, "path": name}
-            pictures.append(data if stored == "plain" else entry)
+            images.append(data if stored == "plain" else entry)
         kind = pa.struct({"bytes": pa.binary(), "path": pa.string()}) if stored != "plain" else pa.binary()
-        write_parquet(data_v2(tmp_path, i), columns(i) | {CAMERAS[0]: pa.array(pictures, kind)})
+        write_parquet(data_v2(tmp_path, i), columns(i) | {CAMERAS[0]: pa.array(images, kind)})
     for i, record in enumerate(open_source(tmp_path)):
-        assert isinstance(record.videos["static"], PictureBytes)
+        assert isinstance(record.videos["static"], ImageBytes)
         expect_episode(record, i, {"static": 0})
 
 
-def encode_picture(pixels: np.ndarray) -> bytes:
-    """Encode a picture as PNG."""
+def encode_image(pixels: np.ndarray) -> bytes:
+    """Encode an image as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def test_picture_outside_the_dataset_is_not_read(tmp_path: Path) -> None:
+def test_image_outside_the_dataset_is_not_read(tmp_path: Path) -> None:
     root = write_v2(tmp_path / "data", cameras=())
     write_info(root, "v2.0", CAMERAS[:1], image=True)
     secret = tmp_path / "secret.png"
-    secret.write_bytes(encode_picture(frames(0)[0]))
+    secret.write_bytes(encode_image(frames(0)[0]))
     for name in ("../secret.png", str(secret), ""):
         kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-        pictures = pa.array([{"bytes": None, "path": name}] * LENGTHS[0], kind)
-        write_parquet(data_v2(root, 0), columns(0) | {CAMERAS[0]: pictures})
+        images = pa.array([{"bytes": None, "path": name}] * LENGTHS[0], kind)
+        write_parquet(data_v2(root, 0), columns(0) | {CAMERAS[0]: images})
         first, second, *_ = LeRobotSource(root)
-        assert "expected a picture or its path in the dataset" in first.problem
+        assert "expected an image or its path in the dataset" in first.problem
         assert "expected the column observation.images.top" in second.problem
 
 

@@ -474,7 +474,7 @@ def test_finetuning_keeps_and_guards_the_statistics_of_its_data(tmp_path: Path) 
 
 
 def observation(state: np.ndarray) -> Observation:
-    """Make an observation of a state, with a picture of each camera."""
+    """Make an observation of a state, with an image of each camera."""
     return Observation(
         images={"static": np.zeros((8, 8, 3), np.uint8)}, tool_position=state[:3], tool_quaternion=state[3:7],
         gripper_opening=float(state[7]), gripper_command=float(state[8]), joint_positions=state[9:], instruction="go",

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from gr2.contracts import Episode
-from gr2.data_pipeline.readers.record import PictureBytes, with_video_files
+from gr2.data_pipeline.readers.record import ImageBytes, with_video_files
 from gr2.data_pipeline.readers.rlds import RldsSource, open_rlds, read_rlds, read_rlds_file
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.readers.spec import BRIDGE, DROID, KNOWN_SPECS, RT1, EpisodeSpec
@@ -96,13 +96,13 @@ def write_dataset(folder: Path, name: str, leaves: dict, episodes: list[dict]) -
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """Encode a picture without loss."""
+    """Encode an image without loss."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def pictures(seed: int = 0, size: tuple[int, int] = (16, 24)) -> np.ndarray:
+def images(seed: int = 0, size: tuple[int, int] = (16, 24)) -> np.ndarray:
     """Draw noise: uint8 `[t h w 3]`."""
     return np.random.default_rng(seed).integers(0, 255, (STEPS, *size, 3), dtype=np.uint8)
 
@@ -124,7 +124,7 @@ PLAIN = {
 def plain_episode(seed: int) -> dict:
     """Return the features of an episode of a dataset that no spec knows."""
     return {
-        "steps/observation/image": [png(frame) for frame in pictures(seed)],
+        "steps/observation/image": [png(frame) for frame in images(seed)],
         "steps/observation/state": numbers(6, seed),
         "steps/action": numbers(7, seed + 100),
         "steps/is_last": np.arange(STEPS) == STEPS - 1,
@@ -174,7 +174,7 @@ def test_dataset_known_by_its_features_alone(tmp_path: Path) -> None:
     episodes = list(read_rlds(open_rlds(tmp_path / "my_robot", control_hz=10, split="train")))
     assert [e.instruction for e in episodes] == ["push block 0", "push block 1", "push block 2"]
     for i, episode in enumerate(episodes):
-        assert list(episode.images) == ["static"] and np.array_equal(episode.images["static"], pictures(i))
+        assert list(episode.images) == ["static"] and np.array_equal(episode.images["static"], images(i))
         assert np.array_equal(episode.states, numbers(6, i)) and np.array_equal(episode.actions, numbers(7, i + 100))
         assert episode.states.dtype == episode.actions.dtype == np.float32 and episode.control_hz == 10
     with pytest.raises(DataError, match="split 'val', got none"):
@@ -215,12 +215,12 @@ def test_droid_takes_the_first_sentence_and_turns_the_gripper(tmp_path: Path) ->
     for name in (*DROID.states, *DROID.actions):
         leaves[name] = leaf("tensor", "float64", (6,) if "cartesian" in name else (1,))
     episode = {name: numbers(6 if "cartesian" in name else 1) for name in (*DROID.states, *DROID.actions)}
-    episode |= {name: [png(f) for f in pictures(i)] for i, name in enumerate(DROID.cameras.values())}
+    episode |= {name: [png(f) for f in images(i)] for i, name in enumerate(DROID.cameras.values())}
     episode |= {name: [text] * STEPS for name, text in zip(DROID.instructions, (b"", b" close it ", b"x"), strict=True)}
     write_dataset(tmp_path, "droid", leaves, [episode])
     (got,) = read_rlds(open_rlds(tmp_path))
     assert got.instruction == "close it" and got.control_hz == 15
-    assert np.array_equal(got.images["gripper"], pictures(2)) and len(got.images) == 3
+    assert np.array_equal(got.images["gripper"], images(2)) and len(got.images) == 3
     assert np.allclose(got.actions[:, 6], 1 - numbers(1)[:, 0]) and np.array_equal(got.states[:, 6:], numbers(1))
 
 
@@ -234,7 +234,7 @@ def test_gripper_signs_and_packed_tensors(tmp_path: Path, gripper, expected) -> 
         "steps/view": leaf("image", "uint8", (-1, -1, 3)),
         "steps/action": leaf("tensor", "float64", (1,), encoding="zlib"),
     }
-    frames = pictures()[:2]
+    frames = images()[:2]
     episode = {
         "steps/view": [png(f) for f in frames],
         "steps/action": [zlib.compress(row.tobytes()) for row in action],
@@ -292,10 +292,10 @@ def test_damaged_files_are_named_with_their_record(tmp_path: Path) -> None:
         ({"steps/action": numbers(7) * np.float32(np.nan)}, "expected finite numbers"),
         ({"steps/observation/state": np.zeros(0, np.float32)}, "steps/observation/state: expected numbers .* nothing"),
         ({"steps/observation/image": numbers(2)}, "image: expected bytes .* got numbers"),
-        ({"steps/observation/image": [b"GIF89a"] * STEPS}, "picture 0: expected a JPEG or PNG file"),
+        ({"steps/observation/image": [b"GIF89a"] * STEPS}, "image 0: expected a JPEG or PNG file"),
         (
-            {"steps/observation/image": [png(f) for f in (*pictures()[1:], pictures(size=(8, 8))[0])]},
-            r"picture 4: expected \(16, 24\) .*, got \(8, 8\)",
+            {"steps/observation/image": [png(f) for f in (*images()[1:], images(size=(8, 8))[0])]},
+            r"image 4: expected \(16, 24\) .*, got \(8, 8\)",
         ),
     ],
 )
@@ -337,12 +337,12 @@ def test_missing_and_foreign_descriptions(tmp_path: Path) -> None:
         open_rlds(tmp_path / "d")
 
 
-def test_records_keep_the_files_of_their_pictures(tmp_path: Path) -> None:
+def test_records_keep_the_files_of_their_images(tmp_path: Path) -> None:
     write_plain(tmp_path)
     for i, record in enumerate(RldsSource(tmp_path, control_hz=10)):
         video = record.videos["static"]
-        assert isinstance(video, PictureBytes) and video.fps == 10
-        assert list(video.pictures) == plain_episode(i)["steps/observation/image"]
+        assert isinstance(video, ImageBytes) and video.fps == 10
+        assert list(video.images) == plain_episode(i)["steps/observation/image"]
 
 
 @pytest.mark.parametrize(("last", "kept"), [(0, False), (8, False), (9, True)])

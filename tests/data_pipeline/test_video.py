@@ -1,4 +1,4 @@
-"""Video reading and writing: what is written comes back, turned pictures stand, broken files say why."""
+"""Video reading and writing: what is written comes back, turned images stand, broken files say why."""
 
 from pathlib import Path
 
@@ -167,7 +167,7 @@ def test_episode_comes_back(tmp_path: Path, instruction: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["episode_000042"]
 
 
-def test_episode_with_a_missing_picture_is_refused(tmp_path: Path) -> None:
+def test_episode_with_a_missing_image_is_refused(tmp_path: Path) -> None:
     episode = Episode(
         images={"static": moving_blocks(7)},
         states=np.zeros((29, 16), np.float32),

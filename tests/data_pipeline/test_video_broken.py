@@ -17,12 +17,12 @@ from gr2.data_pipeline.video.reader import open_video
 from gr2.errors import ConfigError, DataError
 
 
-def test_sound_and_cover_pictures_are_no_video() -> None:
+def test_sound_and_cover_images_are_no_video() -> None:
     with open_video(encode_streams([(48, 64, 30)], sound=True, cover=True)) as reader:
         assert reader.shape == (30, 48, 64)
     with pytest.raises(DataError, match="holds no video stream, expected one"):
         open_video(encode_streams([], sound=True))
-    with pytest.raises(DataError, match="but a cover picture"):
+    with pytest.raises(DataError, match="but a cover image"):
         open_video(encode_streams([], sound=True, cover=True))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from video_cases import BACKENDS, EVEN, FILES, SAMPLES, encode, encode_streams, needs_samples, picture
+from video_cases import BACKENDS, EVEN, FILES, SAMPLES, encode, encode_streams, image, needs_samples
 
 from gr2.data_pipeline.video.decord_decoder import load_decord
 from gr2.data_pipeline.video.reader import VIDEO_SUFFIXES, open_video
@@ -137,7 +137,7 @@ def test_resizing_while_decoding(backend: str) -> None:
     with open_video(encode(EVEN[:4], options={"bf": "0"}), backend, width=32, height=12) as reader:
         assert reader.shape == (4, 12, 32)
         small = reader.get_batch([2])[0]
-    blocks = picture(2).reshape(12, 4, 32, 2, 3).mean((1, 3))
+    blocks = image(2).reshape(12, 4, 32, 2, 3).mean((1, 3))
     assert np.abs(small - blocks).mean() < 6
     with open_video(encode(EVEN[:4], options={"bf": "0"}), backend, height=24) as reader:
         assert reader.get_batch([1]).shape == (1, 24, 64, 3)

@@ -102,7 +102,7 @@ def test_unusable_releases_say_why(tmp_path: Path) -> None:
 
 
 SIDES = {"static": 32, "gripper": 16, "top": 8}
-"""Side of each camera's picture [px]."""
+"""Side of each camera's image [px]."""
 
 
 def observe(time: float, *, cameras: Sequence[str] = ("static", "gripper"), word: str = "go") -> Observation:

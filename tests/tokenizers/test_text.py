@@ -238,7 +238,7 @@ TINY = TextTrainingConfig(
 
 
 def moving_blocks(count: int, generator: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-    """Return before/after pictures of two blocks, of which one has moved."""
+    """Return before/after images of two blocks, of which one has moved."""
     frames = np.full((count, 2, 32, 32, 3), 120, np.uint8)
     sentences = [TASKS[i] for i in generator.integers(0, len(TASKS), count)]
     for frame, sentence in zip(frames, sentences, strict=True):
@@ -275,15 +275,15 @@ def test_training_learns_what_changed(tmp_path: Path) -> None:
     assert not any(p.requires_grad for p in loaded.tower.parameters())
 
 
-def test_words_that_pictures_never_tell_apart_stay_apart(tmp_path: Path) -> None:
+def test_words_that_images_never_tell_apart_stay_apart(tmp_path: Path) -> None:
     pairs = ["push the door left", "push the door right"]
 
-    def same_pictures(size: int, generator: np.random.Generator) -> tuple[np.ndarray, list[str]]:
+    def same_images(size: int, generator: np.random.Generator) -> tuple[np.ndarray, list[str]]:
         frames, _ = moving_blocks(size, np.random.default_rng(0))
         return frames, [pairs[i] for i in generator.integers(2, size=size)]
 
     encoder = train_text(
-        sample_pairs=same_pictures, sentences=pairs, validation=same_pictures(8, np.random.default_rng(1)),
+        sample_pairs=same_images, sentences=pairs, validation=same_images(8, np.random.default_rng(1)),
         out=tmp_path, training=TINY, steps=80, batch_size=16,
     )  # fmt: skip
     features, mask = encoder.encode(pairs)

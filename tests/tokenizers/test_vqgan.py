@@ -200,8 +200,8 @@ def test_ssim_equals_a_slow_reference() -> None:
     a, noise = torch.rand(2, 3, 3, 24, 31, generator=torch.Generator().manual_seed(0)) * 2 - 1
     b = (a + 0.3 * noise).clamp(-1, 1)
 
-    def blurred(picture: np.ndarray) -> np.ndarray:
-        return gaussian_filter(picture, 1.5, radius=5)[5:-5, 5:-5]
+    def blurred(image: np.ndarray) -> np.ndarray:
+        return gaussian_filter(image, 1.5, radius=5)[5:-5, 5:-5]
 
     values = []
     for x, y in zip(a.flatten(0, 1).double().numpy(), b.flatten(0, 1).double().numpy(), strict=True):
@@ -340,7 +340,7 @@ def test_impossible_losses_are_refused(wrong: dict[str, float]) -> None:
         LossConfig(**wrong)
 
 
-def test_critic_learns_to_tell_pictures_apart() -> None:
+def test_critic_learns_to_tell_images_apart() -> None:
     torch.manual_seed(0)
     critic = make_critic(LossConfig(critic_channels=8))
     optimizer = torch.optim.Adam(critic.parameters(), 2e-3)

@@ -1,4 +1,4 @@
-"""Pictures streamed from video shards: every picture once, from the right camera, resumed exactly, trained on."""
+"""Images streamed from video shards: every image once, from the right camera, resumed exactly, trained on."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import torch
 
 from gr2.contracts import Episode
 from gr2.data_pipeline.curation.ingest import write_video_shards
-from gr2.data_pipeline.loading.clip_images import ClipPictures, split_pictures
+from gr2.data_pipeline.loading.clip_images import ClipImages, split_images
 from gr2.data_pipeline.loading.loader import BatchLoader
 from gr2.data_pipeline.store.episodes import write_episode
 from gr2.data_pipeline.store.shards import list_shards, read_indexed
 from gr2.data_pipeline.video.reader import open_video
 from gr2.errors import DataError
-from gr2.gr_model.train.image_batches import open_picture_stream
+from gr2.gr_model.train.image_batches import open_image_stream
 from gr2.gr_model.train.tokenizer_stages import train_tokenizer
-from gr2.tokenizers.streaming import PictureStream, collect_pictures
+from gr2.tokenizers.streaming import ImageStream, collect_images
 from gr2.tokenizers.training import train_vqgan
 from gr2.tokenizers.training_options import VQGANTrainingConfig
 from gr2.tokenizers.vqgan import VQGANConfig
@@ -65,10 +65,10 @@ def videos(shards: Path) -> list[tuple[str, np.ndarray]]:
 
 
 def test_an_epoch_holds_every_window_of_every_camera_once(shards: Path) -> None:
-    pictures = ClipPictures([shards], size=32, num_pictures=3, frame_step=2)
-    assert pictures.cameras == ("gripper", "static")
+    images = ClipImages([shards], size=32, num_images=3, frame_step=2)
+    assert images.cameras == ("gripper", "static")
     found: Counter[bytes] = Counter()
-    loader = BatchLoader(pictures, batch_size=1, seed=1)
+    loader = BatchLoader(images, batch_size=1, seed=1)
     for _, batch in zip(range(len(loader)), loader, strict=False):
         assert batch["problems"] == [] and batch["frames"].shape == (1, 3, 32, 32, 3)
         found[batch["frames"][batch["frame_mask"]].numpy().tobytes()] += 1
@@ -82,23 +82,23 @@ def test_an_epoch_holds_every_window_of_every_camera_once(shards: Path) -> None:
 
 
 def test_short_clips_are_masked_behind_their_end(shards: Path) -> None:
-    pictures = ClipPictures([shards], size=32, num_pictures=8, frame_step=4)
-    loader = BatchLoader(pictures, batch_size=20, seed=0)
+    images = ClipImages([shards], size=32, num_images=8, frame_step=4)
+    loader = BatchLoader(images, batch_size=20, seed=0)
     batch = next(iter(loader))
     assert sorted(batch["frame_mask"].sum(1).tolist()) == sorted(-(-len(frames) // 4) for _, frames in videos(shards))
 
 
-def test_training_and_validation_share_no_picture(shards: Path) -> None:
-    train, held_out = split_pictures([shards], size=32)
-    everything = ClipPictures([shards], size=32)
+def test_training_and_validation_share_no_image(shards: Path) -> None:
+    train, held_out = split_images([shards], size=32)
+    everything = ClipImages([shards], size=32)
     assert train.counts.any() and held_out.counts.any()
     assert not (train.counts * held_out.counts).any()
     assert np.array_equal(train.counts + held_out.counts, everything.counts)
 
 
-def stream(shards: Path, steps: int, num_workers: int = 0) -> PictureStream:
-    """Return a stream of batches of six pictures."""
-    return open_picture_stream(
+def stream(shards: Path, steps: int, num_workers: int = 0) -> ImageStream:
+    """Return a stream of batches of six images."""
+    return open_image_stream(
         shards, image_size=32, steps=steps, batch_size=6, num_workers=num_workers, seed=4
     )[0]  # fmt: skip
 
@@ -138,10 +138,10 @@ class FixedWindows:
         """Accept anything."""
 
 
-def test_missing_pictures_are_replaced_by_others_of_the_batch() -> None:
+def test_missing_images_are_replaced_by_others_of_the_batch() -> None:
     loader = FixedWindows([[True, False, True, False], [False] * 4, [True] * 4])
     with pytest.warns(UserWarning, match="clip 1 is broken"):
-        batches = [batch[:, 0, 0, 0].tolist() for batch in PictureStream(loader, steps=3, batch_size=3)]
+        batches = [batch[:, 0, 0, 0].tolist() for batch in ImageStream(loader, steps=3, batch_size=3)]
     assert batches == [[0, 2, 0], [0, 1, 2], [0, 2, 0]]
 
 
@@ -149,9 +149,9 @@ def test_missing_pictures_are_replaced_by_others_of_the_batch() -> None:
 def test_nothing_but_broken_clips_is_an_error() -> None:
     broken = FixedWindows([[False, False]])
     with pytest.raises(DataError, match="clip 0 is broken"):
-        list(PictureStream(broken, steps=1, batch_size=2))
+        list(ImageStream(broken, steps=1, batch_size=2))
     with pytest.raises(DataError, match="clip 0 is broken"):
-        collect_pictures(broken, num_batches=3, max_pictures=5)
+        collect_images(broken, num_batches=3, max_images=5)
 
 
 def test_one_video_cannot_be_divided(tmp_path: Path) -> None:
@@ -162,18 +162,18 @@ def test_one_video_cannot_be_divided(tmp_path: Path) -> None:
     )
     write_video_shards(source=str(tmp_path / "in"), out=tmp_path / "shards")
     with pytest.raises(DataError, match="too few to divide"):
-        split_pictures([tmp_path / "shards"], size=32)
+        split_images([tmp_path / "shards"], size=32)
     with pytest.raises(DataError, match="manifest"):
-        ClipPictures([tmp_path / "in"], size=32)
+        ClipImages([tmp_path / "in"], size=32)
 
 
 def test_training_on_a_stream_resumes_exactly(shards: Path, tmp_path: Path) -> None:
     fast = replace(VQGANTrainingConfig(), warmup=5, precision="32")
-    loader, validation = open_picture_stream(
+    loader, validation = open_image_stream(
         shards, image_size=32, steps=6, batch_size=6, num_workers=0, seed=4
     )  # fmt: skip
 
-    def train(name: str, source: PictureStream, stop_after: int | None) -> dict[str, torch.Tensor]:
+    def train(name: str, source: ImageStream, stop_after: int | None) -> dict[str, torch.Tensor]:
         return train_vqgan(
             sample_batch=source, validation=validation, out=tmp_path / name, config=TINY, training=fast, steps=6,
             batch_size=6, checkpoint_every=2, stop_after=stop_after,

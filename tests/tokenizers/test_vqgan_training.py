@@ -30,7 +30,7 @@ FAST = VQGANTrainingConfig(warmup=5, quantize_start=10, precision="32", learning
 
 
 def blocks(count: int, generator: np.random.Generator) -> np.ndarray:
-    """Return pictures of a colored block somewhere on a plain table."""
+    """Return images of a colored block somewhere on a plain table."""
     frames = np.full((count, 32, 32, 3), (150, 120, 90), np.uint8)
     for frame in frames:
         row, column = generator.integers(0, 28, 2)
@@ -175,7 +175,7 @@ def test_codes_of_a_codebook_by_gradient_are_revived(tmp_path: Path) -> None:
     assert (after - before)[32:].abs().max() < 0.02
 
 
-def test_held_out_pictures_are_measured_and_shown_at_intervals(tmp_path: Path) -> None:
+def test_held_out_images_are_measured_and_shown_at_intervals(tmp_path: Path) -> None:
     model = train(tmp_path, 7, validate_every=3)
     shown = sorted(path.name for path in (tmp_path / "grids").iterdir())
     assert shown == ["step_0000003.png", "step_0000006.png", "step_0000007.png"]

@@ -1,4 +1,4 @@
-"""Make the pictures of the README from the reference run and the shipped policy: `make pictures`."""
+"""Make the images of the README from the reference run and the shipped policy: `make images`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def read(path: Path) -> np.ndarray:
 def animate(frames: np.ndarray, out: Path, *, width: int, fps: float) -> None:
     """Write an animated WebP that repeats for ever."""
     height = round(frames.shape[1] * width / frames.shape[2])
-    pictures = [Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames]
-    pictures[0].save(
-        out, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, quality=60, method=6
+    images = [Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames]
+    images[0].save(
+        out, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0, quality=60, method=6
     )
 
 
@@ -48,8 +48,8 @@ def strips(folder: Path, out: Path, *, episodes: int = 4, columns: int = 8, side
             y = top + title + line * side
             pen.text((4, y + side // 2 - 8), name, fill=INK, font=font)
             for column, index in enumerate(shown):
-                picture = Image.fromarray(video[index]).resize((side, side - 2), Image.Resampling.LANCZOS)
-                sheet.paste(picture, (left + column * (side + 2), y))
+                image = Image.fromarray(video[index]).resize((side, side - 2), Image.Resampling.LANCZOS)
+                sheet.paste(image, (left + column * (side + 2), y))
     sheet.quantize(256).save(out, optimize=True)
 
 

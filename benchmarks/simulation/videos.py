@@ -1,4 +1,4 @@
-"""Films of test episodes, made of the pictures that the policy saw, and one sheet of all of them."""
+"""Videos of test episodes, made of the images that the policy saw, and one sheet of all of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ...contracts import Array, Observation
 from ...data_pipeline.video.reader import open_video, write_video
 
 _HEIGHT = 128
-"""Height of a picture in films and sheets [px]."""
+"""Height of an image in videos and sheets [px]."""
 
 _COLUMNS, _ROWS = 8, 40
-"""Pictures of an episode on the sheet, and episodes on it at most."""
+"""Images of an episode on the sheet, and episodes on it at most."""
 
 
-class Film:
-    """Collects what a policy sees in one test episode; costs nothing, because the pictures are drawn for it anyway."""
+class Video:
+    """Collects what a policy sees in one test episode; costs nothing, because the images are drawn for it anyway."""
 
     def __init__(self) -> None:
         self.frames: list[Array] = []
@@ -27,16 +27,16 @@ class Film:
         """Append the cameras side by side, the sentence below."""
         if not observation.images:
             return
-        pictures = [_resized(np.asarray(frame)) for frame in observation.images.values()]
-        picture = np.concatenate(pictures, axis=1)
-        sheet = Image.new("RGB", (picture.shape[1], _HEIGHT + 24), (24, 24, 24))
-        sheet.paste(Image.fromarray(picture), (0, 0))
+        images = [_resized(np.asarray(frame)) for frame in observation.images.values()]
+        image = np.concatenate(images, axis=1)
+        sheet = Image.new("RGB", (image.shape[1], _HEIGHT + 24), (24, 24, 24))
+        sheet.paste(Image.fromarray(image), (0, 0))
         text = ImageDraw.Draw(sheet)
         text.text((6, _HEIGHT + 6), observation.instruction, fill=(235, 235, 235), font=ImageFont.load_default(11))
         self.frames.append(np.asarray(sheet))
 
     def write(self, path: Path, fps: float) -> None:
-        """Write the film as a video that every browser plays."""
+        """Write the video as a video that every browser plays."""
         if self.frames:
             write_video(path, np.stack(self.frames), fps, crf=23, pixel_format="yuv420p")
 
@@ -47,17 +47,17 @@ def _resized(frame: Array) -> Array:
 
 
 def write_sheet(folder: Path) -> Path | None:
-    """Write `sheet.png`: a row of pictures for each film of a folder, its name above; None where there is no film."""
-    films = sorted(folder.glob("*.mp4"))[:_ROWS]
+    """Write `sheet.png`: a row of images for each video of a folder, its name above; None where there is no video."""
+    videos = sorted(folder.glob("*.mp4"))[:_ROWS]
     rows = []
-    for film in films:
-        with open_video(film) as reader:
+    for video in videos:
+        with open_video(video) as reader:
             pick = np.linspace(0, len(reader) - 1, _COLUMNS).round().astype(int)
             frames = reader.get_batch(pick)
         row = np.concatenate(list(frames), axis=1)
         sheet = Image.new("RGB", (row.shape[1], row.shape[0] + 20), (255, 255, 255))
         sheet.paste(Image.fromarray(row), (0, 20))
-        ImageDraw.Draw(sheet).text((4, 4), film.stem, fill=(20, 20, 20), font=ImageFont.load_default(11))
+        ImageDraw.Draw(sheet).text((4, 4), video.stem, fill=(20, 20, 20), font=ImageFont.load_default(11))
         rows.append(np.asarray(sheet))
     if not rows:
         return None

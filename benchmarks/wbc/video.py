@@ -1,4 +1,4 @@
-"""A film of a run: the arm as its capsules, table and spheres, the way of the target and of the tool."""
+"""A video of a run: the arm as its capsules, table and spheres, the way of the target and of the tool."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .trajectories import TICK, TrackingCase
 
 FPS = 25
 SIZE = (640, 480)
-"""Width and height of the picture [px]."""
+"""Width and height of the image [px]."""
 
 FIELD_OF_VIEW = 40.0
 VIEW = (55.0, -22.0)
@@ -42,20 +42,20 @@ class _Camera(NamedTuple):
     matrix: Array
 
     def pixels(self, points: Array) -> list[tuple[float, float]]:
-        """Project points `[n 3]` [m] to the picture."""
+        """Project points `[n 3]` [m] to the image."""
         clip = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ self.matrix.T
         flat = clip[:, :2] / np.maximum(clip[:, 3:], 1e-6)
         return [((x + 1) * SIZE[0] / 2, (1 - y) * SIZE[1] / 2) for x, y in flat.tolist()]
 
 
-def write_film(path: Path, robot: RobotModel, case: TrackingCase, run: Run) -> None:
+def write_tracking_video(path: Path, robot: RobotModel, case: TrackingCase, run: Run) -> None:
     """Draw the run at `FPS` and write it as MP4."""
     ticks = list(range(0, len(run.q), round(1.0 / FPS / TICK)))
     tools = Kinematics(robot).forward_many(run.q).tool[:, :3, 3]
     with _world(robot, case) as (client, body, spheres):
         camera = _camera_for(robot, case, run)
         frames = []
-        for tick in tqdm(ticks, unit="frame", desc="film", disable=None, leave=False):
+        for tick in tqdm(ticks, unit="frame", desc="video", disable=None, leave=False):
             for joint, angle in enumerate(run.q[tick].tolist()):
                 pybullet.resetJointState(body, joint, angle, physicsClientId=client)
             for ball, sphere in zip(spheres, case.spheres, strict=True):
@@ -117,7 +117,7 @@ def _solid(
 
 
 def _camera_for(robot: RobotModel, case: TrackingCase, run: Run) -> _Camera:
-    """Place the camera so that arm, targets and the spheres' first places are in the picture."""
+    """Place the camera so that arm, targets and the spheres' first places are in the image."""
     joints = Kinematics(robot).forward_many(run.q).frames[..., :3, 3].reshape(-1, 3)
     centers = np.array([s.center for s in case.spheres]).reshape(-1, 3)
     points = np.concatenate([joints, case.poses[:, :3, 3], centers])
@@ -141,9 +141,9 @@ def _drawn(client: int, camera: _Camera) -> Image.Image:
     return Image.fromarray(np.asarray(pixels, dtype=np.uint8).reshape(SIZE[1], SIZE[0], 4)[..., :3])
 
 
-def _labeled(picture: Image.Image, camera: _Camera, case: TrackingCase, run: Run, tools: Array, tick: int) -> Array:
-    """Draw over the picture: both ways, the axes of the target, time, error and status."""
-    draw = ImageDraw.Draw(picture)
+def _labeled(image: Image.Image, camera: _Camera, case: TrackingCase, run: Run, tools: Array, tick: int) -> Array:
+    """Draw over the image: both ways, the axes of the target, time, error and status."""
+    draw = ImageDraw.Draw(image)
     draw.line(camera.pixels(case.poses[:, :3, 3]), fill=TARGET_COLOR, width=1)
     if tick > 0:
         draw.line(camera.pixels(tools[: tick + 1]), fill=TOOL_COLOR, width=2)
@@ -159,4 +159,4 @@ def _labeled(picture: Image.Image, camera: _Camera, case: TrackingCase, run: Run
     draw.line([(90, 36), (114, 36)], fill=TOOL_COLOR, width=3)
     draw.text((40, 29), "target", fill=INK, font=ImageFont.load_default(12))
     draw.text((118, 29), "tool", fill=INK, font=ImageFont.load_default(12))
-    return np.asarray(picture)
+    return np.asarray(image)
