@@ -282,7 +282,7 @@ COMMANDS = (
 )
 
 
-RENAMED_COMMANDS = {"benchmark wbc-pick": "benchmark wbc pick"}
+RENAMED_COMMANDS = {"benchmark wbc-pick": "benchmark wbc pick", "benchmark calvin pictures": "benchmark calvin images"}
 """Old words of commands."""
 
 

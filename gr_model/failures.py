@@ -23,7 +23,10 @@ _CUDA_MISSING = (
 """Pieces of the messages with which torch and Lightning refuse a machine without a usable CUDA device."""
 
 
-RENAMED_OPTIONS = {"workers": "num_workers", "scene_name": "scene", "image_px": "image_size", "out": "json"}
+RENAMED_OPTIONS = {
+    "workers": "num_workers", "scene_name": "scene", "image_px": "image_size", "out": "json", "film": "video",
+    "films": "videos", "model.code_renaming": "model.code_permutation",
+}  # fmt: skip
 """Old names of options; a hint is given where a command has the new one and no longer the old one."""
 
 

@@ -51,7 +51,7 @@ def ssim(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tens
 
 @torch.inference_mode()
 def measure_vqgan(model: VQGAN, frames: Array, *, batch_size: int = 64) -> dict[str, float]:
-    """Return figures of the reconstruction of uint8 frames `[f h w 3]`.
+    """Return metrics of the reconstruction of uint8 frames `[f h w 3]`.
 
     `psnr`, `detail_psnr` (errors weighted by detail) [dB]; `ssim`; `l1`, of images in [-1, 1]; `codes_used`;
     `perplexity` of the codes.
@@ -62,13 +62,13 @@ def measure_vqgan(model: VQGAN, frames: Array, *, batch_size: int = 64) -> dict[
         images = normalize_frames(torch.as_tensor(frames[start : start + batch_size])).to(model.codebook.device)
         codes.append(model.encode(images))
         reconstruction = model.decode(codes[-1])
-        figures = {
+        metrics = {
             "psnr": psnr(reconstruction, images),
             "detail_psnr": psnr(reconstruction, images, detail_weights(images, 1e3)),
             "ssim": ssim(reconstruction, images),
             "l1": (reconstruction - images).abs().mean(),
         }
-        for name, value in figures.items():
+        for name, value in metrics.items():
             totals[name] += float(value) * len(images)
     chosen = torch.cat(codes)
     return {k: v / len(frames) for k, v in totals.items()} | {

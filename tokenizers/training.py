@@ -29,7 +29,7 @@ _SHOWN = 64
 
 
 class ValidationReports(Callback):
-    """Log `val_*` figures of validation frames every `every` steps, with `grids/step_{step}.png` beside the log."""
+    """Log `val_*` metrics of validation frames every `every` steps, with `grids/step_{step}.png` beside the log."""
 
     def __init__(self, validation: Array, out: Path, every: int) -> None:
         # spread over all of them: neighbors come from one clip
@@ -45,10 +45,10 @@ class ValidationReports(Callback):
             return
         assert isinstance(pl_module, VQGANTraining) and trainer.logger is not None
         model = pl_module.released()
-        figures = measure_vqgan(model, self.frames)
+        metrics = measure_vqgan(model, self.frames)
         save_grid(model, self.frames, self.out / "grids" / f"step_{step:07d}.png")
         model.train()
-        trainer.logger.log_metrics({f"val_{name}": value for name, value in figures.items()}, step)
+        trainer.logger.log_metrics({f"val_{name}": value for name, value in metrics.items()}, step)
         pl_module.last_tick = time.perf_counter()  # the images a second are those of training
 
 
@@ -81,7 +81,7 @@ def train_vqgan(
         batch_size: images a step.
         seed: of weights and batches.
         checkpoint_every: steps between checkpoints.
-        validate_every: steps between figures and grids of validation frames; a tenth of the run by default.
+        validate_every: steps between metrics and grids of validation frames; a tenth of the run by default.
         resume: go on from the last checkpoint in `out`.
         stop_after: end early at this step, to be resumed later.
         accelerator: Lightning's name of the device.

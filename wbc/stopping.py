@@ -151,11 +151,11 @@ class ClearanceWatch:
         total = np.abs(shift) + fastest
         bend = 0.5 * total.sum(1) * (total @ self.collisions.reach)
         closing = np.maximum(looks.change - looks.gradients @ previous, 0.0)
-        room = looks.distances + (looks.gradients * shift).sum(1) - closing * way - bend
+        margin = looks.distances + (looks.gradients * shift).sum(1) - closing * way - bend
         kept = self.collisions.config.clearance
         if self.collisions.fastest_obstacle > 0.0:
-            return room <= kept + self.collisions.fastest_obstacle * (np.abs(elapsed - looks.elapsed) + stop)
-        return room <= kept
+            return margin <= kept + self.collisions.fastest_obstacle * (np.abs(elapsed - looks.elapsed) + stop)
+        return margin <= kept
 
     def blocks_separate_stops(self, q: Array, previous: Array, change: Array, elapsed: float = 0.0) -> bool:
         """Tell whether a stop of each joint by itself would come nearer than the clearance, and than now."""

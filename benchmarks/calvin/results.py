@@ -129,7 +129,7 @@ def _task_lines(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def provenance(policy: str) -> dict[str, Any]:
-    """Return what a figure must be quoted with: versions of the packages and the fingerprint of the weights."""
+    """Return what a metric must be quoted with: versions of the packages and the fingerprint of the weights."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -70,7 +70,7 @@ def speed(
         sequences: how many sequences ours evaluates in each round (CALVIN's loop does one).
         rounds: how often everything is timed.
         num_workers: processes of ours.
-        json: file for the figures; none is written where it is not given.
+        json: file for the metrics; none is written where it is not given.
 
     Raises:
         ConfigError: a number below 1.
@@ -80,17 +80,17 @@ def speed(
         raise ConfigError("speed: expected at least one sequence, round and worker; fix the numbers.")
     with contextlib.ExitStack() as open_worlds:
         pieces = _pieces(calvin_root, open_worlds, official=official, sequences=sequences, num_workers=num_workers)
-        figures: dict[str, list[float]] = {name: [] for name in pieces}
+        metrics: dict[str, list[float]] = {name: [] for name in pieces}
         for _ in range(rounds):
             for name, work in pieces.items():
-                figures[name].append(work())
+                metrics[name].append(work())
     print(f"{'':44}{'median':>9}{'range':>20}")
-    for name, values in figures.items():
+    for name, values in metrics.items():
         print(f"{name:44}{statistics.median(values):9.1f}{min(values):11.1f} to {max(values):.1f}")
-    ratios = [ours / theirs for ours, theirs in zip(figures[_OURS], figures[_THEIRS], strict=True)]
+    ratios = [ours / theirs for ours, theirs in zip(metrics[_OURS], metrics[_THEIRS], strict=True)]
     print(f"{'an evaluation, ours / CALVIN, each round':44}{', '.join(f'{ratio:.1f}' for ratio in ratios)}")
     if json is not None:
-        write_json(json, {"figures": figures, "ratios": ratios, "official": official, "workers": num_workers})
+        write_json(json, {"metrics": metrics, "ratios": ratios, "official": official, "workers": num_workers})
     return 0
 
 

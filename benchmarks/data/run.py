@@ -20,7 +20,7 @@ from ...data_pipeline.video.reader import Backend, is_video, open_video
 from ...errors import DataError
 from .damage import count_outcomes
 from .samples import NUM_FRAMES, write_clips, write_videos
-from .token_speed import TOKENS_A_CLIP, index_figures, memory_over_epochs, open_loader, token_rates
+from .token_speed import TOKENS_A_CLIP, index_metrics, memory_over_epochs, open_loader, token_rates
 from .video_speed import cost_table, decoder_rates, loader_rates, mean_seconds, open_clips, stage_costs
 
 Size = Literal["tiny", "S", "B", "L", "XL"]
@@ -38,7 +38,7 @@ def benchmark(
     damaged: int = 0,
     json: Path | None = None,
 ) -> int:
-    """Measure loader and curation on this machine, one process and one thread for each figure.
+    """Measure loader and curation on this machine, one process and one thread for each metric.
 
     Args:
         videos: folder of videos of your own; without, videos of moving shapes are made.
@@ -49,7 +49,7 @@ def benchmark(
         model: size whose training step is measured beside the loader; none leaves it out.
         batch_size: clips a step of that model.
         damaged: small files with random bytes changed that our decoder and decord read; 0 leaves it out.
-        json: file for the figures.
+        json: file for the metrics.
 
     Raises:
         DataError: the folder holds no video that can be decoded.
@@ -57,18 +57,18 @@ def benchmark(
     import torch
 
     torch.set_num_threads(1)
-    figures: dict[str, Any] = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"}
+    metrics: dict[str, Any] = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"}
     with TemporaryDirectory(prefix="gr2-benchmark-") as place:
         folder = Path(place)
-        figures["tokens"] = _tokens(folder / "tokens", clips, rounds)
-        figures["index"] = _index(folder / "index", index)
-        figures["video"] = _video(folder, videos, rounds, image_size)
+        metrics["tokens"] = _tokens(folder / "tokens", clips, rounds)
+        metrics["index"] = _index(folder / "index", index)
+        metrics["video"] = _video(folder, videos, rounds, image_size)
         if damaged:
-            figures["damaged"] = _damaged(folder, damaged)
+            metrics["damaged"] = _damaged(folder, damaged)
     if model is not None:
-        figures["model"] = _model(model, batch_size, figures["tokens"]["clips_a_second"])
+        metrics["model"] = _model(model, batch_size, metrics["tokens"]["clips_a_second"])
     if json is not None:
-        write_json(json, figures)
+        write_json(json, metrics)
     return 0
 
 
@@ -96,18 +96,18 @@ def _tokens(folder: Path, clips: int, rounds: int) -> dict[str, Any]:
 
 
 def _index(folder: Path, count: int) -> dict[str, float]:
-    figures = index_figures(folder, count)
+    metrics = index_metrics(folder, count)
     print(
-        f"index of {count:,} clips: {figures['index_megabytes']:,.0f} MB, opened and ready in "
-        f"{figures['start_up_s']:.2f} s, {figures['memory_megabytes']:,.0f} MB of memory, "
-        f"{figures['draws_a_second']:,.0f} draws/s"
+        f"index of {count:,} clips: {metrics['index_megabytes']:,.0f} MB, opened and ready in "
+        f"{metrics['start_up_s']:.2f} s, {metrics['memory_megabytes']:,.0f} MB of memory, "
+        f"{metrics['draws_a_second']:,.0f} draws/s"
     )
     factor = 50_000_000 / count
     print(
-        f"  50,000,000 clips at that rate: {figures['index_megabytes'] * factor / 1e3:,.1f} GB, "
-        f"{figures['start_up_s'] * factor:.1f} s, {figures['memory_megabytes'] * factor / 1e3:,.2f} GB of memory"
+        f"  50,000,000 clips at that rate: {metrics['index_megabytes'] * factor / 1e3:,.1f} GB, "
+        f"{metrics['start_up_s'] * factor:.1f} s, {metrics['memory_megabytes'] * factor / 1e3:,.2f} GB of memory"
     )
-    return figures
+    return metrics
 
 
 def _video(folder: Path, videos: Path | None, rounds: int, size: int) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def write_index(folder: Path, count: int, clips_a_shard: int = 35_000) -> int:
     return sum(file.stat().st_size for file in (folder / "columns").iterdir())
 
 
-def index_figures(folder: Path, count: int) -> dict[str, float]:
+def index_metrics(folder: Path, count: int) -> dict[str, float]:
     """Measure an index of `count` clips: bytes, start-up [s], memory of the loader [MB], draws a second."""
     size = write_index(folder, count)
     before = resident_megabytes()

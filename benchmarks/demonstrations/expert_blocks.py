@@ -7,8 +7,8 @@ from scipy.spatial.transform import Rotation
 
 from ..playtable.scenes import SceneSpec
 from ..playtable.world import WorldState
-from .expert_clearance import free_desk_place, grasp, hand, leans_at, level_hand, yaw_and_lean
-from .expert_motion import HOVER_Z, ExpertStyle, Goal, ramp, room_share, travel, yaw_error
+from .expert_clearance import free_desk_place, grasp, hand, level_hand, tilt_at, yaw_and_tilt
+from .expert_motion import HOVER_Z, ExpertStyle, Goal, ramp, clearance_share, travel, yaw_error
 
 
 def let_go(color: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
@@ -16,7 +16,7 @@ def let_go(color: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -
     tool = state.tool_position
     if state.gripper_command == 1:
         speed = 1.0 if state.finger_width > 0.06 else 0.1
-        return Goal(position=tool + [0, 0, 0.12], euler=hand(*yaw_and_lean(state)), gripper=1.0, speed=speed)
+        return Goal(position=tool + [0, 0, 0.12], euler=hand(*yaw_and_tilt(state)), gripper=1.0, speed=speed)
     euler = level_hand(color, state)
     place = free_desk_place(tool, color, state, spec)
     if np.linalg.norm(place - tool[:2]) > 0.012:
@@ -35,9 +35,9 @@ def lift(color: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> 
         # Still closing above 0.066; a block that is held askew may stay above 0.052 and is raised slowly.
         rise = 0.0 if state.finger_width > 0.066 else 0.15
         speed = 1.0 if state.finger_width < 0.052 else 0.2
-        return Goal(position=tool + [0, 0, rise], euler=hand(*yaw_and_lean(state)), gripper=0.0, speed=speed)
+        return Goal(position=tool + [0, 0, rise], euler=hand(*yaw_and_tilt(state)), gripper=0.0, speed=speed)
     one = grasp(color, state, spec)
-    return grasp_from_above(one.place, one.euler, state, style, reach=0.012 if one.room > 0 else 0.019)
+    return grasp_from_above(one.place, one.euler, state, style, reach=0.012 if one.clearance > 0 else 0.019)
 
 
 def grasp_from_above(
@@ -64,10 +64,10 @@ def grasp_from_above(
     if error > 0.05:
         above = position + [0, 0, 0.085 + 0.5 * max(style.hover, 0)]
         return travel(state, above, HOVER_Z + style.hover, euler=euler, gripper=1.0)
-    room = min(0.085, ramp(error, 0.009, 5.0, 0.085) + ramp(turn, 0.2, 0.3, 0.06) + 2.0 * narrow)
-    across = room_share(room, height) * (position[:2] - tool[:2])
+    clearance = min(0.085, ramp(error, 0.009, 5.0, 0.085) + ramp(turn, 0.2, 0.3, 0.06) + 2.0 * narrow)
+    across = clearance_share(clearance, height) * (position[:2] - tool[:2])
     goal = np.array([*(tool[:2] + across), position[2] - 0.002 + room])
-    return Goal(position=goal, euler=euler, gripper=1.0, speed=0.8 if room == 0 else 1.0)
+    return Goal(position=goal, euler=euler, gripper=1.0, speed=0.8 if clearance == 0 else 1.0)
 
 
 _NEAREST_Y = -0.042
@@ -85,7 +85,7 @@ def push(color: str, direction: int, state: WorldState, spec: SceneSpec, style: 
     closed = state.finger_width < 0.02
     half = _half_extent_x(quaternion)
     start = np.array([position[0] - direction * (half + 0.05), line, 0.462])
-    euler = hand(np.pi / 2, leans_at((start[0], position[0] + direction * 0.13), line, state, spec))
+    euler = hand(np.pi / 2, tilt_at((start[0], position[0] + direction * 0.13), line, state, spec))
     if low and closed and 0.02 < behind < 0.16 and beside < 0.05:
         # Beside the line, back to the start; on it, forward: one blends into the other.
         forward = max(0.0, 1.0 - max(0.0, beside - 0.012) / 0.02)

@@ -40,11 +40,11 @@ def block_yaw(quaternion: np.ndarray) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Grasp:
-    """How to come down on a block: where `[3]` [m], the hand's euler angles [rad], and the room it leaves [m]."""
+    """How to come down on a block: where `[3]` [m], the hand's euler angles [rad], and the clearance it leaves [m]."""
 
     place: np.ndarray
     euler: tuple[float, float, float]
-    room: float
+    clearance: float
 
 
 def grasp(color: str, state: WorldState, spec: SceneSpec) -> Grasp:
@@ -52,49 +52,51 @@ def grasp(color: str, state: WorldState, spec: SceneSpec) -> Grasp:
     center, quaternion = state.blocks[color]
     yaw = block_yaw(quaternion)
     yaws = [yaw] if spec.length(color) > _SHORT else [yaw, min(yaw + np.pi / 2, yaw - np.pi / 2, key=_from_natural)]
-    leans = [0.0]
+    tilts = [0.0]
     if center[1] > _HANDLE_REACH_Y and abs(center[0] - spec.handle_x + state.slider) < _HALF_PALM:
-        leans = [0.0, 0.35, 0.6]
+        tilts = [0.0, 0.35, 0.6]
         yaws.append(float(np.clip(yaw, np.pi / 2 - _ASKEW, np.pi / 2 + _ASKEW)))
-    best = Grasp(place=center, euler=hand(yaw), room=-1.0)
-    for shift, lean, angle in itertools.product((0.0, _GRASP_SHIFT, -_GRASP_SHIFT), leans, yaws):
+    best = Grasp(place=center, euler=hand(yaw), clearance=-1.0)
+    for shift, tilt, angle in itertools.product((0.0, _GRASP_SHIFT, -_GRASP_SHIFT), tilts, yaws):
         across = np.array([np.sin(angle), -np.cos(angle), 0.0])
         place = center + shift * across
-        fingers = (_room(place + side * _FINGER_FROM_TOOL * across, lean, color, state, spec) for side in (-1, 1))
-        room = min(*(finger - _FINGER_RADIUS for finger in fingers), _palm_room(place, across, lean, state, spec))
-        if room > 0.004:
-            return Grasp(place=place, euler=hand(angle, lean), room=room)
-        if room > best.room + 0.002:
-            best = Grasp(place=place, euler=hand(angle, lean), room=room)
+        fingers = (_clearance(place + side * _FINGER_FROM_TOOL * across, tilt, color, state, spec) for side in (-1, 1))
+        clearance = min(
+            *(finger - _FINGER_RADIUS for finger in fingers), _palm_clearance(place, across, tilt, state, spec)
+        )
+        if clearance > 0.004:
+            return Grasp(place=place, euler=hand(angle, tilt), clearance=clearance)
+        if clearance > best.clearance + 0.002:
+            best = Grasp(place=place, euler=hand(angle, tilt), clearance=clearance)
     return best
 
 
-def _palm_room(place: np.ndarray, across: np.ndarray, lean: float, state: WorldState, spec: SceneSpec) -> float:
+def _palm_clearance(place: np.ndarray, across: np.ndarray, tilt: float, state: WorldState, spec: SceneSpec) -> float:
     """Return how far the underside of the palm stays before the door's handle [m]."""
     along = np.linspace(-0.1, 0.1, 9)
     x, y = place[0] + along * across[0], place[1] + along * across[1]
-    front = y - _PALM_HEIGHT * np.sin(lean) + _PALM_DEPTH * np.cos(lean)
+    front = y - _PALM_HEIGHT * np.sin(tilt) + _PALM_DEPTH * np.cos(tilt)
     before = np.abs(x - spec.handle_x + state.slider) < 0.035
     return float(np.min(_HANDLE_Y - front[before], initial=1.0))
 
 
-def hand(yaw: float, lean: float = 0.0) -> tuple[float, float, float]:
-    """Return euler angles [rad] of a hand that points down with a yaw and leans back from the cabinet."""
-    if lean == 0.0:
+def hand(yaw: float, tilt: float = 0.0) -> tuple[float, float, float]:
+    """Return euler angles [rad] of a hand that points down with a yaw and tilts back from the cabinet."""
+    if tilt == 0.0:
         return (np.pi, 0.0, yaw)
-    return _euler(Rotation.from_euler("x", lean) * Rotation.from_euler("xyz", (np.pi, 0.0, yaw)))
+    return _euler(Rotation.from_euler("x", tilt) * Rotation.from_euler("xyz", (np.pi, 0.0, yaw)))
 
 
-def yaw_and_lean(state: WorldState) -> tuple[float, float]:
-    """Return the hand's turn about the vertical and how far it leans back [rad]: the inverse of `hand`."""
+def yaw_and_tilt(state: WorldState) -> tuple[float, float]:
+    """Return the hand's turn about the vertical and how far it tilts back [rad]: the inverse of `hand`."""
     rotation = Rotation.from_quat(state.tool_quaternion)
     _, forward, up = rotation.apply([0.0, 0.0, 1.0])
-    lean = float(np.arctan2(forward, -up))
-    return float((Rotation.from_euler("x", -lean) * rotation).as_euler("xyz")[2]), lean
+    tilt = float(np.arctan2(forward, -up))
+    return float((Rotation.from_euler("x", -tilt) * rotation).as_euler("xyz")[2]), tilt
 
 
-def leans_at(x: tuple[float, float], y: float, state: WorldState, spec: SceneSpec) -> float:
-    """Return the lean [rad] with which the hand passes the door's handle on its way between two x at a y [m]."""
+def tilt_at(x: tuple[float, float], y: float, state: WorldState, spec: SceneSpec) -> float:
+    """Return the tilt [rad] with which the hand passes the door's handle on its way between two x at a y [m]."""
     handle = spec.handle_x - state.slider
     near = y > _HANDLE_REACH_Y and min(x) - _HALF_PALM < handle < max(x) + _HALF_PALM
     return 0.35 if near else 0.0
@@ -104,16 +106,16 @@ def _from_natural(yaw: float) -> float:
     return abs(yaw - np.pi / 2)
 
 
-def _room(point: np.ndarray, lean: float, color: str, state: WorldState, spec: SceneSpec) -> float:
+def _clearance(point: np.ndarray, tilt: float, color: str, state: WorldState, spec: SceneSpec) -> float:
     """Return the distance from a fingertip to the nearest thing around it but the block `color` [m]."""
-    return min([_SAME_LEVEL * 10, *_distances(point, lean, color, state, spec)])
+    return min([_SAME_LEVEL * 10, *_distances(point, tilt, color, state, spec)])
 
 
-def _distances(point: np.ndarray, lean: float, color: str, state: WorldState, spec: SceneSpec) -> Iterator[float]:
+def _distances(point: np.ndarray, tilt: float, color: str, state: WorldState, spec: SceneSpec) -> Iterator[float]:
     if abs(point[2] - 0.46) < _SAME_LEVEL:
         yield _FRONT_Y - float(point[1])
         aside = max(0.0, abs(float(point[0]) - spec.handle_x + state.slider) - 0.02)
-        yield float(np.hypot(aside, max(0.0, _HANDLE_Y - float(point[1]) + _HANDLE_ABOVE * np.tan(lean))))
+        yield float(np.hypot(aside, max(0.0, _HANDLE_Y - float(point[1]) + _HANDLE_ABOVE * np.tan(tilt))))
         yield float(np.hypot(*(point[:2] - spec.button_xy))) - BUTTON_RADIUS
     for other, (center, quaternion) in state.blocks.items():
         if other != color and abs(center[2] - point[2]) < _SAME_LEVEL:
@@ -135,11 +137,11 @@ def neighbor_to_move(name: str, state: WorldState, spec: SceneSpec) -> str | Non
         }
     elif rest[-1] == "slider":
         return _before_on_shelf(color, state)
-    elif grasp(color, state, spec).room > -0.008:
+    elif grasp(color, state, spec).clearance > -0.008:
         return None
     else:
         near = {c: p for c, (p, _) in state.blocks.items() if c != color and np.linalg.norm(p - center) < 0.12}
-    free = [c for c in near if grasp(c, state, spec).room > -0.008]
+    free = [c for c in near if grasp(c, state, spec).clearance > -0.008]
     return min(free, key=lambda c: float(np.linalg.norm(near[c] - center)), default=None)
 
 

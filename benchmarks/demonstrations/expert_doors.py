@@ -6,7 +6,7 @@ import numpy as np
 
 from ..playtable.scenes import PANEL_OUT, PANEL_UP, SceneSpec
 from ..playtable.world import WorldState
-from .expert_motion import ExpertStyle, Goal, ramp, room_share, travel, yaw_error
+from .expert_motion import ExpertStyle, Goal, ramp, clearance_share, travel, yaw_error
 
 
 def drawer(opens: bool, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
@@ -45,9 +45,9 @@ def slider(direction: int, state: WorldState, spec: SceneSpec, style: ExpertStyl
         return Goal(position=np.array([tool[0] + direction * 0.1, -0.015, contact[2]]))
     start_x = contact[0] - direction * 0.02
     beside = float(np.hypot(tool[0] - start_x, max(0.0, abs(tool[2] - contact[2]) - 0.02)))
-    room = ramp(beside, 0.02, 3.0, 0.11)
-    share = room_share(room, -0.012 - float(tool[1]))
-    return Goal(position=np.array([tool[0] + share * (start_x - tool[0]), -0.012 - room, contact[2]]))
+    clearance = ramp(beside, 0.02, 3.0, 0.11)
+    share = clearance_share(clearance, -0.012 - float(tool[1]))
+    return Goal(position=np.array([tool[0] + share * (start_x - tool[0]), -0.012 - clearance, contact[2]]))
 
 
 _TILT = -0.75
@@ -69,9 +69,9 @@ def switch(turns_on: bool, state: WorldState, spec: SceneSpec, style: ExpertStyl
         return Goal(position=tool + sign * PANEL_UP * 0.1 - PANEL_OUT * out, euler=euler, speed=0.8)
     contact = bar - sign * PANEL_UP * 0.052
     beside = float(np.hypot(across, along + sign * 0.052))
-    room = max(ramp(beside, 0.015, 3.0, 0.075), ramp(abs(across), 0.05, 1.0, 0.1), 0.3 * wrong_turn)
-    goal = contact + PANEL_OUT * room
-    goal[0] = tool[0] + room_share(room, out) * (goal[0] - tool[0])
+    clearance = max(ramp(beside, 0.015, 3.0, 0.075), ramp(abs(across), 0.05, 1.0, 0.1), 0.3 * wrong_turn)
+    goal = contact + PANEL_OUT * clearance
+    goal[0] = tool[0] + clearance_share(clearance, out) * (goal[0] - tool[0])
     if np.linalg.norm(tool - goal) > 0.12 and tool[2] < 0.5:
         return Goal(position=np.array([tool[0], tool[1] - 0.02, 0.6]), euler=euler)
     return Goal(position=goal, euler=euler)

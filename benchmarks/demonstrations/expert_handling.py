@@ -7,7 +7,7 @@ import numpy as np
 from ..playtable.scenes import SceneSpec
 from ..playtable.world import WorldState
 from .expert_blocks import grasp_from_above, let_go, lift
-from .expert_clearance import block_yaw, grasp, hand, held_block, level_hand, yaw_and_lean
+from .expert_clearance import block_yaw, grasp, hand, held_block, level_hand, yaw_and_tilt
 from .expert_doors import drawer
 from .expert_motion import HOVER_Z, ExpertStyle, Goal, travel, yaw_error
 from .expert_shelf import HELD_WIDTH, free_place, take_again
@@ -30,17 +30,17 @@ def rotate(color: str, direction: int, state: WorldState, spec: SceneSpec, style
         return let_go(color, state, spec, style)
     if held_block(state) == color and HELD_WIDTH[0] < state.finger_width < HELD_WIDTH[1]:
         # Pressed lightly on the desk: a block that hangs in the air does not count as turned. Near the cabinet, where
-        # the hand has no room to turn, away from it.
+        # the hand has no clearance to turn, away from it.
         pressed = any(body != "robot" for body, _ in state.contacts[color])
         down = np.array([tool[0], min(float(tool[1]), _ROOM_TO_TURN_Y), tool[2] - (0.002 if pressed else 0.012)])
         return Goal(position=down, euler=level_hand(color, state, turn=-direction * 0.6), gripper=0.0)
     if error < 0.02 and height < 0.02 and state.gripper_command == 0:
-        return Goal(position=position, euler=hand(*yaw_and_lean(state)), gripper=0.0)
+        return Goal(position=position, euler=hand(*yaw_and_tilt(state)), gripper=0.0)
     one = grasp(color, state, spec)
     euler = one.euler
-    if one.euler[:2] == (np.pi, 0.0):  # where there is room, with the wrist turned back beforehand
+    if one.euler[:2] == (np.pi, 0.0):  # where there is clearance, with the wrist turned back beforehand
         euler = (np.pi, 0.0, _room_to_turn(one.euler[2], direction))
-    return grasp_from_above(one.place, euler, state, style, reach=0.012 if one.room > 0 else 0.019)
+    return grasp_from_above(one.place, euler, state, style, reach=0.012 if one.clearance > 0 else 0.019)
 
 
 def _room_to_turn(yaw: float, direction: int) -> float:
@@ -99,7 +99,7 @@ def stack(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     tool, color = state.tool_position, held_block(state)
     if color is None:
         if _stacked_alone(state):
-            return Goal(position=tool + [0, 0, 0.1], euler=hand(*yaw_and_lean(state)), gripper=1.0)
+            return Goal(position=tool + [0, 0, 0.1], euler=hand(*yaw_and_tilt(state)), gripper=1.0)
         return take_again(state, spec, style)
     others = {c: p for c, (p, _) in state.blocks.items() if c != color and p[1] < 0.0 and p[2] > 0.41}
     if not others:

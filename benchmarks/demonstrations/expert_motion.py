@@ -71,12 +71,12 @@ def yaw_error(state: WorldState, euler: tuple[float, float, float]) -> float:
 def ramp(value: float, begin: float, slope: float, most: float) -> float:
     """Return 0 up to `begin`, then a rise with `slope` up to `most`: how far to keep away while not yet aligned.
 
-    Experts approach through such funnels. Rules with a border between coming and going would leave places where a
+    Experts approach through such cones. Rules with a border between coming and going would leave places where a
     learner that averages both hovers for ever.
     """
     return min(most, max(0.0, slope * (value - begin)))
 
 
-def room_share(wanted: float, got: float) -> float:
+def clearance_share(wanted: float, got: float) -> float:
     """Return the share of a sideways move to make now: 1 with the clearance `wanted` [m], 0 where 4 cm are missing."""
     return 1.0 - ramp(wanted - got, 0.01, 1 / 0.03, 1.0)

@@ -22,7 +22,7 @@ _ABOVE_DESK_BLOCKS = 0.05
 """How far above a shelf block the fingers enter [m], so that they clear blocks on the desk before it."""
 _DOOR_CLEARANCE = 0.1
 """Distance of the sliding door's edge from a block that is taken out of the cabinet [m]."""
-_SHELF_ROOM = 0.075
+_SHELF_CLEARANCE = 0.075
 """Distance from other blocks, and half the opening beside the door, at which a block can be put on the shelf [m]."""
 _HALF_HAND = 0.12
 """Room that the hand needs beside the tool [m]."""
@@ -93,7 +93,7 @@ def _on_shelf(color: str, state: WorldState) -> bool:
 def place_on_shelf(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     """Carry what is held into the open side of the cabinet, put it down, come out.
 
-    Where the door leaves no room, put it on the desk, push the door, and take it again.
+    Where the door leaves no clearance, put it on the desk, push the door, and take it again.
     """
     tool, color = state.tool_position, held_block(state)
     euler = (np.pi, _SHELF_TILT, np.pi / 2)
@@ -101,15 +101,15 @@ def place_on_shelf(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Go
         return Goal(position=tool + [0, -0.08, 0.02], euler=euler, gripper=1.0)
     taken = [p[0] for c, (p, _) in state.blocks.items() if c != color and _on_shelf(c, state)]
     side, interval = _open_shelf(state, spec)
-    x, room = free_place(interval, taken)
+    x, clearance = free_place(interval, taken)
     at_end = state.slider > spec.slider_travel - 0.04 if side == 1 else state.slider < 0.04
-    if room < _SHELF_ROOM and not at_end:
+    if clearance < _SHELF_CLEARANCE and not at_end:
         near = block_at_hand(state)
         return slider(-side, state, spec, style) if near is None else let_go(near, state, spec, style)
     if color is None:
         return take_again(state, spec, style)
     # Where another block stands in the middle, come in low and push it back.
-    inside = np.array([x, 0.08, 0.505 if room > _SHELF_ROOM else 0.48])
+    inside = np.array([x, 0.08, 0.505 if clearance > _SHELF_CLEARANCE else 0.48])
     if tool[1] > 0.05 and abs(tool[0] - x) < 0.05:
         resting = ("table", "plank_link") in state.contacts[color] or tool[2] < 0.466
         down = np.array([tool[0], inside[1], tool[2] - 0.02])
@@ -127,7 +127,7 @@ def _open_shelf(state: WorldState, spec: SceneSpec) -> tuple[int, tuple[float, f
 
 
 def free_place(interval: tuple[float, float], taken: Sequence[float]) -> tuple[float, float]:
-    """Return the place of an interval farthest from its ends and from what lies in it, and its room [m]."""
+    """Return the place of an interval farthest from its ends and from what lies in it, and its clearance [m]."""
     width = interval[1] - interval[0]
     places = np.linspace(interval[0] + min(_HALF_HAND, width / 2), interval[1] - min(_HALF_HAND, width / 2), 9)
     others = [min([abs(p - o) for o in taken], default=1.0) for p in places]

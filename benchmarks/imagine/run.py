@@ -14,8 +14,8 @@ from ...errors import ConfigError
 from ..playtable.environment import CAMERAS, CONTROL_HZ
 from .drawing import Strip, write_sheet, write_strips
 from .episodes import TestSet, act_out_all
-from .figures import measure_futures
 from .imagination import Imagination
+from .metrics import measure_futures
 from .start import Start, read_start
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def imagine(
     device: Device = "auto",
     seed: int = 300,
 ) -> dict[str, Any]:
-    """Imagine the future of an image or clip of yours, or of test episodes in the simulator; write videos and figures.
+    """Imagine the future of an image or clip of yours, or of test episodes in the simulator; write videos and metrics.
 
     Args:
         policy: "pretrained" (shipped) or a folder with a released model.
@@ -62,10 +62,10 @@ def imagine(
         grid: also write `sheet.png`, a row of images for each camera.
         scene: scene of the test episodes.
         episodes: episodes shown as videos: predicted, real, and the policy's own rollout.
-        metric_episodes: episodes from which the figures are measured.
-        horizon: predicted frames for the figures.
+        metric_episodes: episodes from which the metrics are measured.
+        horizon: predicted frames for the metrics.
         decoding_steps: passes that make one frame of a video.
-        temperature: of the codes of the videos; the figures are those of the likeliest codes.
+        temperature: of the codes of the videos; the metrics are those of the likeliest codes.
         choice_temperature: 0 draws the codes the model is surest of first, a large number draws them in any order.
         top_k: draw only the k likeliest codes; 0 for all.
         top_p: draw only the likeliest codes that hold this share of the probability.
@@ -125,7 +125,7 @@ def _go_on(out: Path, dream: Imagination, start: Start, text: str, num_frames: i
 def _imagine_episodes(
     out: Path, dream: Imagination, parts: Assembled, acted: TestSet, horizon: int, fps: float
 ) -> dict[str, Any]:
-    """Write the videos of the episodes that are shown and the figures of those that are measured."""
+    """Write the videos of the episodes that are shown and the metrics of those that are measured."""
     out.mkdir(parents=True, exist_ok=True)
     rows = _write_videos(out, dream, acted, fps)
     metrics = measure_futures(Imagination(parts), acted.measured, horizon)

@@ -28,7 +28,7 @@ _SSIM_RADIUS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
-    """Figures of one predicted frame, `horizon` frames ahead; `..._copy` are those of the copied frame.
+    """Metrics of one predicted frame, `horizon` frames ahead; `..._copy` are those of the copied frame.
 
     psnr, psnr_moving: [dB]; psnr_moving is NaN where no pixel moves.
     ssim: at most 1. token_accuracy: share of equal codes, NaN where no codes were given.

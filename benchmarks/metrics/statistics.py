@@ -1,4 +1,4 @@
-"""Intervals for rates, means and differences: every figure of a report carries one."""
+"""Intervals for rates, means and differences: every metric of a report carries one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a task can be begun in a state: the door is open enough, the block has room, the hand holds what it must."""
+"""Whether a task can be begun in a state: the door is open enough, the block has clearance, the hand holds what it must."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _others(color: str, state: WorldState) -> list[np.ndarray]:
 
 
 def _free(color: str, state: WorldState, spec: SceneSpec) -> bool:
-    """Say whether the fingers have room around a block."""
+    """Say whether the fingers have clearance around a block."""
     place = state.blocks[color][0][:2]
     if any(np.linalg.norm(other - place) <= _HAND_ROOM for other in _others(color, state)):
         return False
@@ -101,7 +101,7 @@ def _free(color: str, state: WorldState, spec: SceneSpec) -> bool:
 
 
 def _way_is_free(color: str, direction: int, state: WorldState, spec: SceneSpec) -> bool:
-    """Say whether a block can be pushed by 0.13 m and the hand has room behind it."""
+    """Say whether a block can be pushed by 0.13 m and the hand has clearance behind it."""
     x, y, _ = state.blocks[color][0]
     goal_x, start_x = x + direction * 0.13, x - direction * 0.09
     if not -0.38 < goal_x < 0.40 or not start_x > -0.33 or not reachable(start_x, y) or not reachable(goal_x, y):

@@ -13,7 +13,7 @@ from ..playtable.world import World
 
 
 class ScriptedPolicy:
-    """Plans a chunk by letting the expert act in a twin of the world; it reads the simulator's state, not images.
+    """Plans a chunk by letting the expert act in a simulator of its own; it reads the simulator's state, not images.
 
     The experts cannot read instructions: they do the task that was begun in the world.
 
@@ -27,22 +27,22 @@ class ScriptedPolicy:
 
     def __init__(self, env: World, *, chunk_length: int = 10) -> None:
         self.env, self.chunk_length = env, chunk_length
-        self.twin = PlayTable(env.spec_scene.name, calvin_root=env.calvin_root, render_mode=None)
+        self.planning_env = PlayTable(env.spec_scene.name, calvin_root=env.calvin_root, render_mode=None)
         self.style = ExpertStyle()
 
     def reset(self) -> None:
         """Nothing is remembered from chunk to chunk."""
 
     def act(self, observation: Observation) -> ActionTrajectory:
-        """Return the poses that the expert would command in the twin."""
-        self.twin.set_state(self.env.robot_obs(), self.env.scene_obs())
+        """Return the poses that the expert would command in the planning simulator."""
+        self.planning_env.set_state(self.env.robot_obs(), self.env.scene_obs())
         positions, quaternions, gripper = [], [], []
         for _ in range(self.chunk_length):
-            command = act(self.env.task, self.twin.world_state(), self.twin.spec_scene, self.style)
+            command = act(self.env.task, self.planning_env.world_state(), self.planning_env.spec_scene, self.style)
             positions.append(command[0] - ROBOT_BASE)
             quaternions.append(command[1])
             gripper.append(command[2])
-            self.twin.step_pose(*command)
+            self.planning_env.step_pose(*command)
         return ActionTrajectory(
             positions=np.array(positions),
             quaternions=np.array(quaternions),
@@ -52,5 +52,5 @@ class ScriptedPolicy:
         )
 
     def close(self) -> None:
-        """Close the twin."""
-        self.twin.close()
+        """Close the planning simulator."""
+        self.planning_env.close()

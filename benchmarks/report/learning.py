@@ -98,7 +98,7 @@ def video_body(files: RunFiles) -> str:
 
 
 def losses_body(files: RunFiles) -> str:
-    """Build the loss curves and the validation figures of pretraining and finetuning."""
+    """Build the loss curves and the validation metrics of pretraining and finetuning."""
     parts = []
     for title, name, curves in (
         ("Pretraining on video", PRETRAIN, files.pretrain),

@@ -37,7 +37,7 @@ def absent(*files: str) -> str:
 
 
 def command_line(command: str) -> str:
-    """Show the command that made the figures above, or nothing where it is not known."""
+    """Show the command that made the metrics above, or nothing where it is not known."""
     return f'<p class="command"><span>made by</span> <code>{text(command)}</code></p>' if command else ""
 
 

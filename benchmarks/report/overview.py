@@ -1,4 +1,4 @@
-"""Sections about the run as a whole: summary, headline figures, the chain, data, time, provenance."""
+"""Sections about the run as a whole: summary, headline metrics, the chain, data, time, provenance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .markup import (
 
 
 def summary(files: RunFiles) -> str:
-    """Write the paragraph at the top of the page from the figures that exist."""
+    """Write the paragraph at the top of the page from the metrics that exist."""
     run, sentences = files.run, []
     trained, tested = run.get("scenes_trained"), run.get("scene_tested")
     if trained or tested:
@@ -61,7 +61,7 @@ def summary(files: RunFiles) -> str:
 
 
 def headline(files: RunFiles) -> str:
-    """Build the strip of headline figures, each with its interval."""
+    """Build the strip of headline metrics, each with its interval."""
     tiles: list[tuple[str, str, str]] = []
     for name, control in controls_of(files).items():
         success, total = pooled(control)
@@ -91,7 +91,7 @@ def headline(files: RunFiles) -> str:
 
 
 def chain_body(files: RunFiles) -> str:
-    """Draw the chain from video to joint commands, with the figures of this run where they are known."""
+    """Draw the chain from video to joint commands, with the metrics of this run where they are known."""
     kept = files.shards.get("counts", files.shards).get("kept")
     limits = controls_of(files).get("wbc", {}).get("limits") or {}
     chunk = files.act.get("chunk_length")
@@ -194,8 +194,8 @@ def provenance_body(files: RunFiles) -> str:
     )
     return (
         f'<div class="lists">{lists}</div>'
-        + (f'<h3>Commands that made these figures</h3><ol class="commands">{commands}</ol>' if commands else "")
-        + (note(f"Last logged validation figures: {learned}.") if learned else "")
+        + (f'<h3>Commands that made these metrics</h3><ol class="commands">{commands}</ol>' if commands else "")
+        + (note(f"Last logged validation metrics: {learned}.") if learned else "")
     )
 
 

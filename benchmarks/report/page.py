@@ -23,7 +23,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[RunFiles], str]], ...] = (
     ("safety", "Limits of the robot", safety_body),
     ("data", "Data kept and dropped", funnel_body),
     ("time", "Time of each stage", stages_body),
-    ("provenance", "How these figures were made", provenance_body),
+    ("provenance", "How these metrics were made", provenance_body),
 )
 """Anchor, title and maker of every section, in the order of the page."""
 

@@ -110,17 +110,17 @@ PIECES: dict[str, Piece] = {
 def time_control(seconds: float) -> dict[str, dict[str, float]]:
     """Repeat each piece for so long [s] and print as it goes; return median and 99th percentile [ms] and repeats."""
     print(f"{'control cycle':38}{'median':>9}{'p99':>9}  ms")
-    figures: dict[str, dict[str, float]] = {}
+    metrics: dict[str, dict[str, float]] = {}
     for name, prepare in PIECES.items():
         milliseconds = _time(prepare(), seconds)
         p99 = float(np.percentile(milliseconds, 99))
-        figures[name] = {
+        metrics[name] = {
             "median_ms": statistics.median(milliseconds),
             "p99_ms": p99,
             "repeats": len(milliseconds),
         }
-        print(f"{name:38}{figures[name]['median_ms']:9.2f}{p99:9.2f}")
-    return figures
+        print(f"{name:38}{metrics[name]['median_ms']:9.2f}{p99:9.2f}")
+    return metrics
 
 
 def _time(work: Callable[[], object], seconds: float) -> list[float]:

@@ -38,7 +38,7 @@ def speed(
     Args:
         size: Of the world model; `tiny` goes with the small tokenizer, S to L with the published one.
         rounds: Rounds counted; everything is timed once in each.
-        json: File for the figures; none is written where it is not given.
+        json: File for the metrics; none is written where it is not given.
         only: Some of control, training, generation, tokenizer, separated by commas.
         policy: A trained model with raster decoding (a folder of `gr2 pretrain`), whose frames are timed with drafts,
             too; without, generation takes random weights, of which drafts say nothing.
@@ -75,7 +75,7 @@ def speed(
     print(f"{machine}, load {os.getloadavg()[0]:.1f}")
     found: dict[str, Any] = {"machine": machine, "size": size, "rounds": rounds, "notes": []}
     if "control" in parts:
-        found["figures"] = time_control(seconds)
+        found["metrics"] = time_control(seconds)
     for part in ("training", "generation", "tokenizer"):
         if part in parts:
             found |= _networks(part, size, trained, setting, found["notes"])

@@ -41,7 +41,7 @@ class Comparison:
     features: dict[tuple[str, str, str, str], list[Numbers]] = field(default_factory=dict)
 
     def put(self, reference: Reference, predictor: str, camera: str, clip: int, rows: Mapping[str, Numbers]) -> None:
-        """Keep figures `[s f]` of one clip and camera, metric by metric."""
+        """Keep metrics `[s f]` of one clip and camera, metric by metric."""
         for metric, values in rows.items():
             key = (reference, metric, predictor, camera)
             if key not in self.future:
@@ -49,7 +49,7 @@ class Comparison:
             self.future[key][clip] = values
 
     def put_context(self, camera: str, clip: int, rows: Mapping[str, Numbers]) -> None:
-        """Keep figures `[h]` of the context frames of one clip and camera."""
+        """Keep metrics `[h]` of the context frames of one clip and camera."""
         for metric, values in rows.items():
             self.context.setdefault((metric, camera), np.full((self.num_clips, len(values)), np.nan))[clip] = values
 

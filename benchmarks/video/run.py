@@ -110,7 +110,7 @@ def benchmark(
         "device": str(model.device),
         "protocol": {"name": protocol, "what": PROTOCOLS[protocol], "samples": count, "sampling": asdict(sampling)},
         "sample": _sample(store, clips, num_clips, held_out),
-        **_figures(compare(parts, clips, predicted, means, originals, measures), protocol, seed),
+        **_scores(compare(parts, clips, predicted, means, originals, measures), protocol, seed),
         **_losses(parts, clips, batch_size, seed),
     }
     print("\n".join(table(report)))
@@ -162,7 +162,7 @@ def _sample(store: TokenStore, clips: VideoClips, asked: int, held_out: float) -
     }
 
 
-def _figures(comparison: Comparison, protocol: Protocol, seed: int) -> dict[str, Any]:
+def _scores(comparison: Comparison, protocol: Protocol, seed: int) -> dict[str, Any]:
     return {"metrics": _metrics(comparison, protocol), "frechet": _frechet(comparison, seed)}
 
 
@@ -172,7 +172,7 @@ def _losses(parts: Assembled, clips: VideoClips, batch_size: int, seed: int) -> 
 
 
 def _metrics(comparison: Comparison, protocol: Protocol) -> list[dict[str, Any]]:
-    """List the figures: reference, metric, and rows of all horizon steps together and of each."""
+    """List the metrics: reference, metric, and rows of all horizon steps together and of each."""
     found = []
     for reference in ("codes", "reconstruction", "original"):
         for metric, predictors in comparison.scores(reference, protocol).items():  # type: ignore[arg-type]

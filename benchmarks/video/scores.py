@@ -1,4 +1,4 @@
-"""Figures of predicted frames by clip, sample and horizon step, and the two protocols that make one number of them."""
+"""Metrics of predicted frames by clip, sample and horizon step, and the two protocols that make one number of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LOWER_IS_BETTER = ("lpips",)
 
 @dataclass(frozen=True, kw_only=True)
 class ClipScores:
-    """A figure of one predictor: `future` `[c s f]`, and `context` `[c h]` where those frames count, too.
+    """A metric of one predictor: `future` `[c s f]`, and `context` `[c h]` where those frames count, too.
 
     NaN where a clip has no value: no pixel moves, or a camera is absent.
     """
@@ -53,7 +53,7 @@ class ClipScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A figure over all horizon steps (`horizon` 0) or of one, with its interval over clips.
+    """A metric over all horizon steps (`horizon` 0) or of one, with its interval over clips.
 
     model, copy, mean: None where no clip has a value; minus_copy, minus_mean: differences on the same clips; tokenizer:
     what the true codes give, the best that a prediction in codes can do, where the reference is the original pixels.

@@ -31,7 +31,7 @@ RECOVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The figures of one method in one case; None where a figure has no meaning.
+    """The metrics of one method in one case; None where a metric has no meaning.
 
     position_*: tool error [mm], rotation_* [deg], from the second pose on.
     position_violations, velocity_violations: ticks beyond a limit; acceleration_violations: ticks beyond the nominal

@@ -339,7 +339,7 @@ def passed(trials: Sequence[Trial]) -> bool:
 
 
 def report(trials: Sequence[Trial]) -> str:
-    """Return the figures for people."""
+    """Return the metrics for people."""
     rate = wilson_interval(sum(t.success for t in trials), len(trials))
     causes, contacts, violations = Counter(t.cause for t in trials if t.cause), Counter[str](), Counter[str]()
     for t in trials:
@@ -389,7 +389,7 @@ def benchmark(
         rate: Physics steps and commands a second, 240 or 1000.
         num_workers: Processes, 1 or 2.
         blind: Tell the controller nothing of table, tray and obstacles, for comparison.
-        json: File for the figures of every trial.
+        json: File for the metrics of every trial.
         video: mp4 file of three trials with an obstacle in the way.
     """
     if trials < 1 or num_workers not in (1, 2):
@@ -402,8 +402,8 @@ def benchmark(
             results = list(pool.map(one, range(trials)))
     print(report(results))
     if json is not None:
-        figures = {"seed": seed, "rate_hz": rate, "blind": blind, "passed": passed(results)}
-        write_json(json, figures | {"trials": [asdict(result) for result in results]})
+        metrics = {"seed": seed, "rate_hz": rate, "blind": blind, "passed": passed(results)}
+        write_json(json, metrics | {"trials": [asdict(result) for result in results]})
     if video is not None:
         recorder = VideoRecorder()
         for result in [r for r in results if r.blocked][:3] or results[:1]:

@@ -53,14 +53,14 @@ def plot_page(robot: RobotModel, case: TrackingCase, run: Run, evaluation: Evalu
 
 def _heading(case: TrackingCase, e: Evaluation) -> str:
     faults = "; ".join(broken(e)) or "every limit kept"
-    figures = (
+    metrics = (
         f"error RMS {e.position_rms_mm:.3f} mm, at most {e.position_max_mm:.2f} mm; {e.rotation_rms_deg:.3f} deg; "
         f"jerk RMS {e.jerk_rms:.1f} rad/s\N{SUPERSCRIPT THREE}; tick {e.tick_ms_median:.2f} ms, "
         f"99 % below {e.tick_ms_p99:.2f} ms; {faults}"
     )
     return (
         f'<text x="{MARGIN}" y="28" fill="var(--ink)" style="font-size:17px;font-weight:600">{escape(case.name)}</text>'
-        f'<text x="{MARGIN}" y="46" fill="var(--ink-soft)">{escape(figures)}</text>'
+        f'<text x="{MARGIN}" y="46" fill="var(--ink-soft)">{escape(metrics)}</text>'
     )
 
 

@@ -1,4 +1,4 @@
-"""`gr2 benchmark wbc`: follow every case, ours and others in turn, and print, keep and judge the figures."""
+"""`gr2 benchmark wbc`: follow every case, ours and others in turn, and print, keep and judge the metrics."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def benchmark(
         drop: share of the chunks that never arrive.
         jitter: greatest deviation of a tick's time [s].
         seed: seed of delays, drops and jitter.
-        json: file for the figures.
+        json: file for the metrics.
     """
     if not 0 <= noise_seeds <= 100:
         raise ConfigError(f"--noise-seeds: expected 0 to 100, got {noise_seeds}.")
@@ -108,18 +108,18 @@ def benchmark(
     for fault in faults:
         print(f"broken: {fault}", file=sys.stderr)
     if json is not None:
-        write_json(json, _figures(arm, feeding, evaluations, faults, shortfalls))
+        write_json(json, _metrics(arm, feeding, evaluations, faults, shortfalls))
     return 1 if faults else 0
 
 
-def _figures(
+def _metrics(
     robot: RobotModel,
     feeding: FeedingConfig,
     evaluations: Sequence[Evaluation],
     faults: Sequence[str],
     shortfalls: Sequence[str],
 ) -> dict[str, object]:
-    """Return what the JSON file holds: the figures of each run, and how they were made."""
+    """Return what the JSON file holds: the metrics of each run, and how they were made."""
     return {
         "machine": machine(),
         "versions": versions(),
@@ -195,7 +195,7 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that the figures depend on, `missing` where one is not installed."""
+    """Return the versions of the packages that the metrics depend on, `missing` where one is not installed."""
     found = {}
     for name in PACKAGES:
         try:

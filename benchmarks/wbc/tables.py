@@ -1,4 +1,4 @@
-"""The figures of many runs as rows of text, and the marks that ours is held to."""
+"""The metrics of many runs as rows of text, and the marks that ours is held to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gr2 wbc track`: follow one motion with any arm, print the figures, write a video and a page of plots."""
+"""`gr2 wbc track`: follow one motion with any arm, print the metrics, write a video and a page of plots."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def track(
     horizon: float = 1.0,
     replan_hz: float = 5.0,
 ) -> int:
-    """Follow one motion and print its figures; with --view write a video and a page of plots and say where.
+    """Follow one motion and print its metrics; with --view write a video and a page of plots and say where.
 
     The status is 1 where a limit or a distance was broken.
 
@@ -53,7 +53,7 @@ def track(
         plots, video = out / f"{stem}.svg", out / f"{stem}.mp4"
         write_bytes(plots, plot_page(arm, chosen, run, evaluation).encode())
         write_tracking_video(video, arm, chosen, run)
-        print(f"plots: {plots}\nfilm: {video}")
+        print(f"plots: {plots}\nvideo: {video}")
     faults = broken(evaluation)
     for fault in faults:
         print(f"broken: {chosen.name}: {fault}", file=sys.stderr)

@@ -200,7 +200,7 @@ def _count_kept(tally: Tally, kept: Sequence[Mapping[str, Any]], members: Mappin
 
 
 def judge(measures: Mapping[str, float], thresholds: CurationThresholds, repeats: int) -> tuple[str, str]:
-    """Give the first reason to drop a window and its figure; empty for one to keep.
+    """Give the first reason to drop a window and its metric; empty for one to keep.
 
     Args:
         measures: of the window.

@@ -1,6 +1,6 @@
 """Measure a clip from a few probed frames: motion, whose motion it is, sharpness, light, and text laid over it.
 
-No weights, no thresholds: each measure is a number with a unit, and the filters decide. Figures named here were taken
+No weights, no thresholds: each measure is a number with a unit, and the filters decide. Metrics named here were taken
 on twelve frames spread over each clip, 160 px on the short side.
 """
 

@@ -29,7 +29,7 @@ _FRAME_WIDTH = 200
 class SampleClip:
     """A clip shown on the page.
 
-    detail: the figure that dropped it; span: its frames in the video, in words; strip: JPEG of frames side by
+    detail: the metric that dropped it; span: its frames in the video, in words; strip: JPEG of frames side by
         side; missing: why there is none.
     """
 

@@ -55,7 +55,7 @@ class ProbedRecord:
 
     source: the record's; videos: camera -> findings, for those that could be opened.
     broken: why it cannot be used, empty where it can.
-    dropped: the filter of `gr2 data shards` that would leave it out, empty where none would; detail: its figures.
+    dropped: the filter of `gr2 data shards` that would leave it out, empty where none would; detail: its metrics.
     """
 
     source: str

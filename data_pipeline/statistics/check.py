@@ -31,7 +31,7 @@ def contradictions(stored: DatasetStatistics, new: DatasetStatistics) -> list[st
     Quaternions are left out: `q` and `-q` are the same rotation.
 
     Returns:
-        For each contradiction the dimension and the two figures, such as "states, x [m]: ..."; nothing where the new
+        For each contradiction the dimension and the two metrics, such as "states, x [m]: ..."; nothing where the new
         data fit.
     """
     found = _compare("states", stored.states, new.states, stored.state_gripper)
@@ -101,7 +101,7 @@ def state_contradiction(datasets: Mapping[str, DatasetStatistics], state: Array,
         read: the numbers that the model reads.
 
     Returns:
-        The dimension and the figures, of the dataset that fits best; empty where the state fits one, or none is known.
+        The dimension and the metrics, of the dataset that fits best; empty where the state fits one, or none is known.
     """
     reasons = [
         _state_reasons(statistics.states, state, statistics.state_gripper, read)

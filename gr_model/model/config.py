@@ -41,7 +41,7 @@ class ModelConfig:
     decoding: "masked" predicts a frame in parallel (bidirectional inside it), "raster" code by code.
     dropout: residual and attention dropout; the others are probabilities, in training, that a context code,
         the states of a sample or its text are hidden.
-    code_renaming: probability, in training, that codes of a sample are renamed at random, in all frames alike: what
+    code_permutation: probability, in training, that codes of a sample are permuted at random, in all frames alike: what
         stands still stays to be copied in scenes that training never showed.
     scored_share: share of the predicted positions, drawn anew each step, on which the frame loss is computed; scoring
         every code of every position costs more than the trunk of a small model.
@@ -67,7 +67,7 @@ class ModelConfig:
     token_dropout: float = 0.05
     state_dropout: float = 0.0
     text_dropout: float = 0.0
-    code_renaming: float = 0.0
+    code_permutation: float = 0.0
     scored_share: float = 1.0
     gradient_checkpointing: bool = False
     head: HeadConfig = field(default_factory=CVAEConfig)
@@ -87,7 +87,7 @@ class ModelConfig:
             _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
         for name in ("text_length", "max_context", "num_targets", "chunk_length"):
             _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
-        for name in ("dropout", "token_dropout", "state_dropout", "text_dropout", "code_renaming"):
+        for name in ("dropout", "token_dropout", "state_dropout", "text_dropout", "code_permutation"):
             _require(0 <= getattr(self, name) <= 1, name, "a probability", getattr(self, name))
         _require(self.head_hidden >= 0, "head_hidden", "0 or a positive number", self.head_hidden)
         _require(0 < self.scored_share <= 1, "scored_share", "a share above 0 and up to 1", self.scored_share)
@@ -146,7 +146,7 @@ class ModelChanges:
     dropout: residual and attention dropout.
     token_dropout, state_dropout, text_dropout: how often context codes, robot states and sentences are hidden in
         training; guidance needs some text dropout.
-    code_renaming: how often codes of a sample are renamed in training, for scenes that it never shows.
+    code_permutation: how often codes of a sample are permuted in training, for scenes that it never shows.
     """
 
     decoding: Decoding | None = None
@@ -158,7 +158,7 @@ class ModelChanges:
     token_dropout: float | None = None
     state_dropout: float | None = None
     text_dropout: float | None = None
-    code_renaming: float | None = None
+    code_permutation: float | None = None
 
     def apply(self, config: ModelConfig) -> ModelConfig:
         """Return `config` with the changes."""

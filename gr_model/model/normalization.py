@@ -186,7 +186,7 @@ def expect_fitting_data(
     """Refuse data that contradict those a checkpoint was trained on; each must fit one of the stored.
 
     Raises:
-        CheckpointError: naming the dimension and the two figures.
+        CheckpointError: naming the dimension and the two metrics.
     """
     if not stored:
         return

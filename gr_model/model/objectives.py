@@ -1,4 +1,4 @@
-"""Training losses and evaluation figures of the world model on a loader batch.
+"""Training losses and evaluation metrics of the world model on a loader batch.
 
 Batch: `codes` {camera: int64 `[b f n]`} (context frames, then targets), `frame_mask` bool `[b f]`, `states`
 `[b f 16]`, `actions` `[b k 8]` and `action_mask` `[b k]` at the last context frame, `text_id` `[b]`
@@ -113,12 +113,12 @@ def read_chunk(model: WorldModel, batch: Batch, h: int) -> tuple[Float[Tensor, "
     return chunk, batch["action_mask"][..., None].expand_as(chunk)
 
 
-def rename_codes(
+def permute_codes(
     codes: Mapping[str, Int[Tensor, "b f n"]], codebook_size: int, probability: float
 ) -> dict[str, Int[Tensor, "b f n"]]:
-    """Rename codes of some samples, in all frames and cameras alike; each of those has its own share of renamed codes.
+    """Permute codes of some samples, in all frames and cameras alike; each of those has its own share of permuted codes.
 
-    A renamed texture is one that training never showed: where nothing moves, only copying predicts it.
+    A permuted texture is one that training never showed: where nothing moves, only copying predicts it.
     """
     b, device = len(next(iter(codes.values()))), next(iter(codes.values())).device
     share = torch.rand(b, 1, device=device) * (torch.rand(b, 1, device=device) < probability)
@@ -147,9 +147,9 @@ def training_losses(
     Returns:
         Scalars: `frame_loss`, `token_accuracy` with frames; `action_loss` and its parts with actions.
     """
-    if model.training and model.config.code_renaming:
-        renamed = rename_codes(batch["codes"], model.config.codebook_size, model.config.code_renaming)
-        batch = {**batch, "codes": renamed}
+    if model.training and model.config.code_permutation:
+        permuted = permute_codes(batch["codes"], model.config.codebook_size, model.config.code_permutation)
+        batch = {**batch, "codes": permuted}
     context, h = read_context(model, batch)
     targets = None
     if with_frames:
@@ -195,8 +195,8 @@ def _show_states(model: WorldModel, context: Context, batch: Batch, h: int, shar
 
 
 @torch.no_grad()
-def evaluation_figures(model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool) -> dict[str, Tensor]:
-    """Return figures a person can read, deterministic in evaluation mode.
+def evaluation_metrics(model: WorldModel, batch: Batch, *, with_actions: bool, with_frames: bool) -> dict[str, Tensor]:
+    """Return metrics a person can read, deterministic in evaluation mode.
 
     Returns:
         Frames (predicted from nothing but the context when decoding is "masked", teacher-forced when
@@ -204,17 +204,17 @@ def evaluation_figures(model: WorldModel, batch: Batch, *, with_actions: bool, w
         `changed_accuracy` (on codes that change). Actions: `action_l1_mm` [mm] of positions, `action_l1_deg` [deg]
         of turns, `action_l1_*` of other kinds of signals, `gripper_accuracy`.
     """
-    figures: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
     context, h = read_context(model, batch)
     if with_frames:
-        figures |= _frame_figures(model, batch, context, h)
+        metrics |= _frame_metrics(model, batch, context, h)
     if with_actions:
         chunk = model.act(context)
-        figures |= _chunk_figures(model, chunk, batch, h)
-    return figures
+        metrics |= _chunk_metrics(model, chunk, batch, h)
+    return metrics
 
 
-def _chunk_figures(model: WorldModel, chunk: Float[Tensor, "b k c"], batch: Batch, h: int) -> dict[str, Tensor]:
+def _chunk_metrics(model: WorldModel, chunk: Float[Tensor, "b k c"], batch: Batch, h: int) -> dict[str, Tensor]:
     """Compare chunks signal by signal; positions in [mm], turns in [deg], others in their own units."""
     target = model.config.coding.encode(batch["states"][:, h - 1].float(), batch["actions"].float())
     keep = batch["action_mask"]
@@ -232,7 +232,7 @@ def _chunk_figures(model: WorldModel, chunk: Float[Tensor, "b k c"], batch: Batc
     return {name: torch.stack(values).mean() for name, values in found.items()}
 
 
-def _frame_figures(model: WorldModel, batch: Batch, context: Context, h: int) -> dict[str, Tensor]:
+def _frame_metrics(model: WorldModel, batch: Batch, context: Context, h: int) -> dict[str, Tensor]:
     packed, valid = read_targets(model, batch, context, h)
     now = model.reference(context).expand_as(packed)
     if model.config.decoding == "masked":

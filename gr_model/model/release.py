@@ -57,6 +57,10 @@ class Release:
         return Normalization(statistics=self.model.get_statistics(), datasets=self.datasets)
 
 
+_RENAMED = {"code_renaming": "code_permutation"}
+"""Keys of 0.1.0 and what they are called now."""
+
+
 def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     """Rebuild a configuration from `dataclasses.asdict` or its JSON.
 
@@ -65,6 +69,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     """
     try:
         known = {entry.name for entry in fields(ModelConfig)}
+        values = {_RENAMED.get(name, name): value for name, value in values.items()}
         unknown = sorted(set(values) - known)
         if unknown:
             raise CheckpointError(

@@ -141,13 +141,13 @@ def any_rank(flags: list[bool], device: torch.device) -> list[bool]:
     return [bool(value) for value in tensor.tolist()]
 
 
-def mean_over_ranks(figures: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Average figures over the processes; all of them must call with the same names."""
+def mean_over_ranks(metrics: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Average metrics over the processes; all of them must call with the same names."""
     if not among_many():
-        return figures
-    tensor = torch.tensor(list(figures.values()), dtype=torch.float64, device=device)
+        return metrics
+    tensor = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
-    return dict(zip(figures, (tensor / dist.get_world_size()).tolist(), strict=True))
+    return dict(zip(metrics, (tensor / dist.get_world_size()).tolist(), strict=True))
 
 
 def gather_texts(text: str) -> list[str]:

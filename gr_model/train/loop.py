@@ -59,11 +59,11 @@ def train(
         resume: go on from `out/last.ckpt` where there is one, also one of another number of processes.
         stop_after: end early at this step, to be resumed; the schedule stays that of all steps.
         distribution: devices, machines and strategy.
-        log: where the figures go beside the CSV file.
+        log: where the metrics go beside the CSV file.
         name_episode: says which episode a number of the batch's `episode` is, for messages.
 
     Returns:
-        Figures of the last validation.
+        Metrics of the last validation.
 
     Raises:
         CheckpointError: `last.ckpt` cannot be read or is of another configuration.
@@ -102,9 +102,9 @@ def train(
         Path(begin).unlink(missing_ok=True)
     if trainer.global_step < trainer.max_steps:
         _leave(trainer, distribution, last)
-    if not module.last_figures and validation and not distribution.sharded:
-        module.last_figures = module.evaluate()
-    return module.last_figures
+    if not module.last_metrics and validation and not distribution.sharded:
+        module.last_metrics = module.evaluate()
+    return module.last_metrics
 
 
 def _prepare(module: TrainingModule, distribution: Distribution) -> tuple[torch.device, bool]:

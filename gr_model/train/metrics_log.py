@@ -15,10 +15,10 @@ LogName = Literal["auto", "csv", "tensorboard", "wandb"]
 
 
 class FigureSink(Protocol):
-    """Another place that figures go to."""
+    """Another place that metrics go to."""
 
-    def add(self, step: int, figures: Mapping[str, float]) -> None:
-        """Take figures of a step."""
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take metrics of a step."""
         ...
 
     def close(self) -> None:
@@ -34,9 +34,9 @@ class TensorBoardSink:
 
         self._writer: Any = SummaryWriter(folder, purge_step=resume_step + 1 if resume_step else None)
 
-    def add(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write each figure as a scalar."""
-        for name, value in figures.items():
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write each metric as a scalar."""
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
@@ -54,9 +54,9 @@ class WandbSink:
         name = folder.resolve().name
         self._run = wandb.init(project="gr2", name=name, id=name, dir=folder, resume="allow")
 
-    def add(self, step: int, figures: Mapping[str, float]) -> None:
-        """Send the figures."""
-        self._run.log(dict(figures), step=step)
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Send the metrics."""
+        self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
         """Finish the run."""
@@ -82,12 +82,12 @@ def open_sinks(log: LogName, out: Path, *, resume_step: int) -> list[FigureSink]
 
 
 class MetricsLog:
-    """Rows of figures in `path`; columns appear as they are first logged, `step` leads.
+    """Rows of metrics in `path`; columns appear as they are first logged, `step` leads.
 
     Args:
         path: CSV file.
         resume_step: rows of an earlier run up to this step are kept, later ones dropped.
-        sinks: where else the figures go.
+        sinks: where else the metrics go.
     """
 
     def __init__(self, path: Path, *, resume_step: int = 0, sinks: Sequence[FigureSink] = ()) -> None:
@@ -97,9 +97,9 @@ class MetricsLog:
             with path.open(newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_step]
 
-    def add(self, step: int, figures: Mapping[str, float]) -> None:
-        """Append figures to the row of `step` and write the file, atomically."""
-        values = {name: f"{value:.6g}" for name, value in figures.items()}
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append metrics to the row of `step` and write the file, atomically."""
+        values = {name: f"{value:.6g}" for name, value in metrics.items()}
         if self.rows and int(self.rows[-1]["step"]) == step:
             self.rows[-1].update(values)
         else:
@@ -112,7 +112,7 @@ class MetricsLog:
             writer.writerows(self.rows)
         os.replace(temporary, self.path)
         for sink in self.sinks:
-            sink.add(step, figures)
+            sink.add(step, metrics)
 
     def close(self) -> None:
         """Write what the sinks still hold."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError, DataError
-from ..model.objectives import Batch, evaluation_figures, training_losses
+from ..model.objectives import Batch, evaluation_metrics, training_losses
 from ..model.release import config_from_dict
 from ..model.world_model import WorldModel
 from .averaging import WeightAverage
@@ -29,13 +29,13 @@ from .optimizer import MuonAdamW
 from .preemption import StopRequest
 from .progress import SaveLast
 from .recipe import TrainingConfig, computes_in_bfloat16, learning_rate_factor
-from .throughput import StepCost, rate_figures, step_cost
+from .throughput import StepCost, rate_metrics, step_cost
 
 Result = TypeVar("Result")
 
 
 class TrainingModule(L.LightningModule):
-    """Optimization, averaging, figures and checkpoints of a `WorldModel`."""
+    """Optimization, averaging, metrics and checkpoints of a `WorldModel`."""
 
     def __init__(self, model: WorldModel, config: TrainingConfig, *, steps: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class TrainingModule(L.LightningModule):
         self.name_episode: NameEpisode | None = None
         self.peak_flops: float | None = None
         self.log_every = self.validate_every = 0
-        self.last_figures: dict[str, float] = {}
+        self.last_metrics: dict[str, float] = {}
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._interval = (0, 0.0)
         self._stopping = False
@@ -193,8 +193,8 @@ class TrainingModule(L.LightningModule):
         if self.log_every and (step % self.log_every == 0 or step == self.steps):
             self._log_interval(step, batch)
         if self.validate_every and self.validation and (step % self.validate_every == 0 or step == self.steps):
-            self.last_figures = self.evaluate()
-            self._write(step, {f"val/{name}": value for name, value in self.last_figures.items()})
+            self.last_metrics = self.evaluate()
+            self._write(step, {f"val/{name}": value for name, value in self.last_metrics.items()})
         if self.checkpoints is not None:
             self.checkpoints.after_step(self.trainer, stop=self._stopping)
 
@@ -208,18 +208,18 @@ class TrainingModule(L.LightningModule):
 
     def _log_interval(self, step: int, batch: Batch) -> None:
         now = time.perf_counter()
-        figures = {f"train/{name}": float(total) / count for name, (total, count) in self._sums.items()}
-        figures = mean_over_ranks(figures, self.device)
+        metrics = {f"train/{name}": float(total) / count for name, (total, count) in self._sums.items()}
+        metrics = mean_over_ranks(metrics, self.device)
         begin, since = self._interval
         if since:
             rate = (step - begin) * len(batch["text_id"]) * self.config.accumulate / (now - since)
-            figures["train/sequences_per_s"] = rate * self.trainer.world_size
-            rates = rate_figures(rate, self.cost(), self.peak_flops)
+            metrics["train/sequences_per_s"] = rate * self.trainer.world_size
+            rates = rate_metrics(rate, self.cost(), self.peak_flops)
             rates["tokens_per_s"] *= self.trainer.world_size
-            figures |= {f"train/{name}": value for name, value in rates.items()}
-        figures["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+            metrics |= {f"train/{name}": value for name, value in rates.items()}
+        metrics["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._interval, self._sums = (step, now), {}
-        self._write(step, figures)
+        self._write(step, metrics)
 
     def cost(self) -> StepCost:
         """Return what a sequence costs on average over the steps with and without frames."""
@@ -232,12 +232,12 @@ class TrainingModule(L.LightningModule):
                 tokens, flops = tokens + weight * cost.tokens, flops + weight * cost.flops
         return StepCost(tokens=tokens, flops=flops)
 
-    def _write(self, step: int, figures: Mapping[str, float]) -> None:
+    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.metrics is not None and self.trainer.is_global_zero:
-            self.metrics.add(step, figures)
+            self.metrics.add(step, metrics)
 
     def evaluate(self) -> dict[str, float]:
-        """Measure the averaged (or last) weights on the validation batches; see `evaluation_figures`."""
+        """Measure the averaged (or last) weights on the validation batches; see `evaluation_metrics`."""
         with self._averaged():
             return evaluate(self.model, self.validation, with_actions=self.config.with_actions, compute=self.compute)
 
@@ -245,7 +245,7 @@ class TrainingModule(L.LightningModule):
         return nullcontext() if self.average is None else self.average.applied()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the configuration, the weight average and the figures of the interval at hand."""
+        """Store the configuration, the weight average and the metrics of the interval at hand."""
         checkpoint["model_config"] = asdict(self.model.config)
         checkpoint["accumulate"] = self.config.accumulate
         checkpoint["interval_sums"] = self._sums
@@ -253,7 +253,7 @@ class TrainingModule(L.LightningModule):
             checkpoint["weight_average"] = self.average.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the weight average and the figures of the interval at hand.
+        """Restore the weight average and the metrics of the interval at hand.
 
         Raises:
             CheckpointError: the checkpoint is of another configuration.
@@ -296,7 +296,7 @@ def evaluate(
     with_actions: bool,
     compute: Callable[[Callable[[WorldModel], dict[str, Tensor]]], dict[str, Tensor]] | None = None,
 ) -> dict[str, float]:
-    """Average `evaluation_figures` over batches, in evaluation mode; the model's mode is restored.
+    """Average `evaluation_metrics` over batches, in evaluation mode; the model's mode is restored.
 
     Args:
         compute: how a function of the model is run (see `TrainingModule.compute`); None calls it.
@@ -309,13 +309,13 @@ def evaluate(
         moved = _to_device(batch, model.device)
 
         def measure(model: WorldModel, moved: Batch = moved) -> dict[str, Tensor]:
-            return evaluation_figures(model, moved, with_actions=with_actions, with_frames=True)
+            return evaluation_metrics(model, moved, with_actions=with_actions, with_frames=True)
 
         with torch.no_grad():
-            figures = measure(model) if compute is None else compute(measure)
+            metrics = measure(model) if compute is None else compute(measure)
         size = len(batch["text_id"])
         weight += size
-        for name, value in figures.items():
+        for name, value in metrics.items():
             totals[name] = totals.get(name, 0.0) + size * float(value)
     model.train(was_training)
     return {name: total / weight for name, total in totals.items()}

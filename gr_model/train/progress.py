@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from ..model.objectives import Batch
-from .throughput import StepCost, rate_figures
+from .throughput import StepCost, rate_metrics
 
 
 class StatefulLoader(Protocol):
@@ -97,15 +97,15 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Advance; show figures now and then."""
+        """Advance; show metrics now and then."""
         count = trainer.global_step * self._step_size(trainer)
         self.bar.update(count - self.bar.n)
         seconds = time.monotonic() - self._shown
         if seconds > 2.0:
-            figures = rate_figures((count - self._count) / seconds / trainer.world_size, self.cost, self.peak)
-            told = {"tok/s": f"{figures['tokens_per_s'] * trainer.world_size:,.0f}"}
-            if "mfu" in figures:
-                told["MFU"] = f"{figures['mfu']:.1%}"
+            metrics = rate_metrics((count - self._count) / seconds / trainer.world_size, self.cost, self.peak)
+            told = {"tok/s": f"{metrics['tokens_per_s'] * trainer.world_size:,.0f}"}
+            if "mfu" in metrics:
+                told["MFU"] = f"{metrics['mfu']:.1%}"
             self._shown, self._count = time.monotonic(), count
             self.bar.set_postfix(
                 {"step": trainer.global_step, "loss": f"{float(outputs['loss']):.4g}"} | told, refresh=False

@@ -32,7 +32,7 @@ DEVICE_PEAKS = (
 )
 """Part of a device's name, dense bfloat16 operations a second [FLOP/s].
 
-Source: NVIDIA's data sheets of these products, halved where they state the figure with sparsity; GeForce: the
+Source: NVIDIA's data sheets of these products, halved where they state the metric with sparsity; GeForce: the
 "Ada" and "Ampere GA102" white papers, FP32 accumulation; A10G: aws.amazon.com/ec2/instance-types/g5.
 """
 
@@ -93,12 +93,12 @@ def step_cost(model: WorldModel, *, text_length: int, with_frames: bool, with_ac
     return StepCost(tokens=n, flops=3 * forward)
 
 
-def rate_figures(sequences_per_s: float, cost: StepCost, peak: float | None) -> dict[str, float]:
-    """Turn the sequences a second of one device into figures of its log; MFU only where its peak is known."""
-    figures = {"tokens_per_s": sequences_per_s * cost.tokens}
+def rate_metrics(sequences_per_s: float, cost: StepCost, peak: float | None) -> dict[str, float]:
+    """Turn the sequences a second of one device into metrics of its log; MFU only where its peak is known."""
+    metrics = {"tokens_per_s": sequences_per_s * cost.tokens}
     if peak is not None:
-        figures["mfu"] = sequences_per_s * cost.flops / peak
-    return figures
+        metrics["mfu"] = sequences_per_s * cost.flops / peak
+    return metrics
 
 
 def _embedding(config: ModelConfig, layout: SequenceLayout) -> float:

@@ -91,7 +91,7 @@ def train_tokenizer(
         stream: decode images as they are needed, so that the corpus may be larger than memory.
         num_workers: processes that decode ahead when streaming; 0 decodes in this process.
         training: optimization and losses; where nothing is chosen, f16 presets take the published learning rate.
-        validate_every: steps between figures and images of held-out videos; a tenth of the run by default.
+        validate_every: steps between metrics and images of held-out videos; a tenth of the run by default.
         checkpoint_every: steps between checkpoints.
         device: where to train; auto takes a GPU where there is one.
         seed: seed of weights and batches.

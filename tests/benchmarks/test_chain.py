@@ -149,12 +149,12 @@ def test_real_clips_join_the_pretraining(run, tmp_path):
     assert manifest["counts"]["dropped"] == {"undecodable": 1}
     frozen = {"tokenizer": str(run / "tokenizer"), "text": str(run / "text")}
     tokens(shards=tmp_path / "shards", out=tmp_path / "tokens", target_fps=6.0, **frozen)
-    figures = pretrain(
+    metrics = pretrain(
         TrainingOptions(
             tokens=[run / "tokens", tmp_path / "tokens"], out=tmp_path / "p", steps=2, batch_size=8, threads=1, **frozen
         )
     )
-    assert figures["windows"] > 100
+    assert metrics["windows"] > 100
 
 
 def test_another_tokenizer_is_refused(run, tmp_path):
@@ -168,11 +168,11 @@ def test_another_tokenizer_is_refused(run, tmp_path):
 
 
 def test_changes_of_a_size_reach_the_release_and_leave_an_initial_model_alone(run, tmp_path):
-    changes, frozen = ModelChanges(decoding="raster", code_renaming=0.5), {"tokenizer": str(run / "tokenizer")}
+    changes, frozen = ModelChanges(decoding="raster", code_permutation=0.5), {"tokenizer": str(run / "tokenizer")}
     options = {"tokens": [run / "tokens"], "text": str(run / "text"), "batch_size": 8, "threads": 1, **frozen}
     pretrain(TrainingOptions(out=tmp_path / "p", steps=1, model=changes, **options))
     release = json.loads((tmp_path / "p/config.json").read_text())
-    assert (release["model"]["decoding"], release["model"]["code_renaming"]) == ("raster", 0.5)
+    assert (release["model"]["decoding"], release["model"]["code_permutation"]) == ("raster", 0.5)
     pretrain(TrainingOptions(out=tmp_path / "q", steps=1, frame_step=2, **options))
     wider = json.loads((tmp_path / "q/config.json").read_text())
     assert wider["frame_step"] == 2 * release["frame_step"]

@@ -18,7 +18,7 @@ from gr2.benchmarks.demonstrations.expert_clearance import (
     neighbor_to_move,
     out_of_bar_gap,
     out_of_cabinet,
-    yaw_and_lean,
+    yaw_and_tilt,
 )
 from gr2.benchmarks.demonstrations.expert_motion import ExpertStyle
 from gr2.benchmarks.demonstrations.expert_shelf import place_on_shelf, take_again
@@ -77,12 +77,12 @@ def does(env: PlayTable, task: str, *, limit: int = 300) -> bool:
 def test_a_free_block_is_grasped_centered_across_its_long_side() -> None:
     one = grasp("red", state(), SPEC)
     assert np.array_equal(one.place, [0.30, -0.10, 0.46])
-    assert one.euler == (np.pi, 0.0, pytest.approx(np.pi / 2)) and one.room > 0.004
+    assert one.euler == (np.pi, 0.0, pytest.approx(np.pi / 2)) and one.clearance > 0.004
 
 
 def test_a_neighbor_beside_a_short_block_turns_the_grasp() -> None:
     one = grasp("red", state(blue=(0.30 + 0.06, -0.10, 0.46)), SPEC)
-    assert np.sin(one.euler[2]) == pytest.approx(0.0, abs=1e-6) and one.room > 0.0
+    assert np.sin(one.euler[2]) == pytest.approx(0.0, abs=1e-6) and one.clearance > 0.0
 
 
 def test_a_long_block_is_never_grasped_along_its_length() -> None:
@@ -97,7 +97,7 @@ def test_the_button_beside_a_short_block_turns_the_grasp() -> None:
     )
 
 
-def test_at_the_handle_the_hand_leans_back_and_else_it_does_not() -> None:
+def test_at_the_handle_the_hand_tilts_back_and_else_it_does_not() -> None:
     handle = SPEC.handle_x
     near = grasp("blue", state(blue=(handle + 0.06, -0.045, 0.46)), SPEC)
     far = grasp("blue", state(blue=(handle + 0.20, -0.045, 0.46)), SPEC)
@@ -107,9 +107,9 @@ def test_at_the_handle_the_hand_leans_back_and_else_it_does_not() -> None:
     assert pointing[1] > 0.3 and pointing[2] < -0.7  # towards the cabinet and down: the palm stays behind
 
 
-@pytest.mark.parametrize(("yaw", "lean"), [(1.2, 0.0), (1.9, 0.35), (0.4, 0.6)])
-def test_yaw_and_lean_are_read_back(yaw: float, lean: float) -> None:
-    assert yaw_and_lean(state(hand_at=hand(yaw, lean))) == (pytest.approx(yaw), pytest.approx(lean))
+@pytest.mark.parametrize(("yaw", "tilt"), [(1.2, 0.0), (1.9, 0.35), (0.4, 0.6)])
+def test_yaw_and_tilt_are_read_back(yaw: float, tilt: float) -> None:
+    assert yaw_and_tilt(state(hand_at=hand(yaw, tilt))) == (pytest.approx(yaw), pytest.approx(tilt))
 
 
 def test_a_block_that_hangs_askew_is_brought_level_by_the_least_turn() -> None:

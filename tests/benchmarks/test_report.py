@@ -1,4 +1,4 @@
-"""The report page: every figure equals its input, nothing comes from outside, missing parts are tolerated."""
+"""The report page: every metric equals its input, nothing comes from outside, missing parts are tolerated."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_page_loads_nothing_from_outside(page: str) -> None:
     assert "http://" not in page and "https://" not in page and "@import" not in page
 
 
-def test_success_figures_equal_the_inputs(page: str, run_folder: Path) -> None:
+def test_success_metrics_equal_the_inputs(page: str, run_folder: Path) -> None:
     controls = json.loads((run_folder / "act/results.json").read_text())["controls"]
     words = words_of(page)
     for control in controls.values():
@@ -222,7 +222,7 @@ def test_success_figures_equal_the_inputs(page: str, run_folder: Path) -> None:
         assert f"solved {success} of {30 * len(TASKS)} single instructions" in words
 
 
-def test_chain_figures_equal_the_inputs(page: str, run_folder: Path) -> None:
+def test_chain_metrics_equal_the_inputs(page: str, run_folder: Path) -> None:
     words = words_of(page)
     for control in json.loads((run_folder / "act/results.json").read_text())["controls"].values():
         average = bootstrap_mean(control["chains"])
@@ -242,7 +242,7 @@ def test_published_rows_are_marked_and_leave_unconfirmed_values_empty(page: str)
     assert gr2.rates[1:4] == (None, None, None)
 
 
-def test_video_figures_equal_the_inputs_and_skip_episodes_without_value(page: str, run_folder: Path) -> None:
+def test_video_metrics_equal_the_inputs_and_skip_episodes_without_value(page: str, run_folder: Path) -> None:
     step = json.loads((run_folder / "imagine/metrics.json").read_text())["per_step"][0]
     kept = slice(1, None)
     gap = paired_difference(step["psnr_moving"][kept], step["psnr_moving_copy"][kept])
@@ -253,7 +253,7 @@ def test_video_figures_equal_the_inputs_and_skip_episodes_without_value(page: st
 
 def test_safety_funnel_time_and_provenance_equal_the_inputs(page: str, run_folder: Path) -> None:
     words = words_of(page)
-    for figure in (
+    for metric in (
         "48211",
         "0.0312 rad",
         "0.973",
@@ -265,7 +265,7 @@ def test_safety_funnel_time_and_provenance_equal_the_inputs(page: str, run_folde
         "17",
         "7",
     ):
-        assert figure in words
+        assert metric in words
     assert "12 min 26 s" in words and "in all 37 min 52 s" in words
     for stage in json.loads((run_folder / "stages.json").read_text()):
         assert stage["command"] in words

@@ -83,7 +83,7 @@ def test_command_times_what_it_is_asked_for(tmp_path, capsys, no_transformers):
     found = json.loads(out.read_text(encoding="utf-8"))
     assert set(found["training"]) == {OURS, PLAIN}
     assert found["training_bars"] == []
-    assert not {"figures", "generation"} & set(found)
+    assert not {"metrics", "generation"} & set(found)
     assert found["encoding"][OUR_VQGAN]["rate"]["median"] > 0
     said = capsys.readouterr().out
     assert said.count("the package transformers is missing") == 1

@@ -29,7 +29,7 @@ from gr2.errors import CheckpointError, ConfigError, DataError
 from gr2.gr_model.act.loading import Assembled, assemble
 from gr2.gr_model.cli import main
 from gr2.gr_model.model.normalization import measure_statistics
-from gr2.gr_model.model.objectives import evaluation_figures
+from gr2.gr_model.model.objectives import evaluation_metrics
 from gr2.gr_model.model.sampling import SamplingConfig
 from gr2.gr_model.model.world_model import WorldModel
 from gr2.gr_model.train.tokenizer_stages import tokens
@@ -240,7 +240,7 @@ def test_losses_of_clips_average_to_the_figure_of_training(decoding: Any, acts: 
     batch = make_batch(config, size=7)
     model = acting(make_model(config), batch) if acts else make_model(config)
     shown = batch if acts else {k: v for k, v in batch.items() if k not in ("states", "state_mask")}
-    expected = float(evaluation_figures(model, shown, with_actions=False, with_frames=True)["frame_loss"])
+    expected = float(evaluation_metrics(model, shown, with_actions=False, with_frames=True)["frame_loss"])
     losses = clip_losses(model, clips_from(batch, config.max_context), batch_size=3)
     assert losses.shape == (7, 1) and losses.mean() == pytest.approx(expected, rel=1e-5)
     assert codes_per_frame(clips_from(batch, 2)).tolist() == [40.0] * 7

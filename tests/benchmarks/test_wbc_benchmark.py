@@ -339,14 +339,14 @@ class Leaping:
 
 
 def test_the_command_prints_writes_and_succeeds(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "a" / "figures.json"
+    out = tmp_path / "a" / "metrics.json"
     assert main(["benchmark", "wbc", str(file), str(file), "--noise-seeds", "1", "--cases", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "2 smooth" in printed and "2 hard" in printed and "2 noisy" in printed and "00_lift" in printed
-    figures = json.loads(out.read_text())
-    assert {"machine", "versions", "robot", "feeding", "samples", "cases", "broken", "short"} <= set(figures)
-    assert figures["samples"] == {"gr2": 480} and figures["broken"] == [] and len(figures["cases"]) == 6
-    assert {"position_rms_mm", "jerk_rms", "tick_ms_p99", "plan_ms_max", "statuses"} <= set(figures["cases"][0])
+    metrics = json.loads(out.read_text())
+    assert {"machine", "versions", "robot", "feeding", "samples", "cases", "broken", "short"} <= set(metrics)
+    assert metrics["samples"] == {"gr2": 480} and metrics["broken"] == [] and len(metrics["cases"]) == 6
+    assert {"position_rms_mm", "jerk_rms", "tick_ms_p99", "plan_ms_max", "statuses"} <= set(metrics["cases"][0])
 
 
 def test_a_broken_limit_is_the_status_and_names_the_case(

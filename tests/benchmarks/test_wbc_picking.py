@@ -303,4 +303,4 @@ def test_a_video_takes_a_image_in_its_time(judged: tuple[Judge, FingerDriver], t
 
 @pytest.mark.nightly
 def test_a_hundred_trials(tmp_path: Path) -> None:
-    assert picking.benchmark(trials=100, seed=1, json=tmp_path / "figures.json") == 0
+    assert picking.benchmark(trials=100, seed=1, json=tmp_path / "metrics.json") == 0

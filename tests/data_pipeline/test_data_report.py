@@ -156,8 +156,8 @@ def test_counts_are_the_manifests_and_every_reason_has_its_row(chain: Path) -> N
     for row, stage in zip(rows, STAGES, strict=True):
         manifest = manifest_of(chain / stage)
         counts, dropped = manifest["counts"], manifest["counts"]["dropped"]
-        figures = [counts["records"], counts["kept"], sum(dropped.values()), counts["windows"]]
-        assert [int(cell) for cell in row[1:5]] == figures
+        metrics = [counts["records"], counts["kept"], sum(dropped.values()), counts["windows"]]
+        assert [int(cell) for cell in row[1:5]] == metrics
         assert float(row[5]) == pytest.approx(counts["seconds"] / 3600, abs=6e-4)
         for reason, count in (dropped | manifest.get("unused_answers", {})).items():
             assert f"{reason.replace('_', ' ')} {count}" in " ".join(row[6].split())

@@ -523,7 +523,7 @@ def test_layouts_name_every_number() -> None:
 
 
 @needs_samples
-def test_real_episodes_have_their_known_figures() -> None:
+def test_real_episodes_have_their_known_metrics() -> None:
     rt1 = statistics(source=SAMPLES / "rt1")
     (dataset,) = rt1["datasets"]
     assert (rt1["records"], dataset["states"]["rows"], len(dataset["states"]["names"])) == (2, 83, 9)

@@ -1,4 +1,4 @@
-"""Several processes compute what one does, signals and kills cost nothing, and the figures before a run are right.
+"""Several processes compute what one does, signals and kills cost nothing, and the metrics before a run are right.
 
 Run as a program, this file is one training run: `python test_distributed.py '{"out": ..., "steps": ...}'`; Lightning
 starts it once more for each further process.

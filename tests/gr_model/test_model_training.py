@@ -13,7 +13,7 @@ from model_cases import RandomLoader, make_batch, make_model, small_config
 
 from gr2.errors import CheckpointError, DataError
 from gr2.gr_model.model.normalization import Statistics, measure_statistics
-from gr2.gr_model.model.objectives import evaluation_figures, training_losses
+from gr2.gr_model.model.objectives import evaluation_metrics, training_losses
 from gr2.gr_model.train.averaging import WeightAverage
 from gr2.gr_model.train.loop import train
 from gr2.gr_model.train.metrics_log import MetricsLog
@@ -55,7 +55,7 @@ def test_resumed_training_equals_unbroken_training(tmp_path: Path, precision: st
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     assert whole.average is not None and resumed.average is not None
     assert all(torch.equal(a, b) for a, b in zip(whole.average.values, resumed.average.values, strict=True))
-    assert whole.last_figures == resumed.last_figures
+    assert whole.last_metrics == resumed.last_metrics
     rows = [read_rows(tmp_path / name / "metrics.csv") for name in ("whole", "broken")]
     losses = [[(row["step"], row["train/loss"], row["val/action_l1_mm"]) for row in each] for each in rows]
     assert losses[0] == losses[1]
@@ -106,7 +106,7 @@ def test_finished_run_is_not_repeated(tmp_path: Path) -> None:
     first = fit(tmp_path)
     again = fit(tmp_path)
     assert torch.equal(first.model.frame_codes.weight, again.model.frame_codes.weight)
-    assert first.last_figures == again.last_figures
+    assert first.last_metrics == again.last_metrics
 
 
 def test_frames_and_actions_of_one_batch_are_learned() -> None:
@@ -118,7 +118,7 @@ def test_frames_and_actions_of_one_batch_are_learned() -> None:
     model.set_statistics(
         measure_statistics(batch["states"][:, 0].numpy(), batch["actions"].numpy(), batch["action_mask"].numpy())
     )
-    before = evaluation_figures(model, batch, with_actions=True, with_frames=True)
+    before = evaluation_metrics(model, batch, with_actions=True, with_frames=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
     model.train()
     for _ in range(250):
@@ -126,7 +126,7 @@ def test_frames_and_actions_of_one_batch_are_learned() -> None:
         optimizer.zero_grad()
         (losses["action_loss"] + losses["frame_loss"]).backward()
         optimizer.step()
-    after = evaluation_figures(model.eval(), batch, with_actions=True, with_frames=True)
+    after = evaluation_metrics(model.eval(), batch, with_actions=True, with_frames=True)
     assert after["action_l1_mm"] < 0.15 * before["action_l1_mm"]
     assert after["action_l1_deg"] < 0.15 * before["action_l1_deg"]
     assert after["gripper_accuracy"] == 1
@@ -158,7 +158,7 @@ def test_pretraining_needs_no_actions(tmp_path: Path) -> None:
     before = make_model(config).head.state_dict()
     module = fit(tmp_path, with_actions=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.model.head.state_dict().items())
-    assert set(module.last_figures) == {"frame_loss", "token_accuracy", "copy_accuracy", "changed_accuracy"}
+    assert set(module.last_metrics) == {"frame_loss", "token_accuracy", "copy_accuracy", "changed_accuracy"}
 
 
 def test_share_of_frame_steps_and_schedule() -> None:

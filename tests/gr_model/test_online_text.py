@@ -35,7 +35,7 @@ from gr2.data_pipeline.store.stages import Tally, begin_stage
 from gr2.data_pipeline.tokens import finish_token_shards
 from gr2.errors import CheckpointError, ShapeError
 from gr2.gr_model.model.config import CameraSpec
-from gr2.gr_model.model.objectives import evaluation_figures, training_losses
+from gr2.gr_model.model.objectives import evaluation_metrics, training_losses
 from gr2.gr_model.model.sentences import GROUP, SentenceFeatures
 from gr2.gr_model.train.bad_samples import find_bad_samples
 from gr2.gr_model.train.distributed import Distribution
@@ -151,7 +151,7 @@ def test_autocast_of_training_does_not_reach_the_encoder() -> None:
 
 @pytest.mark.parametrize("decoding", ["masked", "raster"])
 @pytest.mark.parametrize("own", [True, False])
-def test_losses_and_figures_are_those_of_the_table(decoding: Any, own: bool) -> None:
+def test_losses_and_metrics_are_those_of_the_table(decoding: Any, own: bool) -> None:
     encoder = make_encoder()
     config = small_config(decoding, dropout=0.1, text_dropout=0.2)
     batch = make_batch(config, 6) | {"text_id": torch.tensor([3, 0, 3, -1, 8, SENTENCES.index(LONG)])}
@@ -165,14 +165,14 @@ def test_losses_and_figures_are_those_of_the_table(decoding: Any, own: bool) -> 
     tolerance = {"rtol": 1e-6, "atol": 1e-6} if own else {"rtol": 0, "atol": 0}
     measured = []
     for model in models:
-        figures = evaluation_figures(model.eval(), batch, with_actions=True, with_frames=True)
+        metrics = evaluation_metrics(model.eval(), batch, with_actions=True, with_frames=True)
         torch.manual_seed(7)
         losses = training_losses(model.train(), batch, with_actions=True, with_frames=True)
         (losses["frame_loss"] + losses["action_loss"]).backward()
-        measured.append({name: value.detach() for name, value in (figures | losses).items()})
+        measured.append({name: value.detach() for name, value in (metrics | losses).items()})
         others = batch | {"text_id": batch["text_id"].flip(0)}
-        shuffled = evaluation_figures(model.eval(), others, with_actions=True, with_frames=True)
-        assert abs(shuffled["frame_loss"] - figures["frame_loss"]) > 1e-4  # sentences matter
+        shuffled = evaluation_metrics(model.eval(), others, with_actions=True, with_frames=True)
+        assert abs(shuffled["frame_loss"] - metrics["frame_loss"]) > 1e-4  # sentences matter
     torch.testing.assert_close(measured[1], measured[0], **tolerance)
     if not own:
         for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
@@ -203,7 +203,7 @@ def test_the_sample_with_a_bad_sentence_is_blamed() -> None:
         [n for n, sentence in enumerate(SENTENCES) if ("drawer" in sentence) == wanted] for wanted in (True, False)
     )
     batch = make_batch(config, 5) | {"text_id": torch.tensor([good[0], bad[0], good[1], bad[1], good[2]])}
-    found = find_bad_samples(batch, lambda part: evaluation_figures(
+    found = find_bad_samples(batch, lambda part: evaluation_metrics(
         model, part, with_actions=False, with_frames=True)["frame_loss"])  # fmt: skip
     assert found == {1: "loss nan", 3: "loss nan"}
 
@@ -345,8 +345,8 @@ def test_stages_train_on_sentences_alone_as_on_their_features(
     for names in (("af", "bf"), ("a", "b"), ("a", "bf")):
         out = tmp_path / "-".join(names)
         options = TrainingOptions if stage is pretrain else FinetuneOptions
-        figures = stage(options(tokens=[corpora[name] for name in names], out=out, **settings))
-        assert np.isfinite(figures["frame_loss"])
+        metrics = stage(options(tokens=[corpora[name] for name in names], out=out, **settings))
+        assert np.isfinite(metrics["frame_loss"])
         released.append((out / "model.safetensors").read_bytes())
     assert released[0] == released[1] == released[2]
 

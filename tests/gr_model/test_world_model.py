@@ -17,10 +17,10 @@ from gr2.gr_model.model.context import Context, Targets
 from gr2.gr_model.model.gpt import count_parameters
 from gr2.gr_model.model.objectives import (
     _show_states,
-    evaluation_figures,
+    evaluation_metrics,
+    permute_codes,
     read_context,
     read_targets,
-    rename_codes,
     training_losses,
 )
 from gr2.gr_model.model.sequence import make_layout, pack_codes, sees, unpack_codes
@@ -231,8 +231,8 @@ def test_renamed_codes_keep_what_stands_still() -> None:
     codes = {"static": torch.randint(50, (64, 3, 24)), "gripper": torch.randint(50, (64, 3, 16))}
     codes["static"][:, 1] = codes["static"][:, 0]
     torch.manual_seed(0)
-    assert all(torch.equal(rename_codes(codes, 50, 0.0)[c], codes[c]) for c in codes)
-    renamed = rename_codes(codes, 50, 0.5)
+    assert all(torch.equal(permute_codes(codes, 50, 0.0)[c], codes[c]) for c in codes)
+    renamed = permute_codes(codes, 50, 0.5)
     assert torch.equal(renamed["static"][:, 1], renamed["static"][:, 0])
     changed = (renamed["static"] != codes["static"]).flatten(1).float().mean(1)
     assert 0.3 < (changed == 0).float().mean() < 0.7 and changed.max() > 0.8
@@ -246,32 +246,32 @@ def test_renamed_codes_keep_what_stands_still() -> None:
 
 def test_codes_are_renamed_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(objectives, "rename_codes", lambda codes, *rest: asked.append(rest) or dict(codes))
-    model = make_model(small_config(code_renaming=0.25))
+    monkeypatch.setattr(objectives, "permute_codes", lambda codes, *rest: asked.append(rest) or dict(codes))
+    model = make_model(small_config(code_permutation=0.25))
     batch = make_batch(model.config)
-    evaluation_figures(model, batch, with_actions=False, with_frames=True)
+    evaluation_metrics(model, batch, with_actions=False, with_frames=True)
     training_losses(model.eval(), batch, with_actions=False, with_frames=True)
     assert asked == []
     training_losses(model.train(), batch, with_actions=False, with_frames=True)
     assert asked == [(20, 0.25)]
 
 
-def test_figures_of_a_perfect_copy() -> None:
+def test_metrics_of_a_perfect_copy() -> None:
     model = make_model(small_config())
     batch = make_batch(model.config)
     batch["codes"] = {name: codes[:, :1].repeat(1, 3, 1) for name, codes in batch["codes"].items()}
-    figures = evaluation_figures(model, batch, with_actions=True, with_frames=True)
-    assert figures["copy_accuracy"] == 1
-    assert figures["changed_accuracy"] == 0
-    assert all(torch.isfinite(value) for value in figures.values())
+    metrics = evaluation_metrics(model, batch, with_actions=True, with_frames=True)
+    assert metrics["copy_accuracy"] == 1
+    assert metrics["changed_accuracy"] == 0
+    assert all(torch.isfinite(value) for value in metrics.values())
 
 
 def test_changes_of_a_size_change_what_they_name_and_nothing_else() -> None:
     config = presets.size_s()
     assert ModelChanges().apply(config) == config
-    changed = ModelChanges(decoding="raster", token_packing=4, dropout=0.0, code_renaming=0.5).apply(config)
+    changed = ModelChanges(decoding="raster", token_packing=4, dropout=0.0, code_permutation=0.5).apply(config)
     assert config.dropout > 0 and changed.dropout == 0
-    assert changed == replace(config, decoding="raster", token_packing=4, dropout=0.0, code_renaming=0.5)
+    assert changed == replace(config, decoding="raster", token_packing=4, dropout=0.0, code_permutation=0.5)
     with pytest.raises(ConfigError, match="divisible by p = 3"):
         ModelChanges(token_packing=3).apply(config)
 

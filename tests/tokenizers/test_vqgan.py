@@ -213,7 +213,7 @@ def test_ssim_equals_a_slow_reference() -> None:
     assert float(ssim(a, a)) == pytest.approx(1.0) and float(ssim(a[..., :7, :7], a[..., :7, :7])) == pytest.approx(1.0)
 
 
-def test_figures_do_not_depend_on_the_batches(model: VQGAN, frames: np.ndarray) -> None:
+def test_metrics_do_not_depend_on_the_batches(model: VQGAN, frames: np.ndarray) -> None:
     whole, split = measure_vqgan(model, frames), measure_vqgan(model, frames, batch_size=2)
     assert set(whole) == {"psnr", "detail_psnr", "ssim", "l1", "codes_used", "perplexity"}
     assert whole == pytest.approx(split, rel=1e-4)

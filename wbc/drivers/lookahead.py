@@ -159,8 +159,8 @@ class LookAhead:
             greatest = 3.0 * np.minimum(before, after) + 2.0 * limit
             slope = np.clip(np.minimum(np.maximum(0.5 * (before + after), least), greatest), -limit, limit)
             q = self.tick(index).positions
-            room = 3.0 / self._dt * np.maximum(np.minimum(q - self._robot.lower, self._robot.upper - q), 0.0)
-            self._slopes[index] = np.clip(slope, -room, room)
+            margin = 3.0 / self._dt * np.maximum(np.minimum(q - self._robot.lower, self._robot.upper - q), 0.0)
+            self._slopes[index] = np.clip(slope, -margin, margin)
         return self._slopes[index]
 
     def _forget(self, right: int) -> None:
