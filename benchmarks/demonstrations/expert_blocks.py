@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 from ..playtable.scenes import SceneSpec
 from ..playtable.world import WorldState
 from .expert_clearance import free_desk_place, grasp, hand, level_hand, tilt_at, yaw_and_tilt
-from .expert_motion import HOVER_Z, ExpertStyle, Goal, ramp, clearance_share, travel, yaw_error
+from .expert_motion import HOVER_Z, ExpertStyle, Goal, clearance_share, ramp, travel, yaw_error
 
 
 def let_go(color: str, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..playtable.scenes import PANEL_OUT, PANEL_UP, SceneSpec
 from ..playtable.world import WorldState
-from .expert_motion import ExpertStyle, Goal, ramp, clearance_share, travel, yaw_error
+from .expert_motion import ExpertStyle, Goal, clearance_share, ramp, travel, yaw_error
 
 
 def drawer(opens: bool, state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:

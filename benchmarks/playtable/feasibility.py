@@ -1,4 +1,4 @@
-"""Whether a task can be begun in a state: the door is open enough, the block has clearance, the hand holds what it must."""
+"""Whether a task can begin in a state: the door is open enough, the block has clearance, the hand holds the right block."""
 
 from __future__ import annotations
 

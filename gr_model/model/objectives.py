@@ -116,7 +116,7 @@ def read_chunk(model: WorldModel, batch: Batch, h: int) -> tuple[Float[Tensor, "
 def permute_codes(
     codes: Mapping[str, Int[Tensor, "b f n"]], codebook_size: int, probability: float
 ) -> dict[str, Int[Tensor, "b f n"]]:
-    """Permute codes of some samples, in all frames and cameras alike; each of those has its own share of permuted codes.
+    """Permute codes of some samples, in all frames and cameras alike, each sample by a share of its own.
 
     A permuted texture is one that training never showed: where nothing moves, only copying predicts it.
     """
