@@ -66,7 +66,7 @@ def grasp_from_above(
         return travel(state, above, HOVER_Z + style.hover, euler=euler, gripper=1.0)
     clearance = min(0.085, ramp(error, 0.009, 5.0, 0.085) + ramp(turn, 0.2, 0.3, 0.06) + 2.0 * narrow)
     across = clearance_share(clearance, height) * (position[:2] - tool[:2])
-    goal = np.array([*(tool[:2] + across), position[2] - 0.002 + room])
+    goal = np.array([*(tool[:2] + across), position[2] - 0.002 + clearance])
     return Goal(position=goal, euler=euler, gripper=1.0, speed=0.8 if clearance == 0 else 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Whether a task can begin in a state: the door is open enough, the block has clearance, the hand holds the right block."""
+"""Whether a task can begin in a state: the door is open enough, a block has clearance, the hand holds the right one."""
 
 from __future__ import annotations
 
