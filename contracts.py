@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -210,6 +210,11 @@ class SignalTrajectory:
 
 Trajectory = ActionTrajectory | JointTrajectory | SignalTrajectory
 """What a policy answers: tool poses or joint positions where the robot is commanded by them, else its actions."""
+
+
+Chunking = Literal["independent", "ensemble", "inpaint", "auto"]
+"""How a policy's next chunk relates to the running one: not at all; averaged with it; sampled as its continuation; or
+inpaint for a head that can (flow, diffusion) and ensemble for the others."""
 
 
 class Policy(Protocol):

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from ..contracts import Array, Policy
+from ..contracts import Array, Chunking, Policy
 from ..data_pipeline.video.reader import write_video
 from ..errors import ConfigError
 from ..gr_model.act.opening import open_policy
@@ -22,7 +22,7 @@ from .playtable.cameras import CameraConfig
 from .playtable.environment import PlayTable
 from .playtable.tasks import task
 from .simulation.control import make_control
-from .simulation.episodes import TaskResult, run_task
+from .simulation.episodes import TaskResult, check_latency, last_step, run_task
 from .simulation.simulator import Simulator
 from .simulation.suite import Suite
 
@@ -55,6 +55,8 @@ def rollout(
     window: bool = False,
     control: ControlMode = "wbc",
     executed_steps: int = 5,
+    chunking: Chunking = "independent",
+    latency: float = 0.0,
     max_steps: int = 360,
     image_size: int = 64,
     seed: int = 7,
@@ -70,6 +72,9 @@ def rollout(
         window: open PyBullet's viewer instead of writing a video.
         control: our whole-body controller or CALVIN's own control.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
+        chunking: how a model's chunk relates to the running one: independent, averaged with it (ensemble), sampled as
+            its continuation (inpaint: flow, diffusion), or what its head can (auto).
+        latency: how long after its observation a chunk arrives [s]; the policy is not asked again before.
         max_steps: time limit for each task in control steps.
         image_size: image side [px] that the policy sees.
         seed: seed of the start.
@@ -79,15 +84,18 @@ def rollout(
     """
     if pretrained == bool(policy):
         raise ConfigError("rollout: expected either --pretrained or --policy FOLDER; give one of them.")
+    check_latency(latency)
     camera = CameraConfig(static_px=image_size, gripper_px=image_size)
     names = [] if tasks == "chain" else [task(name.strip()).name for name in tasks.split(",")]
     video = None if window else _Video()
     with closing(CalvinSuite(PlayTable(scene, camera=camera, render_mode=None, window=window), seed=seed)) as suite:
-        expert = partial(suite.expert, control, executed_steps)
-        source = "pretrained" if pretrained else policy
-        with closing(open_policy(source, executed_steps=executed_steps, expert=expert)) as actor:
-            results, total = _act_out(suite, actor, names, control, video, executed_steps, max_steps)
         control_hz = suite.simulator.control_hz
+        actor = open_policy(
+            "pretrained" if pretrained else policy, executed_steps=executed_steps, chunking=chunking, latency=latency,
+            expert=partial(suite.expert, control, last_step(executed_steps, latency, control_hz)),
+        )  # fmt: skip
+        with closing(actor):
+            results, total = _act_out(suite, actor, names, control, video, executed_steps, max_steps, latency)
     if video is not None:
         write_video(out, np.stack(video.frames), control_hz / _STRIDE, crf=23, pixel_format="yuv420p")
         print(out)
@@ -102,6 +110,7 @@ def _act_out(
     video: _Video | None,
     executed_steps: int,
     max_steps: int,
+    latency: float,
 ) -> tuple[list[TaskResult], int]:
     """Let the policy act a chain, or each of `tasks` from a start of its own; return results and number of tasks."""
     simulator = suite.simulator
@@ -122,7 +131,7 @@ def _act_out(
 
         result = run_task(
             simulator, policy, mode, name, instruction=instruction, executed_steps=executed_steps,
-            max_steps=max_steps, watch=watch,
+            max_steps=max_steps, latency=latency, watch=watch,
         )  # fmt: skip
         results.append(result)
         done = "done" if result.success else "not done"

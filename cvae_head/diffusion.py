@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,7 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import ConfigError
-from .head import ChunkShape, TrajectoryHead
+from .head import ChunkShape, InpaintingHead
+from .inpainting import Running, guide
 from .losses import masked_mean
 from .networks import ChunkDenoiser, Network
 
@@ -62,7 +64,7 @@ def cosine_schedule(levels: int) -> Float[Tensor, " t"]:
     return torch.cumprod(1 - betas, dim=0).float()
 
 
-class DiffusionHead(TrajectoryHead):
+class DiffusionHead(InpaintingHead):
     """Trajectory head by denoising diffusion (Diffusion Policy)."""
 
     def __init__(self, config: DiffusionConfig, *, condition_dim: int, shape: ChunkShape) -> None:
@@ -114,22 +116,33 @@ class DiffusionHead(TrajectoryHead):
         out: Tensor = self.denoiser(chunk, condition, (level + 1).to(chunk.dtype) / self.config.train_steps)
         return out
 
+    def _clean(self, chunk: Tensor, condition: Tensor, level: int) -> Float[Tensor, "b k c"]:
+        """Predict the clean chunk of a noisy one."""
+        c, signal = self.config, self.signal[level]
+        out = self._predict(chunk, condition, torch.full((len(chunk),), level, device=chunk.device)).to(chunk.dtype)
+        clean = (chunk - (1 - signal).sqrt() * out) / signal.sqrt() if c.prediction == "epsilon" else out
+        return clean.clamp(-c.clip, c.clip)
+
     def sample(
-        self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"] | None = None
+        self,
+        condition: Float[Tensor, "b d"],
+        noise: Float[Tensor, "b z"] | None = None,
+        *,
+        running: Running | None = None,
     ) -> Float[Tensor, "b k c"]:
-        """Denoise a chunk by DDIM without fresh noise."""
+        """Denoise a chunk by DDIM without fresh noise, one that continues the running one where there is one."""
         c = self.config
         chunk = self.expect_noise(condition, noise).unflatten(-1, (self.shape.length, self.shape.width))
         levels = torch.linspace(c.train_steps - 1, 0, c.steps).round().long().tolist()
         clean = chunk
         for i, level in enumerate(levels):
             signal = self.signal[level]
-            out = self._predict(chunk, condition, torch.full((len(chunk),), level, device=chunk.device)).to(chunk.dtype)
-            if c.prediction == "epsilon":
-                clean = (chunk - (1 - signal).sqrt() * out) / signal.sqrt()
+            if running is None:
+                clean = self._clean(chunk, condition, level)
             else:
-                clean = out
-            clean = clean.clamp(-c.clip, c.clip)
+                scales = {"signal": float(signal.sqrt()), "noise": float((1 - signal).sqrt())}
+                kept = replace(running, chunk=self.signed(running.chunk))
+                clean = guide(partial(self._clean, level=level), chunk, condition, kept, **scales)
             rest = (chunk - signal.sqrt() * clean) / (1 - signal).sqrt()
             if i + 1 < len(levels):
                 after = self.signal[levels[i + 1]]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
 
 import numpy as np
 
-from ..contracts import ActionTrajectory, Array
+from ..contracts import ActionTrajectory, Array, JointTrajectory, SignalTrajectory, Trajectory
+from ..embodiment import Signal
 from ..errors import ConfigError, ShapeError
+from .rotations import from_quaternion, to_quaternion
+from .trajectory import GRIPPER_THRESHOLD
+
+Kind = TypeVar("Kind", bound=Trajectory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,57 +42,77 @@ def mean_quaternion(quaternions: Array, weights: Array) -> Array:
     return mean if mean @ quaternions[-1] >= 0 else -mean
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Said:
+    """What a trajectory says: numbers `[k n]` by name, rotations as quaternions `[k 4]`."""
+
+    dt: float
+    start_time: float
+    length: int
+    numbers: Mapping[str, Array]
+    quaternions: Mapping[str, Array]
+
+    @property
+    def end(self) -> float:
+        """When its last row is due [s]."""
+        return self.start_time + self.length * self.dt
+
+
 class TemporalEnsemble:
     """Keep recent trajectories and blend each new one with what they say about the same instants."""
 
     def __init__(self, config: EnsembleConfig | None = None) -> None:
         self.config = config or EnsembleConfig()
-        self._recent: deque[ActionTrajectory] = deque()
+        self._recent: deque[_Said] = deque()
 
     def reset(self) -> None:
         """Forget every trajectory."""
         self._recent.clear()
 
-    def blend(self, trajectory: ActionTrajectory) -> ActionTrajectory:
-        """Add `trajectory`; return it with every pose replaced by the weighted mean over all that cover it.
+    def blend(self, trajectory: Kind, *, signals: Sequence[Signal] = ()) -> Kind:
+        """Add `trajectory`; return it with every row replaced by the weighted mean over all that cover it.
+
+        Args:
+            trajectory: tool poses, joint positions or actions of any robot.
+            signals: what the numbers of a `SignalTrajectory` are, in order: rotations are averaged as such, binary
+                grippers stay 0 or 1. Without them all are averaged as plain numbers.
 
         Raises:
             ShapeError: another `dt` than before, or a start that is not a whole number of steps after the
-            earlier ones.
+                earlier ones.
         """
-        while self._recent and self._last_time(self._recent[0]) < trajectory.start_time + 0.5 * trajectory.dt:
+        newest = _read(trajectory, signals)
+        while self._recent and self._recent[0].end < newest.start_time + 0.5 * newest.dt:
             self._recent.popleft()
-        self._recent.append(trajectory)
-        k = len(trajectory.positions)
-        rows = [self._rows(i, trajectory) for i in range(k)]
-        return ActionTrajectory(
-            positions=np.stack([row[0] for row in rows]),
-            quaternions=np.stack([row[1] for row in rows]),
-            gripper=np.array([row[2] for row in rows]),
-            dt=trajectory.dt,
-            start_time=trajectory.start_time,
-            arm=trajectory.arm,
-        )
+        self._recent.append(newest)
+        rows = [self._covering(i, newest) for i in range(newest.length)]
+        numbers = {
+            name: np.stack([weights @ np.stack([said.numbers[name][i] for said, i in seen]) for seen, weights in rows])
+            for name in newest.numbers
+        }
+        quaternions = {
+            name: np.stack(
+                [
+                    mean_quaternion(np.stack([s.quaternions[name][i] for s, i in seen]), weights)
+                    for seen, weights in rows
+                ]
+            )
+            for name in newest.quaternions
+        }
+        return cast(Kind, _written(trajectory, numbers, quaternions, signals))
 
-    @staticmethod
-    def _last_time(trajectory: ActionTrajectory) -> float:
-        return trajectory.start_time + len(trajectory.positions) * trajectory.dt
-
-    def _rows(self, index: int, newest: ActionTrajectory) -> tuple[Array, Array, float]:
+    def _covering(self, index: int, newest: _Said) -> tuple[list[tuple[_Said, int]], Array]:
+        """Return who covers a row of the newest trajectory, each with its own row, and their weights."""
         covering = []
-        for trajectory in self._recent:
-            shift = self._shift(trajectory, newest)
-            if index + shift < len(trajectory.positions):
-                covering.append((trajectory, index + shift))
+        for said in self._recent:
+            row = index + self._shift(said, newest)
+            if row < said.length:
+                covering.append((said, row))
         weights = np.exp(-self.config.decay * np.arange(len(covering)))
-        weights /= weights.sum()
-        positions = np.stack([t.positions[i] for t, i in covering])
-        quaternions = np.stack([t.quaternions[i] for t, i in covering])
-        gripper = np.array([t.gripper[i] for t, i in covering])
-        return weights @ positions, mean_quaternion(quaternions, weights), float(weights @ gripper)
+        return covering, weights / weights.sum()
 
     @staticmethod
-    def _shift(older: ActionTrajectory, newer: ActionTrajectory) -> int:
+    def _shift(older: _Said, newer: _Said) -> int:
         steps = (newer.start_time - older.start_time) / newer.dt
         if abs(older.dt - newer.dt) > 1e-9 or abs(steps - round(steps)) > 1e-3:
             raise ShapeError(
@@ -94,3 +121,65 @@ class TemporalEnsemble:
                 f"starts {steps:.3f} steps apart; reset the ensemble when the clock changes."
             )
         return round(steps)
+
+
+def _read(trajectory: Trajectory, signals: Sequence[Signal]) -> _Said:
+    """Take a trajectory apart."""
+    numbers: dict[str, Array] = {}
+    quaternions: dict[str, Array] = {}
+    if isinstance(trajectory, SignalTrajectory):
+        for signal, at in _places(trajectory, signals):
+            if signal.kind == "rotation":
+                quaternions[signal.name] = to_quaternion(trajectory.values[:, at], signal.rotation)
+            else:
+                numbers[signal.name] = trajectory.values[:, at]
+        length = len(trajectory.values)
+    else:
+        numbers["positions"], length = trajectory.positions, len(trajectory.positions)
+        if trajectory.gripper is not None:
+            numbers["gripper"] = trajectory.gripper
+        if isinstance(trajectory, ActionTrajectory):
+            quaternions["quaternions"] = trajectory.quaternions
+    return _Said(
+        dt=trajectory.dt, start_time=trajectory.start_time, length=length, numbers=numbers, quaternions=quaternions
+    )
+
+
+def _written(
+    trajectory: Trajectory,
+    numbers: Mapping[str, Array],
+    quaternions: Mapping[str, Array],
+    signals: Sequence[Signal],
+) -> Trajectory:
+    """Return a trajectory with other rows."""
+    if isinstance(trajectory, JointTrajectory):
+        return replace(trajectory, positions=numbers["positions"], gripper=numbers.get("gripper"))
+    if isinstance(trajectory, ActionTrajectory):
+        return replace(
+            trajectory,
+            positions=numbers["positions"],
+            quaternions=quaternions["quaternions"],
+            gripper=numbers["gripper"],
+        )
+    values = np.empty_like(trajectory.values, dtype=np.float64)
+    for signal, at in _places(trajectory, signals):
+        if signal.kind == "rotation":
+            values[:, at] = from_quaternion(quaternions[signal.name], signal.rotation)
+        elif signal.binary:
+            values[:, at] = numbers[signal.name] > GRIPPER_THRESHOLD
+        else:
+            values[:, at] = numbers[signal.name]
+    return replace(trajectory, values=values)
+
+
+def _places(trajectory: SignalTrajectory, signals: Sequence[Signal]) -> list[tuple[Signal, slice]]:
+    """Return each signal and its columns; all columns as one signal of plain numbers where none is named."""
+    width = trajectory.values.shape[-1]
+    signals = signals or (Signal(name="values", width=width),)
+    ends = np.cumsum([signal.width for signal in signals]).tolist()
+    if ends[-1] != width:
+        raise ShapeError(
+            f"TemporalEnsemble: expected signals of {width} numbers together, got {ends[-1]}; pass the action signals "
+            "of the trajectory."
+        )
+    return [(signal, slice(end - signal.width, end)) for signal, end in zip(signals, ends, strict=True)]

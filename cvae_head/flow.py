@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import ConfigError
-from .head import ChunkShape, TrajectoryHead
+from .head import ChunkShape, InpaintingHead
+from .inpainting import Running, guide
 from .losses import masked_mean
 from .networks import ChunkDenoiser, Network
 
@@ -53,7 +54,7 @@ class FlowConfig:
             )
 
 
-class FlowHead(TrajectoryHead):
+class FlowHead(InpaintingHead):
     """Trajectory head by flow matching (pi0)."""
 
     def __init__(self, config: FlowConfig, *, condition_dim: int, shape: ChunkShape) -> None:
@@ -101,12 +102,32 @@ class FlowHead(TrajectoryHead):
         }
 
     def sample(
-        self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"] | None = None
+        self,
+        condition: Float[Tensor, "b d"],
+        noise: Float[Tensor, "b z"] | None = None,
+        *,
+        running: Running | None = None,
     ) -> Float[Tensor, "b k c"]:
-        """Carry noise to a chunk."""
+        """Carry noise to a chunk, one that continues the running one where there is one."""
         steps = self.config.steps
         chunk = self.expect_noise(condition, noise).unflatten(-1, (self.shape.length, self.shape.width))
+        if running is not None:
+            return self._continue(chunk, condition, replace(running, chunk=self.signed(running.chunk)))
         for i in range(steps):
             time = condition.new_full((len(condition),), i / steps)
             chunk = chunk + self.velocity(chunk, condition, time) / steps
+        return self.unsigned(chunk)
+
+    def _continue(self, chunk: Tensor, condition: Tensor, running: Running) -> Float[Tensor, "b k c"]:
+        """Carry noise to a chunk; each velocity leads to the clean chunk as guided by the running one."""
+        steps = self.config.steps
+        for i in range(steps):
+            at = i / steps
+
+            def clean(noisy: Tensor, condition: Tensor, at: float = at) -> Tensor:
+                time = condition.new_full((len(condition),), at)
+                return noisy + (1 - at) * self.velocity(noisy, condition, time)
+
+            end = guide(clean, chunk, condition, running, signal=at, noise=1 - at)
+            chunk = chunk + (end - chunk) / (steps - i)
         return self.unsigned(chunk)

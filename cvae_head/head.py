@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .inpainting import Running
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +112,23 @@ class TrajectoryHead(nn.Module, ABC):
     def expect_noise(self, condition: Tensor, noise: Tensor | None) -> Float[Tensor, "b z"]:
         """Return the noise, zeros where there is none."""
         return condition.new_zeros(len(condition), self.noise_dim) if noise is None else noise.to(condition)
+
+
+class InpaintingHead(TrajectoryHead):
+    """A head that denoises its chunk step by step, so that the chunk can be led to continue the running one."""
+
+    @abstractmethod
+    def sample(
+        self,
+        condition: Float[Tensor, "b d"],
+        noise: Float[Tensor, "b z"] | None = None,
+        *,
+        running: Running | None = None,
+    ) -> Float[Tensor, "b k c"]:
+        """Answer with a chunk; equal noise gives equal chunks.
+
+        Args:
+            condition: outputs of the action query, side by side.
+            noise: standard normal numbers, `noise_dim` a sample; None is zeros: the most typical answer.
+            running: what the chunk is to continue; None leaves it free.
+        """

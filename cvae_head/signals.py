@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..contracts import ActionTrajectory, JointTrajectory, SignalTrajectory, Trajectory
+from ..contracts import ActionTrajectory, Array, JointTrajectory, SignalTrajectory, Trajectory
 from ..embodiment import Embodiment, Signal
 from ..errors import ShapeError
 from .head import ChunkShape
@@ -235,12 +235,16 @@ def _rule(signal: Signal, same: Signal | None) -> Rule:
 
 
 def place_chunk(coding: SignalCoding, chunk: Any, state: Any, *, dt: float, start_time: float) -> Trajectory:
-    """Turn a chunk `[k c]` seen from a state `[s]` into what is to be followed; row i is due `(i + 1) * dt` [s] later.
+    """Turn a chunk `[k c]` seen from a state `[s]` into what is to be followed, see `place_actions`."""
+    return place_actions(coding, coding.decode(state, chunk), dt=dt, start_time=start_time)
+
+
+def place_actions(coding: SignalCoding, actions: Array, *, dt: float, start_time: float) -> Trajectory:
+    """Turn actions `[k a]` into what is to be followed; row i is due `(i + 1) * dt` [s] after the start.
 
     Returns:
         Tool poses or joint positions where one arm is commanded by absolute ones, else the actions as they are.
     """
-    actions = coding.decode(state, chunk)
     if coding.joints is not None:
         joint, gripper = coding.joints
         opening = None if gripper is None else actions[:, gripper.action.start]

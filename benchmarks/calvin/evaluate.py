@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ...contracts import Chunking
 from ...data_pipeline.files import write_json
 from ...errors import ConfigError
 from ..playtable.cameras import Renderer
 from ..playtable.environment import CAMERAS
 from ..playtable.scenes import scene as find_scene
 from ..playtable.tasks import choose_tasks
+from ..simulation.episodes import check_latency
 from ..simulation.jobs import Job, Videos, choose_part, run_evaluation
 from ..simulation.videos import write_sheet
 from .results import fingerprint, provenance, published, summarize, table
@@ -31,6 +33,8 @@ def evaluate(
     calvin_root: Path | None = None,
     control: Literal["wbc", "calvin", "both"] = "wbc",
     executed_steps: int = 5,
+    chunking: Chunking = "independent",
+    latency: float = 0.0,
     max_steps: int = 360,
     image_size: int = 64,
     renderer: Renderer = "tiny",
@@ -55,6 +59,9 @@ def evaluate(
         calvin_root: a clone of mees/calvin: its assets and validation sentences instead of ours.
         control: our whole-body controller, CALVIN's own control, or both from the same starts.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
+        chunking: how a model's chunk relates to the running one: independent, averaged with it (ensemble), sampled as
+            its continuation (inpaint: flow, diffusion), or what its head can (auto).
+        latency: how long after its observation a chunk arrives [s]; the policy is not asked again before.
         max_steps: time limit for each task in control steps (CALVIN: 360).
         image_size: image side [px] of both cameras, 0 for CALVIN's own 200 (static) and 84 (gripper).
         renderer: tiny (CPU, the same everywhere) or egl (OpenGL, as CALVIN's data were drawn).
@@ -77,7 +84,7 @@ def evaluate(
     config = EvaluationConfig(
         policy=policy, weights=fingerprint(policy), scene=scene, calvin_root=str(calvin_root or ""),
         executed_steps=executed_steps, max_steps=max_steps, image_px=image_size, renderer=renderer,
-        fast_drawing=fast_drawing, backend=backend, seed=seed,
+        fast_drawing=fast_drawing, backend=backend, seed=seed, latency=check_latency(latency), chunking=chunking,
     )  # fmt: skip
     if backend == "official" and control != "calvin":
         raise ConfigError(f"--backend official: expected --control calvin, got {control}; add it.")
@@ -92,7 +99,7 @@ def evaluate(
     if sequences:
         results["published"] = published()
     write_json(out / "results.json", results)
-    print(*table(summary), sep="\n")
+    print(f"latency {latency:g} s, chunking {chunking}", *table(summary), sep="\n")
     if videos != "none" and (sheet := write_sheet(out / "videos")):
         print(sheet)
     return results
@@ -105,6 +112,8 @@ def _circumstances(config: EvaluationConfig) -> dict[str, Any]:
     return {
         "policy": config.policy,
         "executed_steps": config.executed_steps,
+        "latency_s": config.latency,
+        "chunking": config.chunking,
         "max_steps": config.max_steps,
         "scene": config.scene,
         "backend": config.backend,

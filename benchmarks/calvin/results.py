@@ -25,7 +25,8 @@ def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str])
     Returns:
         tasks: single tasks from random starts; chains, sequences: instructions solved in a row; attempts: every task
         that was begun inside of chains and sequences; scores: average length with its 95 % interval and SR1 to SR5 of
-        chains and sequences; limits, limits_measured: joint limits under our control.
+        chains and sequences; joint_jerk: mean squared jerk of an episode's measured joints at the control rate
+        [rad^2/s^6] with its 95 % interval; limits, limits_measured: joint limits under our control.
     """
     summary: dict[str, Any] = {}
     for control in controls:
@@ -47,10 +48,17 @@ def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str])
         summary[control] = {"tasks": tasks, "chains": lengths["chain"], "sequences": lengths["sequence"]}
         summary[control]["attempts"] = attempts
         summary[control]["scores"] = {f"{kind}s": _scores(one) for kind, one in lengths.items() if one}
+        if jerks := [record["joint_jerk"] for record in mine.values() if "joint_jerk" in record]:
+            summary[control]["joint_jerk"] = _jerk(jerks)
         if control == "wbc":
             summary[control]["limits"] = _merge_limits([r["commanded"] for r in mine.values()])
             summary[control]["limits_measured"] = _merge_limits([r["measured"] for r in mine.values()])
     return summary
+
+
+def _jerk(values: Sequence[float]) -> dict[str, Any]:
+    mean = bootstrap_mean(values)
+    return {"episodes": len(values), "mean_square": mean.value, "interval_95": [mean.low, mean.high]}
 
 
 def _scores(lengths: Sequence[int]) -> dict[str, Any]:
@@ -113,6 +121,11 @@ def table(summary: Mapping[str, Any]) -> Iterator[str]:
         if result["attempts"]:
             yield f"{control}: tasks begun inside of chains"
             yield from _task_lines(result["attempts"])
+        if "joint_jerk" in result:
+            jerk = result["joint_jerk"]
+            interval = "[{:.0f}, {:.0f}]".format(*jerk["interval_95"])
+            episodes = f"{jerk['episodes']} episodes"
+            yield f"{control}: mean squared joint jerk {jerk['mean_square']:.0f} {interval} rad^2/s^6, {episodes}"
         if "limits" in result:
             yield f"{control}: commanded {result['limits']}; measured {result['limits_measured']}"
     if any(result["sequences"] for result in summary.values()):

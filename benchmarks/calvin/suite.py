@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...contracts import Policy
+from ...contracts import Chunking, Policy
 from ..playtable.cameras import CALVIN_PX, CameraConfig, Renderer
 from ..playtable.environment import PlayTable
 from ..playtable.instructions import evaluation_sentences
@@ -34,7 +34,8 @@ class EvaluationConfig:
     assets and instructions are used, or "" for ours; executed_steps: control steps of each chunk that are carried out;
     max_steps: time limit a task [1/30 s]; image_px: image side of both cameras [px], 0 for CALVIN's own; fast_drawing:
     light arm without shadows where CALVIN's files are used; backend: our simulator ("gr2") or the installed official
-    one.
+    one; latency: how long after its observation a chunk arrives [s]; chunking: how a chunk of a released model relates
+    to the running one.
     """
 
     policy: str
@@ -48,6 +49,8 @@ class EvaluationConfig:
     fast_drawing: bool
     backend: Backend
     seed: int
+    latency: float = 0.0
+    chunking: Chunking = "independent"
 
     @property
     def root(self) -> Path | None:

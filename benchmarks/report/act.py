@@ -159,6 +159,8 @@ def safety_body(files: RunFiles) -> str:
 def _protocol(files: RunFiles) -> str:
     known = [
         ("executed_steps", "{} steps of each chunk executed"),
+        ("latency_s", "chunks {} s late"),
+        ("chunking", "{} chunks"),
         ("chunk_length", "chunks of {} steps"),
         ("max_steps", "at most {} steps a trial"),
         ("seed", "seed {}"),

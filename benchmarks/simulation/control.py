@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...contracts import ActionTrajectory, JointCommand, JointTrajectory, Trajectory
+from ...contracts import ActionTrajectory, Array, JointCommand, JointTrajectory, Trajectory
 from ...errors import ConfigError, PolicyError
 from ...wbc.controller import ControllerConfig, WholeBodyController
 from ...wbc.optimization import OptimizationConfig
@@ -16,6 +16,7 @@ from ...wbc.robot.robots import RobotModel
 from ...wbc.smoothing import SmoothingConfig
 from ...wbc.tracking import TrackingConfig
 from ...wbc.waypoints import BlendConfig
+from ..metrics.jerk import JerkMeter
 from .simulator import JointSimulator, Simulator
 
 TICK_HZ = 200
@@ -45,24 +46,40 @@ def tool_poses(trajectory: Trajectory) -> ActionTrajectory:
     )
 
 
+def delay_steps(delay: float, control_hz: float) -> int:
+    """Return the control steps that begin before a delay [s] is over."""
+    return math.ceil(delay * control_hz - 1e-6)
+
+
+def _jerk_report(meter: JerkMeter) -> dict[str, float]:
+    return {} if meter.mean_square is None else {"joint_jerk": meter.mean_square}
+
+
 class Control(Protocol):
     """Drives one simulator along trajectories, one control step at a time."""
 
     def reset(self) -> None:
         """Start anew from the arm's present state."""
 
-    def follow(self, trajectory: Trajectory) -> None:
+    def follow(self, trajectory: Trajectory, *, delay: float = 0.0) -> None:
         """Take over a new trajectory; its first pose is due after the next control step.
+
+        Args:
+            trajectory: seen from the present instant.
+            delay: how long from now it arrives [s]. Until then the one before it is followed, and its last pose held;
+                poses that lie in the past when it arrives are skipped. A trajectory that has not arrived by then is
+                dropped for a newer one.
 
         Raises:
             PolicyError: it holds no tool poses.
         """
 
     def step(self) -> None:
-        """Advance the simulator by one control step."""
+        """Advance the simulator by one control step; the robot holds still where nothing has arrived yet."""
 
     def report(self) -> dict[str, Any]:
-        """Return what was counted since the control was made, as JSON values; empty where nothing is."""
+        """Return what was counted since the control was made, as JSON values: `joint_jerk` [rad^2/s^6] among it, where
+        the robot has joints."""
         ...
 
 
@@ -71,31 +88,61 @@ class PoseControl:
 
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
-        self._trajectory: ActionTrajectory | None = None
-        self._next = 0
+        self._jerk = JerkMeter(simulator.control_hz)
+        self._joints = simulator if isinstance(simulator, JointSimulator) else None
+        self.reset()
 
     def reset(self) -> None:
-        """Forget the trajectory."""
-        self._trajectory = None
+        """Forget the trajectories."""
+        self._trajectory: ActionTrajectory | None = None
+        self._held: tuple[Array, Array, float] | None = None
+        self._coming: tuple[int, int, ActionTrajectory] | None = None  # steps of its arrival and of its start
+        self._step = self._start = 0
+        self._jerk.begin()
 
-    def follow(self, trajectory: Trajectory) -> None:
-        """Begin at the first pose of `trajectory`."""
-        self._trajectory, self._next = tool_poses(trajectory), 0
+    def follow(self, trajectory: Trajectory, *, delay: float = 0.0) -> None:
+        """Begin at the first pose of `trajectory`, or `delay` [s] later at the pose that is due then."""
+        self._receive()
+        arrival = self._step + delay_steps(delay, self.simulator.control_hz)
+        self._coming = (arrival, self._step, tool_poses(trajectory))
 
     def step(self) -> None:
-        """Command the pose that is due next; the last one is held."""
+        """Command the pose that is due next; the last one is held, and before the first one the tool stays."""
+        self._receive()
+        self._step += 1
         trajectory = self._trajectory
-        assert trajectory is not None, "follow() comes before step()"
-        self._next += 1
-        due = math.ceil(self._next / self.simulator.control_hz / trajectory.dt - 1e-6)  # poses keep their own clock
-        index = min(max(due, 1), len(trajectory.positions)) - 1
-        self.simulator.apply(
-            trajectory.positions[index], trajectory.quaternions[index], float(trajectory.gripper[index])
-        )
+        if trajectory is None:
+            self.simulator.apply(*self._hold())
+        else:
+            passed = self._step - self._start
+            due = math.ceil(passed / self.simulator.control_hz / trajectory.dt - 1e-6)  # poses keep their own clock
+            index = min(max(due, 1), len(trajectory.positions)) - 1
+            self.simulator.apply(
+                trajectory.positions[index], trajectory.quaternions[index], float(trajectory.gripper[index])
+            )
+        self._see_joints()
 
     def report(self) -> dict[str, Any]:
-        """Return nothing: the simulator's own control is not watched."""
-        return {}
+        """Return how jerkily the joints moved: the simulator's own control is not watched otherwise."""
+        return _jerk_report(self._jerk)
+
+    def _see_joints(self) -> None:
+        if self._joints is not None:
+            self._jerk.see(self._joints.joint_state()[0])
+        elif len(joints := self.simulator.observe("", images=False).joint_positions):
+            self._jerk.see(joints)
+
+    def _receive(self) -> None:
+        """Take over the trajectory that has arrived."""
+        if self._coming is not None and self._coming[0] <= self._step:
+            (_, self._start, self._trajectory), self._coming = self._coming, None
+
+    def _hold(self) -> tuple[Array, Array, float]:
+        """Return the tool pose and gripper at the first step after the reset."""
+        if self._held is None:
+            seen = self.simulator.observe("", images=False)
+            self._held = (seen.tool_position, seen.tool_quaternion, seen.gripper_command)
+        return self._held
 
 
 class LimitCounter:
@@ -137,30 +184,32 @@ class WbcControl:
         inside = replace(robot, lower=robot.lower + _POSITION_MARGIN, upper=robot.upper - _POSITION_MARGIN)
         self.controller = WholeBodyController(inside, config or controller_config())
         self.commanded, self.measured = LimitCounter(robot), LimitCounter(robot)
+        self._jerk = JerkMeter(simulator.control_hz)
         self._control_steps = 0
         self._ticks: list[JointCommand] = []
+        self._coming: tuple[float, ActionTrajectory] | None = None  # with the time of its arrival [s]
 
     def reset(self) -> None:
         """Start at rest from the measured joints."""
         joints, gripper = self.simulator.joint_state()[0], self.simulator.gripper_command
         self.controller.reset(joints, gripper, 0.0)
-        self._control_steps = 0
+        self._control_steps, self._coming = 0, None
+        self._jerk.begin()
         still = np.zeros_like(joints)
         self._ticks = [JointCommand(positions=joints, velocities=still, gripper=gripper, status="reset")]
 
-    def follow(self, trajectory: Trajectory) -> None:
-        """Hand the trajectory over, re-timed to this control's own clock."""
-        trajectory = tool_poses(trajectory)
+    def follow(self, trajectory: Trajectory, *, delay: float = 0.0) -> None:
+        """Hand the trajectory over, re-timed to this control's own clock, at once or in the tick after it arrives."""
         now = self._control_steps / self.simulator.control_hz
-        self.controller.accept(
-            ActionTrajectory(
-                positions=trajectory.positions,
-                quaternions=trajectory.quaternions,
-                gripper=trajectory.gripper,
-                dt=trajectory.dt,
-                start_time=now,
-            )
-        )
+        self._receive(now)
+        self._coming = (now + delay, replace(tool_poses(trajectory), start_time=now, arm=""))
+        self._receive(now)
+
+    def _receive(self, time: float) -> None:
+        """Hand over what has arrived by `time` [s]."""
+        if self._coming is not None and self._coming[0] <= time + 1e-9:
+            self.controller.accept(self._coming[1])
+            self._coming = None
 
     def step(self) -> None:
         """Advance by one control step, each joint command interpolated at its end."""
@@ -171,16 +220,18 @@ class WbcControl:
         self.simulator.step_joints(commands)
         for command in commands:
             self.commanded.see(command.positions, command.velocities)
-        self.measured.see(*self.simulator.joint_state())
+        positions, velocities = self.simulator.joint_state()
+        self.measured.see(positions, velocities)
+        self._jerk.see(positions)
         self._control_steps += 1
 
     def report(self) -> dict[str, Any]:
-        """Return the counts of commanded and measured joints, and the controller's own."""
+        """Return the counts of commanded and measured joints, the controller's own, and the joint jerk."""
         return {
             "commanded": self.commanded.as_dict(),
             "measured": self.measured.as_dict(),
             "counters": dict(self.controller.counters),
-        }
+        } | _jerk_report(self._jerk)
 
     @staticmethod
     def _yielding(command: JointCommand, measured: np.ndarray) -> JointCommand:
@@ -193,7 +244,9 @@ class WbcControl:
         before = int(np.floor(position + 1e-9))
         share = max(0.0, position - before)
         while len(self._ticks) <= before + (share > 1e-9):
-            self._ticks.append(self.controller.step(len(self._ticks) / TICK_HZ))
+            tick = len(self._ticks) / TICK_HZ
+            self._receive(tick - 1e-6)  # what arrives at a tick is followed from the next one on
+            self._ticks.append(self.controller.step(tick))
         low = self._ticks[before]
         if share <= 1e-9:
             return low

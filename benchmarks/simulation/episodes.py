@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...contracts import Observation, Policy
-from .control import Control
+from ...errors import ConfigError
+from .control import Control, delay_steps
 from .simulator import Simulator
 
 Watch = Callable[[int], None]
@@ -23,6 +25,27 @@ class TaskResult:
     steps: int
 
 
+def check_latency(latency: float) -> float:
+    """Return a latency [s].
+
+    Raises:
+        ConfigError: it is negative or not finite.
+    """
+    if not 0 <= latency < math.inf:
+        raise ConfigError(f"--latency: expected 0 or more seconds, got {latency}; 0.1 is one of 100 ms.")
+    return latency
+
+
+def asking_period(executed_steps: int, latency: float, control_hz: float) -> int:
+    """Return the control steps from one call of a policy to the next one, which waits for the answer to the last."""
+    return max(executed_steps, delay_steps(latency, control_hz))
+
+
+def last_step(executed_steps: int, latency: float, control_hz: float) -> int:
+    """Return the last control step of a chunk that is carried out: until the next one arrives, late as well."""
+    return asking_period(executed_steps, latency, control_hz) + delay_steps(latency, control_hz)
+
+
 def run_task(
     simulator: Simulator,
     policy: Policy,
@@ -32,6 +55,7 @@ def run_task(
     instruction: str,
     executed_steps: int,
     max_steps: int,
+    latency: float = 0.0,
     watch: Watch | None = None,
     video: Callable[[Observation], None] | None = None,
 ) -> TaskResult:
@@ -41,19 +65,21 @@ def run_task(
         instruction: what the policy is told to do.
         executed_steps: control steps of each chunk that are carried out before the policy is asked again.
         max_steps: time limit in control steps (CALVIN: 360).
+        latency: how long after its observation a chunk arrives [s]; what was followed before goes on until then.
         video: collects what the policy sees.
     """
+    period = asking_period(executed_steps, latency, simulator.control_hz)
     draws = video is not None or getattr(policy, "uses_images", True)
     policy.reset()
     simulator.begin(task)
     for step in range(max_steps):
         if watch:
             watch(step)
-        if step % executed_steps == 0:
+        if step % period == 0:
             observation = simulator.observe(instruction, images=draws)
             if video is not None:
                 video(observation)
-            control.follow(policy.act(observation))
+            control.follow(policy.act(observation), delay=latency)
         control.step()
         if simulator.success():
             return TaskResult(task=task, success=True, steps=step + 1)
@@ -69,6 +95,7 @@ def run_chain(
     instruction: Callable[[str], str],
     executed_steps: int,
     max_steps: int,
+    latency: float = 0.0,
     video: Callable[[Observation], None] | None = None,
 ) -> list[TaskResult]:
     """Run tasks one after another without resetting the simulator; stop at the first failure."""
@@ -76,7 +103,7 @@ def run_chain(
     for task in chain:
         result = run_task(
             simulator, policy, control, task, instruction=instruction(task), executed_steps=executed_steps,
-            max_steps=max_steps, video=video,
+            max_steps=max_steps, latency=latency, video=video,
         )  # fmt: skip
         results.append(result)
         if not result.success:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import as_completed
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -17,13 +17,13 @@ from typing import Any, Literal, Protocol
 
 from tqdm import tqdm
 
-from ...contracts import Policy
+from ...contracts import Chunking, Policy
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_bytes
 from ...errors import ConfigError, DataError
 from ...gr_model.act.opening import open_policy
 from .control import make_control
-from .episodes import as_record, run_chain
+from .episodes import as_record, asking_period, last_step, run_chain
 from .suite import Suite
 from .videos import Video
 
@@ -31,7 +31,11 @@ Videos = Literal["none", "failed", "all"]
 
 
 class Evaluation(Protocol):
-    """What is measured: a frozen dataclass of JSON values; equal ones give equal results."""
+    """What is measured: a frozen dataclass of JSON values; equal ones give equal results.
+
+    An evaluation may have two more fields, which are looked up and may be absent: `latency`, how long after its
+    observation a chunk arrives [s], and `chunking`, how a chunk relates to the running one.
+    """
 
     @property
     def policy(self) -> str:
@@ -73,13 +77,22 @@ def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder
 
     torch.set_num_threads(1)
     records = []
+    steps, latency = evaluation.executed_steps, _latency(evaluation)
+    chunking: Chunking = getattr(evaluation, "chunking", "independent")
     with closing(evaluation.open_suite()) as suite:
+        reach = last_step(steps, latency, suite.simulator.control_hz)
         for control, mine in groupby(jobs, key=lambda job: job.control):
-            steps = evaluation.executed_steps
-            expert = partial(suite.expert, control, steps)
-            with closing(open_policy(evaluation.policy, executed_steps=steps, expert=expert)) as policy:
+            policy = open_policy(
+                evaluation.policy, executed_steps=steps, expert=partial(suite.expert, control, reach),
+                chunking=chunking, latency=latency,
+            )  # fmt: skip
+            with closing(policy):
                 records += [_run_job(evaluation, suite, policy, job, videos, folder) for job in mine]
     return records
+
+
+def _latency(evaluation: Evaluation) -> float:
+    return float(getattr(evaluation, "latency", 0.0))
 
 
 def _run_job(
@@ -89,13 +102,14 @@ def _run_job(
     control = make_control(job.control, simulator)
     chain = list(suite.start(job.kind, job.index))
     control.reset()
-    video = Video() if videos != "none" else None
+    video, latency = Video() if videos != "none" else None, _latency(evaluation)
     results = run_chain(
         simulator, policy, control, chain, instruction=suite.instruction, executed_steps=evaluation.executed_steps,
-        max_steps=evaluation.max_steps, video=video,
+        max_steps=evaluation.max_steps, latency=latency, video=video,
     )  # fmt: skip
     if video is not None and (videos == "all" or not results[-1].success):
-        video.write(folder / f"{job.key.replace('/', '-')}.mp4", simulator.control_hz / evaluation.executed_steps)
+        period = asking_period(evaluation.executed_steps, latency, simulator.control_hz)
+        video.write(folder / f"{job.key.replace('/', '-')}.mp4", simulator.control_hz / period)
     return {"key": job.key, "chain": chain, "results": as_record(results)} | control.report()
 
 
@@ -134,8 +148,9 @@ def run_evaluation(
 
 
 def _finished(file: Path, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """Read the results so far; the first line holds the configuration."""
+    """Read the results so far; the first line holds the configuration, that of gr2 0.1.0 without fields added since."""
     config = asdict(evaluation)  # type: ignore[call-overload]
+    added = {f.name: f.default for f in fields(evaluation) if f.default is not MISSING}  # type: ignore[arg-type]
     first = json.dumps({"config": config}) + "\n"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +166,7 @@ def _finished(file: Path, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
                 break
             raise DataError(f"{file}: line {number + 1} is no JSON; remove the file to begin again.") from None
         if number == 0:
-            if value.get("config") != config:
+            if added | value.get("config", {}) != config:
                 raise DataError(
                     f"{file}: holds results of {value.get('config')}, asked for {config}; choose another --out."
                 )

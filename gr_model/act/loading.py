@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...contracts import Array, Observation
+from ...contracts import Array, Chunking, Observation
 from ...data_pipeline.statistics.check import state_contradiction
 from ...data_pipeline.video.frames import resize_frames
 from ...errors import CheckpointError, ShapeError
@@ -85,21 +85,32 @@ def load_world_model(source: str | Path) -> Assembled:
     return assemble(source)
 
 
-def load_policy(source: str | Path, *, executed_steps: int = 5) -> GR2Policy:
+def load_policy(
+    source: str | Path, *, executed_steps: int = 5, chunking: Chunking = "independent", latency: float = 0.0
+) -> GR2Policy:
     """Load a released model as a policy.
 
     Args:
         source: "pretrained" or a folder that `gr2 finetune` wrote.
         executed_steps: control steps of each chunk carried out before the next call.
+        chunking: how a chunk relates to the running one.
+        latency: how long after its observation a chunk becomes available [s].
     """
-    return policy_of(assemble(source), executed_steps=executed_steps)
+    return policy_of(assemble(source), executed_steps=executed_steps, chunking=chunking, latency=latency)
 
 
 class ReleasedPolicy(GR2Policy):
     """A policy that refuses states unlike all that its model was trained on: in [mm], degrees, of another gripper."""
 
     def __init__(
-        self, release: Release, *, encode_images: EncodeImages, encode_text: EncodeText, executed_steps: int = 5
+        self,
+        release: Release,
+        *,
+        encode_images: EncodeImages,
+        encode_text: EncodeText,
+        executed_steps: int = 5,
+        chunking: Chunking = "independent",
+        latency: float = 0.0,
     ) -> None:
         super().__init__(
             release.model,
@@ -107,6 +118,8 @@ class ReleasedPolicy(GR2Policy):
             encode_text=encode_text,
             control_hz=release.control_hz,
             executed_steps=executed_steps,
+            chunking=chunking,
+            latency=latency,
         )
         self.datasets = release.datasets
 
@@ -126,7 +139,9 @@ class ReleasedPolicy(GR2Policy):
         return super().remember(observation, codes)
 
 
-def policy_of(parts: Assembled, *, executed_steps: int) -> GR2Policy:
+def policy_of(
+    parts: Assembled, *, executed_steps: int, chunking: Chunking = "independent", latency: float = 0.0
+) -> GR2Policy:
     """Make a policy with a history of its own over a loaded model; images of any size are resized as in training."""
 
     def encode_images(frames: Array) -> Array:
@@ -137,4 +152,6 @@ def policy_of(parts: Assembled, *, executed_steps: int) -> GR2Policy:
         encode_images=encode_images,
         encode_text=parts.text.encode,
         executed_steps=executed_steps,
+        chunking=chunking,
+        latency=latency,
     )

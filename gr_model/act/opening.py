@@ -10,14 +10,21 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from ...contracts import ActionTrajectory, JointTrajectory, Observation, Policy, SignalTrajectory, Trajectory
+from ...contracts import ActionTrajectory, Chunking, JointTrajectory, Observation, Policy, SignalTrajectory, Trajectory
 from ...errors import PolicyError
 from .remote import RemotePolicy
 
 SCRIPTED = "scripted"
 
 
-def open_policy(source: str, *, executed_steps: int = 5, expert: Callable[[], Policy] | None = None) -> Policy:
+def open_policy(
+    source: str,
+    *,
+    executed_steps: int = 5,
+    expert: Callable[[], Policy] | None = None,
+    chunking: Chunking = "independent",
+    latency: float = 0.0,
+) -> Policy:
     """Return the policy called `source`; who opens it closes it.
 
     Args:
@@ -26,15 +33,23 @@ def open_policy(source: str, *, executed_steps: int = 5, expert: Callable[[], Po
             that makes, without arguments, an object with `reset()` and `act(Observation) -> ActionTrajectory`.
         executed_steps: control steps of each chunk carried out before the next call.
         expert: makes the scripted policy, where there is a simulator that has one.
+        chunking: how a chunk of a released model relates to the running one.
+        latency: how long after its observation a chunk of a released model becomes available [s].
 
     Raises:
         PolicyError: there is no such module or name, or it makes something else.
     """
-    return policy_maker(source, executed_steps=executed_steps, expert=expert)()
+    return policy_maker(source, executed_steps=executed_steps, expert=expert, chunking=chunking, latency=latency)()
 
 
 def policy_maker(
-    source: str, *, executed_steps: int = 5, device: str = "cpu", expert: Callable[[], Policy] | None = None
+    source: str,
+    *,
+    executed_steps: int = 5,
+    device: str = "cpu",
+    expert: Callable[[], Policy] | None = None,
+    chunking: Chunking = "independent",
+    latency: float = 0.0,
 ) -> Callable[[], Policy]:
     """Return what makes policies called `source`, each with a past of its own; a released model is loaded once.
 
@@ -43,10 +58,21 @@ def policy_maker(
         executed_steps: control steps of each chunk carried out before the next call.
         device: where a released model runs.
         expert: makes the scripted policy, where there is a simulator that has one.
+        chunking: how a chunk of a released model relates to the running one.
+        latency: how long after its observation a chunk of a released model becomes available [s].
 
     Raises:
-        PolicyError: there is no such module or name, or no simulator for the experts.
+        PolicyError: there is no such module or name, no simulator for the experts, or chunks that are not gr2's are
+            to be continued.
     """
+    remote = source.startswith(("http://", "https://"))
+    place, colon, name = source.rpartition(":")
+    mine = bool(colon) and not remote and not Path(source).exists()
+    if chunking != "independent" and (source == SCRIPTED or remote or mine):
+        raise PolicyError(
+            f"--chunking {chunking}: expected a released model here, got --policy {source}, whose chunks are made "
+            "elsewhere; leave it out" + (", and give it to `gr2 serve`." if remote else ".")
+        )
     if source == SCRIPTED:
         if expert is None:
             raise PolicyError(
@@ -54,14 +80,14 @@ def policy_maker(
                 "simulator's state; name another policy."
             )
         return expert
-    if source.startswith(("http://", "https://")):
+    if remote:
         return partial(RemotePolicy, source)
-    place, colon, name = source.rpartition(":")
-    if colon and not Path(source).exists():
+    if mine:
         return partial(_checked, _find(place, name, source), name, source, executed_steps)
     from .loading import assemble, policy_of
 
-    return partial(policy_of, assemble(source).to(device), executed_steps=executed_steps)
+    parts = assemble(source).to(device)
+    return partial(policy_of, parts, executed_steps=executed_steps, chunking=chunking, latency=latency)
 
 
 def _find(place: str, name: str, source: str) -> Callable[[], object]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...contracts import ActionTrajectory, Array, Observation, Trajectory
+from ...contracts import Array, Chunking, Observation, Trajectory
 from ...cvae_head.ensemble import TemporalEnsemble
-from ...cvae_head.signals import place_chunk
+from ...cvae_head.head import InpaintingHead
+from ...cvae_head.inpainting import Running, soft_mask
+from ...cvae_head.signals import place_actions
 from ...embodiment import Embodiment
 from ...errors import ConfigError, ShapeError
 from ..model.context import Context
@@ -35,9 +39,15 @@ class GR2Policy:
         control_hz: rate of the predicted poses [Hz].
         executed_steps: poses to be executed between calls; with a context of more than one frame this is also
             the distance of the remembered frames, so give the distance the model was trained with.
-        ensemble: averages overlapping trajectories; None executes the newest.
+        chunking: how a chunk relates to the running one, see `Chunking`.
+        latency: how long after its observation a chunk becomes available [s]; inpainting freezes what is executed
+            until then.
+        ensemble: averages overlapping trajectories; None executes the newest, or makes one for `chunking="ensemble"`.
         seed: of the choice among motions. The choice follows from it, the time and the state alone, so that an
             episode is the same whichever others are acted out beside it.
+
+    Raises:
+        ConfigError: a number out of range, or a way of chunking that the head does not have.
     """
 
     def __init__(
@@ -48,6 +58,8 @@ class GR2Policy:
         encode_text: EncodeText,
         control_hz: float,
         executed_steps: int = 5,
+        chunking: Chunking = "independent",
+        latency: float = 0.0,
         ensemble: TemporalEnsemble | None = None,
         seed: int = 0,
     ) -> None:
@@ -59,9 +71,17 @@ class GR2Policy:
             )
         self.model = model.eval()
         self.encode_images, self.encode_text = encode_images, encode_text
+        if not 0 <= latency < model.config.chunk_length / control_hz:
+            raise ConfigError(
+                f"GR2Policy.latency: expected 0 to below {model.config.chunk_length / control_hz:.3g} s (the chunk), "
+                f"got {latency}; a later chunk is over when it arrives: make the policy faster or train a longer chunk."
+            )
         self.dt = 1.0 / control_hz
         self.executed_steps = executed_steps
-        self.ensemble = ensemble
+        self.chunking = _resolved(chunking, model, ensemble)
+        self.ensemble = TemporalEnsemble() if self.chunking == "ensemble" and ensemble is None else ensemble
+        self._frozen_steps = math.ceil(latency * control_hz - 1e-6)
+        self._running: tuple[Array, float] | None = None
         self.seed = seed
         self.history: deque[tuple[dict[str, Array], Array]] = deque(maxlen=model.config.max_context)
         self._instruction = ""
@@ -70,6 +90,7 @@ class GR2Policy:
     def reset(self) -> None:
         """Forget remembered frames and trajectories."""
         self.history.clear()
+        self._running = None
         if self.ensemble is not None:
             self.ensemble.reset()
 
@@ -107,11 +128,30 @@ class GR2Policy:
 
     def place(self, chunk: Array, observation: Observation) -> Trajectory:
         """Turn a predicted chunk `[k c]` into what is to be followed."""
-        state, coding = observation.state_vector(), self.model.config.coding
-        trajectory = place_chunk(coding, chunk, state, dt=self.dt, start_time=observation.time)
-        if self.ensemble is None or not isinstance(trajectory, ActionTrajectory):
+        coding = self.model.config.coding
+        actions = coding.decode(observation.state_vector(), chunk)
+        if self.chunking == "inpaint":
+            self._running = (actions, observation.time)
+        trajectory = place_actions(coding, actions, dt=self.dt, start_time=observation.time)
+        if self.ensemble is None:
             return trajectory
-        return self.ensemble.blend(trajectory)
+        return self.ensemble.blend(trajectory, signals=self.embodiment.action)
+
+    def rest(self, observation: Observation) -> tuple[Array, Array] | None:
+        """Return the rest of the running chunk as seen from an observation `[k c]` and how much to keep of it `[k]`.
+
+        Rows past its end repeat its last action and weigh 0. None where nothing runs that is to be continued.
+        """
+        if self._running is None:
+            return None
+        actions, start = self._running
+        passed = round((observation.time - start) / self.dt)
+        left = len(actions) - passed
+        if passed < 0 or left < 1:
+            return None
+        rows = actions[np.minimum(np.arange(len(actions)) + passed, len(actions) - 1)]
+        chunk = self.model.config.coding.encode(observation.state_vector().astype(np.float64), rows)
+        return chunk, soft_mask(len(actions), frozen=self._frozen_steps, overlap=left)
 
     def context(self, instruction: str) -> Context:
         """Return what the model sees: the remembered frames and states and the sentence."""
@@ -138,6 +178,26 @@ class GR2Policy:
         return self._text
 
 
+def _resolved(chunking: Chunking, model: WorldModel, ensemble: TemporalEnsemble | None) -> Chunking:
+    """Return what a way of chunking means for the head of a model."""
+    head, can = model.config.head.kind, isinstance(model.head, InpaintingHead)
+    known = get_args(Chunking)
+    if chunking not in known:
+        raise ConfigError(f"GR2Policy.chunking: expected one of {', '.join(known)}, got {chunking!r}; choose one.")
+    if chunking == "auto":
+        chunking = "inpaint" if can else "ensemble"
+    if chunking == "inpaint" and not can:
+        raise ConfigError(
+            f"GR2Policy.chunking: expected a head that is denoised step by step (flow, diffusion) to inpaint, got "
+            f"{head}; choose ensemble or auto."
+        )
+    if chunking == "inpaint" and ensemble is not None:
+        raise ConfigError(
+            "GR2Policy.ensemble: expected none beside inpainted chunks, got one; leave one of the two out."
+        )
+    return chunking
+
+
 @torch.inference_mode()
 def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observation]) -> list[Trajectory]:
     """Let policies over one model act at once: images of one size are encoded, and alike contexts passed, together.
@@ -149,12 +209,12 @@ def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observati
         ShapeError: none of the model's cameras is observed.
     """
     codes = _encode_all(policies[0], observations)
-    histories = [policy.history.copy() for policy in policies]
+    before = [(policy.history.copy(), policy._running) for policy in policies]
     try:
         return _pass_together(policies, observations, codes)
     except Exception:
-        for policy, history in zip(policies, histories, strict=True):
-            policy.history = history
+        for policy, (history, running) in zip(policies, before, strict=True):
+            policy.history, policy._running = history, running
         raise
 
 
@@ -170,10 +230,26 @@ def _pass_together(
     for members in alike.values():
         model = policies[0].model
         noise = torch.as_tensor(np.stack([policies[i].noise(observations[i]) for i in members]), device=model.device)
-        chunks = model.act(_merge([contexts[i] for i in members]), noise=noise).float().cpu().numpy()
+        running = _stack_running([policies[i].rest(observations[i]) for i in members], model)
+        merged = _merge([contexts[i] for i in members])
+        chunks = model.act(merged, noise=noise, running=running).float().cpu().numpy()
         for i, chunk in zip(members, chunks, strict=True):
             trajectories[i] = policies[i].place(chunk, observations[i])
     return [trajectories[i] for i in range(len(policies))]
+
+
+def _stack_running(rests: Sequence[tuple[Array, Array] | None], model: WorldModel) -> Running | None:
+    """Stack the rests of running chunks, normalized; a policy without one is free beside others that have one."""
+    found = [rest for rest in rests if rest is not None]
+    if not found:
+        return None
+    free = tuple(np.zeros_like(array) for array in found[0])
+    chunk, weight = (np.stack(arrays) for arrays in zip(*(rest or free for rest in rests), strict=True))
+    physical = torch.as_tensor(chunk, dtype=torch.float32, device=model.device)
+    return Running(
+        chunk=model.normalize_chunk(physical),
+        weight=torch.as_tensor(weight, dtype=torch.float32, device=model.device),
+    )
 
 
 def _encode_all(policy: GR2Policy, observations: Sequence[Observation]) -> list[dict[str, Array]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-from ...contracts import Observation, Policy, Trajectory
+from ...contracts import Chunking, Observation, Policy, Trajectory
 from ...errors import ConfigError, EnvironmentMissing, Gr2Error
 from .opening import policy_maker
 from .remote import MAX_BYTES, pack_trajectory, unpack_observation, unpack_session
@@ -174,6 +174,8 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     executed_steps: int = 5,
+    chunking: Chunking = "independent",
+    latency: float = 0.0,
     max_batch: int = 64,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int = 2,
@@ -186,6 +188,9 @@ def serve(
         host: address to listen at; 0.0.0.0 lets other machines ask (there is no password: use a trusted network).
         port: port to listen at.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
+        chunking: how a chunk of a released model relates to the running one: independent, averaged with it (ensemble),
+            sampled as its continuation (inpaint: flow, diffusion), or what its head can (auto).
+        latency: how long after its observation a chunk is followed [s]; inpainting freezes what is executed until then.
         max_batch: most observations in one forward pass.
         device: where a released model runs; auto takes a GPU where there is one.
         threads: CPU threads, 0 leaves torch's choice.
@@ -202,7 +207,9 @@ def serve(
         raise ConfigError(f"serve: expected --max-batch >= 1 and a port up to 65535, got {max_batch} and {port}.")
     if threads:
         torch.set_num_threads(threads)
-    make = policy_maker(policy, executed_steps=executed_steps, device=torch_device(device))
+    make = policy_maker(
+        policy, executed_steps=executed_steps, device=torch_device(device), chunking=chunking, latency=latency
+    )
     sessions = PolicyServer(make, max_batch=max_batch)
     with closing(sessions), make_server(sessions, policy, host, port) as server:
         print(f"policy {policy} listens at http://{host}:{port}", file=sys.stderr, flush=True)

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ...cvae_head.head import InpaintingHead
+from ...cvae_head.inpainting import Running
 from ...cvae_head.kinds import make_head
 from ...cvae_head.tokens import TokensHead
-from ...errors import ShapeError
+from ...errors import ConfigError, ShapeError
 from .config import ModelConfig
 from .context import Context, Targets
 from .embedding import TokenEmbedding
@@ -275,23 +277,38 @@ class WorldModel(nn.Module):
         places = reference.clamp(max=self.config.codebook_size - 1)[..., None]
         return logits.scatter_add(-1, places, gate[..., None].to(logits.dtype))
 
-    def act(self, context: Context, *, noise: Float[Tensor, "b z"] | None = None) -> Float[Tensor, "b k c"]:
+    def act(
+        self, context: Context, *, noise: Float[Tensor, "b z"] | None = None, running: Running | None = None
+    ) -> Float[Tensor, "b k c"]:
         """Predict the chunk at the last context step in one pass without target frames.
 
         Args:
             context: what is seen.
             noise: standard normal numbers, `head.noise_dim` a sample, that choose among motions; None is zeros.
+            running: the rest of the running chunk, normalized, which the chunk is to continue.
 
         Returns:
             Numbers as `config.coding` describes them, in physical units; binary columns are probabilities.
+
+        Raises:
+            ConfigError: a running chunk, and a head that cannot continue one.
         """
+        if running is not None and not isinstance(self.head, InpaintingHead):
+            raise ConfigError(
+                f"WorldModel.act: expected no running chunk for the head {self.config.head.kind}, got one; only flow "
+                "and diffusion continue it."
+            )
         layout = self.layout(context, with_frames=False, with_action=True)
         x, mask = self.assemble(layout, context, None)
         if isinstance(self.head, TokensHead):
             chunk = self._draw_tokens(self.head, x, mask, noise)
         else:
             condition = self.gpt(x, mask, self.constants(layout)["action"])[:, 0]
-            chunk = self.head.sample(condition, noise)
+            if running is None:
+                chunk = self.head.sample(condition, noise)
+            else:
+                assert isinstance(self.head, InpaintingHead)
+                chunk = self.head.sample(condition, noise, running=running)
         physical = chunk.clone()
         physical[..., self.continuous] = self.action_normalizer.invert(chunk[..., self.continuous])
         return physical
