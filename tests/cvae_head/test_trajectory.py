@@ -7,10 +7,11 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from gr2.contracts import ActionTrajectory, Observation
+from gr2.contracts import ActionTrajectory, JointTrajectory, Observation, SignalTrajectory
 from gr2.cvae_head.ensemble import EnsembleConfig, TemporalEnsemble
 from gr2.cvae_head.losses import continuous_loss, masked_mean
 from gr2.cvae_head.trajectory import chunk_targets, state_features, to_trajectory
+from gr2.embodiment import Signal
 from gr2.errors import ShapeError
 
 
@@ -149,3 +150,35 @@ def test_ensemble_refuses_another_clock() -> None:
                 start_time=0.13,
             )
         )
+
+
+def test_ensemble_averages_joints_and_leaves_an_absent_gripper_absent() -> None:
+    rng = np.random.default_rng(1)
+    first, second = (
+        JointTrajectory(positions=rng.normal(size=(4, 7)), gripper=None, dt=0.1, start_time=start) for start in (0, 0.1)
+    )
+    ensemble = TemporalEnsemble(EnsembleConfig(decay=0.0))
+    np.testing.assert_allclose(ensemble.blend(first).positions, first.positions)
+    blended = ensemble.blend(second)
+    assert isinstance(blended, JointTrajectory) and blended.gripper is None
+    np.testing.assert_allclose(blended.positions[:3], 0.5 * (first.positions[1:] + second.positions[:3]))
+    np.testing.assert_allclose(blended.positions[3], second.positions[3])
+
+
+def test_ensemble_averages_signals_by_what_they_are() -> None:
+    rng = np.random.default_rng(2)
+    signals = (
+        Signal(name="hand", width=4, kind="rotation", rotation="quaternion_xyzw"),
+        Signal(name="grip", width=1, kind="gripper", binary=True),
+        Signal(name="base", width=2),
+    )
+    turns = Rotation.from_rotvec(0.2 * rng.normal(size=(3, 3)))
+    rows = [np.column_stack((sign * turns.as_quat(), [1, 1, 1], rng.normal(size=(3, 2)))) for sign in (1, -1)]
+    ensemble = TemporalEnsemble(EnsembleConfig(decay=0.0))
+    both = [ensemble.blend(SignalTrajectory(values=v, dt=0.1, start_time=0.0), signals=signals) for v in rows]
+    found = both[1].values
+    np.testing.assert_allclose(np.abs((found[:, :4] * turns.as_quat()).sum(1)), 1.0)
+    np.testing.assert_allclose(found[:, 4], 1.0)
+    np.testing.assert_allclose(found[:, 5:], 0.5 * (rows[0] + rows[1])[:, 5:])
+    with pytest.raises(ShapeError, match="expected signals of 7 numbers together, got 4"):
+        ensemble.blend(SignalTrajectory(values=rows[0], dt=0.1, start_time=0.1), signals=signals[:1])
