@@ -59,8 +59,7 @@ def evaluate(
         calvin_root: a clone of mees/calvin: its assets and validation sentences instead of ours.
         control: our whole-body controller, CALVIN's own control, or both from the same starts.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
-        chunking: how a model's chunk relates to the running one: independent, averaged with it (ensemble), sampled as
-            its continuation (inpaint: flow, diffusion), or what its head can (auto).
+        chunking: whether a model's chunk continues the running one, averaged (ensemble) or sampled so (inpaint).
         latency: how long after its observation a chunk arrives [s]; the policy is not asked again before.
         max_steps: time limit for each task in control steps (CALVIN: 360).
         image_size: image side [px] of both cameras, 0 for CALVIN's own 200 (static) and 84 (gripper).
@@ -93,8 +92,7 @@ def evaluate(
     every = [Job(control=c, kind=kind, index=i) for c in controls for kind, number in kinds for i in range(number)]
     jobs = choose_part(every, shard)
     records = run_evaluation(config, jobs, file=out / "episodes.jsonl", num_workers=num_workers, videos=videos)
-    wanted = {job.key for job in jobs}
-    summary = summarize({k: r for k, r in records.items() if k in wanted}, controls)
+    summary = summarize({job.key: records[job.key] for job in jobs}, controls)
     results = {"controls": summary, "shard": shard} | _circumstances(config) | provenance(policy)
     if sequences:
         results["published"] = published()

@@ -143,3 +143,11 @@ def test_our_controller_needs_joint_commands() -> None:
     world = PlayTable("D", render_mode=None)
     assert isinstance(world, JointSimulator)
     world.close()
+
+
+def test_results_from_before_a_field_was_added_are_resumed(tmp_path: Path) -> None:
+    file = tmp_path / "episodes.jsonl"
+    file.write_text('{"config": {"policy": "scripted", "executed_steps": 4}}\n{"key": "point/left/0"}\n')
+    assert list(run_evaluation(PointEvaluation(), [], file=file, num_workers=1)) == ["point/left/0"]
+    with pytest.raises(DataError, match="choose another --out"):
+        run_evaluation(PointEvaluation(max_steps=9), [], file=file, num_workers=1)
