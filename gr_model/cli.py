@@ -78,7 +78,7 @@ def _data_report() -> Target:
 
 
 def _data_tokens() -> Target:
-    """Encode the shards' images and sentences into token shards."""
+    """Encode the shards' images and texts into token shards."""
     from .train.tokenizer_stages import tokens
 
     return tokens

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from gr2.gr_model.model import presets
+from gr2.gr_model.model.texts import TextTable
 from gr2.gr_model.model.world_model import WorldModel
 from gr2.gr_model.train.loop import train
 from gr2.gr_model.train.module import TrainingModule, evaluate
@@ -114,7 +115,8 @@ def train_curve(out: Path) -> Curve:
     texts = np.stack([[words[word] for word in ("the", "pattern", "moves", last)] for last in DIRECTIONS])
     torch.manual_seed(0)
     model = WorldModel(presets.tiny(cameras=("static",)), codebook=codebook)
-    model.set_texts(torch.as_tensor(texts, dtype=torch.float32), torch.ones(texts.shape[:2], dtype=torch.bool))
+    mask = torch.ones(texts.shape[:2], dtype=torch.bool)
+    model.set_texts(TextTable(torch.as_tensor(texts, dtype=torch.float32), mask))
     settings = TrainingConfig(with_actions=False, precision="32", learning_rate=3e-3, warmup=10)
     module = TrainingModule(model, settings, steps=STEPS)
     train(module=module, loader=PatternLoader(patterns), validation=[], out=out, batch_size=BATCH, log_every=1)

@@ -49,7 +49,7 @@ def benchmark(
     from ...data_pipeline.loading.token_windows import TokenWindows
     from ...gr_model.act.loading import release_folder
     from ...gr_model.model.release import load_release
-    from ...gr_model.train.texts import give_sentences
+    from ...gr_model.train.texts import give_texts
 
     release = load_release(release_folder(policy))
     model = release.model
@@ -60,7 +60,7 @@ def benchmark(
     if robots:
         told = "; ".join(_differences(model.config.embodiment, robots[0])[:3])
         raise ConfigError(f"--tokens: expected episodes of {model.config.embodiment.name}, got others ({told}).")
-    give_sentences(model, store, None)
+    give_texts(model, store, None)
     windows = TokenWindows(
         store,
         num_frames=model.config.max_context,

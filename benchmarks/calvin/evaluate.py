@@ -52,7 +52,7 @@ def evaluate(
         chains: chains of five demonstrated tasks of different families.
         tasks: for `starts`: "demonstrated" (17), "all" (34), or names separated by commas.
         scene: A, B, C or D.
-        calvin_root: a clone of mees/calvin: its assets and validation sentences instead of ours.
+        calvin_root: a clone of mees/calvin: its assets and validation instructions instead of ours.
         control: our whole-body controller, CALVIN's own control, or both from the same starts.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
         max_steps: time limit for each task in control steps (CALVIN: 360).

@@ -23,7 +23,7 @@ from ...errors import ConfigError, DataError
 from ..playtable.cameras import CALVIN_PX, CameraConfig
 from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
 from ..playtable.feasibility import feasible
-from ..playtable.instructions import draw_sentence
+from ..playtable.instructions import sample_instruction
 from ..playtable.robot import FINGER_OPEN
 from ..playtable.sampling import sample_joints, sample_scene
 from ..playtable.scenes import ROBOT_BASE, scene
@@ -55,7 +55,7 @@ class RecordConfig:
 
     tasks: "demonstrated", "all" or names; layout: of the files; chains: how many chains of up to six skills, or 0 for
     as many as it takes to get `episodes` labeled ones;
-    play_share: share of chains kept whole and without a sentence; noise_share: share of segments with a disturbed
+    play_share: share of chains kept whole and without an instruction; noise_share: share of segments with a disturbed
     hand; image_px: image side [px], 0 for CALVIN's two; frame_stride: control steps from image to image;
     policy: folder of the policy that drives the first part of each skill, or ""; calvin_root: clone, or "".
     """
@@ -229,7 +229,7 @@ def _hand_is_free(env: PlayTable) -> bool:
 def _record_chain(
     env: PlayTable, config: RecordConfig, chain: int, policy: Policy | None
 ) -> Iterator[tuple[_Tape, str, dict[str, Any]]]:
-    """Yield tape, sentence and facts of the pieces of one chain: labeled segments, or one unlabeled piece of play."""
+    """Yield tape, instruction and facts of the pieces of one chain: labeled segments, or one piece of play."""
     rng = np.random.default_rng([config.seed, chain])
     env.reset()
     play = rng.random() < config.play_share
@@ -243,7 +243,7 @@ def _record_chain(
         if task is None:
             break
         tape = whole if play else _Tape.empty()
-        instruction = draw_sentence(task, rng)
+        instruction = sample_instruction(task, rng)
         drive = np.random.default_rng([config.seed, chain, segment])
         pilot = _Pilot(env, policy, instruction, drive) if policy is not None and not play else None
         success, steps = _run_segment(env, task, tape, config, rng, offset, pilot)
@@ -278,18 +278,18 @@ def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: lis
     try:
         for chain in chains:
             counts = {"labeled": 0, "play": 0}
-            for number, (tape, sentence, facts) in enumerate(_record_chain(env, config, chain, policy)):
+            for number, (tape, instruction, facts) in enumerate(_record_chain(env, config, chain, policy)):
                 index = chain * SEGMENTS_PER_CHAIN + number
-                counts["labeled" if sentence else "play"] += 1
+                counts["labeled" if instruction else "play"] += 1
                 if config.layout == "calvin":
                     write_piece(
                         out, index, images={n: np.stack(f) for n, f in tape.images.items()},
-                        robot_obs=np.stack(tape.robot_obs), scene_obs=np.stack(tape.scene_obs), sentence=sentence,
+                        robot_obs=np.stack(tape.robot_obs), scene_obs=np.stack(tape.scene_obs), instruction=instruction,
                         task=facts["task"] or "", scene=scene_name,
                     )  # fmt: skip
                 elif not (out / f"episode_{index:06d}").exists():
-                    source = f"playtable/{scene_name}/{chain}/{facts['segment'] if sentence else 'play'}"
-                    write_episode(out, index, tape.episode(sentence, config.frame_stride, source), facts)
+                    source = f"playtable/{scene_name}/{chain}/{facts['segment'] if instruction else 'play'}"
+                    write_episode(out, index, tape.episode(instruction, config.frame_stride, source), facts)
             write_json(out / "chains" / f"{chain:06d}.json", counts)
     finally:
         env.close()
@@ -340,7 +340,7 @@ def record(
         episodes: go on until there are as many labeled episodes at least; `chains` does not count then.
         layout: "episodes" (videos) for `gr2 data shards`, "shards" to run that at once (both lie in `out`), or
             "calvin" (one npz a frame), which every CALVIN loader and `gr2 data shards` read.
-        play_share: share of chains kept whole, without a sentence.
+        play_share: share of chains kept whole, without an instruction.
         noise_share: share of skills acted with a disturbed hand (labels stay clean).
         image_size: image side [px]; by default 64, and 200 and 84 in CALVIN's layout.
         frame_stride: control steps (30 Hz) from image to image; by default 5, and 1 in CALVIN's layout.

@@ -57,7 +57,7 @@ def imagine(
             episodes three videos each, `episodes.json` and `metrics.json`.
         image: image to start from, of the model's first camera, or {camera: image}; other cameras are masked out.
         clip: video (or {camera: video}) whose first frames are the start; the others are shown beside the predicted.
-        text: sentence that says what happens after `image` or the start of `clip`; empty for none.
+        text: instruction or caption, what happens after `image` or the start of `clip`; empty for none.
         num_frames: frames to predict after them, any number.
         grid: also write `sheet.png`, a row of images for each camera.
         scene: scene of the test episodes.
@@ -69,7 +69,7 @@ def imagine(
         choice_temperature: 0 draws the codes the model is surest of first, a large number draws them in any order.
         top_k: draw only the k likeliest codes; 0 for all.
         top_p: draw only the likeliest codes that hold this share of the probability.
-        guidance: above 1, follow the sentence more than the model by itself does (trained with text dropout).
+        guidance: above 1, follow the text more than the model by itself does (trained with text dropout).
         executed_steps: control steps of each chunk in the policy's rollout.
         image_size: image side in the simulator [px].
         frame_stride: control steps from frame to frame in the simulator.
@@ -114,11 +114,11 @@ def _go_on(out: Path, dream: Imagination, start: Start, text: str, num_frames: i
         if len(start.real[name]):
             real = np.concatenate([given, start.real[name]])[: len(predicted)]
             strips.append(Strip(camera=name, kind="real", frames=real, num_given=len(given)))
-        write_strips(out / f"{name}.mp4", strips, sentence=text, frame_s=start.frame_s)
+        write_strips(out / f"{name}.mp4", strips, text=text, frame_s=start.frame_s)
         write_video(out / f"{name}_predicted.mp4", predicted, 1 / start.frame_s)
         sheet += strips
     if grid:
-        write_sheet(out / "sheet.png", sheet, sentence=text, frame_s=start.frame_s)
+        write_sheet(out / "sheet.png", sheet, text=text, frame_s=start.frame_s)
     return {"cameras": list(start.images), "start_frames": start.num_frames, "predicted_frames": len(codes)}
 
 

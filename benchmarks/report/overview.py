@@ -96,7 +96,7 @@ def chain_body(files: RunFiles) -> str:
     limits = controls_of(files).get("wbc", {}).get("limits") or {}
     chunk = files.act.get("chunk_length")
     trunk: Sequence[tuple[str, str]] = (
-        ("video", "frames and sentences"),
+        ("video", "frames and captions"),
         ("shards", f"{count(kept)} kept" if kept is not None else "plain tar files"),
         ("tokens", "frozen VQGAN and CLIP"),
         ("GPT", str(files.run.get("preset", "one sequence"))),

@@ -18,7 +18,7 @@ from ...gr_model.model.sampling import SamplingConfig
 from ...gr_model.model.sequence import SequenceLayout
 from ...gr_model.model.world_model import WorldModel
 from ..video.clips import choose_clips, frames_between, open_store
-from ..video.predictions import part_of, set_sentences
+from ..video.predictions import part_of, set_captions
 from .measure import Setting, Table, Work, measure
 from .models import CPU_SIDE, Size, comparable, layout_of, make_gpt2, make_world_model, num_predicted
 from .training import random_batch
@@ -108,7 +108,7 @@ def _real_contexts(parts: Assembled, tokens: str) -> list[Context]:
         store, num_clips=_CLIPS, context=model.config.max_context, num_frames=1,
         frame_step=frames_between(store, parts.release), held_out=0, seed=0,
     )  # fmt: skip
-    set_sentences(parts, clips)
+    set_captions(parts, clips)
     rows = [slice(i, i + 1) for i in range(len(clips))]
     return [read_context(model, part_of(model, clips, row, start=0, num_frames=clips.context))[0] for row in rows]
 

@@ -25,13 +25,13 @@ MEAN_FRAMES = 256
 class VideoClips:
     """Windows of `context` frames and the `num_frames` that really followed; `c` counts clips, each of its own video.
 
-    batch: as a loader gives it, with `codes` {camera: int64 `[c context+num_frames n]`}; `text_id` counts `sentences`.
+    batch: as a loader gives it, with `codes` {camera: int64 `[c context+num_frames n]`}; `text_id` counts `captions`.
     episodes, anchors: of each clip `[c]`, its episode in the store and its last context frame there.
     frame_step: distance of successive frames [frames of the store].
     """
 
     batch: Batch
-    sentences: tuple[str, ...]
+    captions: tuple[str, ...]
     episodes: Array
     anchors: Array
     context: int
@@ -126,11 +126,11 @@ def choose_clips(
         store, num_frames=context + num_frames, frame_step=frame_step, chunk_length=1, context=context
     )
     batch = dict(windows.gather(episodes, anchors))
-    spoken = [store.sentence(int(text)) for text in batch["text_id"]]
-    sentences = tuple(dict.fromkeys(spoken))
-    batch["text_id"] = torch.tensor([sentences.index(sentence) for sentence in spoken])
+    of_clip = [store.text(int(text)) for text in batch["text_id"]]
+    captions = tuple(dict.fromkeys(of_clip))
+    batch["text_id"] = torch.tensor([captions.index(caption) for caption in of_clip])
     return VideoClips(
-        batch=batch, sentences=sentences, episodes=episodes, anchors=anchors, context=context, num_frames=num_frames,
+        batch=batch, captions=captions, episodes=episodes, anchors=anchors, context=context, num_frames=num_frames,
         frame_step=frame_step,
     )  # fmt: skip
 

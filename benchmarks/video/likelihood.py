@@ -52,7 +52,7 @@ def clip_losses(
     """Measure the cross-entropy `[c f]` [nats a token] of the true frames, averaged over cameras by their codes.
 
     Args:
-        model: with the sentences of the clips set.
+        model: with the captions of the clips set.
         clips: the test clips.
         change: entries of the clips' batch to put in place of their own, those of other clips.
         with_actions: show the state at the target frames, to which the actions lead.
@@ -129,7 +129,7 @@ def shuffle_controls(
     """Measure what shuffled captions cost and, for a model that acts, shuffled states and actions.
 
     Args:
-        model: with the sentences of the clips set.
+        model: with the captions of the clips set.
         clips: the test clips.
         shuffles: times that each is shuffled; a clip counts with its mean.
         seed: of the shuffles.

@@ -16,16 +16,17 @@ from ...gr_model.act.loading import Assembled
 from ...gr_model.model.generation import imagine_frames
 from ...gr_model.model.objectives import read_context
 from ...gr_model.model.sampling import SamplingConfig
+from ...gr_model.model.texts import TextTable
 from ...gr_model.model.world_model import WorldModel
 from .clips import VideoClips
 
 _BY_FRAME = ("frame_mask", "states", "state_mask")
 
 
-def set_sentences(parts: Assembled, clips: VideoClips) -> None:
-    """Give the model the features of the clips' sentences; `text_id` of their batch counts them."""
-    features, mask = parts.text.encode(list(clips.sentences))
-    parts.release.model.set_texts(torch.as_tensor(features).float(), torch.as_tensor(mask))
+def set_captions(parts: Assembled, clips: VideoClips) -> None:
+    """Give the model the features of the clips' captions; `text_id` of their batch counts them."""
+    features, mask = parts.text.encode(list(clips.captions))
+    parts.release.model.set_texts(TextTable(torch.as_tensor(features), torch.as_tensor(mask)))
 
 
 def part_of(model: WorldModel, clips: VideoClips, rows: slice, *, start: int, num_frames: int) -> Batch:

@@ -27,7 +27,7 @@ from .i3d import LEAST_FRAMES, load_i3d
 from .likelihood import clip_losses, codes_per_frame, shuffle_controls
 from .originals import original_frames
 from .perceptual import FrameDistance
-from .predictions import sampled_codes, set_sentences
+from .predictions import sampled_codes, set_captions
 from .scores import PROTOCOLS, Numbers, Protocol, present_mean, summarize
 from .tables import table
 
@@ -101,7 +101,7 @@ def benchmark(
         parts.vqgan, without=store.column("video")[clips.episodes], held_out=held_out, seed=seed,
     )  # fmt: skip
     originals = original_frames(shards, store, clips, parts.vqgan) if shards else None
-    set_sentences(parts, clips)
+    set_captions(parts, clips)
     predicted = sampled_codes(parts, clips, sampling=sampling, samples=count, batch_size=batch_size)
     report = {
         "command": shlex.join(["gr2", *sys.argv[1:]]),
@@ -155,7 +155,7 @@ def _sample(store: TokenStore, clips: VideoClips, asked: int, held_out: float) -
         "episodes": len(store),
         "held_out": held_out,
         "cameras": {camera: int(present.sum()) for camera, present in clips.present.items()},
-        "sentences": len(clips.sentences),
+        "sentences": len(clips.captions),
         "context_frames": clips.context,
         "predicted_frames": clips.num_frames,
         "frame_step": clips.frame_step,

@@ -23,7 +23,7 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{sample['clips']} clips of as many videos ({sample['clips_asked']} asked), cameras {cameras}; "
         f"{sample['context_frames']} context frames, {sample['predicted_frames']} predicted, "
-        f"{sample['sentences']} sentences"
+        f"{sample['sentences']} captions"
     )
     held = f"{sample['held_out']:.0%} held out of training" if sample["held_out"] else "any: were they in training?"
     yield f"clips drawn from the videos {held}"

@@ -1,4 +1,4 @@
-"""Re-captioning: video shards in, video shards out, where every window has a sentence from a vision-language model.
+"""Re-captioning: video shards in, video shards out, where every window has a caption from a vision-language model.
 
 Shard i becomes shard i; the bytes of the videos stay. Every window keeps all its captions, and the one to train on:
 

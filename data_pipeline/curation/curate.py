@@ -119,7 +119,7 @@ def curate(
         )
     columns = write_columns(out, video_columns([out / name for name in names]))
     manifest = finish_stage(out, STAGE, parameters, tally, {"shards": names, "columns": columns})
-    print(f"{out}: {tally.sentence()}")
+    print(f"{out}: {tally.summary()}")
     return manifest
 
 

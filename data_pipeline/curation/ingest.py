@@ -116,7 +116,7 @@ def write_video_shards(
     written = finished_shards(out)
     result = {"shards": [tar.name for tar in written], "columns": write_columns(out, video_columns(written))}
     manifest = finish_stage(out, STAGE, parameters, tally, result)
-    print(f"{out}: {tally.sentence()}")
+    print(f"{out}: {tally.summary()}")
     return manifest
 
 

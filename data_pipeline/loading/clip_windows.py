@@ -27,7 +27,7 @@ class ClipWindows:
 
     Window i of a clip begins at frame `i * stride` of it. A batch holds `frames` {camera: uint8 `[b f size size 3]`},
     `camera_mask` {camera: bool `[b]`}, `frame_mask` bool `[b f]` (False for frames behind the end, which repeat the
-    last one), `captions` (list of `b` sentences) and `problems`, the reasons of clips that could not be decoded: those
+    last one), `captions` (list of `b`) and `problems`, the reasons of clips that could not be decoded: those
     are black and False in every mask.
 
     Args:

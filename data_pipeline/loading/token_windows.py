@@ -41,7 +41,7 @@ class TokenWindows:
         frame_step: distance of successive frames of a window, in frames of the store.
         chunk_length: actions a chunk [steps].
         context: frames up to and with the anchor.
-        labeled_only: take only episodes that have actions and a sentence.
+        labeled_only: take only episodes that have actions and an instruction.
         split: `train` and `validation` divide the videos, never the windows of one video.
         validation_fraction: share of the videos in the validation split, chosen by a hash of their names.
 

@@ -123,7 +123,7 @@ class ArraysSource:
                 camera: FrameArray(read=partial(read_images, file, name), fps=rate)
                 for camera, name in spec.cameras.items()
             },
-            caption=_sentence(file, headers, spec),
+            caption=_instruction(file, headers, spec),
             states=kept_states,
             actions=kept_actions,
             control_hz=rate if steps else None,
@@ -235,13 +235,13 @@ def _matrix(file: Path, headers: Mapping[str, ArrayHeader], names: tuple[str, ..
     return np.concatenate(parts, axis=1) if parts else np.zeros((0, 0), np.float32)
 
 
-def _sentence(file: Path, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec) -> str:
+def _instruction(file: Path, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec) -> str:
     for name in spec.instructions:
         values = _read(file, name).reshape(-1) if headers[name].dtype.kind in "US" else np.zeros(0)
         text = values[0] if len(values) else ""
-        sentence = (text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)).strip()
-        if sentence:
-            return sentence
+        instruction = (text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)).strip()
+        if instruction:
+            return instruction
     return ""
 
 

@@ -120,7 +120,7 @@ class LeRobotSource:
                 raise DataError(f"expected the column {name}, got {sorted(rows.column_names)}; write the file again")
             elif name in entry.videos and (entry.videos[name].file.is_file() or camera not in spec.optional_cameras):
                 videos[camera] = find_video(name, entry.videos[name], entry.length, fps, header_of)
-        sentences = self._sentences(rows, entry)
+        instructions = self._instructions(rows, entry)
         steps = bool(spec.actions)
         facts = spec.facts(self._name) | {"episode_index": entry.index}
         facts |= {"robot": self.layout.robot} if self.layout.robot else {}
@@ -131,16 +131,16 @@ class LeRobotSource:
         return Record(
             key=key,
             videos=videos,
-            caption=sentences[0] if sentences else "",
+            caption=instructions[0] if instructions else "",
             states=states,
             actions=actions,
             control_hz=fps if steps else None,
             embodiment=embodiment,
             source=source,
-            facts=facts | ({"sentences": sentences} if len(sentences) > 1 else {}),
+            facts=facts | ({"sentences": instructions} if len(instructions) > 1 else {}),
         )
 
-    def _sentences(self, rows: Any, entry: EpisodeEntry) -> list[str]:
+    def _instructions(self, rows: Any, entry: EpisodeEntry) -> list[str]:
         """Return what the columns of the spec say, else the tasks of the steps, else those of the metadata."""
         texts = [
             str(rows.column(name)[0].as_py() or "") for name in self.spec.instructions if name in rows.column_names

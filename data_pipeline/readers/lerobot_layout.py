@@ -57,7 +57,7 @@ class LeRobotLayout:
     """The metadata of a dataset, nothing of its episodes read yet.
 
     version: 2 or 3, by the files of `meta`; fps: images and steps a second; features: as `info.json` has them;
-    tasks: index -> sentence; info: the whole `info.json`; rows: one for each episode, for `entry`.
+    tasks: index -> instruction; info: the whole `info.json`; rows: one for each episode, for `entry`.
     """
 
     root: Path
@@ -237,7 +237,7 @@ def _tasks_of_lines(path: Path) -> dict[int, str]:
 
 
 def _tasks_of_table(path: Path) -> dict[int, str]:
-    """Read the sentences; they are the index column of a pandas table, under whatever name it was written."""
+    """Read the instructions; they are the index column of a pandas table, under whatever name it was written."""
     if not path.is_file():
         return {}
     columns = _read_table(path, list(read_schema(path))).to_pydict()
@@ -245,7 +245,7 @@ def _tasks_of_table(path: Path) -> dict[int, str]:
     texts = [values for values in columns.values() if values and all(isinstance(value, str) for value in values)]
     if numbers is None or (numbers and not texts):
         raise DataError(
-            f"{path}: expected `task_index` and a column of sentences, got {sorted(columns)}; copy it again."
+            f"{path}: expected `task_index` and a column of instructions, got {sorted(columns)}; copy it again."
         )
     return dict(zip(numbers, texts[0], strict=True)) if numbers else {}
 

@@ -1,7 +1,7 @@
 """Read RLDS datasets (RT-1, Bridge, DROID and others): TFRecord files beside their `features.json`.
 
 One record is one episode. What a step holds is kept under one name for the whole episode, such as
-`steps/observation/image`: images and sentences one a step, numbers of all steps in a row. A float64 of
+`steps/observation/image`: images and instructions one a step, numbers of all steps in a row. A float64 of
 `features.json` is stored as float32.
 """
 
@@ -221,12 +221,12 @@ def _read_steps(dataset: RldsDataset, data: bytes) -> _Steps:
     broken = [name for name, values in zip(("states", "actions"), joined, strict=True) if not np.isfinite(values).all()]
     if broken:
         raise DataError(f"{' and '.join(broken)}: expected finite numbers, got NaN or infinity")
-    sentences = (str(text).strip() for name in spec.instructions for text in read(name)[:1])
+    texts = (str(text).strip() for name in spec.instructions for text in read(name)[:1])
     return _Steps(
         images=images,
         states=joined[0],
         actions=with_opening(joined[1], spec.gripper),
-        instruction=next((sentence for sentence in sentences if sentence), ""),
+        instruction=next((text for text in texts if text), ""),
     )
 
 

@@ -80,7 +80,7 @@ def decode_feature(name: str, feature: Feature, values: Values) -> Any:
     """Decode what all steps hold under one name.
 
     Returns:
-        Sentences, images uint8 `[t h w 3]`, or numbers `[t ...]`.
+        Instructions, images uint8 `[t h w 3]`, or numbers `[t ...]`.
 
     Raises:
         DataError: `values` are not what the feature says.

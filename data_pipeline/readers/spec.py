@@ -50,7 +50,7 @@ class EpisodeSpec:
     name: of the dataset; empty takes the name that the dataset gives itself.
     cameras: camera name -> images.
     states, actions: numbers put side by side, in this order; the gripper is the last number of an action.
-    instructions: the first of them that is not empty is the sentence.
+    instructions: the first that is not empty is taken.
     optional_cameras: left out of an episode that lacks them: no video file, or images of one color.
     control_hz: steps a second; None where the dataset says it.
     gripper, action_kind: what the numbers of an action mean.

@@ -64,8 +64,8 @@ class Tally:
         """Sum the dropped records over all reasons."""
         return sum(self.dropped.values())
 
-    def sentence(self) -> str:
-        """Say the result in one line."""
+    def summary(self) -> str:
+        """Return the result in one line."""
         lost = ", ".join(f"{reason} {count}" for reason, count in sorted(self.dropped.items())) or "none"
         kept = f"{self.kept} of {self.records} kept ({self.windows} windows, {self.seconds:.0f} s)"
         return f"{kept}; dropped: {lost}"

@@ -23,7 +23,7 @@ EncodeImages = Callable[[Array], Array]
 """uint8 `[m h w 3]` -> codes `[m n]`."""
 
 EncodeText = Callable[[Sequence[str]], tuple[Array, Array]]
-"""Sentences -> features `[b l t]` and mask `[b l]`."""
+"""Instructions -> features `[b l t]` and mask `[b l]`."""
 
 
 class GR2Policy:
@@ -114,7 +114,7 @@ class GR2Policy:
         return self.ensemble.blend(trajectory)
 
     def context(self, instruction: str) -> Context:
-        """Return what the model sees: the remembered frames and states and the sentence."""
+        """Return what the model sees: the remembered frames and states and the instruction."""
         device = self.model.device
         text, text_mask = self._encode_text(instruction)
         cameras = set.intersection(*(set(codes) for codes, _ in self.history))
@@ -198,7 +198,7 @@ def _encode_all(policy: GR2Policy, observations: Sequence[Observation]) -> list[
 
 
 def _merge(contexts: Sequence[Context]) -> Context:
-    """Stack contexts of the same frames and cameras; shorter sentences are padded."""
+    """Stack contexts of the same frames and cameras; shorter instructions are padded."""
     if len(contexts) == 1:
         return contexts[0]
     longest = max(context.text.shape[1] for context in contexts)

@@ -144,7 +144,7 @@ class ModelChanges:
     width, depth, heads: of the GPT.
     token_packing: p x p codes share a position (tiny: a quarter of the grid, others 1).
     dropout: residual and attention dropout.
-    token_dropout, state_dropout, text_dropout: how often context codes, robot states and sentences are hidden in
+    token_dropout, state_dropout, text_dropout: how often context codes, robot states and texts are hidden in
         training; guidance needs some text dropout.
     code_permutation: how often codes of a sample are permuted in training, for scenes that it never shows.
     """

@@ -35,7 +35,7 @@ _FEW_ROWS = 2
 class FrameDecoder:
     """Scores target frames after one context, whose keys and values it holds.
 
-    text_past: keys and values of the text, good for any context of the same sentences.
+    text_past: keys and values of the text, good for any context of the same texts.
     present: positions of a frame that belong to cameras that a sample has, bool `[b frame]`.
     used: indices of those that some sample has; only these pass through the trunk.
     """

@@ -2,7 +2,7 @@
 
 Batch: `codes` {camera: int64 `[b f n]`} (context frames, then targets), `frame_mask` bool `[b f]`, `states`
 `[b f 16]`, `actions` `[b k 8]` and `action_mask` `[b k]` at the last context frame, `text_id` `[b]`
-(negative: no sentence), and optionally `camera_mask` {camera: bool `[b]`} and `state_mask` bool `[b f]`.
+(negative: no text), and optionally `camera_mask` {camera: bool `[b]`} and `state_mask` bool `[b f]`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
             "load the cameras that the model was configured for."
         )
     h = min(next(iter(known.values())).shape[1], model.config.max_context)
-    text, text_mask = model.texts_of(batch["text_id"])
+    text, text_mask = model.texts.of(batch["text_id"].tolist(), model.device)
     states, frame_mask, state_mask = (batch.get(name) for name in ("states", "frame_mask", "state_mask"))
     context = Context(
         codes={name: values[:, :h] for name, values in known.items()},

@@ -99,4 +99,5 @@ def _adapted(model: WorldModel, options: HeadOptions, robot: Embodiment) -> Worl
         if name in weights and weights[name].shape == value.shape and (same_head or not name.startswith("head.")):
             weights[name] = value
     adapted.load_state_dict(weights)
+    adapted.acts = model.acts
     return adapted.train()

@@ -128,7 +128,7 @@ def _announce(
     needed = estimate_memory(
         module.model,
         batch_size=batch_size,
-        text_length=module.model.text_features.shape[1],
+        text_length=module.model.texts.length,
         with_actions=module.config.with_actions,
         weight_average=module.average is not None,
         bfloat16=bfloat16,

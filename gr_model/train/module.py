@@ -223,7 +223,7 @@ class TrainingModule(L.LightningModule):
 
     def cost(self) -> StepCost:
         """Return what a sequence costs on average over the steps with and without frames."""
-        length, acts = self.model.text_features.shape[1], self.config.with_actions
+        length, acts = self.model.texts.length, self.config.with_actions
         share = self.config.frame_fraction if acts else 1.0
         tokens = flops = 0.0
         for weight, with_frames in ((share, True), (1 - share, False)):
@@ -283,6 +283,7 @@ class TrainingModule(L.LightningModule):
         if self._gathered is not None:
             whole = WorldModel(self.model.config)
             whole.load_state_dict(self._gathered)
+            whole.acts = self.model.acts
             return whole.eval()
         if self.average is not None:
             self.average.copy_to_module()

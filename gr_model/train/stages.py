@@ -107,13 +107,13 @@ def _run(
     """Train, then write the release with the averaged weights, on the first process."""
     from ..model.release import save_release
     from .loop import TrainingModule, train
-    from .texts import give_sentences
+    from .texts import give_texts
 
     store, encoders = inputs.store, inputs.encoders
     embodiment = model.config.embodiment
     rates = [embodiment.control_hz] if recipe.with_actions else store.step_rates() or [TOOL_ARM.control_hz]
     model.embed.set_codebook(encoders.vqgan.codebook.detach())
-    give_sentences(model, store, encoders.text)
+    give_texts(model, store, encoders.text)
     module = TrainingModule(model, recipe, steps=options.steps)
     held_out = inputs.held_out
     validation = list(islice(iter(held_out), min(_VALIDATION_BATCHES, len(held_out)))) if held_out is not None else []

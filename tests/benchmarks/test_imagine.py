@@ -204,7 +204,7 @@ def strip(kind: Any, levels: list[int], side: int = 64) -> Strip:
 def test_sheets_show_equal_steps_in_time_and_say_where_a_clip_ended(tmp_path: Path) -> None:
     levels = list(range(0, 250, 10))
     strips = [strip("predicted", levels), strip("real", levels[:7])]
-    write_sheet(tmp_path / "sheet.png", strips, sentence="push the block", frame_s=0.2)
+    write_sheet(tmp_path / "sheet.png", strips, text="push the block", frame_s=0.2)
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("L"))
     left = pixels.shape[1] - 9 * 98
@@ -216,11 +216,11 @@ def test_sheets_show_equal_steps_in_time_and_say_where_a_clip_ended(tmp_path: Pa
 
 
 @pytest.mark.parametrize("side", [64, 255, 300])
-def test_long_sentences_fit_videos_of_any_image_size(tmp_path: Path, side: int) -> None:
-    sentence = "pull the handle to open the drawer, then push the red block to the left until it falls"
+def test_long_texts_fit_videos_of_any_image_size(tmp_path: Path, side: int) -> None:
+    long = "pull the handle to open the drawer, then push the red block to the left until it falls"
     heights = []
-    for said in ("", "push the block", sentence):
-        write_strips(tmp_path / "video.mp4", [strip("predicted", [100, 200], side)], sentence=said, frame_s=0.5)
+    for text in ("", "push the block", long):
+        write_strips(tmp_path / "video.mp4", [strip("predicted", [100, 200], side)], text=text, frame_s=0.5)
         frames = read_frames(tmp_path / "video.mp4")
         assert len(frames) == 2 and frames.shape[2] == 2 * round(side * max(1, round(256 / side)) / 2 + 0.1)
         heights.append(frames.shape[1])

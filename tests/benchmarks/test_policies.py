@@ -159,15 +159,15 @@ def test_an_evaluation_leaves_no_simulator_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "message"),
     [
         ("Nan", "act.. failed.*expected finite numbers"),
         ("Silent", "expected act.. to return an ActionTrajectory, got NoneType"),
     ],
 )
-def test_a_wrong_answer_is_named(user_file: Path, name: str, sentence: str) -> None:
+def test_a_wrong_answer_is_named(user_file: Path, name: str, message: str) -> None:
     policy = open_policy(f"{user_file}:{name}")
-    with pytest.raises(PolicyError, match=sentence):
+    with pytest.raises(PolicyError, match=message):
         policy.act(observation())
 
 
@@ -178,7 +178,7 @@ def test_a_policy_that_answers_too_few_is_named(user_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "message"),
     [
         ("NoAct", "without act"),
         ("Picky", "must work without arguments"),
@@ -186,8 +186,8 @@ def test_a_policy_that_answers_too_few_is_named(user_file: Path) -> None:
         ("Missing", "found none there"),
     ],
 )
-def test_what_is_no_policy_is_refused(user_file: Path, name: str, sentence: str) -> None:
-    with pytest.raises(PolicyError, match=sentence):
+def test_what_is_no_policy_is_refused(user_file: Path, name: str, message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
         open_policy(f"{user_file}:{name}")
 
 
@@ -229,12 +229,12 @@ def small_policy() -> GR2Policy:
         n = grids["static"][0] * grids["static"][1]
         return frames.reshape(len(frames), -1)[:, :n].astype(np.int64) % model.config.codebook_size
 
-    def encode_text(sentences: object) -> tuple[np.ndarray, np.ndarray]:
-        words = [str(s).split() for s in sentences]  # type: ignore[attr-defined]
+    def encode_text(texts: object) -> tuple[np.ndarray, np.ndarray]:
+        words = [str(s).split() for s in texts]  # type: ignore[attr-defined]
         features = np.zeros((len(words), model.config.text_length, model.config.text_dim), np.float32)
         mask = np.zeros(features.shape[:2], bool)
-        for row, sentence in enumerate(words):
-            for column, word in enumerate(sentence[: model.config.text_length]):
+        for row, text in enumerate(words):
+            for column, word in enumerate(text[: model.config.text_length]):
                 features[row, column] = len(word)
                 mask[row, column] = True
         return features, mask
@@ -270,7 +270,7 @@ def test_acting_together_equals_acting_alone() -> None:
 def test_a_pass_that_fails_is_not_remembered() -> None:
     good, bad = small_policy(), small_policy()
 
-    def no_words(sentences: object) -> tuple[np.ndarray, np.ndarray]:
+    def no_words(texts: object) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("no words")
 
     bad.encode_text = no_words

@@ -198,7 +198,7 @@ def test_each_window_is_shown_as_it_is_and_gets_its_own_answer(shards: Path, tmp
     assert manifest["parameters"] | wanted == manifest["parameters"]
 
 
-def test_videos_and_steps_keep_their_bytes_and_tokens_take_the_new_sentence(shards: Path, tmp_path: Path) -> None:
+def test_videos_and_steps_keep_their_bytes_and_tokens_take_the_new_caption(shards: Path, tmp_path: Path) -> None:
     with serve(describe) as server:
         caption(shards=str(shards), out=tmp_path / "out", model="fake", endpoint=server.url, ask=QUICK)
     for old, new in zip(list_shards(shards), list_shards(tmp_path / "out"), strict=True):

@@ -18,7 +18,7 @@ import pytest
 
 from gr2.data_pipeline.readers import corpus_files
 from gr2.data_pipeline.readers.corpus_files import index_videos, json_entries
-from gr2.data_pipeline.readers.ego4d import Ego4dSource, mean_gap, plain_sentence
+from gr2.data_pipeline.readers.ego4d import Ego4dSource, mean_gap, plain_caption
 from gr2.data_pipeline.readers.epic import EpicSource, find_epic, seconds_of
 from gr2.data_pipeline.readers.howto100m import (
     HowTo100mSource,
@@ -543,7 +543,7 @@ def test_ego4d_without_whole_narrations_is_refused(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
-def test_narrations_become_plain_sentences() -> None:
+def test_narrations_become_plain_captions() -> None:
     for marked, plain in (
         ("#C C picks up a cup", "C picks up a cup"),
         ("#c c  opens the  door. ", "C opens the door."),
@@ -555,7 +555,7 @@ def test_narrations_become_plain_sentences() -> None:
         ("#", ""),
         ("plays in C # major", "plays in C major"),
     ):
-        assert plain_sentence(marked) == plain
+        assert plain_caption(marked) == plain
     assert mean_gap({"one": narrated((5.0, "x")), "two": narrated((9.0, "a"), (1.0, "b"), (2.0, "c"))}) == 4.0
     assert mean_gap({"one": None, "two": narrated((5.0, "x"))}) == 0.0
 

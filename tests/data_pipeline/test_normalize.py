@@ -493,7 +493,7 @@ def test_a_policy_refuses_states_of_other_units(tmp_path: Path, column: int, fac
     def encode_images(frames: np.ndarray) -> np.ndarray:
         return np.zeros((len(frames), 24), np.int64)
 
-    def encode_text(sentences: object) -> tuple[np.ndarray, np.ndarray]:
+    def encode_text(texts: object) -> tuple[np.ndarray, np.ndarray]:
         return np.ones((1, 6, 12), np.float32), np.ones((1, 6), bool)
 
     policy = ReleasedPolicy(

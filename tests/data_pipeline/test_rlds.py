@@ -209,7 +209,7 @@ def test_rt1_gripper_is_integrated(tmp_path: Path) -> None:
     assert first.states.shape == (STEPS, 8) and first.instruction == "pick apple"
 
 
-def test_droid_takes_the_first_sentence_and_turns_the_gripper(tmp_path: Path) -> None:
+def test_droid_takes_the_first_instruction_and_turns_the_gripper(tmp_path: Path) -> None:
     leaves = dict.fromkeys(DROID.cameras.values(), PLAIN["steps/observation/image"])
     leaves |= {name: leaf("text") for name in DROID.instructions}
     for name in (*DROID.states, *DROID.actions):
