@@ -264,6 +264,6 @@ def _plain_errors(answer: Future[Result]) -> Future[Result]:
 def _died(error: BaseException) -> WorkerDied:
     return WorkerDied(
         "a worker process ended without an answer (killed, out of memory, or ended by what it ran); what is finished "
-        f"is kept: run the same command again to go on, with fewer workers where memory is short "
+        f"is kept: run the same command again to resume, with fewer workers where memory is short "
         f"({type(error).__name__})."
     )

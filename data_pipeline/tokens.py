@@ -1,6 +1,6 @@
 """The last stage: video shards -> token shards. Each image is encoded once, each text once.
 
-Video shard i becomes token shard i, so a killed run goes on with the first shard that is missing.
+Video shard i becomes token shard i, so a killed run resumes with the first shard that is missing.
 
     {key}.codes.{camera}.npy   smallest unsigned integer that holds the codebook, [f n]
     {key}.states.npy           float32 [t s]      } where the video shard has them, cut to the window

@@ -131,7 +131,7 @@ def run_steps(
     `draw` draws a batch, or is a loader of `steps` batches with `state_dict` and `load_state_dict`. `accelerator` is
     Lightning's name of the device; `callbacks` see every step before it is stored.
 
-    With `resume` the run goes on from `out/last.ckpt` where there is one. `stop_after` ends the run early at
+    With `resume` the run resumes from `out/last.ckpt` where there is one. `stop_after` ends the run early at
     that step, with a checkpoint, and leaves the schedule as it is.
 
     Raises:

@@ -236,7 +236,7 @@ def train_text(
         batch_size: pairs a step.
         seed: of weights and batches.
         checkpoint_every: steps between checkpoints.
-        resume: go on from the last checkpoint in `out`.
+        resume: from the last checkpoint in `out`.
         stop_after: end early at this step, to be resumed later.
 
     Raises:

@@ -82,7 +82,7 @@ def train_vqgan(
         seed: of weights and batches.
         checkpoint_every: steps between checkpoints.
         validate_every: steps between metrics and grids of validation frames; a tenth of the run by default.
-        resume: go on from the last checkpoint in `out`.
+        resume: from the last checkpoint in `out`.
         stop_after: end early at this step, to be resumed later.
         accelerator: Lightning's name of the device.
 

@@ -36,7 +36,7 @@ def benchmark(
         held_out: share of the videos that training held out (`gr2 finetune`: 0.03), from which alone windows are
             taken; 0 takes all, for shards that training never saw.
         max_windows: most windows, spread over all episodes.
-        batch_size: windows of one pass.
+        batch_size: windows of one forward pass.
         json: file for the results.
         seed: of the order of windows and of the policy's noise.
 

@@ -330,14 +330,14 @@ def record(
     num_workers: int = 2,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Record scripted demonstrations in the PlayTable simulator; run again to go on where it stopped.
+    """Record scripted demonstrations in the PlayTable simulator; run again to resume where it stopped.
 
     Args:
         out: folder for the episodes, or the split of a CALVIN data set, as in task_D_D/training.
         scenes: letters of the scenes to use, e.g. ABCD.
         tasks: "demonstrated" (17), "all" (34), or names separated by commas.
         chains: number of chains of up to six skills.
-        episodes: go on until there are as many labeled episodes at least; `chains` does not count then.
+        episodes: continue until there are as many labeled episodes at least; `chains` does not count then.
         layout: "episodes" (videos) for `gr2 data shards`, "shards" to run that at once (both lie in `out`), or
             "calvin" (one npz a frame), which every CALVIN loader and `gr2 data shards` read.
         play_share: share of chains kept whole, without an instruction.

@@ -1,4 +1,4 @@
-"""A released model that imagines images: encode the start, let the model go on, decode what it predicts."""
+"""A released model that imagines images: encode the start, let the model continue, decode what it predicts."""
 
 from __future__ import annotations
 

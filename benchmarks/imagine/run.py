@@ -64,7 +64,7 @@ def imagine(
         episodes: episodes shown as videos: predicted, real, and the policy's own rollout.
         metric_episodes: episodes from which the metrics are measured.
         horizon: predicted frames for the metrics.
-        decoding_steps: passes that make one frame of a video.
+        decoding_steps: of one frame of a video.
         temperature: of the codes of the videos; the metrics are those of the likeliest codes.
         choice_temperature: 0 draws the codes the model is surest of first, a large number draws them in any order.
         top_k: draw only the k likeliest codes; 0 for all.

@@ -87,10 +87,10 @@ def time_trained(policy: str, tokens: str, setting: Setting) -> tuple[Table, lis
     with torch.no_grad():
         decoder = FrameDecoder(model, contexts[0])
     m = int(decoder.token_positions()[decoder.used].sum())
-    same, passes = _compare_drafts(model, contexts, setting)
+    same, steps = _compare_drafts(model, contexts, setting)
     notes = [
         f"{_about(layout, config, m, 1)}; raster frames drawn at temperature {_DRAWN.temperature} after contexts of "
-        f"{len(contexts)} clips; with drafts {passes:.1f} passes a frame and {100 * same:.2f} % of the codes of one "
+        f"{len(contexts)} clips; with drafts {steps:.1f} steps a frame and {100 * same:.2f} % of the codes of one "
         "position after the other"
     ]
     try:
@@ -117,7 +117,7 @@ def _about(layout: SequenceLayout, config: ModelConfig, m: int, batch_size: int)
     return (
         f"generation: {layout.length - layout.frame_length} positions of context, {m} to predict, "
         f"{config.codes_per_position} codes each, batch {batch_size}, masked decoding in {SamplingConfig().passes} "
-        "passes"
+        "steps"
     )
 
 
@@ -148,12 +148,12 @@ def _our_frames(model: WorldModel, contexts: Sequence[Context], sampling: Sampli
 
 
 def _compare_drafts(model: WorldModel, contexts: Sequence[Context], setting: Setting) -> tuple[float, float]:
-    """Return the share of equal codes with and without drafts, and the passes a frame with them."""
-    passes, equal = 0, []
+    """Return the share of equal codes with and without drafts, and the decoding steps a frame with them."""
+    steps, equal = 0, []
 
     def count(*_: object) -> None:
-        nonlocal passes
-        passes += 1
+        nonlocal steps
+        steps += 1
 
     for context in contexts:
         with torch.inference_mode(), setting.autocast():
@@ -161,9 +161,9 @@ def _compare_drafts(model: WorldModel, contexts: Sequence[Context], setting: Set
             handle = model.gpt.norm.register_forward_hook(count)
             drafted = imagine_frames(model, context, sampling=_DRAWN)
             handle.remove()
-        passes -= 1  # over the context
+        steps -= 1  # over the context
         equal += [float((singly[name] == drafted[name]).float().mean()) for name in singly]
-    return sum(equal) / len(equal), passes / len(contexts)
+    return sum(equal) / len(equal), steps / len(contexts)
 
 
 def _gpt2_frames(

@@ -52,7 +52,7 @@ def comparable(size: Size, decoding: Decoding, *, num_context: int, most_side: i
 
 
 def layout_of(config: ModelConfig) -> SequenceLayout:
-    """Return the sequence of a pass that predicts a frame and does not act."""
+    """Return the sequence of a forward pass that predicts a frame and does not act."""
     return make_layout(
         config,
         text_length=config.text_length,

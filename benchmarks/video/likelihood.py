@@ -1,7 +1,7 @@
 """Loss of the true next frame, and how much worse it gets when captions, states or actions are those of other clips.
 
-Every frame is scored after the real frames before it. In raster decoding each code also sees the true codes before it;
-in masked decoding every code of the frame is hidden, so that it is scored by the context alone, as in one pass.
+Every frame is scored after the real frames before it. In raster decoding each code also sees the true codes before it.
+In masked decoding every code of the frame is hidden, so that the context alone scores it, as in one decoding step.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def clip_losses(
         clips: the test clips.
         change: entries of the clips' batch to put in place of their own, those of other clips.
         with_actions: show the state at the target frames, to which the actions lead.
-        batch_size: clips a pass.
+        batch_size: clips a forward pass.
     """
     told = replace(clips, batch={**clips.batch, **(change or {})})
     g, h = model.config.num_targets, clips.context
@@ -133,7 +133,7 @@ def shuffle_controls(
         clips: the test clips.
         shuffles: times that each is shuffled; a clip counts with its mean.
         seed: of the shuffles.
-        batch_size: clips a pass.
+        batch_size: clips a forward pass.
     """
     text = clips.batch["text_id"]
     controls = [_control("captions", _other_captions, model, clips, text.numpy(), shuffles, seed, batch_size)]

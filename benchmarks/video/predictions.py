@@ -52,7 +52,7 @@ def slices(total: int, size: int) -> Iterator[slice]:
 def sampled_codes(
     parts: Assembled, clips: VideoClips, *, sampling: SamplingConfig, samples: int, batch_size: int
 ) -> dict[str, Array]:
-    """Let the model go on from the context of each clip: camera -> codes `[c s f n]`.
+    """Let the model continue the context of each clip: camera -> codes `[c s f n]`.
 
     A model that acts moves along its own trajectory; the real actions are not shown to it. Sample i of clip j has the
     seed `sampling.seed + i + samples * j`, whatever stands beside it in a batch.

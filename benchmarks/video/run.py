@@ -66,7 +66,7 @@ def benchmark(
         num_frames: frames to predict.
         protocol: `single` sample and future frames alone, or `best_of_n` samples for each metric, as iVideoGPT does.
         samples: samples of each clip for `best_of_n`; 10 by default (iVideoGPT takes 100).
-        sampling: of codes; the likeliest for `single`, temperature 1, top_k 100 and 6 passes for `best_of_n`.
+        sampling: of codes; the likeliest for `single`, temperature 1, top_k 100 and 6 decoding steps for `best_of_n`.
         shards: video shards that the tokens were made of, to compare with the original pixels, too.
         train_tokens: token shards whose mean frame is the baseline; by default the other videos of `tokens`.
         held_out: share of the videos that training held out (`gr2 pretrain` and `gr2 finetune`: 0.03), from which alone
@@ -75,7 +75,7 @@ def benchmark(
         lpips: folder with local weights of VGG16 and of LPIPS's heads.
         fvd: local state dict of I3D, for the Frechet video distance.
         json: Also write everything as JSON to this file.
-        batch_size: clips a pass.
+        batch_size: clips a forward pass.
         device: where the networks run; auto takes a GPU where there is one.
         seed: of the choice of clips, of samples and of shuffles.
 

@@ -96,7 +96,7 @@ def steps_ahead(rows: Sequence[Mapping[str, Any]], metric: str) -> int:
 def _likelihood_lines(report: Mapping[str, Any]) -> Iterator[str]:
     likelihood = report["likelihood"]
     how = (
-        "each code by the context alone, in one pass"
+        "each code by the context alone, in one decoding step"
         if likelihood["decoding"] == "masked"
         else "each code after the true codes before it"
     )

@@ -97,7 +97,7 @@ def caption(
 ) -> Mapping[str, Any]:
     """Describe every window of video shards with a vision-language model; the captions it had stay beside.
 
-    A killed run goes on with the shards that are missing. What a speech recognizer heard is told to the model.
+    A killed run resumes with the shards that are missing. What a speech recognizer heard is told to the model.
 
     Args:
         shards: folder of video shards, its URL, or tars by pattern (`https://host/shard-{000000..000127}.tar`).

@@ -83,7 +83,7 @@ def curate(
 ) -> Mapping[str, Any]:
     """Cut video shards at scene cuts and drop windows that teach nothing, with a reason for each.
 
-    A killed run goes on with the shards that are missing. With `overwrite` and the same `measure`, clips are judged
+    A killed run resumes with the shards that are missing. With `overwrite` and the same `measure`, clips are judged
     anew by other thresholds without being decoded again.
 
     Args:

@@ -29,7 +29,7 @@ _HUES, _SATURATIONS, _VALUES = 8, 4, 8
 def find_cuts(frames: Array, *, min_jump: float = 0.5, min_ratio: float = 2.5) -> list[int]:
     """Find the first frame of each new scene.
 
-    A flash, or a few broken frames after which the same view goes on, is no cut: of the frames just before and just
+    A flash, or a few broken frames after which the same view continues, is no cut: of the frames just before and just
     after a jump (four frames apart at most), the two most alike count. An image that is repeated hides motion, so the
     jump after it is measured against motion over two or three frames.
 

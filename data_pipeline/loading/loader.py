@@ -63,7 +63,7 @@ class WindowDataset(Protocol):
 class BatchLoader:
     """Endless batches of windows, resumable at any batch.
 
-    Iterating goes on where the last iteration stopped; `len` is the batches of an epoch on this rank. An epoch's last
+    Iterating resumes where the last iteration stopped; `len` is the batches of an epoch on this rank. An epoch's last
     windows that fill no batch on every rank are left out; which ones differs from epoch to epoch.
 
     Args:

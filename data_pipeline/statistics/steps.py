@@ -79,7 +79,7 @@ def read_shard_steps(shards: Location) -> Iterator[RecordSteps]:
     """
     manifest = Path(shards) / "manifest.json"
     if manifest.is_file() and read_json(manifest).get("status") != "complete":
-        raise DataError(f"{shards}: the stage that writes these shards is not finished; run it again, it goes on.")
+        raise DataError(f"{shards}: the stage that writes these shards is not finished; run it again, it resumes.")
     for shard in list_shards(shards):
         try:
             with tarfile.open(cached(shard), "r:") as tar:

@@ -267,8 +267,8 @@ def blocks_by_color(scene_obs: Array, scene: str) -> dict[str, Array]:
 class CalvinWriter:
     """Write one split, frame by frame; `finish` writes what says that it is whole.
 
-    Frames are numbered from `first`; a frame file appears only when it is whole, so a stopped recording is gone on
-    with from the number of frames that its owner knows to be written.
+    Frames are numbered from `first`; a frame file appears only when it is whole, so a stopped recording is resumed
+    from the number of frames that its owner knows to be written.
     """
 
     def __init__(self, path: Path, first: int = 0) -> None:

@@ -1,6 +1,6 @@
 """A stage: shards in, shards out, and a manifest of what was done, with which parameters, and what was lost.
 
-A finished stage with the same parameters is skipped, one with others is refused, an unfinished one goes on.
+A finished stage with the same parameters is skipped, one with others is refused, an unfinished one resumes.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def read_manifest(folder: Location, *stages: str) -> Mapping[str, Any]:
     manifest = _expect_stage(folder, *stages)
     if manifest["status"] != "complete":
         stage = manifest["stage"]
-        raise DataError(f"{folder}: the stage {stage!r} is not finished; run it again, it goes on where it stopped.")
+        raise DataError(f"{folder}: the stage {stage!r} is not finished; run it again, it resumes where it stopped.")
     return manifest
 
 

@@ -54,7 +54,7 @@ def quarter_turns(frame: Any) -> int:
 class AvDecoder:
     """Decode with PyAV: any codec of FFmpeg, exact seeking, rotation applied.
 
-    Decoding goes on where the last request ended, so reading on costs no seek. Where decoded time stamps are not
+    Decoding continues where the last request ended, so reading on costs no seek. Where decoded time stamps are not
     those of the packets (B-frames packed in AVI), frames are counted from the start instead.
     """
 

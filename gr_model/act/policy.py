@@ -142,7 +142,7 @@ class GR2Policy:
 def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observation]) -> list[Trajectory]:
     """Let policies over one model act at once: images of one size are encoded, and alike contexts passed, together.
 
-    A trajectory may differ in its last digits from the one that its policy would give alone. Where the pass fails, no
+    A trajectory may differ in its last digits from the one that its policy would give alone. Where it fails, no
     policy remembers it.
 
     Raises:

@@ -36,7 +36,7 @@ class ModelConfig:
     text_dim, text_length: width of the text features and the most positions they may take.
     state_joints: whether joint angles are read beside the tool's pose by a policy that commands tool poses.
     embodiment: the robot's cameras, signals and rate.
-    max_context: most context frames; num_targets: frames predicted in one pass, each one frame step further.
+    max_context: most context frames; num_targets: frames predicted in one forward pass, each one frame step further.
     chunk_length: k, poses of a chunk.
     decoding: "masked" predicts a frame in parallel (bidirectional inside it), "raster" code by code.
     dropout: residual and attention dropout; the others are probabilities, in training, that a context code,

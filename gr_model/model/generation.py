@@ -1,9 +1,9 @@
 """Imagine future frames: decode masked codes in parallel or one by one, over a sliding context.
 
 The keys and values of the context are kept while a frame is decoded, those of the text for the whole rollout; those of
-the frame are written behind them, and over those of the pass before. No key of a context frame outlives its frame step:
-times count back from the newest frame (see `rollouts`), so the context passes through the trunk anew for each
-prediction, in one parallel pass, and the result is that of no cache at all.
+the frame are written behind them, and over those of the step before. No key of a context frame outlives its frame step:
+times count back from the newest frame (see `rollouts`), so the context goes through the trunk again for each
+prediction, in one forward pass, and the result is that of no cache at all.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FrameDecoder:
 
     text_past: keys and values of the text, good for any context of the same texts.
     present: positions of a frame that belong to cameras that a sample has, bool `[b frame]`.
-    used: indices of those that some sample has; only these pass through the trunk.
+    used: indices of those that some sample has; only these go through the trunk.
     """
 
     def __init__(self, model: WorldModel, context: Context, text_past: Sequence[KeysValues] | None = None) -> None:
@@ -61,7 +61,7 @@ class FrameDecoder:
         self._known = model.embed.references(reference) + positions[n:].unflatten(0, self.reference.shape[1:3])
 
     def _order(self) -> Int[Tensor, " used"]:
-        """Count the used positions of all target frames in the order in which they pass through the trunk."""
+        """Count the used positions of all target frames in the order in which they go through the trunk."""
         frames = self.layout.frame_length * torch.arange(self.layout.num_targets, device=self.used.device)
         by_frame = frames[:, None] + self.used
         return (by_frame if self.model.config.decoding == "masked" else by_frame.t()).flatten()
@@ -123,9 +123,9 @@ class FrameDecoder:
 def _decode_masked(
     decoder: FrameDecoder, packed: Int[Tensor, "b g frame pp"], sampling: SamplingConfig, noise: SampleNoise
 ) -> Int[Tensor, "b g frame pp"]:
-    """Fill all codes of the cameras that a sample has in `passes`, the most confident first.
+    """Fill all codes of the cameras that a sample has in `passes` decoding steps, the most confident first.
 
-    Source: MaskGIT, arXiv 2202.04200, section 3.2; the share left hidden after pass s of S is `cos(pi s / 2 S)`.
+    Source: MaskGIT, arXiv 2202.04200, section 3.2; the share left hidden after step s of S is `cos(pi s / 2 S)`.
     """
     hidden = (decoder.token_positions() & decoder.present[: len(packed)])[:, None, :, None].expand(packed.shape)
     num_codes = hidden.flatten(2).sum(-1, keepdim=True).double()
@@ -160,9 +160,9 @@ def _decode_raster(
 ) -> Int[Tensor, "b g frame pp"]:
     """Fill position after position; each camera starts at its begin token, cameras that no sample has are skipped.
 
-    A pass takes drafts of the next codes along, those of the newest frame at first and then what the pass before drew
-    there, and keeps what it draws up to the first draft that was wrong. As each code is drawn with noise of its own,
-    the result is that of one position after the other, up to rounding.
+    A decoding step takes drafts of the next codes along: those of the newest frame at first, then what the step before
+    sampled there. It keeps what it samples up to the first draft that was wrong. As each code is sampled with noise of
+    its own, the result is that of one position after the other, up to rounding.
 
     Source: speculative decoding (arXiv 2211.17192), drafts by Jacobi iteration (arXiv 2305.10427).
     """
@@ -233,7 +233,7 @@ def stream_frames(
     Args:
         model: the world model.
         context: real frames to start from, at most `max_context`.
-        num_frames: frames to predict; None goes on for as long as frames are taken.
+        num_frames: frames to predict; None continues for as long as frames are taken.
         sampling: how codes are drawn; the likeliest by default.
         frame_step: control steps from frame to frame, for a model that acts and a context with robot states: frames
             are then predicted for the states that the model's own trajectory leads to. With 0, or where the chunk ends

@@ -26,11 +26,11 @@ class SamplingConfig:
         measured after `temperature` and `top_k`; 1 for all.
     guidance: 1 for none; above, predictions are pushed away from those without text, w of `l0 + w (l - l0)` (needs
         text dropout in training). Source: classifier-free guidance, arXiv 2207.12598, on logits.
-    passes: over a frame in masked decoding. Two are enough for the likeliest codes; drawn ones need more, as the codes
-        of a pass do not know of each other.
+    passes: decoding steps of a frame in masked decoding. Two are enough for the likeliest codes; sampled ones need
+        more, as the codes of a step do not know of each other.
     choice_temperature: scale of the Gumbel noise on the confidences that decide which codes masked decoding keeps;
         falls to 0.
-    draft_rows: most rows (samples x positions) of a pass of raster decoding, which takes drafts of the next codes along
+    draft_rows: most rows (samples x positions) of a step of raster decoding, which takes drafts of the next codes along
         and keeps those that it would have drawn; 1 takes none. The codes are the same, up to rounding.
     seed: of all draws. Each sample has its own stream of random numbers, so what stands beside it changes nothing.
     """

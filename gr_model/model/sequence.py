@@ -194,7 +194,7 @@ def attribute_sizes(grids: Sequence[tuple[int, int]], max_context: int, max_targ
 def make_layout(
     config: ModelConfig, *, text_length: int, num_context: int, with_frames: bool, with_action: bool
 ) -> SequenceLayout:
-    """Return the layout of a model for one kind of pass."""
+    """Return the layout of a model for one kind of forward pass."""
     return SequenceLayout(
         text_length=text_length,
         num_context=num_context,

@@ -100,7 +100,7 @@ class WorldModel(nn.Module):
         )
 
     def layout(self, context: Context, *, with_frames: bool, with_action: bool) -> SequenceLayout:
-        """Return the layout of a pass over `context`."""
+        """Return the layout of a forward pass over `context`."""
         num_context = next(iter(context.codes.values())).shape[1]
         if not 1 <= num_context <= self.config.max_context:
             raise ShapeError(
@@ -229,7 +229,7 @@ class WorldModel(nn.Module):
         return logits.scatter_add(-1, places, gate[..., None].to(logits.dtype))
 
     def act(self, context: Context, *, noise: Float[Tensor, "b z"] | None = None) -> Float[Tensor, "b k c"]:
-        """Predict the chunk at the last context step in one pass without target frames.
+        """Predict the chunk at the last context step in one forward pass without target frames.
 
         Args:
             context: what is seen.

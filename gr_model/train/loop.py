@@ -56,7 +56,7 @@ def train(
             not seen.
         validation: fixed batches, the same on every process, measured every `validate_every` steps and at the end.
         batch_size: sequences a batch on each process.
-        resume: go on from `out/last.ckpt` where there is one, also one of another number of processes.
+        resume: from `out/last.ckpt` where there is one, also one of another number of processes.
         stop_after: end early at this step, to be resumed; the schedule stays that of all steps.
         distribution: devices, machines and strategy.
         log: where the metrics go beside the CSV file.
@@ -202,7 +202,7 @@ def _leave(trainer: L.Trainer, distribution: Distribution, last: Path) -> None:
     if distribution.rank and cluster_environment() is None:
         raise SystemExit(0)  # Lightning kills all processes when one of its own fails
     kept = f"{last} holds step {trainer.global_step}" if last.exists() else "nothing was trained yet"
-    raise Preempted(f"stopped by a signal at step {trainer.global_step}: {kept}; the same command goes on from there.")
+    raise Preempted(f"stopped by a signal at step {trainer.global_step}: {kept}; the same command resumes from there.")
 
 
 def _readable(last: Path, module: TrainingModule, *, sharded: bool) -> str:

@@ -18,16 +18,16 @@ from .throughput import StepCost, rate_metrics
 
 
 class StatefulLoader(Protocol):
-    """Endless batches whose order can be resumed; `iter` goes on where the last iteration stopped."""
+    """Endless batches whose order can be resumed; `iter` resumes where the last iteration stopped."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on after the last batch."""
+        """Return what is needed to resume after the last batch."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Resume where `state_dict` was taken."""
         ...
 
 

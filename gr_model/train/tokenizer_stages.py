@@ -83,7 +83,7 @@ def train_tokenizer(
 
     Args:
         shards: folder that `gr2 data shards` wrote.
-        out: folder for the weights, the log and images of reconstructions; a stopped run goes on.
+        out: folder for the weights, the log and images of reconstructions; a stopped run resumes.
         preset: shape of the network.
         steps: optimization steps.
         batch_size: images a step.
@@ -140,7 +140,7 @@ def train_text(
 
     Args:
         shards: folder that `gr2 data shards` wrote.
-        out: folder for the weights and the log; a stopped run goes on.
+        out: folder for the weights and the log; a stopped run resumes.
         image_size: image side [px].
         steps: optimization steps.
         batch_size: pairs a step.

@@ -1,4 +1,4 @@
-"""Imagined frames: cached decoding equals uncached, memorized frames come back, `gr2 imagine` goes on from files."""
+"""Imagined frames: cached decoding equals uncached, memorized frames come back, `gr2 imagine` continues files."""
 
 from __future__ import annotations
 

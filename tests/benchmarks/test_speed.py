@@ -170,7 +170,7 @@ def test_generation_is_measured_with_or_without_huggingface():
     assert set(table.rows) == {RASTER, MASKED} | ({GENERATE} if present else set())
     (wall, low, high), processor = table.ratio(MASKED, RASTER)
     assert low <= wall <= high
-    assert min(wall, processor[0]) > 1, "two passes are faster than one for each of 33 positions"
+    assert min(wall, processor[0]) > 1, "two decoding steps are faster than one for each of 33 positions"
     assert "32 to predict, 1 codes each" in notes[0] and "cut" not in notes[0]
 
 
@@ -197,7 +197,7 @@ def test_trained_model_is_timed_with_and_without_drafts(tmp_path, capsys):
     assert set(found["generation"]) - {GENERATE} == {RASTER, DRAFTED, MASKED}
     said = {bar["what"] for bar in found["generation_bars"]}
     assert said >= {f"{MASKED} over {RASTER}", f"{MASKED} over {DRAFTED}"}
-    note = re.search(r"6 clips; with drafts ([0-9.]+) passes a frame and ([0-9.]+) %", found["notes"][0])
+    note = re.search(r"6 clips; with drafts ([0-9.]+) steps a frame and ([0-9.]+) %", found["notes"][0])
     assert note is not None
     assert 0 < float(note[1]) <= 33
     assert float(note[2]) > 99

@@ -294,7 +294,7 @@ def test_signal_saves_at_the_next_step_and_asks_to_be_requeued(unbroken: Path, t
     process.send_signal(number)
     status, errors = finish(process)
     assert status == EXIT_STATUS == 75
-    assert "the same command goes on" in errors
+    assert "the same command resumes" in errors
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
     assert 3 <= saved < 16 and saved == max(read_losses(tmp_path))
     run(out=str(tmp_path), **RANDOM)

@@ -67,7 +67,7 @@ def next_scores(decoder: FrameDecoder, packed: Tensor, index: int) -> Tensor:
 
 
 def uncached_logits(model: WorldModel, context: Context, packed: Tensor, hidden: Tensor | None) -> Tensor:
-    """Score every position in one pass over the whole sequence."""
+    """Score every position in one forward pass over the whole sequence."""
     _, features = model.predict(context, Targets(packed=packed, masked=hidden), with_actions=False)
     assert features is not None
     return model.frame_logits(features, model.reference(context).expand_as(packed))

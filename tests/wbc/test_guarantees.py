@@ -438,7 +438,7 @@ def test_a_failed_optimization_degrades_without_a_jump(monkeypatch: pytest.Monke
 
 
 def test_a_planner_that_is_too_late_degrades_without_a_jump(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ticks go on in this thread while another plans; a plan that comes after its switch is not used."""
+    """Ticks continue in this thread while another plans; a plan that comes after its switch is not used."""
     controller = started(GEN3, dataclasses.replace(FREE, lead=0.02))
     original, go, began = optimization.ChunkOptimizer.plan, threading.Event(), threading.Event()
 
