@@ -1,8 +1,8 @@
-"""The conditional variational auto-encoder of GR-2: a latent says which of several motions a chunk is.
+"""The conditional variational auto-encoder of GR-2: a latent selects which of several motions a chunk is.
 
 Training: an encoder reads the true chunk and gives a posterior over a latent z; the decoder rebuilds the chunk from z
 and the condition. Acting: z is drawn from the prior, N(0, I) as published or learned from the condition, or is its
-mean. With a KL weight so large that the posterior collapses onto the prior, z says nothing and a chunk is the average
+mean. With a KL weight so large that the posterior collapses onto the prior, z means nothing and a chunk is the average
 of all motions.
 """
 

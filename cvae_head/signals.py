@@ -169,9 +169,9 @@ class SignalCoding:
         out, commands = rows.copy(), self.embodiment.state_slices()
         for part in self.parts:
             command = action[..., part.action]
-            told = commands.get(f"{part.signal.name}_command")
-            if told is not None:
-                out[..., told] = command
+            commanded = commands.get(f"{part.signal.name}_command")
+            if commanded is not None:
+                out[..., commanded] = command
             half_way = part.signal.kind == "gripper"
             if part.state is None or (part.rule in ("plain", "step_turn", "rotation") and not half_way):
                 continue

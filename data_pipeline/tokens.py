@@ -85,7 +85,7 @@ def write_token_shards(
         encode_texts: frozen text encoder; every different text is encoded once, the empty one too. None keeps the
             texts alone, for corpora whose features would not fit.
         tokenizer_facts: JSON values that identify the tokenizers; `codebook_size` and `grid` (rows, columns)
-            are needed, `sha256` of the weights tells equal ones from different ones.
+            are needed, `sha256` of the weights distinguishes equal ones from different ones.
         image_size: height and width [px]; images are resized by area, not cropped.
         target_fps: keep every m-th frame, so that about this many frames a second remain; None keeps all.
         executor: `local` encodes in this process, `ray` one shard in each worker.

@@ -148,9 +148,9 @@ def test_the_loss_curve_is_the_golden_one(curve: Curve) -> None:
     kept = read_golden()
     assert len(kept) == len(curve.losses) == STEPS
     first, last = differences(kept, curve.losses)
-    told = "the computation changed; if it was meant to, say so in the commit and run `make golden`"
-    assert first < FIRST_TOLERANCE, f"the first {FIRST} steps differ by {first:.1e}: {told}"
-    assert last < LAST_TOLERANCE, f"the last {LAST} steps differ by {last:.1%}: {told}"
+    advice = "the computation changed; if it was meant to, say so in the commit and run `make golden`"
+    assert first < FIRST_TOLERANCE, f"the first {FIRST} steps differ by {first:.1e}: {advice}"
+    assert last < LAST_TOLERANCE, f"the last {LAST} steps differ by {last:.1%}: {advice}"
 
 
 def test_the_model_reads_caption_and_image(curve: Curve) -> None:

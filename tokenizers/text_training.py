@@ -46,7 +46,7 @@ class TextTrainingConfig:
     vision_width, vision_layers, patch_size: of the vision tower, which is thrown away afterwards.
     word_dropout: chance that a word is read as unknown, so that the row of unknown words is trained.
     word_weight: weight of telling from each token's feature which word it is. The features are used token by token;
-        the contrastive loss alone lets words fade that images rarely tell apart, such as left and right.
+        the contrastive loss alone lets words fade that images rarely distinguish, such as left and right.
     """
 
     text: TextConfig = field(default_factory=TextConfig)

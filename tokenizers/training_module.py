@@ -159,7 +159,7 @@ class VQGANTraining(L.LightningModule):
     def _mixed(self) -> torch.autocast:
         """Return the bfloat16 region for encoder and decoder; quantizer and losses stay in float32."""
         kind, precision = self.device.type, self.training_config.precision
-        # A GPU that is not used says nothing about the processor that is.
+        # A GPU that is not used shows nothing about the processor that is.
         fast = fast_bfloat16() and (kind != "cpu" or not torch.cuda.is_available())
         return torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and fast))
 

@@ -209,7 +209,7 @@ class CollisionModel:
         Args:
             pose: one pose of the arm, or many along a leading axis `m`.
             within: pairs farther apart are left out [m].
-            elapsed: time since the obstacles were where the configuration says [s], one number or `[m]`.
+            elapsed: time since the obstacles were where the configuration has them [s], one number or `[m]`.
             only: `[num_pairs]` True for the distances to look at, in the order above; None for all.
         """
         frames = pose.frames if pose.frames.ndim == 4 else pose.frames[None]

@@ -38,7 +38,7 @@ MIN_PROGRESS = 0.001
 ENOUGH_ANGLE = 0.003
 """Error of a joint [rad] below which a chunk of joint positions is not planned on."""
 STANDING_TIME = 0.25
-"""How far ahead [s] a plan is looked at to tell whether it asks for motion."""
+"""How far ahead [s] a plan is looked at to see whether it asks for motion."""
 CARRY_ON_PERIOD = 0.1
 """Time between the repeated last targets of such a plan [s]."""
 
@@ -344,7 +344,7 @@ class WholeBodyController:
             self._carry_on(self._motion, self._chunk, now)
 
     def _continues(self, plan: JointSpline, now: float) -> bool:
-        """Tell whether a plan made ahead of time still begins where the arm is."""
+        """Return whether a plan made ahead of time still begins where the arm is."""
         return float(np.abs(plan.positions(now) - self._q).max()) < NEARLY_ON_PLAN
 
     def _carry_on(self, plan: JointSpline, chunk: Chunk, now: float) -> None:
@@ -417,7 +417,7 @@ class WholeBodyController:
             self._log.become(status.SLOWED if self._supervision.slowed else status.TRACK, self._time)
 
     def _standing_still(self) -> bool:
-        """Tell whether the plan, too, asks for hardly any motion."""
+        """Return whether the plan, too, asks for hardly any motion."""
         assert self._motion is not None
         if not isinstance(self._motion, JointSpline):
             return False
@@ -425,7 +425,7 @@ class WholeBodyController:
         return bool(np.abs(ahead - self._q).max() < self.config.hold_speed * STANDING_TIME)
 
     def _is_far(self, missed: Miss) -> bool:
-        """Tell whether an arm that misses a target by that much did not reach it."""
+        """Return whether an arm that misses a target by that much did not reach it."""
         config = self.config
         return missed.size > (config.unreachable_angle if missed.joints else config.unreachable_distance)
 

@@ -253,7 +253,7 @@ class ChunkOptimizer:
         return waypoints, max(noise, config.joint_weight * math.sqrt(float(np.square(apart).sum(1).mean())))
 
     def _shared(self, times: Array, earlier: JointSpline) -> int:
-        """Return how many of the first waypoints an earlier plan says something about, its coming to rest left out."""
+        """Return how many of the first waypoints an earlier plan covers, its coming to rest left out."""
         return int(np.searchsorted(times, earlier.end_time - self.config.settle - self.config.blend.tail))
 
     def _too_near(self, q: Array, collisions: CollisionModel, elapsed: float) -> Array | None:
@@ -292,7 +292,7 @@ class ChunkOptimizer:
         return free, self.kinematics.forward_many(grid.at_samples @ grid.control(origin, free))
 
     def _clear(self, posed: ArmPose, grid: SplineGrid, goal: _Goal) -> bool:
-        """Tell whether no pair is nearer than the clearance at the samples."""
+        """Return whether no pair is nearer than the clearance at the samples."""
         kept = goal.collisions.config.clearance
         return goal.collisions.clearances(posed, kept, goal.elapsed + grid.times).nearest >= kept
 

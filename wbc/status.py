@@ -1,4 +1,4 @@
-"""What the controller says about itself: status names, events and counters."""
+"""What the controller reports about itself: status names, events and counters."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class _Looks:
 
 
 class ClearanceWatch:
-    """Looks at the pairs of one scene as rarely as is safe, and says what they demand."""
+    """Looks at the pairs of one scene as rarely as is safe, and returns what they demand."""
 
     def __init__(
         self, kinematics: Kinematics, collisions: CollisionModel, velocity: Array, acceleration: Array, dt: float
@@ -158,7 +158,7 @@ class ClearanceWatch:
         return margin <= kept
 
     def blocks_separate_stops(self, q: Array, previous: Array, change: Array, elapsed: float = 0.0) -> bool:
-        """Tell whether a stop of each joint by itself would come nearer than the clearance, and than now."""
+        """Return whether a stop of each joint by itself would come nearer than the clearance, and than now."""
         if self.collisions.num_pairs == 0:
             return False
         each = np.abs(previous) / change

@@ -266,7 +266,7 @@ class TickSolver:
         return solution
 
     def _at_limit(self, q: Array, previous: Array, solution: Array, least: Array, greatest: Array) -> bool:
-        """Tell whether the nearness of a position limit, and no other bound, decided a joint's velocity."""
+        """Return whether the nearness of a position limit, and no other bound, decided a joint's velocity."""
         if float(np.minimum(solution - least, greatest - solution).min()) > 1e-12:
             return False
         near_lower = (solution <= least + 1e-12) & (

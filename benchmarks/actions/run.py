@@ -58,8 +58,8 @@ def benchmark(
     store = TokenStore.open(tokens, [camera.name for camera in model.config.cameras])
     robots = [robot for robot in store.embodiments if _differences(model.config.embodiment, robot)]
     if robots:
-        told = "; ".join(_differences(model.config.embodiment, robots[0])[:3])
-        raise ConfigError(f"--tokens: expected episodes of {model.config.embodiment.name}, got others ({told}).")
+        reasons = "; ".join(_differences(model.config.embodiment, robots[0])[:3])
+        raise ConfigError(f"--tokens: expected episodes of {model.config.embodiment.name}, got others ({reasons}).")
     give_texts(model, store, None)
     windows = TokenWindows(
         store,

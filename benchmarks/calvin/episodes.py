@@ -74,7 +74,7 @@ def _prerequisites(name: str, rng: np.random.Generator) -> list[str]:
 
 
 def demonstrate(env: World, name: str, *, style: ExpertStyle | None = None, max_steps: int = 200) -> bool:
-    """Let the scripted expert do a task from where the world is; say whether it succeeds."""
+    """Let the scripted expert do a task from where the world is; return whether it succeeds."""
     start = state = env.world_state()
     if not feasible(name, state, env.spec_scene):
         return False
@@ -112,7 +112,7 @@ def _draw_chain(names: list[str], rng: np.random.Generator) -> list[str]:
 
 
 def sequence_start(env: World, sequence: EvaluationSequence) -> None:
-    """Start an official sequence: neutral arm, blocks where its state says; the places fit scene D alone.
+    """Start an official sequence: neutral arm, blocks where its state has them; the places fit scene D alone.
 
     Raises:
         SimulationError: another scene.

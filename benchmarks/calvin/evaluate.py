@@ -99,7 +99,7 @@ def evaluate(
 
 
 def _circumstances(config: EvaluationConfig) -> dict[str, Any]:
-    """Say under which circumstances a result came about."""
+    """Return under which circumstances a result came about."""
     official, light = config.backend == "official", bool(config.calvin_root) and config.fast_drawing
     renderer = {"tiny": "TinyRenderer", "egl": "OpenGL through EGL"}[config.renderer]
     return {

@@ -60,7 +60,7 @@ def write_piece(
 
 
 def join_pieces(out: Path) -> None:
-    """Number the frames of all pieces, scene after scene, and write what says that the split is whole.
+    """Number the frames of all pieces, scene after scene, and write what marks the split as whole.
 
     It can be stopped and run again: a frame that has been moved is left where it is.
 

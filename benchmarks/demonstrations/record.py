@@ -214,14 +214,14 @@ def _deal(env: PlayTable, config: RecordConfig, rng: np.random.Generator, *, kee
 
 
 def _can_use_what_it_holds(env: PlayTable, config: RecordConfig) -> bool:
-    """Say whether the block in the hand allows a task that no deal can begin."""
+    """Return whether the block in the hand allows a task that no deal can begin."""
     wanted = [n for n in choose_tasks(config.tasks) if ALL_TASKS[n].family in _NEEDS_BLOCK_IN_HAND]
     state = env.world_state() if wanted else None
     return state is not None and any(feasible(name, state, env.spec_scene) for name in wanted)
 
 
 def _hand_is_free(env: PlayTable) -> bool:
-    """Say whether the hand is clear of everything that a new deal could put in its place."""
+    """Return whether the hand is clear of everything that a new deal could put in its place."""
     _, y, z = env.world_state().tool_position
     return bool(z > 0.5 and y < -0.08)
 

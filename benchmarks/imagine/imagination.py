@@ -91,8 +91,8 @@ class Imagination:
     ) -> ImaginedFutures:
         """Imagine `num_frames` frames after images `first` (camera -> uint8 `[b h w 3]`), one text each.
 
-        With the robot's `states` `[b 16]` the model's own trajectory says where the arm is in every frame; a model that
-        was only pretrained goes without.
+        With the robot's `states` `[b 16]` the model's own trajectory shows where the arm is in every frame. A model
+        that was only pretrained goes without.
         """
         import torch
 

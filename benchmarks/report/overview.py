@@ -50,7 +50,7 @@ def summary(files: RunFiles) -> str:
     gain = last_horizon_gain(files, "psnr_moving")
     if gain:
         horizon, gap = gain
-        verdict = "beats" if gap.low > 0 else "falls behind" if gap.high < 0 else "cannot be told from"
+        verdict = "beats" if gap.low > 0 else "falls behind" if gap.high < 0 else "cannot be distinguished from"
         sentences.append(
             f"{horizon} frames ahead its predicted video {verdict} a copy of the current frame "
             f"on the pixels that move: {signed_span(gap, 2, unit=' dB')}."

@@ -27,7 +27,7 @@ RASTER, MASKED, HUGGINGFACE = "ours, raster", "ours, masked", "HuggingFace gener
 DRAFTED = "ours, raster with drafts"
 
 _SINGLY = SamplingConfig(draft_rows=1)
-"""One position after the other: what drafts save depends on the codes, and those of random weights say nothing."""
+"""One position after the other: what drafts save depends on the codes, and those of random weights mean nothing."""
 
 _DRAWN = SamplingConfig(temperature=0.8)
 """How `gr2 imagine` draws. The likeliest codes of a model that has learned little are the drafts themselves."""

@@ -79,7 +79,7 @@ def frames_between(store: TokenStore, release: Release) -> int:
     if release.frame_step % stride:
         raise ConfigError(
             f"--frame-step: the model predicts frames {release.frame_step} steps apart, the tokens hold one every "
-            f"{stride}; say with --frame-step how many frames of the store one prediction goes ahead."
+            f"{stride}; set with --frame-step how many frames of the store one prediction goes ahead."
         )
     return release.frame_step // stride
 

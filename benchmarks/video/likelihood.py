@@ -33,10 +33,10 @@ Take = Callable[[VideoClips, Rows], dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffleControl:
-    """What the model loses when it is told the wrong thing; the gap is the loss shuffled minus the true one.
+    """What the model loses when it is shown the wrong thing; the gap is the loss shuffled minus the true one.
 
     loss, gap: [nats a token], over the clips that got something else; None where nothing can be shuffled, `reason`
-    says why.
+    gives the reason.
     """
 
     shown: Shown
@@ -58,12 +58,12 @@ def clip_losses(
         with_actions: show the state at the target frames, to which the actions lead.
         batch_size: clips a forward pass.
     """
-    told = replace(clips, batch={**clips.batch, **(change or {})})
+    changed = replace(clips, batch={**clips.batch, **(change or {})})
     g, h = model.config.num_targets, clips.context
     losses = np.full((len(clips), clips.num_frames), np.nan)
     for rows in slices(len(clips), batch_size):
         for start in range(0, clips.num_frames, g):
-            batch = _padded(part_of(model, told, rows, start=start, num_frames=h + g), h + g)
+            batch = _padded(part_of(model, changed, rows, start=start, num_frames=h + g), h + g)
             scored = min(g, clips.num_frames - start)
             losses[rows, start : start + scored] = _frame_losses(model, batch, h, with_actions)[:, :scored]
     return losses
@@ -162,9 +162,9 @@ def _control(
         other = np.arange(len(clips))
         other[rows] = rows[other_group(groups[rows], rng)]
         change = take(clips, other)
-        told = clip_losses(model, clips, change=change, with_actions=with_actions, batch_size=batch_size)
+        shuffled = clip_losses(model, clips, change=change, with_actions=with_actions, batch_size=batch_size)
         differs = groups[other] != groups
-        row[differs] = (told.mean(axis=1) - true)[differs]
+        row[differs] = (shuffled.mean(axis=1) - true)[differs]
     changed = np.isfinite(gaps).any(axis=0)
     gap = np.nanmean(gaps[:, changed], axis=0)
     return ShuffleControl(shown=shown, loss=bootstrap_mean(true[changed]), gap=bootstrap_mean(gap))

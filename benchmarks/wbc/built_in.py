@@ -126,7 +126,7 @@ def _through(knots: Array, seconds: float) -> Array:
 
 
 def followable(robot: RobotModel, q: Array) -> bool:
-    """Tell whether joints `q` `[n j]` keep the shares of the limits and the distances of a smooth case."""
+    """Return whether joints `q` `[n j]` keep the shares of the limits and the distances of a smooth case."""
     velocity = np.diff(q, axis=0) / TICK
     acceleration = np.diff(velocity, axis=0) / TICK
     if (np.abs(velocity) / robot.velocity).max() > LIMIT_SHARE:

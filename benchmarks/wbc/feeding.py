@@ -174,7 +174,7 @@ def drive(
     config: ControllerConfig | None = None,
     make: MakeController = WholeBodyController,
 ) -> Run:
-    """Let the controller follow a case, tick by tick, with a plant that does what it is told.
+    """Let the controller follow a case, tick by tick, with a plant that does what it is commanded.
 
     Args:
         robot: the arm.

@@ -219,7 +219,7 @@ def footprint(obstacle: Obstacle) -> tuple[Array, float]:
 
 
 def apart(scene: Scene) -> bool:
-    """Tell whether all things keep `APART`, and obstacles and tray the column of the hand over the block."""
+    """Return whether all things keep `APART`, and obstacles and tray the column of the hand over the block."""
     circles = [footprint(o) for o in scene.obstacles]
     pairs = [(a, b) for i, a in enumerate(circles) for b in circles[:i]]
     turn = matrix_from_quaternion(yaw_quaternion(-scene.tray_yaw))[:2, :2]
@@ -247,7 +247,7 @@ def _with_start(scene: Scene, kinematics: Kinematics, rng: np.random.Generator) 
 
 
 def _solvable(scene: Scene, kinematics: Kinematics) -> bool:
-    """Tell whether the row of postures exists that `sample_scene` describes."""
+    """Return whether the row of postures exists that `sample_scene` describes."""
     free = CollisionModel(kinematics.robot, scene.collision())
     carrying = CollisionModel(kinematics.robot, scene.collision(held=_held_at_grasp(scene)))
     start, block, tray = _places(scene, kinematics)
@@ -274,7 +274,7 @@ def _solvable(scene: Scene, kinematics: Kinematics) -> bool:
 
 
 def straight_way_blocked(scene: Scene, kinematics: Kinematics) -> bool:
-    """Tell whether an arm that follows the policy's straight lines at the lowest route runs into an obstacle."""
+    """Return whether an arm that follows the policy's straight lines at the lowest route runs into an obstacle."""
     free = CollisionModel(kinematics.robot, scene.bare())
     carrying = CollisionModel(kinematics.robot, replace(scene.bare(), attached=_held_at_grasp(scene)))
     start, block, tray = _places(scene, kinematics)

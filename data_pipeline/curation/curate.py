@@ -124,7 +124,7 @@ def curate(
 
 
 def _measured_otherwise(folder: Path, shards: str, measure: MeasureConfig) -> bool:
-    """Tell whether the folder holds measures of other shards, or of another kind, which are to be replaced."""
+    """Return whether the folder holds measures of other shards, or of another kind, which are to be replaced."""
     try:
         return bool(read_manifest(folder, "clip_measures")["parameters"] != {"shards": shards, **asdict(measure)})
     except DataError:

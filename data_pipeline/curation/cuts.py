@@ -78,7 +78,7 @@ def scenes(cuts: Sequence[int], num_frames: int, min_frames: int = 1) -> list[tu
 def _motion_around(steps: Array, i: int) -> float:
     """Take the median distance of successive frames on the livelier side of border i, repeated images left out.
 
-    A side with fewer than three moving frames (the end of the video, a still image) says nothing about motion.
+    A side with fewer than three moving frames (the end of the video, a still image) shows nothing about motion.
     """
     sides = steps[max(i - _NEIGHBORS, 0) : i], steps[i + 1 : i + 1 + _NEIGHBORS]
     moving = [side[side > _HELD] for side in sides]

@@ -284,7 +284,7 @@ def _metadata_problems(split: CalvinSplit) -> list[tuple[str, str]]:
         for name, span in load_pickled_array(info).items():
             known = KNOWN_SCENES.get((int(span[0]), int(span[1])))
             if known and known != str(name)[-1]:
-                detail = f"frames {span[0]}..{span[1]} are scene {known}, scene_info.npy says {name}; {known} is used"
+                detail = f"frames {span[0]}..{span[1]} are scene {known}, scene_info.npy states {name}; {known} is used"
                 problems.append(("scene_info", detail))
     elif split.path.name == "training":
         problems.append(("scene_info", "scene_info.npy is missing, scene D is assumed"))

@@ -138,7 +138,7 @@ class SourceTally:
         self.problems.add(source, detail)
 
     def broken_share(self, probed: int) -> float:
-        """Return the share of broken records: of all where the reader says so, of the probed where the video does."""
+        """Return the share of broken records: of all where the reader counts, of the probed where the video does."""
         present = self.records - self.missing
         return max(self.broken / max(present, 1), self.undecodable / max(probed, 1))
 

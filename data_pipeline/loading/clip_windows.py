@@ -98,7 +98,7 @@ class ClipWindows:
         self._open()
 
     def gather(self, episodes: Array, windows: Array, draw: int = 0) -> Batch:
-        """Decode windows `[b]` of clips `[b]`; clip i is changed by what `seed` and `draw + i` say."""
+        """Decode windows `[b]` of clips `[b]`; clip i is changed by what `seed` and `draw + i` give."""
         shape = (len(episodes), self.num_frames)
         frames = {c: np.zeros((*shape, self.size, self.size, 3), np.uint8) for c in self.cameras}
         camera_mask = {camera: np.zeros(len(episodes), bool) for camera in self.cameras}

@@ -1,6 +1,6 @@
 """Training batches in an order that resumes exactly, on any number of ranks and with any number of workers.
 
-A dataset of windows (`token_windows.TokenWindows`, `clip_windows.ClipWindows`) says how many windows each episode has
+A dataset of windows (`token_windows.TokenWindows`, `clip_windows.ClipWindows`) states how many windows each episode has
 and collects a batch of them; the loader decides which, and where the stream stands.
 """
 

@@ -107,7 +107,7 @@ class TokenFolder:
 
     @cached_property
     def text_ends(self) -> Array:
-        """Say where each text ends in `sentence_bytes`, int64 `[s]`."""
+        """Return where each text ends in `sentence_bytes`, int64 `[s]`."""
         return open_columns(self.folder, ["sentence_ends"])["sentence_ends"]
 
     @cached_property
@@ -133,7 +133,7 @@ class TokenFolder:
             ) from error
 
     def descriptions(self) -> list[Mapping[str, Any]]:
-        """Read what the first episode of each shard says of itself: cameras in order, fps, frame_stride, control_hz.
+        """Read what the first episode of each shard states of itself: cameras in order, fps, frame_stride, control_hz.
 
         Raises:
             DataError: a shard cannot be read.
@@ -197,7 +197,7 @@ class TokenStore:
 
         Raises:
             DataError: where a stage is not finished, the tokenizers differ, no episode has one of the cameras, or
-                nobody says what the numbers of states and actions are.
+                nothing states what the numbers of states and actions are.
         """
         if not paths or (cameras is not None and not cameras):
             raise DataError(f"token store: expected folders and cameras, got {list(paths)}, {cameras}.")
@@ -219,10 +219,10 @@ class TokenStore:
     def step_rates(self) -> list[float]:
         """Return the different numbers of steps a second [Hz], ascending; of video alone, of frames.
 
-        Read from the first episode of each shard; empty where none says so.
+        Read from the first episode of each shard; empty where none states them.
         """
-        said = [description for folder in self.folders for description in folder.descriptions()]
-        return sorted({round(d["fps"] * d["frame_stride"], 3) for d in said if {"fps", "frame_stride"} <= d.keys()})
+        found = [description for folder in self.folders for description in folder.descriptions()]
+        return sorted({round(d["fps"] * d["frame_stride"], 3) for d in found if {"fps", "frame_stride"} <= d.keys()})
 
     def column(self, name: str) -> Array:
         """Return a column of all episodes `[e]`, mapped from the file where there is one folder."""
@@ -240,7 +240,7 @@ class TokenStore:
         return out
 
     def source_of(self, episodes: Array) -> Array:
-        """Tell which folder episodes come from, int64 `[b]`."""
+        """Return which folder episodes come from, int64 `[b]`."""
         return np.searchsorted(self._starts, episodes, side="right") - 1
 
     def embodiment_of(self, episodes: Array) -> Array:
@@ -270,7 +270,7 @@ class TokenStore:
 
     @property
     def labeled(self) -> Array:
-        """Tell which episodes have actions and an instruction, bool `[e]`."""
+        """Return which episodes have actions and an instruction, bool `[e]`."""
         labels = [np.diff(folder.text_ends, prepend=0)[folder.columns["text_id"]] > 0 for folder in self.folders]
         return (self.num_steps > 0) & np.concatenate(labels)
 
@@ -294,7 +294,7 @@ class TokenStore:
 
     @property
     def has_text_features(self) -> bool:
-        """Tell whether every folder holds the features of its texts."""
+        """Return whether every folder holds the features of its texts."""
         return all(folder.has_text_features for folder in self.folders)
 
     @cached_property

@@ -50,7 +50,7 @@ _MANIFESTS = ("manifest.csv", "full_scale/manifest.csv", "v2/full_scale/manifest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ego4dVideo:
-    """What the metadata tell of a video: duration [s], infinite where they do not, and facts to keep."""
+    """What the metadata state about a video: duration [s], infinite where they do not, and facts to keep."""
 
     duration: float = math.inf
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Read LeRobot datasets v2.0, v2.1 and v3.0 with pyarrow alone: parquet files of steps beside videos or images.
 
-What the files hold counts, not what `meta/info.json` says of them: codec, folder and shapes are often wrong there. An
+What the files hold counts, not what `meta/info.json` states: codec, folder and shapes are often wrong there. An
 episode whose steps are not at k / fps, or whose video has another number of frames, has a problem. A video of several
 episodes is cut where it is needed; one of a single episode stays as it is.
 """
@@ -30,7 +30,7 @@ _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "task_index")
 
 
 class LeRobotSource:
-    """Episodes of a dataset, in the order of its metadata; what is broken or missing says why.
+    """Episodes of a dataset, in the order of its metadata; what is broken or missing is a record with the reason.
 
     An episode without cameras is a record without videos, good for statistics; one without actions is video alone.
     """
@@ -42,7 +42,7 @@ class LeRobotSource:
 
         Args:
             path: folder that holds `meta`.
-            spec: where the parts of an episode lie; without, a known dataset or what the names tell.
+            spec: where the parts of an episode lie; without, a known dataset or what the names show.
             camera: name given to the camera where there is one.
 
         Raises:
@@ -141,7 +141,7 @@ class LeRobotSource:
         )
 
     def _instructions(self, rows: Any, entry: EpisodeEntry) -> list[str]:
-        """Return what the columns of the spec say, else the tasks of the steps, else those of the metadata."""
+        """Return what the columns of the spec hold, else the tasks of the steps, else those of the metadata."""
         texts = [
             str(rows.column(name)[0].as_py() or "") for name in self.spec.instructions if name in rows.column_names
         ]
@@ -168,7 +168,7 @@ class _OpenFile:
 
 
 def guess_spec(layout: LeRobotLayout, columns: Mapping[str, str], camera: str = "static") -> EpisodeSpec:
-    """Tell the parts of an episode by name: `observation.images.*`, `observation.state`, `action`, or the short names.
+    """Infer the parts of an episode by name: `observation.images.*`, `observation.state`, `action`, or the short names.
 
     Several cameras are called by the last part of their name. The gripper is kept as stored.
 
@@ -191,7 +191,7 @@ def guess_spec(layout: LeRobotLayout, columns: Mapping[str, str], camera: str = 
 
 
 def _described(feature: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how many numbers a feature has, 0 where its shape does not say, and their names."""
+    """Return how many numbers a feature has, 0 where its shape does not state it, and their names."""
     shape = feature.get("shape")
     sizes = list(shape) if isinstance(shape, list | tuple) else []
     whole = bool(sizes) and all(isinstance(size, int) for size in sizes)

@@ -83,7 +83,7 @@ class Annotation:
 
 
 def is_calvin_split(path: Path) -> bool:
-    """Say whether a folder is a split (training or validation)."""
+    """Return whether a folder is a split (training or validation)."""
     return (path / "ep_start_end_ids.npy").is_file()
 
 
@@ -101,7 +101,7 @@ class CalvinSplit:
         """Open a split.
 
         Raises:
-            DataError: a file that says where the frames lie is missing or broken.
+            DataError: a file that states where the frames lie is missing or broken.
         """
         self.path = path
         ranges = np.asarray(load_pickled_array(path / "ep_start_end_ids.npy"))
@@ -181,7 +181,7 @@ class CalvinSplit:
         return found
 
     def holds(self, start: int, stop: int) -> bool:
-        """Say whether the frames `start` to `stop - 1` exist without a gap."""
+        """Return whether the frames `start` to `stop - 1` exist without a gap."""
         i = bisect.bisect_right(self.ranges[:, 0], start) - 1  # type: ignore[arg-type]
         return i >= 0 and stop - 1 <= int(self.ranges[i, 1])
 
@@ -265,7 +265,7 @@ def blocks_by_color(scene_obs: Array, scene: str) -> dict[str, Array]:
 
 
 class CalvinWriter:
-    """Write one split, frame by frame; `finish` writes what says that it is whole.
+    """Write one split, frame by frame; `finish` writes what states that it is whole.
 
     Frames are numbered from `first`; a frame file appears only when it is whole, so a stopped recording is resumed
     from the number of frames that its owner knows to be written.

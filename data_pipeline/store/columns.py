@@ -1,7 +1,7 @@
 """What a loader must know of every clip, as flat columns: `columns/{name}.npy` in a folder of shards.
 
 Columns are mapped into memory, not read: a folder of any size opens at once, and processes share its pages. They repeat
-what the shards' indexes say; `write_columns` makes them from those when a stage is finished.
+what the shards' indexes state; `write_columns` makes them from those when a stage is finished.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Tally:
 def begun_or_finished(
     out: Path, stage: str, parameters: Mapping[str, Any], overwrite: bool
 ) -> Mapping[str, Any] | None:
-    """Prepare the output folder of a stage as `begin_stage` does; where it is finished already, say so.
+    """Prepare the output folder of a stage as `begin_stage` does; where it is finished already, print that.
 
     Returns:
         The manifest of the finished stage, None where there is work to do.

@@ -47,7 +47,7 @@ class Decoder(Protocol):
 
 
 def quarter_turns(frame: Any) -> int:
-    """Return how often `np.rot90` must turn a decoded frame so that it stands as the file says."""
+    """Return how often `np.rot90` must turn a decoded frame so that it stands as the file states."""
     return round(frame.rotation / 90) % 4
 
 
@@ -154,7 +154,7 @@ class AvDecoder:
                 previous = found
 
     def _explain_gap(self) -> None:
-        """Tell wrong time stamps, where all frames decode, from frames that do not decode."""
+        """Distinguish wrong time stamps, where all frames decode, from frames that do not decode."""
         from av import FFmpegError
 
         counted = 0

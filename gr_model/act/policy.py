@@ -96,8 +96,8 @@ class GR2Policy:
 
     def noise(self, observation: Observation) -> Array:
         """Return the head's noise `[z]` for an observation."""
-        said = observation.state_vector().tobytes() + repr((self.seed, float(observation.time))).encode()
-        rng = np.random.default_rng(np.frombuffer(hashlib.sha256(said).digest(), np.uint32))
+        content = observation.state_vector().tobytes() + repr((self.seed, float(observation.time))).encode()
+        rng = np.random.default_rng(np.frombuffer(hashlib.sha256(content).digest(), np.uint32))
         return rng.standard_normal(self.model.head.noise_dim, dtype=np.float32)
 
     @property

@@ -115,7 +115,7 @@ class FrameDecoder:
         return self.model.frame_logits(y, self.reference[:, :, some])
 
     def token_positions(self) -> Bool[Tensor, " frame"]:
-        """Say which positions of a frame are image tokens, not begin tokens."""
+        """Return which positions of a frame are image tokens, not begin tokens."""
         parts = [token for rows, columns in self.layout.grids for token in (False, *[True] * (rows * columns))]
         return torch.tensor(parts, device=self.present.device)
 

@@ -52,7 +52,7 @@ def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
 def read_targets(
     model: WorldModel, batch: Batch, context: Context, h: int
 ) -> tuple[Int[Tensor, "b g frame pp"], Bool[Tensor, "b g frame"]]:
-    """Arrange the target frames; also say which positions are image tokens that count in a loss."""
+    """Arrange the target frames; also return which positions are image tokens that count in a loss."""
     g = model.config.num_targets
     codes = {name: batch["codes"][name][:, h : h + g] for name in context.codes}
     got = next(iter(codes.values())).shape[1]

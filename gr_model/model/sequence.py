@@ -56,7 +56,7 @@ class TokenGroup:
 
 
 def sees(query: TokenGroup, key: TokenGroup) -> bool:
-    """Say whether positions of group `query` may attend to group `key` (order inside a frame aside)."""
+    """Return whether positions of group `query` may attend to group `key` (order inside a frame aside)."""
     if key.kind == "action":
         return query is key
     if key.kind == "text":

@@ -149,7 +149,7 @@ class WorldModel(nn.Module):
     def embed_context(
         self, layout: SequenceLayout, context: Context, queries: Float[Tensor, "b a d"] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Embed all but target frames, without positions; also say which keys are present.
+        """Embed all but target frames, without positions; also return which keys are present.
 
         `queries` is what the positions of the action query read, nothing without.
         """
@@ -196,7 +196,7 @@ class WorldModel(nn.Module):
         return self.embed.states(context.target_states), like.new_ones(b, g, dtype=torch.bool) if keep is None else keep
 
     def camera_keep(self, context: Context, b: int) -> Bool[Tensor, "b frame"]:
-        """Say which positions of a frame belong to cameras that are present."""
+        """Return which positions of a frame belong to cameras that are present."""
         parts = []
         for camera, (rows, columns) in zip(self.config.cameras, self.config.packed_grids, strict=True):
             mask = torch.full((b,), camera.name in context.codes, dtype=torch.bool, device=self.device)

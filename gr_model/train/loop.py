@@ -60,7 +60,7 @@ def train(
         stop_after: end early at this step, to be resumed; the schedule stays that of all steps.
         distribution: devices, machines and strategy.
         log: where the metrics go beside the CSV file.
-        name_episode: says which episode a number of the batch's `episode` is, for messages.
+        name_episode: returns which episode a number of the batch's `episode` is, for messages.
 
     Returns:
         Metrics of the last validation.

@@ -102,7 +102,7 @@ class TrainingModule(L.LightningModule):
         return [[[names[id(p)] for p in group["params"]] for group in part.param_groups] for part in optimizer.parts]
 
     def predicts_frames(self, step: int) -> bool:
-        """Say whether `step` computes the frame loss; the share over any stretch is `frame_fraction`."""
+        """Return whether `step` computes the frame loss; the share over any stretch is `frame_fraction`."""
         if not self.config.with_actions:
             return True
         fraction = self.config.frame_fraction
@@ -143,13 +143,13 @@ class TrainingModule(L.LightningModule):
         return loss
 
     def _refuse_loss(self, batch: Batch, loss: Tensor) -> None:
-        """Say which samples are to blame, on every process, before anything is changed."""
-        told = ""
+        """Name the samples to blame, on every process, before anything is changed."""
+        reason = ""
         if not torch.isfinite(loss):
             alone = None if self._whole else lambda sample: self._weigh(self._losses(self.model, sample))
-            told = describe_bad_samples(batch, find_bad_samples(batch, alone), self.name_episode)
-            told = told or "no single sample of the batch"
-        blamed = "; ".join(text for text in gather_texts(told) if text)
+            reason = describe_bad_samples(batch, find_bad_samples(batch, alone), self.name_episode)
+            reason = reason or "no single sample of the batch"
+        blamed = "; ".join(text for text in gather_texts(reason) if text)
         raise DataError(
             f"training: expected a finite loss, got {loss.item()} at step {self.global_step} from {blamed}; fix or "
             f"leave out these samples, or lower the learning rate ({self.config.learning_rate}). The weights are those "

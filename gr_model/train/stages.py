@@ -86,7 +86,7 @@ def _open(options: TrainingOptions, *, labeled_only: bool) -> _Inputs:
 
 
 def _held_out(windows: TokenWindows, options: TrainingOptions) -> BatchLoader | None:
-    """Return the held-out windows, the same on every process; None, said aloud, where too few videos leave none."""
+    """Return the held-out windows, the same on every process; None, with a printed line, where there are none."""
     from ...data_pipeline.loading.loader import BatchLoader
 
     batch_size = min(options.batch_size, 16, int(windows.counts.sum()))

@@ -246,7 +246,7 @@ def tokens(
     if device == "cuda" and executor == "local":
         from .loop import choose_accelerator
 
-        choose_accelerator(device)  # says what is missing before any work
+        choose_accelerator(device)  # states what is missing before any work
     vqgan, encoder = load_vqgan(tokenizer), load_text_encoder(text)
     return write_token_shards(
         shards=shards,

@@ -95,7 +95,7 @@ LAST_BLOCK_XYZ = {
     "switch_off": [0.07988954516942037, 0.11074599062739057, 0.46099007642971424],
     "drawer_open": [0.04348669832234439, 0.08623548204096733, 0.46098919507711306],
 }
-"""Where calvin_env 797142c has the third block after these replays [m]: it tells in which order contacts came."""
+"""Where calvin_env 797142c has the third block after these replays [m]: it shows in which order contacts came."""
 
 
 @needs_recordings

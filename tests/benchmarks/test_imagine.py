@@ -147,7 +147,7 @@ def shipped() -> Assembled:
 
 
 def moving_clip(file: Path, *, frames: int, fps: float, side: int = 64) -> np.ndarray:
-    """Write a video whose gray level says the time: 2 levels a frame."""
+    """Write a video whose gray level gives the time: 2 levels a frame."""
     levels = (2 * np.arange(frames, dtype=np.uint8))[:, None, None, None]
     write_video(file, np.broadcast_to(levels, (frames, side, side, 3)).copy(), fps, crf=0)
     return levels[:, 0, 0, 0]

@@ -328,7 +328,7 @@ def test_states_and_actions_are_shuffled_for_a_model_that_acts() -> None:
     batch = make_batch(config, size=16)
     model = acting(make_model(config), batch)
     batch["states"][:, 0], batch["text_id"] = batch["states"][0, 0], torch.zeros(16, dtype=torch.long)
-    for codes in batch["codes"].values():  # the next frame shows where the robot will be, and nothing else tells
+    for codes in batch["codes"].values():  # the next frame shows where the robot will be, and nothing else shows it
         codes[:, 0] = 3
         codes[:, 1] = (batch["states"][:, 1, :1] > 0).long() * 5
     fit(model, batch, steps=80)

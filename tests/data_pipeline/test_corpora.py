@@ -1,4 +1,4 @@
-"""The captioned-video corpora: what a reader yields is what the annotations say, whatever state they are in."""
+"""The captioned-video corpora: what a reader yields is what the annotations hold, whatever state they are in."""
 
 from __future__ import annotations
 
@@ -581,8 +581,8 @@ def test_speech_windows_keep_their_laws() -> None:
         assert all(2.0 - 1e-9 <= window.stop - window.start <= 10.0 + 1e-9 for window in windows)
         assert all(a.stop <= b.start for a, b in itertools.pairwise(windows))
         assert {window.start for window in windows} <= {line.start for line in lines}
-        said = [word for window in windows for word in window.text.split()]
-        assert list(dict.fromkeys(said)) == [f"w{i}" for i in range(len(lines) + 2)]
+        words = [word for window in windows for word in window.text.split()]
+        assert list(dict.fromkeys(words)) == [f"w{i}" for i in range(len(lines) + 2)]
 
 
 def spans(*times: tuple[float, float]) -> list[tuple[float, float]]:

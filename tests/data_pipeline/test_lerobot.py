@@ -554,7 +554,7 @@ def test_other_versions_and_broken_tables_stop_at_opening(tmp_path: Path) -> Non
     for path in (episodes.parent, episodes.parent.parent):
         path.rmdir()
     change_info(tmp_path, codebase_version="v1.6")
-    with pytest.raises(DataError, match=r"got neither \(the file says 'v1.6'\); .* convert the dataset"):
+    with pytest.raises(DataError, match=r"got neither \(the file states 'v1.6'\); .* convert the dataset"):
         LeRobotSource(tmp_path)
 
 

@@ -361,7 +361,7 @@ def test_a_shard_written_again_is_read_anew(tmp_path: Path) -> None:
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @pytest.fixture

@@ -235,7 +235,7 @@ def test_faults_are_found_with_their_record(tmp_path: Path, capsys: pytest.Captu
     assert "WARNING" in printed and "WRAPS 114" in printed and "gripper, unchanged" in printed
     swapped = write_shards(tmp_path / "swapped", [1], scale(1, slice(7, 8), -1, 1))
     assert main(["data", "statistics", str(swapped)]) == 0
-    assert "told to open, the gripper closes" in capsys.readouterr().out
+    assert "commanded to open, the gripper closes" in capsys.readouterr().out
 
 
 def test_records_that_cannot_be_used_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,7 +304,7 @@ def test_one_dataset_has_one_fingerprint_in_every_form(tmp_path: Path) -> None:
             scale(0, slice(7, 8), 0.08),
             r"states, gripper opening: from 0 to 0\.9\d+ in training, from 0 to 0\.07\d+ here",
         ),
-        (scale(1, slice(7, 8), -1, 1), r"told to open, the opening changed by \+0\.89 in training, -0\.89 here"),
+        (scale(1, slice(7, 8), -1, 1), r"commanded to open, the opening changed by \+0\.89 in training, -0\.89 here"),
         (scale(0, slice(2, 3), 1, 2), r"states, z \[m\]: from .* in training \(1 % to 99 %\), 2\.\d+ on average here"),
     ],
 )
@@ -390,9 +390,9 @@ def test_starting_from_a_model_of_other_data_needs_a_word(tmp_path: Path) -> Non
     assert choose(tmp_path / "a", [alike, first], init=init).statistics == FRESH
     with pytest.raises(CheckpointError) as refused:
         choose(tmp_path / "b", [alike, other], init=init)
-    said = str(refused.value)
-    assert "/other: expected data like those" in said and "joint" in said and "--statistics measure" in said
-    assert "up to" in said and "\n" not in said
+    message = str(refused.value)
+    assert "/other: expected data like those" in message and "joint" in message and "--statistics measure" in message
+    assert "up to" in message and "\n" not in message
     assert not (tmp_path / "b" / "statistics.json").exists()
     measured = choose(tmp_path / "b", [other], "measure", init)
     assert measured.statistics == FRESH and len(measured.datasets) == 1
@@ -483,10 +483,10 @@ def observation(state: np.ndarray) -> Observation:
 
 
 @pytest.mark.parametrize(
-    ("column", "factor", "said"),
+    ("column", "factor", "message"),
     [(0, 1000, "x [m]"), (7, 255, "gripper opening"), (8, -1, "gripper command"), (9, 57.3, "")],
 )
-def test_a_policy_refuses_states_of_other_units(tmp_path: Path, column: int, factor: float, said: str) -> None:
+def test_a_policy_refuses_states_of_other_units(tmp_path: Path, column: int, factor: float, message: str) -> None:
     one = measure(range(6))
     save(tmp_path, {one.fingerprint: one})
 
@@ -503,7 +503,7 @@ def test_a_policy_refuses_states_of_other_units(tmp_path: Path, column: int, fac
     state[7:9] = 1.0
     assert len(policy.act(observation(state)).positions) == 5
     state[column] *= factor
-    if not said:  # the model does not read joints, so that their unit cannot harm
+    if not message:  # the model does not read joints, so that their unit cannot harm
         assert len(policy.act(observation(state)).positions) == 5
         assert state_contradiction({"one": one}, np.where(np.arange(16) == 9, 90.0, state), range(16)).startswith(
             "joint 1 [rad]"
@@ -511,7 +511,7 @@ def test_a_policy_refuses_states_of_other_units(tmp_path: Path, column: int, fac
         return
     with pytest.raises(ShapeError) as refused:
         policy.act(observation(state))
-    assert said in str(refused.value) and "in training" in str(refused.value)
+    assert message in str(refused.value) and "in training" in str(refused.value)
     assert len(policy.history) == 1
 
 

@@ -315,7 +315,7 @@ def test_missing_and_foreign_descriptions(tmp_path: Path) -> None:
         ("[", "cannot be read as JSON"),
         ('{"type": "FeaturesDict", "content": "{}"}', "tensorflow_datasets 4.5"),
         (json.dumps(tree({"image": leaf("image", "uint8")})), "expected episodes with `steps`"),
-        (json.dumps(tree({"steps/action": PLAIN["steps/action"]})), "say in a spec where"),
+        (json.dumps(tree({"steps/action": PLAIN["steps/action"]})), "state in a spec where"),
     ]
     for content, words in foreign:
         features.write_text(content)

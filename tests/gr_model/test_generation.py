@@ -345,7 +345,7 @@ def test_seeds_say_everything(decoding: Any) -> None:
     model = lively_model(decoding)
     twins = sample(start(model), [0, 0, 0])
     first = imagine_frames(model, twins, num_frames=2, sampling=DRAWN)
-    torch.rand(7)  # the global generator has no say
+    torch.rand(7)  # the global generator has no effect
     assert same(first, imagine_frames(model, twins, num_frames=2, sampling=DRAWN))
     assert torch.equal(first["static"][0], first["static"][2])
     assert not same(first, imagine_frames(model, twins, num_frames=2, sampling=replace(DRAWN, seed=6)))

@@ -125,15 +125,18 @@ def test_long_and_unknown_texts_are_cut_as_by_open_clip_and_reported_once() -> N
     encoder = make_encoder()
     wanted = [LONG, "push push push push", "push push push", "lift " * 2000, "shove the red block", "shove it"]
     texts = EncodedTexts(encoder, wanted.__getitem__, kept_bytes=0)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as reported:
         warnings.simplefilter("always")
         for _ in range(3):
             features, mask = texts.of(range(3), CPU)
         texts.of([4], CPU)
         texts.of([5], CPU)
-    assert [str(w.message)[:40] for w in told] == [f"Text: {LONG!r}"[:40], "Text: the encoder was trained without so"]
-    assert "is longer than 6 tokens and is cut" in str(told[0].message)
-    assert "'shove the red block'" in str(told[1].message)
+    assert [str(w.message)[:40] for w in reported] == [
+        f"Text: {LONG!r}"[:40],
+        "Text: the encoder was trained without so",
+    ]
+    assert "is longer than 6 tokens and is cut" in str(reported[0].message)
+    assert "'shove the red block'" in str(reported[1].message)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         features, mask = texts.of(range(4), CPU)
