@@ -306,7 +306,7 @@ def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed
 
 
 def journal_report(journal: _Journal, out: Path, write_report: Callable[..., Path]) -> Path:
-    """Write the report; it is cheap and made anew each time."""
+    """Write the report; it is cheap and made again each time."""
     journal.number += 1
     print(f"\n[{journal.number}/{journal.stages}] report: gr2 report --run {out}", flush=True)
     return write_report(run=out)

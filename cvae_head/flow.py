@@ -19,7 +19,7 @@ from .losses import masked_mean
 from .networks import ChunkDenoiser, Network
 
 _LATEST = 0.999
-"""Times are drawn below it, as in pi0."""
+"""Times are sampled below it, as in pi0."""
 
 
 @dataclass(frozen=True, kw_only=True)

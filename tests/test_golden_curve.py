@@ -27,7 +27,7 @@ from gr2.gr_model.train.recipe import TrainingConfig
 GOLDEN = Path(__file__).parent / "golden" / "tiny_loss.txt"
 HEADER = """\
 # Training loss [nats a code] of each step of `tiny`: one camera, frames alone, float32, one thread.
-# tests/test_golden_curve.py trains it anew and compares; `make golden` rewrites this file.
+# tests/test_golden_curve.py trains it again and compares; `make golden` rewrites this file.
 # step loss
 """
 

@@ -227,7 +227,7 @@ def train_text(
     """Train a small CLIP, write `text.safetensors`, `text.json` and the log to `out`, return its encoder.
 
     Args:
-        sample_pairs: draws frames and captions for a batch size and a generator.
+        sample_pairs: samples frames and captions for a batch size and a generator.
         captions: every caption of the data; their tokens make the vocabulary.
         validation: held-out pairs for the retrieval metrics.
         out: folder of the run.
@@ -256,13 +256,13 @@ def train_text(
     module = TextTraining(training, vocabulary, frames=frames, side=shape[-2], steps=steps)
     begin = time.perf_counter()
 
-    def draw(generator: np.random.Generator) -> tuple[Tensor, list[str]]:
+    def sample_batch(generator: np.random.Generator) -> tuple[Tensor, list[str]]:
         images, matching = sample_pairs(batch_size, generator)
         return torch.from_numpy(np.ascontiguousarray(images)), list(matching)
 
     run_steps(
         module,
-        draw,
+        sample_batch,
         out=out,
         steps=steps,
         seed=seed,

@@ -78,7 +78,7 @@ class VQGANTraining(L.LightningModule):
         step, t = self.global_step, self.training_config
         optimizers = self._optimizers(step)
         pieces = frames.chunk(t.accumulate)
-        # Seeded by the step, so that a resumed run draws what the whole run would have drawn.
+        # Seeded by the step, so that a resumed run samples what the whole run would have sampled.
         generator = torch.Generator().manual_seed(step)
         if step == self.quantize_start:
             self._place_codebook(pieces, generator)

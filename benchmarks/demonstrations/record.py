@@ -39,11 +39,11 @@ Layout = Literal["episodes", "shards", "calvin"]
 SEGMENTS_PER_CHAIN = 6
 _TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 5.0, "lift": 3.0,
                 "rotate": 2.0, "push_into": 2.0, "unstack": 6.0, "place": 8.0, "stack": 8.0}  # fmt: skip
-"""How often a family is drawn. Few states allow a push, and what can be done with a block in the hand only then."""
+"""How often a family is sampled. Few states allow a push, and what can be done with a block in the hand only then."""
 
 _NEEDS_BLOCK_IN_HAND = ("place", "stack")
 _DEAL_SHARE = 0.5
-"""How often the scene is dealt anew before a skill, for a task drawn by its weight; few states allow a push."""
+"""How often the scene is arranged again before a skill, for a task sampled by its weight; few states allow a push."""
 _MAX_STEPS = 200
 _PILOT_STEPS = (10, 90)
 """Range of control steps for which a policy drives."""
@@ -89,7 +89,7 @@ class _Pilot:
         policy.reset()
 
     def drive(self, step: int, observation: Observation) -> None:
-        """Advance by one control step; the policy is asked anew as often as it wants."""
+        """Advance by one control step; the policy is asked again as often as it wants."""
         if step == 0:
             self.control.reset()
         if step % self.policy.executed_steps == 0:
@@ -186,27 +186,27 @@ def _run_segment(
     return False, _MAX_STEPS
 
 
-def _draw_task(names: Sequence[str], rng: np.random.Generator) -> str:
+def _sample_task(names: Sequence[str], rng: np.random.Generator) -> str:
     weights = np.array([_TASK_WEIGHT[ALL_TASKS[name].family] for name in names])
     return names[rng.choice(len(names), p=weights / weights.sum())]
 
 
 def _choose(env: PlayTable, config: RecordConfig, previous: str | None, rng: np.random.Generator) -> str | None:
-    """Draw a task that can be begun from where the world is."""
+    """Sample a task that can be begun from where the world is."""
     state, spec = env.world_state(), env.spec_scene
     names = [n for n in choose_tasks(config.tasks) if n != previous and feasible(n, state, spec)]
-    return _draw_task(names, rng) if names else None
+    return _sample_task(names, rng) if names else None
 
 
 def _deal(env: PlayTable, config: RecordConfig, rng: np.random.Generator, *, keep_arm: bool) -> str:
-    """Draw a task by its weight, put the scene into a state in which it can be begun, and return the task."""
+    """Sample a task by its weight, put the scene into a state in which it can be begun, and return the task."""
     names = [n for n in choose_tasks(config.tasks) if ALL_TASKS[n].family not in _NEEDS_BLOCK_IN_HAND]
     spec, robot_obs = env.spec_scene, env.robot_obs()
     if not keep_arm:
         robot_obs[6], robot_obs[14] = 2 * FINGER_OPEN, 1.0
         robot_obs[7:14] = sample_joints(rng)
     while True:
-        wanted = _draw_task(names, rng)
+        wanted = _sample_task(names, rng)
         for _ in range(100):
             env.set_state(robot_obs, sample_scene(spec, rng))
             if feasible(wanted, env.world_state(), spec):
@@ -348,7 +348,7 @@ def record(
             and finishes the skill (DAgger). Without it the expert acts alone.
         calvin_root: a clone of mees/calvin, whose assets are used instead of ours.
         num_workers: processes.
-        seed: seed of everything that is drawn.
+        seed: seed of everything that is sampled.
 
     Returns:
         Numbers of labeled episodes and of pieces of play, and the seconds it took.

@@ -28,7 +28,7 @@ class Imagination:
     """Predicts frames from images, texts and, where there are some, the robot's states, where the model is.
 
     parts: the model with its encoders.
-    sampling: how codes are drawn; the likeliest by default.
+    sampling: how codes are sampled; the likeliest by default.
     """
 
     def __init__(self, parts: Assembled, sampling: SamplingConfig | None = None) -> None:

@@ -66,9 +66,9 @@ def imagine(
         horizon: predicted frames for the metrics.
         decoding_steps: of one frame of a video.
         temperature: of the codes of the videos; the metrics are those of the likeliest codes.
-        choice_temperature: 0 draws the codes the model is surest of first, a large number draws them in any order.
-        top_k: draw only the k likeliest codes; 0 for all.
-        top_p: draw only the likeliest codes that hold this share of the probability.
+        choice_temperature: 0 samples the codes the model is surest of first, a large number samples them in any order.
+        top_k: sample only the k likeliest codes; 0 for all.
+        top_p: sample only the likeliest codes that hold this share of the probability.
         guidance: above 1, follow the text more than the model by itself does (trained with text dropout).
         executed_steps: control steps of each chunk in the policy's rollout.
         image_size: image side in the simulator [px].
@@ -83,14 +83,14 @@ def imagine(
     from ...gr_model.train.distributed import torch_device
 
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    drawn = SamplingConfig(
+    sampling = SamplingConfig(
         passes=decoding_steps, temperature=temperature, choice_temperature=choice_temperature, top_k=top_k,
         top_p=top_p, guidance=guidance, seed=seed,
     )  # fmt: skip
     if image is None and clip is None and (text or grid):
         raise ConfigError("imagine: expected --image or --clip with --text and --grid, got neither; name a file.")
     parts = assemble(policy).to(torch_device(device))
-    dream = Imagination(parts, drawn)
+    dream = Imagination(parts, sampling)
     if image is not None or clip is not None:
         return _go_on(out, dream, read_start(parts, image, clip, num_frames), text, num_frames, grid)
     acted = act_out_all(

@@ -29,8 +29,8 @@ DRAFTED = "ours, raster with drafts"
 _SINGLY = SamplingConfig(draft_rows=1)
 """One position after the other: what drafts save depends on the codes, and those of random weights mean nothing."""
 
-_DRAWN = SamplingConfig(temperature=0.8)
-"""How `gr2 imagine` draws. The likeliest codes of a model that has learned little are the drafts themselves."""
+_SAMPLED = SamplingConfig(temperature=0.8)
+"""How `gr2 imagine` samples. The likeliest codes of a model that has learned little are the drafts themselves."""
 
 _CLIPS = 16
 """Clips in whose frames a trained model is timed, one after the other."""
@@ -58,9 +58,9 @@ def time_generation(size: Size, setting: Setting, batch_size: int = 1) -> tuple[
 
 
 def time_trained(policy: str, tokens: str, setting: Setting) -> tuple[Table, list[str]]:
-    """Time frames that a trained raster model draws after real contexts, with and without drafts.
+    """Time frames that a trained raster model samples after real contexts, with and without drafts.
 
-    HuggingFace's GPT-2 has the same trunk and draws a token for each position of the cameras that the clips have;
+    HuggingFace's GPT-2 has the same trunk and samples a token for each position of the cameras that the clips have;
     masked decoding takes the likeliest codes of random weights, which change nothing there.
 
     Raises:
@@ -80,8 +80,8 @@ def time_trained(policy: str, tokens: str, setting: Setting) -> tuple[Table, lis
     layout = model.layout(contexts[0], with_frames=True, with_action=False)
     masked = make_world_model(replace(config, decoding="masked"), setting.device, 1).eval()
     works = {
-        RASTER: _our_frames(model, contexts, replace(_DRAWN, draft_rows=1), setting),
-        DRAFTED: _our_frames(model, contexts, _DRAWN, setting),
+        RASTER: _our_frames(model, contexts, replace(_SAMPLED, draft_rows=1), setting),
+        DRAFTED: _our_frames(model, contexts, _SAMPLED, setting),
         MASKED: _our_frames(masked, contexts, SamplingConfig(), setting),
     }
     with torch.no_grad():
@@ -89,12 +89,12 @@ def time_trained(policy: str, tokens: str, setting: Setting) -> tuple[Table, lis
     m = int(decoder.token_positions()[decoder.used].sum())
     same, steps = _compare_drafts(model, contexts, setting)
     notes = [
-        f"{_about(layout, config, m, 1)}; raster frames drawn at temperature {_DRAWN.temperature} after contexts of "
-        f"{len(contexts)} clips; with drafts {steps:.1f} steps a frame and {100 * same:.2f} % of the codes of one "
+        f"{_about(layout, config, m, 1)}; raster frames sampled at temperature {_SAMPLED.temperature} after contexts "
+        f"of {len(contexts)} clips; with drafts {steps:.1f} steps a frame and {100 * same:.2f} % of the codes of one "
         "position after the other"
     ]
     try:
-        works[HUGGINGFACE] = _gpt2_frames(layout, config, m, setting, 1, _DRAWN.temperature)
+        works[HUGGINGFACE] = _gpt2_frames(layout, config, m, setting, 1, _SAMPLED.temperature)
     except EnvironmentMissing as missing:
         notes.append(str(missing))
     return _measured(works, setting), notes
@@ -157,9 +157,9 @@ def _compare_drafts(model: WorldModel, contexts: Sequence[Context], setting: Set
 
     for context in contexts:
         with torch.inference_mode(), setting.autocast():
-            singly = imagine_frames(model, context, sampling=replace(_DRAWN, draft_rows=1))
+            singly = imagine_frames(model, context, sampling=replace(_SAMPLED, draft_rows=1))
             handle = model.gpt.norm.register_forward_hook(count)
-            drafted = imagine_frames(model, context, sampling=_DRAWN)
+            drafted = imagine_frames(model, context, sampling=_SAMPLED)
             handle.remove()
         steps -= 1  # over the context
         equal += [float((singly[name] == drafted[name]).float().mean()) for name in singly]

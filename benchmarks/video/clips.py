@@ -87,7 +87,7 @@ def frames_between(store: TokenStore, release: Release) -> int:
 def choose_clips(
     store: TokenStore, *, num_clips: int, context: int, num_frames: int, frame_step: int, held_out: float, seed: int
 ) -> VideoClips:
-    """Draw one window of each of up to `num_clips` videos, so that clips are independent of each other.
+    """Sample one window of each of up to `num_clips` videos, so that clips are independent of each other.
 
     Args:
         store: the episodes.
@@ -95,7 +95,7 @@ def choose_clips(
         context: frames that the model sees.
         num_frames: frames that follow.
         frame_step: distance of successive frames [frames of the store].
-        held_out: share of the videos that training held out, from which alone clips are drawn; 0 draws from all.
+        held_out: share of the videos that training held out, from which alone clips are sampled; 0 samples from all.
         seed: of the choice.
 
     Raises:

@@ -62,7 +62,7 @@ def sampled_codes(
         for rows in slices(len(clips), batch_size):
             context, _ = read_context(model, part_of(model, clips, rows, start=0, num_frames=clips.context))
             step = 0 if context.states is None else parts.release.frame_step
-            drawn: dict[str, list[Tensor]] = {}
+            sampled: dict[str, list[Tensor]] = {}
             for sample in range(samples):
                 seeds = [sampling.seed + sample + samples * clip for clip in range(rows.start, rows.stop)]
                 frames = imagine_frames(
@@ -70,9 +70,9 @@ def sampled_codes(
                     frame_step=step, seeds=seeds,
                 )  # fmt: skip
                 for camera, codes in frames.items():
-                    drawn.setdefault(camera, []).append(codes.cpu())
+                    sampled.setdefault(camera, []).append(codes.cpu())
                 progress.update(rows.stop - rows.start)
-            for camera, codes_by_sample in drawn.items():
+            for camera, codes_by_sample in sampled.items():
                 done.setdefault(camera, []).append(torch.stack(codes_by_sample, dim=1).numpy())
     return {camera: np.concatenate(codes) for camera, codes in done.items()}
 

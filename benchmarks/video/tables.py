@@ -26,7 +26,7 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
         f"{sample['sentences']} captions"
     )
     held = f"{sample['held_out']:.0%} held out of training" if sample["held_out"] else "any: were they in training?"
-    yield f"clips drawn from the videos {held}"
+    yield f"clips sampled from the videos {held}"
     yield f"protocol {protocol['name']}, n = {protocol['samples']}: {protocol['what']}"
     yield (
         f"moving: pixels that the real future changes by more than {MOVING_THRESHOLD} of 255; still: the others, where "

@@ -84,7 +84,7 @@ def curate(
     """Cut video shards at scene cuts and drop windows that teach nothing, with a reason for each.
 
     A killed run resumes with the shards that are missing. With `overwrite` and the same `measure`, clips are judged
-    anew by other thresholds without being decoded again.
+    again by other thresholds without being decoded again.
 
     Args:
         shards: folder of video shards, its URL, or tars by pattern (`https://host/shard-{000000..000127}.tar`).

@@ -243,7 +243,7 @@ def _show_dropped(
     if before is not None:
         shards = before.manifest["shards"]
         if number >= len(shards):
-            return described(entry, missing=f"{before.folder.name} has been written anew")
+            return described(entry, missing=f"{before.folder.name} has been written again")
         return show_clip(before.folder / shards[number], entry)
     if "source" not in stage.manifest["parameters"]:
         return described(entry, missing=f"no images: {missing}")

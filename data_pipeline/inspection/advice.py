@@ -15,7 +15,7 @@ LONG_CLIP_S = 60.0
 """[s]: the default of `--window-seconds` of `gr2 data shards`."""
 
 SLOW_DECODING = 2.0
-"""A codec that takes this many times as long as H.264 is worth encoding anew."""
+"""A codec that takes this many times as long as H.264 is worth encoding again."""
 
 RATE_TOLERANCE = 0.01
 """Relative difference of frame rates that counts as none (29.97 and 30)."""
@@ -107,7 +107,7 @@ def _videos(summary: Mapping[str, Any]) -> Iterator[str]:
     for codec, cost in summary["decoding_cost"].items():
         if cost >= SLOW_DECODING:
             count = summary["codecs"][codec]
-            yield f"Encode {count} videos anew, {codec} takes {cost:g} times as long as H.264: `{_ENCODE} OUT.mp4`."
+            yield f"Encode {count} videos again, {codec} takes {cost:g} times as long as H.264: `{_ENCODE} OUT.mp4`."
     if summary["counted"]:
         yield (
             f"Encode {summary['counted']} videos again whose packets have no times: every image of theirs is decoded "

@@ -16,7 +16,7 @@ from ..locations import Location, as_location, joined
 from ..store.columns import ABSENT, open_columns
 from ..store.stages import VIDEO_STAGES, read_manifest
 from ..video.reader import open_video
-from .augment import UNCHANGED, AugmentConfig, augment_frames, draw_augmentation
+from .augment import UNCHANGED, AugmentConfig, augment_frames, sample_augmentation
 from .loader import Batch
 from .token_store import ShardFiles
 from .token_windows import Split, in_split
@@ -113,7 +113,7 @@ class ClipWindows:
                 wanted = row["start"] + window * self.stride + np.arange(self.num_frames) * self.frame_step
                 change = UNCHANGED
                 if self.augment is not None:
-                    change = draw_augmentation(self.augment, np.random.default_rng([self.seed, draw + i]))
+                    change = sample_augmentation(self.augment, np.random.default_rng([self.seed, draw + i]))
                 for camera in self.cameras:
                     if row.get(f"video_{camera}", ABSENT) != ABSENT:
                         found = self._decode(source, row, camera, np.minimum(wanted, row["stop"] - 1))

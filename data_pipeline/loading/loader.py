@@ -19,7 +19,7 @@ from .order import WindowOrder
 Batch = dict[str, Any]
 
 DRAW_AHEAD = 32
-"""Batches whose windows are drawn in one go: numpy's cost for each call is shared."""
+"""Batches whose windows are sampled in one go: numpy's cost for each call is shared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class BatchLoader:
             yield batch
 
     def _in_workers(self, draws: _Draws) -> Iterator[tuple[int, int, Batch]]:
-        """Collect batches in processes; they come back in the order they were drawn."""
+        """Collect batches in processes; they come back in the order they were sampled."""
         from torch.utils.data import DataLoader
 
         loader: Any = DataLoader(

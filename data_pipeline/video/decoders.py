@@ -20,7 +20,7 @@ MAX_PIXELS = 1 << 26
 """Greatest frame that is decoded [px]; 8K has half of it. A broken header must not fill the memory."""
 
 SEEK_COST = 3
-"""Frames that are decoded rather than skipped by seeking [frames]; a decoder that starts anew must fill up first."""
+"""Frames that are decoded rather than skipped by seeking [frames]; a decoder that starts again must fill up first."""
 
 
 class Decoder(Protocol):

@@ -43,7 +43,7 @@ class ModelConfig:
         the states of a sample or its text are hidden.
     code_permutation: probability, in training, that codes of a sample are permuted at random, in all frames alike: what
         stands still stays to be copied in scenes that training never showed.
-    scored_share: share of the predicted positions, drawn anew each step, on which the frame loss is computed; scoring
+    scored_share: share of the predicted positions, sampled at each step, on which the frame loss is computed; scoring
         every code of every position costs more than the trunk of a small model.
     """
 

@@ -21,7 +21,7 @@ from ...errors import ConfigError
 from ...layers import KeysValues, additive, with_wide_weights_by_column
 from .context import Context
 from .rollouts import beside_without_text, evaluating, own_states, slide
-from .sampling import SampleNoise, SamplingConfig, draw, guide, gumbel
+from .sampling import SampleNoise, SamplingConfig, guide, gumbel, sample_codes
 from .sequence import SequenceLayout, unpack_codes
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _decode_masked(
         logits = decoder.score(*(torch.cat([t] * copies) for t in (packed, hidden, at)))
         logits = guide(logits.float(), sampling.guidance)
         seeds = _seeds(noise, packed, sampling)
-        codes = draw(logits, sampling, None if seeds is None else seeds[at])
+        codes = sample_codes(logits, sampling, None if seeds is None else seeds[at])
         packed = torch.where(hidden, packed.index_put((at,), codes), packed)
         confidence = logits.new_zeros(packed.shape)
         confidence[at] = logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
@@ -144,7 +144,7 @@ def _decode_masked(
             shaken = gumbel(noise.seeds(packed.shape[1:], packed.device), 1)[..., 0]
             confidence = confidence + sampling.choice_temperature * (1 - step / sampling.passes) * shaken
         share = math.cos(0.5 * math.pi * step / sampling.passes)
-        if most_codes * share < 1:  # not those of this batch: a sample draws as many numbers in every company
+        if most_codes * share < 1:  # not those of this batch: a sample uses as many for any batch size
             break
         rank = confidence.masked_fill(~hidden, torch.inf).flatten(2).argsort(-1).argsort(-1)
         hidden = hidden & (rank < (num_codes * share).floor()).view(hidden.shape)
@@ -168,7 +168,7 @@ def _decode_raster(
     """
     used, present = decoder.used, decoder.present[: len(packed)]
     is_token = decoder.token_positions()[used]
-    free = ~is_token | ~present[:, used]  # nothing is drawn there
+    free = ~is_token | ~present[:, used]  # nothing is sampled there
     seeds = _seeds(noise, packed, sampling)
     codes = torch.where(free[:, None, :, None], packed[:, :, used], newest[:, :, used])
     copies = 2 if sampling.guided else 1
@@ -180,10 +180,10 @@ def _decode_raster(
         here = codes[:, :, start : start + width]
         logits = decoder.next_positions(here if copies == 1 else here.repeat(copies, 1, 1, 1), start)
         own = None if seeds is None else seeds[:, :, used[there]]
-        drawn = draw(guide(logits.float(), sampling.guidance), sampling, own)
-        drawn = torch.where(free[:, None, there, None], codes[:, :, there], drawn)
-        right = (drawn == codes[:, :, there])[:, :, :-1].transpose(0, 2).flatten(1).all(1)
-        codes[:, :, there] = drawn
+        sampled = sample_codes(guide(logits.float(), sampling.guidance), sampling, own)
+        sampled = torch.where(free[:, None, there, None], codes[:, :, there], sampled)
+        right = (sampled == codes[:, :, there])[:, :, :-1].transpose(0, 2).flatten(1).all(1)
+        codes[:, :, there] = sampled
         kept = 1 + int(right.cumprod(0).sum()) if width > 1 else 1
         start, width = start + kept, 2 * kept
     return packed.index_copy(2, used, codes)
@@ -192,7 +192,7 @@ def _decode_raster(
 def _seeds(
     noise: SampleNoise, packed: Int[Tensor, "b g frame pp"], sampling: SamplingConfig
 ) -> Int[Tensor, "b g frame pp"] | None:
-    """Draw a seed for every code, so that the codes of a camera do not depend on which others there are."""
+    """Sample a seed for every code, so that the codes of a camera do not depend on which others there are."""
     return noise.seeds(packed.shape[1:], packed.device) if sampling.temperature else None
 
 
@@ -234,11 +234,11 @@ def stream_frames(
         model: the world model.
         context: real frames to start from, at most `max_context`.
         num_frames: frames to predict; None continues for as long as frames are taken.
-        sampling: how codes are drawn; the likeliest by default.
+        sampling: how codes are sampled; the likeliest by default.
         frame_step: control steps from frame to frame, for a model that acts and a context with robot states: frames
             are then predicted for the states that the model's own trajectory leads to. With 0, or where the chunk ends
             before the last target frame, they are predicted without.
-        seeds: one for each sample, to draw different futures of equal starts; `sampling.seed` for all by default.
+        seeds: one for each sample, to sample different futures of equal starts; `sampling.seed` for all by default.
 
     Returns:
         For each frame, camera -> codes. The weights are those of the moment when the first frame was asked for.
@@ -280,16 +280,16 @@ def _stream(
     frame_step: int,
     noise: SampleNoise,
 ) -> Iterator[dict[str, Tensor]]:
-    drawing = text_past = None
+    decoding_model = text_past = None
     made = 0
     while True:
         with evaluating(model):
-            if drawing is None:
-                drawing = _suited(model, sampling, len(context.text))
+            if decoding_model is None:
+                decoding_model = _suited(model, sampling, len(context.text))
             moved = own_states(model, context, frame_step)
             context = context if moved is None else replace(context, target_states=moved)
             seen = beside_without_text(context) if sampling.guided else context
-            decoder = FrameDecoder(drawing, seen, text_past)
+            decoder = FrameDecoder(decoding_model, seen, text_past)
             text_past = decoder.text_past
             frames = _decode(decoder, context, sampling, noise)
         context = slide(context, frames, model.config.max_context, moved)

@@ -81,7 +81,7 @@ def next_positions(
 def random_mask(packed: Int[Tensor, "b g frame pp"], valid: Bool[Tensor, "b g frame"]) -> Bool[Tensor, "b g frame pp"]:
     """Hide a random share `cos(pi u / 2)` of the codes at valid positions, u uniform for each frame.
 
-    Codes that share a position are hidden one by one, so that they are learned, and drawn, given each other.
+    Codes that share a position are hidden one by one, so that they are learned, and sampled, given each other.
 
     Source: MaskGIT, arXiv 2202.04200, section 3.1.
     """

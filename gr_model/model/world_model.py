@@ -241,7 +241,7 @@ class WorldModel(nn.Module):
         layout = self.layout(context, with_frames=False, with_action=True)
         x, mask = self.assemble(layout, context, None)
         if isinstance(self.head, TokensHead):
-            chunk = self._draw_tokens(self.head, x, mask, noise)
+            chunk = self._sample_tokens(self.head, x, mask, noise)
         else:
             condition = self.gpt(x, mask, self.constants(layout)["action"])[:, 0]
             chunk = self.head.sample(condition, noise)
@@ -256,14 +256,14 @@ class WorldModel(nn.Module):
         return normalized
 
     @torch.no_grad()
-    def _draw_tokens(
+    def _sample_tokens(
         self,
         head: TokensHead,
         x: Float[Tensor, "b n d"],
         mask: Bool[Tensor, "b 1 n n"],
         noise: Float[Tensor, "b z"] | None,
     ) -> Float[Tensor, "b k c"]:
-        """Draw action tokens one by one, over the keys and values of what came before."""
+        """Sample action tokens one by one, over the keys and values of what came before."""
         start = x.shape[1] - head.num_tokens
         past = self.gpt.make_past(x, x.shape[1])
         tokens = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
@@ -272,7 +272,7 @@ class WorldModel(nn.Module):
             stop = start + i + 1
             here = x[:, stop - 1 : stop] + head.inputs(tokens)[:, -1:]
             y = self.gpt.extend(here, mask[:, :, stop - 1 : stop, :stop], past)[:, 0]
-            token = head.draw(y, None if noise is None or not head.noise_dim else noise[:, i])
+            token = head.sample_token(y, None if noise is None or not head.noise_dim else noise[:, i])
             tokens = torch.cat((tokens, token[:, None]), dim=1)
         return head.detokenize(tokens)
 

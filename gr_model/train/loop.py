@@ -227,5 +227,5 @@ def read_step(path: Path) -> int:
     except (RuntimeError, KeyError, EOFError, OSError, ValueError, TypeError, UnpicklingError) as error:
         raise CheckpointError(
             f"{path}: expected a training checkpoint, got a file that cannot be read ({error}); "
-            "delete it to start anew, or put back a whole one."
+            "delete it to start again, or put back a whole one."
         ) from error

@@ -1,6 +1,6 @@
 """One training module for pretraining (frames alone) and finetuning (frames and actions).
 
-Every random draw of step i follows from (seed, rank, i), so that a resumed run repeats the unbroken one
+Every random number of step i follows from (seed, rank, i), so that a resumed run repeats the unbroken one
 exactly without storing generators.
 """
 

@@ -10,8 +10,8 @@ import pytest
 
 from gr2.benchmarks.calvin.sequences import (
     TASK_NAMES,
-    _draw_tasks,
     _rules,
+    _sample_tasks,
     apply,
     as_rows,
     fnv1_32,
@@ -209,7 +209,7 @@ def test_shipped_sequences_can_be_done_and_are_those_of_the_generator() -> None:
     counts = np.bincount([row[0] for row in rows])
     assert list(counts) == [6] * 40 + [5] * 152
     for seed in (0, 77):
-        drawn = _draw_tasks(initial_states()[seed], np.random.RandomState(seed))
+        drawn = _sample_tasks(initial_states()[seed], np.random.RandomState(seed))
         assert [seed, *(TASK_NAMES.index(name) for name in drawn)] in rows
 
 

@@ -187,8 +187,8 @@ def test_tokens_follow_their_distribution() -> None:
     with torch.no_grad():
         head.logits.weight.zero_()
         head.logits.bias.copy_(torch.tensor([0.1, 0.4, 0.3, 0.2]).log())
-        tokens = head.draw(torch.zeros(4000, 16), torch.randn(4000, generator=torch.Generator().manual_seed(0)))
-        assert int(head.draw(torch.zeros(1, 16), None)) == 1  # the median
+        tokens = head.sample_token(torch.zeros(4000, 16), torch.randn(4000, generator=torch.Generator().manual_seed(0)))
+        assert int(head.sample_token(torch.zeros(1, 16), None)) == 1  # the median
     shares = torch.bincount(tokens, minlength=4) / 4000
     torch.testing.assert_close(shares, torch.tensor([0.1, 0.4, 0.3, 0.2]), atol=0.03, rtol=0)
 

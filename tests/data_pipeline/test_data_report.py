@@ -282,7 +282,7 @@ def test_rewritten_earlier_shards_are_said(chain: Path, tmp_path: Path) -> None:
     write_video_shards(source=str(chain / "in"), out=tmp_path / "chain/shards", part="0/9", overwrite=True)
     report = collect_report(tmp_path / "chain/tokens", 9)
     reasons = {clip.missing for sheet in report.sheets if sheet.stage == "curated_shards" for clip in sheet.clips}
-    assert any("any more" in words or "written anew" in words for words in reasons)
+    assert any("any more" in words or "written again" in words for words in reasons)
 
 
 def test_folders_without_a_finished_stage_are_refused(chain: Path, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_slow_codec_is_advised_with_the_measured_factor(tmp_path: Path, monkeypa
         container.mux(stream.encode())
     monkeypatch.setattr(inspection, "cost_of_decoding", lambda video: 3.2)
     (line,) = advice_of(root)
-    assert line.startswith("Encode 1 videos anew, mpeg4 takes 3.2 times as long as H.264")
+    assert line.startswith("Encode 1 videos again, mpeg4 takes 3.2 times as long as H.264")
     monkeypatch.setattr(inspection, "cost_of_decoding", lambda video: 1.2)
     assert advice_of(root) == []
     assert 0.05 < cost_of_decoding(root / "clip_01.mp4") < 20
