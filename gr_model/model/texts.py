@@ -50,7 +50,7 @@ class TextTable:
     @classmethod
     def empty(cls, width: int) -> TextTable:
         """Return the table of a model that was given no texts."""
-        return cls(torch.zeros(0, 1, width), torch.zeros(0, 1, dtype=torch.bool))
+        return cls(torch.zeros(0, 1, width, device="cpu"), torch.zeros(0, 1, dtype=torch.bool, device="cpu"))
 
     def __len__(self) -> int:
         return len(self.features)
