@@ -1,6 +1,6 @@
 """Conditional flow matching: a chunk is carried from noise to data along the velocity that a network has learned.
 
-`x_t = t x_1 + (1 - t) x_0` leads from noise `x_0 ~ N(0, I)` at t = 0 to the chunk `x_1` at t = 1; the network learns
+`x_t = t x_1 + (1 - t) x_0` leads from noise `x_0 ~ N(0, I)` at t = 0 to the chunk `x_1` at t = 1. The network learns
 `x_1 - x_0`. An answer takes a few Euler steps. Unlike a mean, it can follow any of several motions.
 """
 

@@ -1,8 +1,9 @@
 """What a policy learns of an embodiment: features of its state, and chunks of its actions seen from that state.
 
 Every signal has a rule of its own. A commanded position or joint that the state measures under the same name is
-learned as its distance from there, a commanded rotation as the turn from there (a rotation vector); other rotations are
-learned in the continuous 6-D form, whatever their storage; a binary gripper as 0 or 1; all others as they are.
+learned as its distance from there. A commanded rotation is learned as the turn from there, a rotation vector. Other
+rotations are learned in the continuous 6-D form, whatever their storage. A binary gripper is 0 or 1; all others are
+learned as they are.
 """
 
 from __future__ import annotations

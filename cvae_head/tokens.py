@@ -1,7 +1,7 @@
 """Actions as tokens: each number of a chunk is one of a few bins, and the trunk predicts bin after bin.
 
 The action query takes one position a token. With `dct`, the tokens are the first coefficients of a cosine transform
-along the steps in place of the steps themselves: motions are smooth, so that few of them hold it all.
+along the steps, in place of the steps themselves. Motions are smooth, so that few of them hold it all.
 """
 
 from __future__ import annotations

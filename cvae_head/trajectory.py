@@ -1,7 +1,7 @@
 """Chunks (what the head predicts) and trajectories (timed tool poses): one is the exact inverse of the other.
 
-A chunk row holds, relative to the tool pose at prediction time and in base-frame axes: position delta [m]
-0-2, rotation vector of `R_target R_current^T` [rad] 3-5, gripper 6 (1 open, 0 closed). Every function but
+A chunk row is relative to the tool pose at prediction time, in base-frame axes. It holds the position delta [m] 0-2,
+the rotation vector of `R_target R_current^T` [rad] 3-5, and the gripper 6 (1 open, 0 closed). Every function but
 `to_trajectory` takes numpy arrays or torch tensors alike and returns the same kind.
 """
 

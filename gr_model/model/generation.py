@@ -1,9 +1,9 @@
 """Imagine future frames: decode masked codes in parallel or one by one, over a sliding context.
 
-The keys and values of the context are kept while a frame is decoded, those of the text for the whole rollout; those of
-the frame are written behind them, and over those of the step before. No key of a context frame outlives its frame step:
-times count back from the newest frame (see `rollouts`), so the context goes through the trunk again for each
-prediction, in one forward pass, and the result is that of no cache at all.
+The keys and values of the context are kept while a frame is decoded, those of the text for the whole rollout. Those of
+the frame are written behind them, and over those of the step before. No key of a context frame outlives its frame step,
+as times count back from the newest frame (see `rollouts`). So the context goes through the trunk again for each
+prediction, in one forward pass. The result is that of no cache at all.
 """
 
 from __future__ import annotations

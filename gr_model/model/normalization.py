@@ -1,6 +1,6 @@
 """Statistics of state features and chunk poses, the layer that applies them inside the model, and what they stand for.
 
-The model takes and returns physical numbers; the statistics are buffers of its state dict, so that a checkpoint cannot
+The model takes and returns physical numbers. The statistics are buffers of its state dict, so that a checkpoint cannot
 be used with those of another data set. The statistics of the data beside them show whether other data fit.
 """
 

@@ -1,8 +1,8 @@
 """Training losses and evaluation metrics of the world model on a loader batch.
 
-Batch: `codes` {camera: int64 `[b f n]`} (context frames, then targets), `frame_mask` bool `[b f]`, `states`
-`[b f 16]`, `actions` `[b k 8]` and `action_mask` `[b k]` at the last context frame, `text_id` `[b]`
-(negative: no text), and optionally `camera_mask` {camera: bool `[b]`} and `state_mask` bool `[b f]`.
+Batch: `codes` {camera: int64 `[b f n]`} (context frames, then targets), `frame_mask` bool `[b f]` and `text_id` `[b]`
+(negative: no text). With a robot also `states` `[b f 16]`, and at the last context frame `actions` `[b k 8]` and
+`action_mask` `[b k]`. Optional are `camera_mask` {camera: bool `[b]`} and `state_mask` bool `[b f]`.
 """
 
 from __future__ import annotations

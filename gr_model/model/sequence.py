@@ -14,7 +14,7 @@ Who sees whom (nobody but itself sees the action query):
     target g          all    all             all           the same g     frames of the same g
 
 Inside a frame (all cameras of a step) attention is bidirectional with "masked" decoding and causal with
-"raster"; it is causal among the positions of the action query, of which most heads take one.
+"raster". It is causal among the positions of the action query, of which most heads take one.
 """
 
 from __future__ import annotations

@@ -322,7 +322,7 @@ def test_texts_alone_give_the_same_batches_and_say_that_features_are_missing(tmp
         assert all(same(a, b) for a, b in itertools.islice(pairs, 9))
     assert len(store.text_features[0]) == 6
     with pytest.raises(DataError, match="alone/web: expected text features, got texts alone"):
-        _ = bare.texts
+        _ = bare.text_features
 
 
 def test_texts_that_cannot_be_read_are_named(tmp_path: Path) -> None:
