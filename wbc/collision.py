@@ -62,7 +62,7 @@ class CollisionConfig:
         where the arm could not stop in time.
     influence: distance beyond which pairs are left out of the optimization [m]; best above the way in which the arm
         stops.
-    plane, spheres, rods, boxes: obstacles, base frame; what moves is carried on at its velocity.
+    plane, spheres, rods, boxes: obstacles, base frame; those with a velocity are extrapolated.
     workspace: least and greatest position of the tool [m], base frame; None for no border.
     attached: a grasped object as a capsule in the tool frame (its `link` is ignored); it is kept clear of
         obstacles and of the links that the gripper's own capsules are kept clear of.
@@ -171,7 +171,7 @@ class CollisionModel:
             pose: one pose of the arm, or many along a leading axis `m`.
             within: pairs farther apart are left out [m].
             elapsed: time since the obstacles were where the configuration says [s], one number or `[m]`.
-            only: `[num_pairs]` True for the distances to look at, in the order above; None for all.
+            only: `[num_pairs]` True for the distances to measure, in the order above; None for all.
         """
         frames = pose.frames if pose.frames.ndim == 4 else pose.frames[None]
         count, joints = len(frames), len(self.reach)

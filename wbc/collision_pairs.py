@@ -16,7 +16,7 @@ from .robot.robots import Capsule
 from .robot.transforms import Array
 
 Chosen = np.ndarray
-"""Indices of the pairs of one kind to look at."""
+"""Indices of the pairs of one kind to measure."""
 
 
 class NearPairs(NamedTuple):

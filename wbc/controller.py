@@ -29,14 +29,14 @@ from .tracking import NOMINAL, Tick, TickSolver, wanted_twist
 
 DEFAULT = ControllerConfig()
 STANDING_TIME = 0.25
-"""How far ahead [s] a plan is looked at to tell whether it asks for motion."""
+"""How far ahead [s] a plan is evaluated to decide whether it asks for motion."""
 
 
 class WholeBodyController:
     """Follows chunks of tool poses or of joint positions with one arm.
 
-    All methods may be called from several threads; a tick waits for a chunk only while `accept` swaps it in (with a
-    `lead`) or plans it (without).
+    All methods may be called from several threads. With a `lead`, a tick waits only while `accept` swaps a chunk in;
+    without one, also while the chunk is planned.
     """
 
     def __init__(self, robot: RobotModel, config: ControllerConfig = DEFAULT) -> None:
@@ -112,7 +112,7 @@ class WholeBodyController:
         self._halt(status.EMERGENCY_STOP, "requested")
 
     def update_scene(self, collision: CollisionConfig, time: float) -> None:
-        """Replace the obstacles; those with a velocity are carried on from `time` [s]."""
+        """Replace the obstacles; those with a velocity are extrapolated from `time` [s]."""
         with self._lock:
             if not math.isfinite(time):
                 raise ControlError(f"update_scene: expected a finite time [s], got {time}.")

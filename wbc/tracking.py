@@ -200,7 +200,7 @@ class TickSolver:
             demand = None if rows is None else rows.within(previous, least, greatest)
             slowed = self._slowed(previous, change, least, greatest)
             stops = demand is not None and demand.lack(slowed) < SLOWED_LACK
-            # In an emergency the arm brakes where that is enough; it does not go on along the plan.
+            # In an emergency the arm brakes where that is enough; it does not continue along the plan.
             solution = slowed if rung == EMERGENCY and stops else None
             if solution is None:
                 solution = self._solve(hessian, gradient, (least, greatest), demand)
