@@ -7,6 +7,7 @@ or 1 in training and the probability of 1 when a head answers. The model owns th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,10 @@ class TrajectoryHead(nn.Module, ABC):
             condition: outputs of the action query, side by side.
             noise: standard normal numbers, `noise_dim` a sample; None is zeros: the most typical answer.
         """
+
+    def warning(self, losses: Mapping[str, float]) -> str:
+        """Return what is wrong with a head whose mean losses over some steps are these; empty where nothing is."""
+        return ""
 
     def signed(self, target: Float[Tensor, "b k c"]) -> Float[Tensor, "b k c"]:
         """Turn binary columns from 0 and 1 into -1 and 1, for heads that treat all columns alike."""
