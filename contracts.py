@@ -217,9 +217,10 @@ class Policy(Protocol):
 
     executed_steps: poses of a trajectory to be executed before the next call of `act`.
 
-    A policy may have two more members, which are looked up and may be absent:
+    A policy may have three more members, which are looked up and may be absent:
     `act_together(policies, observations) -> list[Trajectory]` lets policies of one kind, this one among them, act
-    in one go; `uses_images = False` spares drawing the images of its observations.
+    in one go; `uses_images = False` spares drawing the images of its observations; `embodiment` is the robot that it
+    was trained on, which simulators compare with their own.
     """
 
     executed_steps: int

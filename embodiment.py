@@ -250,15 +250,18 @@ class Embodiment:
 
     def differences(self, other: Embodiment) -> list[str]:
         """Return how `other` departs from this one, most telling first; names of robots and parts do not count."""
-        found = []
-        for role, ours, theirs in (("state", self.state, other.state), ("action", self.action, other.action)):
-            found += _signal_differences(role, ours, theirs)
+        found = self.signal_differences(other)
         missing = [name for name in self.cameras if name not in other.cameras]
         added = [name for name in other.cameras if name not in self.cameras]
         found += [f"camera {name} is missing" for name in missing] + [f"camera {name} is new" for name in added]
         if not math.isclose(self.control_hz, other.control_hz, rel_tol=1e-3):
             found.append(f"{other.control_hz:g} Hz in place of {self.control_hz:g} Hz")
         return found
+
+    def signal_differences(self, other: Embodiment) -> list[str]:
+        """Return how the state and action signals of `other` depart from these; empty where they agree."""
+        state = _signal_differences("state", self.state, other.state)
+        return state + _signal_differences("action", self.action, other.action)
 
 
 def _slices(signals: Sequence[Signal]) -> dict[str, slice]:

@@ -23,6 +23,7 @@ from .playtable.environment import PlayTable
 from .playtable.tasks import task
 from .simulation.control import make_control
 from .simulation.episodes import TaskResult, run_task
+from .simulation.fit import check_fit
 from .simulation.simulator import Simulator
 from .simulation.suite import Suite
 
@@ -76,6 +77,7 @@ def rollout(
 
     Raises:
         ConfigError: neither or both of `pretrained` and `policy`.
+        PolicyError: the policy was trained on another robot.
     """
     if pretrained == bool(policy):
         raise ConfigError("rollout: expected either --pretrained or --policy FOLDER; give one of them.")
@@ -86,6 +88,7 @@ def rollout(
         expert = partial(suite.expert, control, executed_steps)
         source = "pretrained" if pretrained else policy
         with closing(open_policy(source, executed_steps=executed_steps, expert=expert)) as actor:
+            check_fit(actor, suite.simulator)
             results, total = _act_out(suite, actor, names, control, video, executed_steps, max_steps)
         control_hz = suite.simulator.control_hz
     if video is not None:

@@ -19,9 +19,7 @@ from ..contracts import ActionTrajectory, JointTrajectory, SignalTrajectory, Tra
 from ..embodiment import Embodiment, Signal
 from ..errors import ShapeError
 from .head import ChunkShape
-from .rotations import from_quaternion, to_quaternion
-from .trajectory import (
-    GRIPPER_THRESHOLD,
+from .quaternions import (
     _namespace,
     conjugate_quaternion,
     multiply_quaternions,
@@ -29,8 +27,11 @@ from .trajectory import (
     rotation_columns,
     rotation_vector_to_quaternion,
 )
+from .rotations import from_quaternion, to_quaternion
 
 Rule = Literal["distance", "turn", "rotation", "step_turn", "binary", "plain"]
+GRIPPER_THRESHOLD = 0.5
+"""Opening above which a commanded or predicted gripper counts as open."""
 _WIDTHS = {"turn": 3, "rotation": 6, "step_turn": 3}
 
 

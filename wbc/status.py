@@ -27,7 +27,7 @@ STATUSES = (HOLD, TRACK, DEGRADED, UNREACHABLE, SLOWED, EMERGENCY_BRAKE, PROTECT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something worth a line in a log: time [s], code, and a sentence."""
+    """An entry of the log: time [s], code, and one sentence of detail."""
 
     time: float
     code: str

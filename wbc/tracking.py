@@ -109,7 +109,10 @@ def wanted_twist(
 
 
 class TickSolver:
-    """Solves ticks for one robot, with its obstacles."""
+    """Solves ticks for one robot, with its obstacles.
+
+    scene_time: when the obstacles were where the scene says [s].
+    """
 
     def __init__(
         self,
@@ -130,8 +133,9 @@ class TickSolver:
         self._identity = np.eye(robot.num_joints)
         self.keep_clear_of(make_collisions(robot, collision, backend))
 
-    def keep_clear_of(self, collisions: CollisionModel) -> None:
-        """Take over another scene."""
+    def keep_clear_of(self, collisions: CollisionModel, time: float = 0.0) -> None:
+        """Take over another scene, whose obstacles are where it says at `time` [s]."""
+        self.scene_time = time
         self.watch = ClearanceWatch(self.kinematics, collisions, self.velocity, self.acceleration, self.dt)
 
     def box(self, q: Array, previous: Array, change: Array) -> tuple[Array, Array]:

@@ -68,6 +68,7 @@ def evaluate(
     Raises:
         ConfigError: an impossible value.
         DataError: `out` holds results of another configuration.
+        PolicyError: the policy was trained on another robot.
     """
     find_scene(scene)
     names = choose_tasks(tasks)

@@ -24,6 +24,7 @@ from ...errors import ConfigError, DataError
 from ...gr_model.act.opening import open_policy
 from .control import make_control
 from .episodes import as_record, run_chain
+from .fit import check_fit
 from .suite import Suite
 from .videos import Video
 
@@ -68,7 +69,11 @@ class Job:
 
 
 def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder: Path) -> list[dict[str, Any]]:
-    """Run test episodes in this process and return their records; close simulator and policies."""
+    """Run test episodes in this process and return their records; close simulator and policies.
+
+    Raises:
+        PolicyError: the policy was trained on another robot.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -78,6 +83,7 @@ def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder
             steps = evaluation.executed_steps
             expert = partial(suite.expert, control, steps)
             with closing(open_policy(evaluation.policy, executed_steps=steps, expert=expert)) as policy:
+                check_fit(policy, suite.simulator)
                 records += [_run_job(evaluation, suite, policy, job, videos, folder) for job in mine]
     return records
 

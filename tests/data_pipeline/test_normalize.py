@@ -182,7 +182,8 @@ def test_normalizer_inverts_and_leaves_grippers_and_constants(mode: str) -> None
 
 def test_buffers_of_the_model_are_what_they_were() -> None:
     """They are numpy's mean and deviation, 1 where that is under 1e-5, of each step of a chunk, bit for bit."""
-    from gr2.cvae_head.trajectory import chunk_targets, state_features
+    from gr2.cvae_head.signals import coding_of
+    from gr2.embodiment import TOOL_ARM
 
     states = np.stack([random_steps(60, seed)[0][:40] for seed in range(20)]).reshape(-1, 16).astype(np.float64)
     actions = np.stack([random_steps(60, seed)[1][i : i + 10] for seed in range(20) for i in range(40)]).astype(
@@ -190,7 +191,8 @@ def test_buffers_of_the_model_are_what_they_were() -> None:
     )
     mask = np.arange(10)[None] < np.arange(800)[:, None] % 11 + 1
     got = measure_statistics(states, actions, mask)
-    features, poses = state_features(states), chunk_targets(states, actions)[..., :6]
+    coding = coding_of(TOOL_ARM)
+    features, poses = coding.features(states), coding.encode(states, actions)[..., :6]
     deviation = features.std(axis=0)
     assert got.state_mean == tuple(features.mean(axis=0).tolist())
     assert got.state_std == tuple(np.where(deviation < 1e-5, 1.0, deviation).tolist())

@@ -109,7 +109,7 @@ def separable_pairs(model: RobotModel) -> tuple[tuple[int, int], ...]:
     """List the pairs of capsules at least two joints apart that can be kept apart.
 
     Left out are those nearer than `HOME_GAP` at `home`, and those that touch in all of `NUM_SAMPLES` postures
-    drawn within the limits (and one turn) with seed 0: their capsules are too wide to show anything.
+    sampled within the limits (and one turn) with seed 0: their capsules are too wide to tell anything.
     """
     links = np.array([capsule.link for capsule in model.capsules], dtype=np.intp)
     first, second = np.triu_indices(len(links), 1)
