@@ -61,9 +61,9 @@ class ChainPreset:
 def demo_preset() -> ChainPreset:
     """Return the ten-minute chain: scene D, shipped tokenizers."""
     return ChainPreset(
-        name="demo", scenes="D", chains=200, tokenizer_steps=0, text_steps=0, pretrain_steps=150,
-        correction_chains=0, imitation_steps=0, finetune_steps=2000, batch_size=32, learning_rate=1e-3,
-        frame_fraction=0.3, starts=10, test_chains=10, max_steps=180,
+        name="demo", scenes="D", chains=300, tokenizer_steps=0, text_steps=0, pretrain_steps=150,
+        correction_chains=0, imitation_steps=0, finetune_steps=3000, batch_size=32, learning_rate=1e-3,
+        frame_fraction=0.1, starts=10, test_chains=10, max_steps=180,
     )  # fmt: skip
 
 
