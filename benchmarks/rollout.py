@@ -23,6 +23,7 @@ from .playtable.environment import PlayTable
 from .playtable.tasks import task
 from .simulation.control import make_control
 from .simulation.episodes import TaskResult, check_latency, last_step, run_task
+from .simulation.fit import check_fit
 from .simulation.simulator import Simulator
 from .simulation.suite import Suite
 
@@ -81,6 +82,7 @@ def rollout(
 
     Raises:
         ConfigError: neither or both of `pretrained` and `policy`.
+        PolicyError: the policy was trained on another robot.
     """
     if pretrained == bool(policy):
         raise ConfigError("rollout: expected either --pretrained or --policy FOLDER; give one of them.")
@@ -95,6 +97,7 @@ def rollout(
             expert=partial(suite.expert, control, last_step(executed_steps, latency, control_hz)),
         )  # fmt: skip
         with closing(actor):
+            check_fit(actor, suite.simulator)
             results, total = _act_out(suite, actor, names, control, video, executed_steps, max_steps, latency)
     if video is not None:
         write_video(out, np.stack(video.frames), control_hz / _STRIDE, crf=23, pixel_format="yuv420p")

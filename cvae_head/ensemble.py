@@ -1,4 +1,4 @@
-"""Temporal ensembling: average what overlapping trajectories say about the same instant."""
+"""Temporal ensembling: average what overlapping trajectories predict for the same instant."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..contracts import ActionTrajectory, Array, JointTrajectory, SignalTrajecto
 from ..embodiment import Signal
 from ..errors import ConfigError, ShapeError
 from .rotations import from_quaternion, to_quaternion
-from .trajectory import GRIPPER_THRESHOLD
+from .signals import GRIPPER_THRESHOLD
 
 Kind = TypeVar("Kind", bound=Trajectory)
 
@@ -59,7 +59,7 @@ class _Said:
 
 
 class TemporalEnsemble:
-    """Keep recent trajectories and blend each new one with what they say about the same instants."""
+    """Keep recent trajectories and blend each new one with what they predict for the same instants."""
 
     def __init__(self, config: EnsembleConfig | None = None) -> None:
         self.config = config or EnsembleConfig()

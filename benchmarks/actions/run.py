@@ -36,7 +36,7 @@ def benchmark(
         held_out: share of the videos that training held out (`gr2 finetune`: 0.03), from which alone windows are
             taken; 0 takes all, for shards that training never saw.
         max_windows: most windows, spread over all episodes.
-        batch_size: windows of one pass.
+        batch_size: windows of one forward pass.
         json: file for the results.
         seed: of the order of windows and of the policy's noise.
 
@@ -49,7 +49,7 @@ def benchmark(
     from ...data_pipeline.loading.token_windows import TokenWindows
     from ...gr_model.act.loading import release_folder
     from ...gr_model.model.release import load_release
-    from ...gr_model.train.texts import give_sentences
+    from ...gr_model.train.texts import give_texts
 
     release = load_release(release_folder(policy))
     model = release.model
@@ -58,9 +58,9 @@ def benchmark(
     store = TokenStore.open(tokens, [camera.name for camera in model.config.cameras])
     robots = [robot for robot in store.embodiments if _differences(model.config.embodiment, robot)]
     if robots:
-        told = "; ".join(_differences(model.config.embodiment, robots[0])[:3])
-        raise ConfigError(f"--tokens: expected episodes of {model.config.embodiment.name}, got others ({told}).")
-    give_sentences(model, store, None)
+        reasons = "; ".join(_differences(model.config.embodiment, robots[0])[:3])
+        raise ConfigError(f"--tokens: expected episodes of {model.config.embodiment.name}, got others ({reasons}).")
+    give_texts(model, store, None)
     windows = TokenWindows(
         store,
         num_frames=model.config.max_context,

@@ -56,7 +56,7 @@ def evaluate(
         chains: chains of five demonstrated tasks of different families.
         tasks: for `starts`: "demonstrated" (17), "all" (34), or names separated by commas.
         scene: A, B, C or D.
-        calvin_root: a clone of mees/calvin: its assets and validation sentences instead of ours.
+        calvin_root: a clone of mees/calvin: its assets and validation instructions instead of ours.
         control: our whole-body controller, CALVIN's own control, or both from the same starts.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
         chunking: whether a model's chunk continues the running one, averaged (ensemble) or sampled so (inpaint).
@@ -74,6 +74,7 @@ def evaluate(
     Raises:
         ConfigError: an impossible value.
         DataError: `out` holds results of another configuration.
+        PolicyError: the policy was trained on another robot.
     """
     find_scene(scene)
     names = choose_tasks(tasks)
@@ -94,8 +95,7 @@ def evaluate(
     records = run_evaluation(config, jobs, file=out / "episodes.jsonl", num_workers=num_workers, videos=videos)
     summary = summarize({job.key: records[job.key] for job in jobs}, controls)
     results = {"controls": summary, "shard": shard} | _circumstances(config) | provenance(policy)
-    if sequences:
-        results["published"] = published()
+    results |= {"published": published()} if sequences else {}
     write_json(out / "results.json", results)
     print(f"latency {latency:g} s, chunking {chunking}", *table(summary), sep="\n")
     if videos != "none" and (sheet := write_sheet(out / "videos")):
@@ -104,7 +104,7 @@ def evaluate(
 
 
 def _circumstances(config: EvaluationConfig) -> dict[str, Any]:
-    """Say under which circumstances a result came about."""
+    """Return under which circumstances a result came about."""
     official, light = config.backend == "official", bool(config.calvin_root) and config.fast_drawing
     renderer = {"tiny": "TinyRenderer", "egl": "OpenGL through EGL"}[config.renderer]
     return {

@@ -1,4 +1,4 @@
-"""A released model that imagines images: encode the start, let the model go on, decode what it predicts."""
+"""A released model that imagines images: encode the start, let the model continue, decode what it predicts."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ImaginedFutures:
 
 
 class Imagination:
-    """Predicts frames from images, sentences and, where there are some, the robot's states, where the model is.
+    """Predicts frames from images, texts and, where there are some, the robot's states, where the model is.
 
     parts: the model with its encoders.
-    sampling: how codes are drawn; the likeliest by default.
+    sampling: how codes are sampled; the likeliest by default.
     """
 
     def __init__(self, parts: Assembled, sampling: SamplingConfig | None = None) -> None:
@@ -45,14 +45,12 @@ class Imagination:
         frames = self.parts.vqgan.decode_frames(codes.reshape(-1, codes.shape[-1]))
         return frames.reshape(*codes.shape[:2], *frames.shape[1:])
 
-    def read_context(
-        self, images: Mapping[str, Array], sentences: Sequence[str], states: Array | None = None
-    ) -> Context:
+    def read_context(self, images: Mapping[str, Array], texts: Sequence[str], states: Array | None = None) -> Context:
         """Encode what a prediction is made from, on the model's device.
 
         Args:
             images: camera -> uint8 `[b f h w 3]`, the newest frame last; other cameras are masked out.
-            sentences: one for each sample, empty for none.
+            texts: one for each sample, empty for none.
             states: the robot's at each frame `[b f 16]`.
         """
         import torch
@@ -60,8 +58,8 @@ class Imagination:
         from ...gr_model.model.context import Context
 
         device = self.parts.release.model.device
-        features, mask = self.parts.text.encode(list(sentences))
-        mask = np.asarray(mask) & np.array([bool(sentence) for sentence in sentences])[:, None]
+        features, mask = self.parts.text.encode(list(texts))
+        mask = np.asarray(mask) & np.array([bool(text) for text in texts])[:, None]
         length = max(1, int(mask.any(0).nonzero()[0].max(initial=0)) + 1)
         codes = {}
         for name, frames in images.items():
@@ -75,7 +73,7 @@ class Imagination:
             states=None if states is None else torch.as_tensor(states).float().to(device),
         )
 
-    def stream(self, images: Mapping[str, Array], sentence: str, num_frames: int) -> Iterator[dict[str, Array]]:
+    def stream(self, images: Mapping[str, Array], text: str, num_frames: int) -> Iterator[dict[str, Array]]:
         """Yield the codes `[n]` of each camera, frame by frame, after images uint8 `[f h w 3]` of each camera.
 
         Raises:
@@ -83,18 +81,18 @@ class Imagination:
         """
         from ...gr_model.model.generation import stream_frames
 
-        context = self.read_context({name: frames[None] for name, frames in images.items()}, [sentence])
+        context = self.read_context({name: frames[None] for name, frames in images.items()}, [text])
         model = self.parts.release.model
         for frame in stream_frames(model, context, num_frames=num_frames, sampling=self.sampling):
             yield {name: codes[0].cpu().numpy() for name, codes in frame.items()}
 
     def futures(
-        self, first: Mapping[str, Array], sentences: Sequence[str], num_frames: int, states: Array | None = None
+        self, first: Mapping[str, Array], texts: Sequence[str], num_frames: int, states: Array | None = None
     ) -> ImaginedFutures:
-        """Imagine `num_frames` frames after images `first` (camera -> uint8 `[b h w 3]`), one sentence each.
+        """Imagine `num_frames` frames after images `first` (camera -> uint8 `[b h w 3]`), one text each.
 
-        With the robot's `states` `[b 16]` the model's own trajectory says where the arm is in every frame; a model that
-        was only pretrained goes without.
+        With the robot's `states` `[b 16]` the model's own trajectory shows where the arm is in every frame. A model
+        that was only pretrained goes without.
         """
         import torch
 
@@ -102,7 +100,7 @@ class Imagination:
 
         release = self.parts.release
         seen = None if states is None or not release.model.acts else states[:, None]
-        context = self.read_context({name: frames[:, None] for name, frames in first.items()}, sentences, seen)
+        context = self.read_context({name: frames[:, None] for name, frames in first.items()}, texts, seen)
         step = 0 if seen is None else release.frame_step
         with torch.inference_mode():
             predicted = imagine_frames(

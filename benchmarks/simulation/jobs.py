@@ -24,6 +24,7 @@ from ...errors import ConfigError, DataError
 from ...gr_model.act.opening import open_policy
 from .control import make_control
 from .episodes import as_record, asking_period, last_step, run_chain
+from .fit import check_fit
 from .suite import Suite
 from .videos import Video
 
@@ -72,7 +73,11 @@ class Job:
 
 
 def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder: Path) -> list[dict[str, Any]]:
-    """Run test episodes in this process and return their records; close simulator and policies."""
+    """Run test episodes in this process and return their records; close simulator and policies.
+
+    Raises:
+        PolicyError: the policy was trained on another robot.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -87,6 +92,7 @@ def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder
                 chunking=chunking, latency=latency,
             )  # fmt: skip
             with closing(policy):
+                check_fit(policy, suite.simulator)
                 records += [_run_job(evaluation, suite, policy, job, videos, folder) for job in mine]
     return records
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ...contracts import ActionTrajectory, Chunking, JointTrajectory, Observation, Policy, SignalTrajectory, Trajectory
+from ...embodiment import Embodiment
 from ...errors import PolicyError
 from .remote import RemotePolicy
 
@@ -138,6 +139,8 @@ class CheckedPolicy:
         self.policy, self.source = policy, source
         self.executed_steps = int(getattr(policy, "executed_steps", executed_steps))
         self.uses_images = bool(getattr(policy, "uses_images", True))
+        trained = getattr(policy, "embodiment", None)
+        self.embodiment = trained if isinstance(trained, Embodiment) else None
 
     def reset(self) -> None:
         """Begin an episode or sub-task."""

@@ -88,7 +88,7 @@ def first_model(
 
 
 def _adapted(model: WorldModel, options: HeadOptions, robot: Embodiment) -> WorldModel:
-    """Return the model for a robot and with the chosen head; what depends on either and differs begins anew."""
+    """Return the model for a robot and with the chosen head; what depends on either and differs begins again."""
     wanted = replace(model.config, head=options.apply(model.config.head), embodiment=robot)
     if wanted == model.config:
         return model.train()
@@ -99,4 +99,5 @@ def _adapted(model: WorldModel, options: HeadOptions, robot: Embodiment) -> Worl
         if name in weights and weights[name].shape == value.shape and (same_head or not name.startswith("head.")):
             weights[name] = value
     adapted.load_state_dict(weights)
+    adapted.acts = model.acts
     return adapted.train()
