@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..contracts import Array, Policy
 from ..data_pipeline.video.reader import write_video
+from ..embodiment import TOOL_ARM
 from ..errors import ConfigError
 from ..gr_model.act.opening import open_policy
 from .calvin.suite import CalvinSuite, ControlMode
@@ -85,7 +86,8 @@ def rollout(
     with closing(CalvinSuite(PlayTable(scene, camera=camera, render_mode=None, window=window), seed=seed)) as suite:
         expert = partial(suite.expert, control, executed_steps)
         source = "pretrained" if pretrained else policy
-        with closing(open_policy(source, executed_steps=executed_steps, expert=expert)) as actor:
+        opened = open_policy(source, executed_steps=executed_steps, expert=expert, embodiment=TOOL_ARM)
+        with closing(opened) as actor:
             results, total = _act_out(suite, actor, names, control, video, executed_steps, max_steps)
         control_hz = suite.simulator.control_hz
     if video is not None:

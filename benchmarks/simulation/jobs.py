@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ...contracts import Policy
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_bytes
+from ...embodiment import TOOL_ARM
 from ...errors import ConfigError, DataError
 from ...gr_model.act.opening import open_policy
 from .control import make_control
@@ -77,7 +78,8 @@ def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder
         for control, mine in groupby(jobs, key=lambda job: job.control):
             steps = evaluation.executed_steps
             expert = partial(suite.expert, control, steps)
-            with closing(open_policy(evaluation.policy, executed_steps=steps, expert=expert)) as policy:
+            opened = open_policy(evaluation.policy, executed_steps=steps, expert=expert, embodiment=TOOL_ARM)
+            with closing(opened) as policy:
                 records += [_run_job(evaluation, suite, policy, job, videos, folder) for job in mine]
     return records
 
