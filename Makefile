@@ -47,7 +47,7 @@ format: venv  ## rewrite the formatting, fix what lint can fix
 docs: venv  ## rewrite the list of modules in docs/architecture.md
 	$(BIN)/python docs/file_map.py
 
-reproduce: venv  ## the reference run: the results of the README, with its report, in runs/reproduce
+reproduce: venv  ## the reference run of docs/results.md, with its report, in runs/reproduce
 	$(BIN)/gr2 demo --preset reference --out runs/reproduce
 
 ship: venv  ## put the encoders and the policy of the reference run into the package

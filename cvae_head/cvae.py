@@ -8,6 +8,8 @@ of all motions.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -170,6 +172,16 @@ class CVAEHead(TrajectoryHead):
             losses["prior_loss"] = self._flow_loss(condition, z.detach())
             total = total + losses["prior_loss"]
         return {"action_loss": total, **losses}
+
+    def warning(self, losses: Mapping[str, float]) -> str:
+        """Name the collapsed posterior."""
+        if losses.get("kl", math.inf) >= COLLAPSED_KL:
+            return ""
+        return (
+            f"cvae head: posterior collapse: the KL is {losses['kl']:.2g} nats, expected {COLLAPSED_KL} or more; the "
+            "latent says nothing and a chunk is the mean of all motions: lower --head.kl-weight, or set "
+            "--head.free-bits."
+        )
 
     def _gaussian(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         assert self.prior is not None

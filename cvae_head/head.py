@@ -7,6 +7,7 @@ or 1 in training and the probability of 1 when a head answers. The model owns th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +100,10 @@ class TrajectoryHead(nn.Module, ABC):
             present: True = keep; a column that is absent in the embodiment of a sample has any value in the answer, and
                 must not change the others. None keeps all.
         """
+
+    def warning(self, losses: Mapping[str, float]) -> str:
+        """Return what is wrong with a head whose mean losses over some steps are these; empty where nothing is."""
+        return ""
 
     def signed(self, target: Float[Tensor, "b k c"]) -> Float[Tensor, "b k c"]:
         """Turn binary columns from 0 and 1 into -1 and 1, for heads that treat all columns alike."""

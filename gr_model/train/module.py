@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -52,7 +53,7 @@ class TrainingModule(L.LightningModule):
         self.last_metrics: dict[str, float] = {}
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._interval = (0, 0.0)
-        self._stopping = False
+        self._stopping = self._warned = False
         self._whole: list[WholePass] = []  # in a list, so that its weights are not registered twice
         self._gathered: dict[str, Tensor] | None = None
         if config.gradient_checkpointing is not None:
@@ -221,6 +222,16 @@ class TrainingModule(L.LightningModule):
         metrics["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._interval, self._sums = (step, now), {}
         self._write(step, metrics)
+        self._warn(step, metrics)
+
+    def _warn(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Warn once of a head that has gone wrong; early in training a head may still find its way."""
+        if step < self.steps // 2 or self._warned or not self.trainer.is_global_zero:
+            return
+        losses = {name.removeprefix("train/"): value for name, value in metrics.items()}
+        if warning := self.model.head.warning(losses):
+            self._warned = True
+            warnings.warn(f"step {step}: {warning}", stacklevel=2)
 
     def cost(self) -> StepCost:
         """Return what a sequence costs on average over the steps with and without frames."""

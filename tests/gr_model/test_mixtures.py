@@ -182,7 +182,7 @@ def test_configurations_of_one_robot_and_of_several_are_read() -> None:
     config = mixture_config()
     values = json.loads(json.dumps(asdict(config)))
     assert config_from_dict(values) == config
-    old = {name: value for name, value in json.loads(json.dumps(asdict(small_config()))).items()}
+    old = json.loads(json.dumps(asdict(small_config())))
     old["embodiment"] = old.pop("embodiments")[0]
     assert config_from_dict(old) == small_config()
     with pytest.raises(CheckpointError, match="different names"):
@@ -229,8 +229,8 @@ def test_two_robots_train_one_model_that_acts_for_each(tmp_path: Path) -> None:
     finetune(FinetuneOptions(tokens=folders[1:], out=tmp_path / "more", init=out, **STEPS))
     before, after = (load_release(folder).model.get_statistics() for folder in (out, tmp_path / "more"))
     assert after.row(0) == before.row(0) and after.row(1) != before.row(1)
+    third = write_tokens(tmp_path / "so101", SO101, 4)
     with pytest.raises(ConfigError, match=r"finetuned for tool_arm and six_joints, got data of so101"):
-        third = write_tokens(tmp_path / "so101", SO101, 4)
         finetune(FinetuneOptions(tokens=[str(third)], out=tmp_path / "no", init=out, **STEPS))
 
 

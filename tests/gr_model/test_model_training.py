@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,16 @@ def test_log_survives_a_resume(tmp_path: Path) -> None:
     rows = read_rows(tmp_path / "metrics.csv")
     assert [row["train/loss"] for row in rows] == ["2", "1", "0.25"]
     assert [row["val/token_accuracy"] for row in rows] == ["", "0.5", ""]
+
+
+@pytest.mark.parametrize(("border", "count"), [(1e9, 1), (1e-9, 0)])
+def test_a_collapsed_posterior_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, border: float, count: int
+) -> None:
+    monkeypatch.setattr("gr2.cvae_head.cvae.COLLAPSED_KL", border)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(tmp_path, steps=4)
+    messages = [str(w.message) for w in caught if "posterior collapse" in str(w.message)]
+    assert len(messages) == count
+    assert all(m.startswith("step 2: cvae head: ") and "--head.kl-weight" in m for m in messages)
