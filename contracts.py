@@ -44,7 +44,7 @@ class VideoClip:
 
     frames: uint8 `[f h w 3]`, RGB.
     fps: frames a second.
-    caption: sentence, empty where there is none.
+    caption: what happens in it, empty where there is none.
     source: where the clip came from (file, dataset, time window).
     """
 
@@ -59,12 +59,12 @@ class VideoClip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """A robot episode: images, states, actions and its sentence.
+    """A robot episode: images, states, actions and its instruction.
 
     images: camera name -> uint8 `[f h w 3]`; image i belongs to step `i * frame_stride`.
     states: float32 `[t s]`, s = `STATE_DIM` for our own recordings.
     actions: float32 `[t a]`, a = `ACTION_DIM`: the pose commanded at that step, robot base frame.
-    instruction: sentence, empty for play without labels.
+    instruction: what the robot is to do, empty for play without labels.
     control_hz: steps a second.
     """
 
@@ -217,9 +217,10 @@ class Policy(Protocol):
 
     executed_steps: poses of a trajectory to be executed before the next call of `act`.
 
-    A policy may have two more members, which are looked up and may be absent:
+    A policy may have three more members, which are looked up and may be absent:
     `act_together(policies, observations) -> list[Trajectory]` lets policies of one kind, this one among them, act
-    in one go; `uses_images = False` spares drawing the images of its observations.
+    in one go; `uses_images = False` spares drawing the images of its observations; `embodiment` is the robot that it
+    was trained on, which simulators compare with their own.
     """
 
     executed_steps: int

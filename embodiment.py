@@ -70,8 +70,8 @@ class Signal:
     unit: of the stored numbers; None is the usual one of the kind, empty is unknown where the kind has a usual one. A
         gripper without a unit is 0 closed to 1 open; others are `closing` or `as stored`.
     rotation: how a rotation is stored, see `rotation_width`; empty for others.
-    binary: a gripper that is only open (1) or closed (0); None where only the data can tell, which they do when tokens
-        are written.
+    binary: a gripper that is only open (1) or closed (0); None where only the data can show it, which
+        they do when tokens are written.
     reference: what an action is counted from; states are absolute.
     parts: a name for each number, such as the joints'; may be empty.
 
@@ -120,11 +120,11 @@ class Signal:
 
     @property
     def is_opening(self) -> bool:
-        """Tell whether this is a gripper of 0 closed to 1 open."""
+        """Return whether this is a gripper of 0 closed to 1 open."""
         return self.kind == "gripper" and not self.unit
 
     def unknown(self, is_action: bool) -> list[str]:
-        """Say what is not known of the numbers, in words for people; empty where all is."""
+        """Return what is not known of the numbers, in words for people; empty where all is."""
         found = ["what the numbers are"] if self.kind == "other" else []
         angles = self.kind == "rotation" and self.width == 3
         if self.unit == AS_STORED:
@@ -249,16 +249,19 @@ class Embodiment:
             ) from error
 
     def differences(self, other: Embodiment) -> list[str]:
-        """Say in what `other` departs from this one, most telling first; names of robots and parts do not count."""
-        found = []
-        for role, ours, theirs in (("state", self.state, other.state), ("action", self.action, other.action)):
-            found += _signal_differences(role, ours, theirs)
+        """Return how `other` departs from this one, most telling first; names of robots and parts do not count."""
+        found = self.signal_differences(other)
         missing = [name for name in self.cameras if name not in other.cameras]
         added = [name for name in other.cameras if name not in self.cameras]
         found += [f"camera {name} is missing" for name in missing] + [f"camera {name} is new" for name in added]
         if not math.isclose(self.control_hz, other.control_hz, rel_tol=1e-3):
             found.append(f"{other.control_hz:g} Hz in place of {self.control_hz:g} Hz")
         return found
+
+    def signal_differences(self, other: Embodiment) -> list[str]:
+        """Return how the state and action signals of `other` depart from these; empty where they agree."""
+        state = _signal_differences("state", self.state, other.state)
+        return state + _signal_differences("action", self.action, other.action)
 
 
 def fitting(known: Sequence[Embodiment], robot: Embodiment) -> list[int]:

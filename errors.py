@@ -1,4 +1,4 @@
-"""The exception tree. Every message says what happened, what was expected, what was got, and what to do."""
+"""The exception tree. Every message states what happened, what was expected, what was got, and what to do."""
 
 
 class Gr2Error(Exception):

@@ -132,7 +132,7 @@ class Attention(nn.Module):
             q = self._split(F.linear(x[:, queries], weight[:d], bias[:d]), 1)[0]
             pairs = self._split(F.linear(x, weight[d:], bias[d:]), 2)
         if past is not None:
-            assert mask is not None, "the mask says how many positions there are"
+            assert mask is not None, "the mask gives how many positions there are"
             stop = mask.shape[-1]
             past[:, :, :, stop - x.shape[1] : stop] = pairs
             pairs = past[:, :, :, :stop]

@@ -1,7 +1,7 @@
 """The whole chain as one command: record, shards, tokens, pretrain, finetune with corrections, act, imagine, report.
 
 Each stage is a sub-command of its own; here they are run one after another in one folder. Finished stages are
-skipped, a stopped one goes on where it was.
+skipped, a stopped one resumes where it was.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def demo(
     num_workers: int = 2,
     seed: int = 0,
 ) -> Path:
-    """Run the whole chain, from recording demonstrations to the report; run it again to go on where it stopped.
+    """Run the whole chain, from recording demonstrations to the report; run it again to resume where it stopped.
 
     Args:
         out: folder of the run.
@@ -306,7 +306,7 @@ def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed
 
 
 def journal_report(journal: _Journal, out: Path, write_report: Callable[..., Path]) -> Path:
-    """Write the report; it is cheap and made anew each time."""
+    """Write the report; it is cheap and made again each time."""
     journal.number += 1
     print(f"\n[{journal.number}/{journal.stages}] report: gr2 report --run {out}", flush=True)
     return write_report(run=out)

@@ -1,4 +1,4 @@
-"""Say what this machine has, lacks, and how to fix it: `gr2 doctor`."""
+"""Report what this machine has, lacks, and how to fix it: `gr2 doctor`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ REMEDIES: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One check: `state` is "ok", "warning" or "missing" (needed and absent); `fix` says how to fix it."""
+    """One check: `state` is "ok", "warning" or "missing" (needed and absent); `fix` states how to fix it."""
 
     name: str
     state: str

@@ -22,7 +22,7 @@ FRAMES, SIZE = 8, 64
 
 
 def begin(name: str) -> None:
-    """Announce a check, so that a crash can be told from a check that was never reached."""
+    """Announce a check, so that a crash can be distinguished from a check that was never reached."""
     print(json.dumps({"name": name, "state": "begun", "detail": ""}), flush=True)
 
 

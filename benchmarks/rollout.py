@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from ..contracts import Array, Policy
 from ..data_pipeline.video.reader import write_video
-from ..embodiment import TOOL_ARM
 from ..errors import ConfigError
 from ..gr_model.act.opening import open_policy
 from .calvin.suite import CalvinSuite, ControlMode
@@ -24,6 +23,7 @@ from .playtable.environment import PlayTable
 from .playtable.tasks import task
 from .simulation.control import make_control
 from .simulation.episodes import TaskResult, run_task
+from .simulation.fit import check_fit, embodiment_of
 from .simulation.simulator import Simulator
 from .simulation.suite import Suite
 
@@ -77,6 +77,7 @@ def rollout(
 
     Raises:
         ConfigError: neither or both of `pretrained` and `policy`.
+        PolicyError: the policy was trained on another robot.
     """
     if pretrained == bool(policy):
         raise ConfigError("rollout: expected either --pretrained or --policy FOLDER; give one of them.")
@@ -86,8 +87,11 @@ def rollout(
     with closing(CalvinSuite(PlayTable(scene, camera=camera, render_mode=None, window=window), seed=seed)) as suite:
         expert = partial(suite.expert, control, executed_steps)
         source = "pretrained" if pretrained else policy
-        opened = open_policy(source, executed_steps=executed_steps, expert=expert, embodiment=TOOL_ARM)
+        opened = open_policy(
+            source, executed_steps=executed_steps, expert=expert, embodiment=embodiment_of(suite.simulator)
+        )
         with closing(opened) as actor:
+            check_fit(actor, suite.simulator)
             results, total = _act_out(suite, actor, names, control, video, executed_steps, max_steps)
         control_hz = suite.simulator.control_hz
     if video is not None:

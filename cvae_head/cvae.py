@@ -1,8 +1,8 @@
-"""The conditional variational auto-encoder of GR-2: a latent says which of several motions a chunk is.
+"""The conditional variational auto-encoder of GR-2: a latent selects which of several motions a chunk is.
 
 Training: an encoder reads the true chunk and gives a posterior over a latent z; the decoder rebuilds the chunk from z
-and the condition. Acting: z is drawn from the prior, N(0, I) as published or learned from the condition, or is its
-mean. With a KL weight so large that the posterior collapses onto the prior, z says nothing and a chunk is the average
+and the condition. Acting: z is sampled from the prior, N(0, I) as published or learned from the condition, or is its
+mean. With a KL weight so large that the posterior collapses onto the prior, z means nothing and a chunk is the average
 of all motions.
 """
 
@@ -39,7 +39,7 @@ class CVAEConfig:
     latent_dim: size of z.
     network: "blocks" for transformer blocks over the chunk, "mlp" for the cheap head.
     prior: of z when acting; a learned one is trained beside the auto-encoder.
-    sample_latent: whether an answer draws z from the prior; otherwise it takes the prior's mean.
+    sample_latent: whether an answer samples z from the prior; otherwise it takes the prior's mean.
     pose_norm: how continuous columns are compared.
     pose_weight, gripper_weight, kl_weight: factors of the losses of continuous columns, of binary ones, and of the KL.
     kl_warmup: steps over which the KL weight rises from 0.
@@ -148,7 +148,7 @@ class CVAEHead(TrajectoryHead):
         *,
         step: int | None = None,
     ) -> dict[str, Tensor]:
-        """Encode the true chunk, draw z, rebuild, compare.
+        """Encode the true chunk, sample z, rebuild, compare.
 
         Returns:
             Scalars `action_loss` (weighted sum), `continuous_loss`, `binary_loss` [nats], `kl` [nats] and, with a
@@ -179,7 +179,7 @@ class CVAEHead(TrajectoryHead):
             return ""
         return (
             f"cvae head: posterior collapse: the KL is {losses['kl']:.2g} nats, expected {COLLAPSED_KL} or more; the "
-            "latent says nothing and a chunk is the mean of all motions: lower --head.kl-weight, or set "
+            "latent means nothing and a chunk is the mean of all motions: lower --head.kl-weight, or set "
             "--head.free-bits."
         )
 
@@ -197,7 +197,7 @@ class CVAEHead(TrajectoryHead):
         return (velocity - (z - noise)).square().mean()
 
     def latent(self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"]) -> Float[Tensor, "b z"]:
-        """Turn standard normal numbers into a draw from the prior; zeros into its mean (flow: a typical latent)."""
+        """Turn standard normal numbers into a sample from the prior; zeros into its mean (flow: a typical latent)."""
         if self.prior is None:
             return noise
         if self.config.prior == "gaussian":

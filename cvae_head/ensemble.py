@@ -1,4 +1,4 @@
-"""Temporal ensembling: average what overlapping trajectories say about the same instant."""
+"""Temporal ensembling: average what overlapping trajectories predict for the same instant."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def mean_quaternion(quaternions: Array, weights: Array) -> Array:
 
 
 class TemporalEnsemble:
-    """Keep recent trajectories and blend each new one with what they say about the same instants."""
+    """Keep recent trajectories and blend each new one with what they predict for the same instants."""
 
     def __init__(self, config: EnsembleConfig | None = None) -> None:
         self.config = config or EnsembleConfig()

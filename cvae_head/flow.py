@@ -1,6 +1,6 @@
 """Conditional flow matching: a chunk is carried from noise to data along the velocity that a network has learned.
 
-`x_t = t x_1 + (1 - t) x_0` leads from noise `x_0 ~ N(0, I)` at t = 0 to the chunk `x_1` at t = 1; the network learns
+`x_t = t x_1 + (1 - t) x_0` leads from noise `x_0 ~ N(0, I)` at t = 0 to the chunk `x_1` at t = 1. The network learns
 `x_1 - x_0`. An answer takes a few Euler steps. Unlike a mean, it can follow any of several motions.
 """
 
@@ -19,7 +19,7 @@ from .losses import masked_mean
 from .networks import ChunkDenoiser, Network
 
 _LATEST = 0.999
-"""Times are drawn below it, as in pi0."""
+"""Times are sampled below it, as in pi0."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,7 @@ def head_config_from_dict(values: Mapping[str, Any]) -> HeadConfig:
 
 
 def is_small(config: HeadConfig) -> bool:
-    """Say whether a head is one for two CPU cores: a perceptron, or tokens of a cosine transform."""
+    """Return whether a head is one for two CPU cores: a perceptron, or tokens of a cosine transform."""
     return bool(config.dct) if isinstance(config, TokensConfig) else config.network == "mlp"
 
 

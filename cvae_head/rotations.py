@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .trajectory import _namespace, multiply_quaternions, rotation_vector_to_quaternion
+from .quaternions import _namespace, multiply_quaternions, rotation_vector_to_quaternion
 
 
 def to_quaternion(values: Any, convention: str) -> Any:

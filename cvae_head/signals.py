@@ -1,8 +1,9 @@
 """What a policy learns of an embodiment: features of its state, and chunks of its actions seen from that state.
 
 Every signal has a rule of its own. A commanded position or joint that the state measures under the same name is
-learned as its distance from there, a commanded rotation as the turn from there (a rotation vector); other rotations are
-learned in the continuous 6-D form, whatever their storage; a binary gripper as 0 or 1; all others as they are.
+learned as its distance from there. A commanded rotation is learned as the turn from there, a rotation vector. Other
+rotations are learned in the continuous 6-D form, whatever their storage. A binary gripper is 0 or 1; all others are
+learned as they are.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ from ..contracts import ActionTrajectory, JointTrajectory, SignalTrajectory, Tra
 from ..embodiment import Embodiment, Signal
 from ..errors import ShapeError
 from .head import ChunkShape
-from .rotations import from_quaternion, to_quaternion
-from .trajectory import (
-    GRIPPER_THRESHOLD,
+from .quaternions import (
     _namespace,
     conjugate_quaternion,
     multiply_quaternions,
@@ -28,8 +27,11 @@ from .trajectory import (
     rotation_columns,
     rotation_vector_to_quaternion,
 )
+from .rotations import from_quaternion, to_quaternion
 
 Rule = Literal["distance", "turn", "rotation", "step_turn", "binary", "plain"]
+GRIPPER_THRESHOLD = 0.5
+"""Opening above which a commanded or predicted gripper counts as open."""
 _WIDTHS = {"turn": 3, "rotation": 6, "step_turn": 3}
 
 
@@ -169,9 +171,9 @@ class SignalCoding:
         out, commands = rows.copy(), self.embodiment.state_slices()
         for part in self.parts:
             command = action[..., part.action]
-            told = commands.get(f"{part.signal.name}_command")
-            if told is not None:
-                out[..., told] = command
+            commanded = commands.get(f"{part.signal.name}_command")
+            if commanded is not None:
+                out[..., commanded] = command
             half_way = part.signal.kind == "gripper"
             if part.state is None or (part.rule in ("plain", "step_turn", "rotation") and not half_way):
                 continue

@@ -1,7 +1,7 @@
 """Actions as tokens: each number of a chunk is one of a few bins, and the trunk predicts bin after bin.
 
 The action query takes one position a token. With `dct`, the tokens are the first coefficients of a cosine transform
-along the steps in place of the steps themselves: motions are smooth, so that few of them say it all.
+along the steps, in place of the steps themselves. Motions are smooth, so that few of them hold it all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TokensConfig:
     bins: values of a token.
     dct: coefficients kept of each column, 0 makes every step a token.
     bound: greatest number that a bin stands for, in standard deviations.
-    temperature: of the draws; 0 takes the likeliest bin.
+    temperature: of the sampling; 0 takes the likeliest bin.
 
     Source: RT-1, arXiv 2212.06817, and OpenVLA, arXiv 2406.09246 (256 bins); FAST, arXiv 2501.09747 (cosine transform;
     its byte-pair encoding is left out).
@@ -129,8 +129,8 @@ class TokensHead(TrajectoryHead):
             "action_token_accuracy": masked_mean(right, kept.flatten(1)),
         }
 
-    def draw(self, features: Float[Tensor, "b d"], noise: Float[Tensor, " b"] | None) -> Int[Tensor, " b"]:
-        """Draw the next token: the bin at which the distribution reaches the normal share of the noise.
+    def sample_token(self, features: Float[Tensor, "b d"], noise: Float[Tensor, " b"] | None) -> Int[Tensor, " b"]:
+        """Sample the next token: the bin at which the distribution reaches the normal share of the noise.
 
         Bins are ordered, so that no noise gives the median.
         """
@@ -147,9 +147,9 @@ class TokensHead(TrajectoryHead):
         noise: Float[Tensor, "b z"] | None = None,
         present: Bool[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b k c"]:
-        """Refuse: a token follows from those before it, so `WorldModel.act` draws them one by one.
+        """Refuse: a token follows from those before it, so `WorldModel.act` samples them one by one.
 
         Raises:
             ConfigError: always.
         """
-        raise ConfigError("TokensHead.sample: tokens are drawn through the trunk, position by position; call act.")
+        raise ConfigError("TokensHead.sample: tokens are sampled through the trunk, position by position; call act.")

@@ -24,7 +24,7 @@ def tool_arm(*, cameras: Iterable[str], control_hz: float) -> Embodiment:
 
 
 def has_tool_arm_widths(state_width: int, action_width: int) -> bool:
-    """Tell whether steps are as wide as those of `TOOL_ARM`."""
+    """Return whether steps are as wide as those of `TOOL_ARM`."""
     return (state_width, action_width) == (TOOL_ARM.state_dim, TOOL_ARM.action_dim)
 
 
@@ -33,7 +33,7 @@ def kept_embodiment(
 ) -> Embodiment | None:
     """Return the embodiment that the JSON of a sample keeps; None for video alone.
 
-    A sample of gr2 0.1.0 keeps none: steps of 16 and 8 numbers are `TOOL_ARM`, of others its facts tell what is known.
+    A sample of gr2 0.1.0 keeps none: steps of 16 and 8 numbers are `TOOL_ARM`, of others its facts state what is known.
 
     Raises:
         DataError: the embodiment is broken, or is not as wide as the steps.
@@ -62,10 +62,10 @@ def kept_embodiment(
 def unnamed_embodiment(
     facts: Mapping[str, Any], *, cameras: Sequence[str], states: Array, actions: Array, control_hz: float
 ) -> Embodiment:
-    """Return what the facts of a record tell of its steps `[t s]` and `[t a]`, the rest unknown."""
-    told = {name: facts[name] for name in ("gripper", "action_kind", "state_gripper") if name in facts}
+    """Return what the facts of a record state about its steps `[t s]` and `[t a]`, the rest unknown."""
+    known = {name: facts[name] for name in ("gripper", "action_kind", "state_gripper") if name in facts}
     try:
-        spec = EpisodeSpec(cameras={name: name for name in cameras}, states=("state",), actions=("action",), **told)
+        spec = EpisodeSpec(cameras={name: name for name in cameras}, states=("state",), actions=("action",), **known)
     except ConfigError:  # facts that no reader of ours wrote
         spec = EpisodeSpec(cameras={}, states=("state",), actions=("action",))
     robot = str(facts.get("robot") or facts.get("dataset") or "unknown")
@@ -134,7 +134,7 @@ class EmbodimentTally:
         return [{"embodiment": e.to_dict(), "moving": sorted(map(list, moving))} for e, moving in pairs]
 
     def result(self) -> list[Embodiment]:
-        """Return the embodiments in the order in which they were seen, their grippers told from the numbers."""
+        """Return the embodiments in the order in which they were seen, their grippers inferred from the numbers."""
         return [_settled(e, moving) for e, moving in zip(self._found, self._moving, strict=True)]
 
     def _place(self, embodiment: Embodiment, cameras: Sequence[str]) -> int:
@@ -191,7 +191,9 @@ def _joined(one: Embodiment, other: Embodiment) -> Embodiment:
 
 
 def _settled(embodiment: Embodiment, moving: Collection[tuple[str, str]]) -> Embodiment:
-    def told(role: str, signals: tuple[Signal, ...]) -> tuple[Signal, ...]:
+    def completed(role: str, signals: tuple[Signal, ...]) -> tuple[Signal, ...]:
         return tuple(replace(s, binary=(role, s.name) not in moving) if s.binary is None else s for s in signals)
 
-    return replace(embodiment, state=told("state", embodiment.state), action=told("action", embodiment.action))
+    return replace(
+        embodiment, state=completed("state", embodiment.state), action=completed("action", embodiment.action)
+    )

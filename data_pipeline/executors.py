@@ -29,7 +29,7 @@ _PARENT_CHECK_S = 1.0
 
 
 def _follow_parent(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end this process when the parent is gone (killed, say)."""
+    """Leave Ctrl-C to the parent, and end this process when the parent is gone (killed, for instance)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -127,7 +127,7 @@ def run_tasks(
 ) -> list[TaskFailure]:
     """Call `function` on every item, in any order, and try those that fail again.
 
-    A `Gr2Error` says what to fix, so its task is not tried again; anything else is (a disk that did not answer, a
+    A `Gr2Error` states what to fix, so its task is not tried again; anything else is (a disk that did not answer, a
     worker that was killed).
 
     Args:
@@ -162,7 +162,7 @@ def _attempt(
             try:
                 function(item)
             except ConfigError:
-                raise  # every task would say the same
+                raise  # every task would fail alike
             except Exception as error:
                 yield TaskFailure(item=item, error=error)
             else:
@@ -219,7 +219,7 @@ def ray_cluster(
         if not os.environ.get("RAY_ADDRESS"):
             options |= {"num_cpus": num_workers, "include_dashboard": False}
         ray.init(**options)
-    # retries are run_tasks's: it counts them and says which shards failed
+    # retries are run_tasks's: it counts them and states which shards failed
     remote: Any = ray.remote(max_retries=0, num_gpus=num_gpus)(_call)
     stored: dict[int, Any] = {}
 
@@ -264,6 +264,6 @@ def _plain_errors(answer: Future[Result]) -> Future[Result]:
 def _died(error: BaseException) -> WorkerDied:
     return WorkerDied(
         "a worker process ended without an answer (killed, out of memory, or ended by what it ran); what is finished "
-        f"is kept: run the same command again to go on, with fewer workers where memory is short "
+        f"is kept: run the same command again to resume, with fewer workers where memory is short "
         f"({type(error).__name__})."
     )

@@ -18,7 +18,7 @@ Location = Path | str
 
 
 def is_url(location: Location) -> bool:
-    """Tell a URL from a path."""
+    """Distinguish a URL from a path."""
     return isinstance(location, str) and "://" in location and not location.startswith("file://")
 
 

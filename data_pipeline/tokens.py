@@ -1,14 +1,14 @@
-"""The last stage: video shards -> token shards. Each image is encoded once, each sentence once.
+"""The last stage: video shards -> token shards. Each image is encoded once, each text once.
 
-Video shard i becomes token shard i, so a killed run goes on with the first shard that is missing.
+Video shard i becomes token shard i, so a killed run resumes with the first shard that is missing.
 
     {key}.codes.{camera}.npy   smallest unsigned integer that holds the codebook, [f n]
     {key}.states.npy           float32 [t s]      } where the video shard has them, cut to the window
     {key}.actions.npy          float32 [t a]      }
     {key}.json                 caption, fps, frame_stride, control_hz, cameras, num_frames, video (its key),
                                embodiment (where there are states and actions)
-    texts.safetensors          features float32 [sentences l d], mask bool [sentences l]
-    columns/                   what a loader must know of every episode, and the sentences
+    texts.safetensors          features float32 [texts l d], mask bool [texts l]
+    columns/                   what a loader must know of every episode, and the texts
     manifest.json              `embodiments` of the episodes, in the order of the column `embodiment`
 """
 
@@ -44,7 +44,7 @@ EncodeImages = Callable[[Array], Array]
 """uint8 `[f h w 3]` -> integer codes `[f n]`."""
 
 EncodeTexts = Callable[[list[str]], tuple[Array, Array]]
-"""Sentences -> features float32 `[b l d]`, mask bool `[b l]`."""
+"""Texts -> features float32 `[b l d]`, mask bool `[b l]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +76,16 @@ def write_token_shards(
     num_gpus: int = 0,
     overwrite: bool = False,
 ) -> Mapping[str, Any]:
-    """Encode every image and sentence of video shards.
+    """Encode every image and text of video shards.
 
     Args:
         shards: folder, URL or pattern of video shards.
         out: folder of the token shards.
         encode_images: frozen image tokenizer; gets up to 256 frames of `image_size` at a time.
-        encode_texts: frozen text encoder; every different sentence is encoded once, the empty one too. None keeps the
-            sentences alone, for corpora whose features would not fit.
+        encode_texts: frozen text encoder; every different text is encoded once, the empty one too. None keeps the
+            texts alone, for corpora whose features would not fit.
         tokenizer_facts: JSON values that identify the tokenizers; `codebook_size` and `grid` (rows, columns)
-            are needed, `sha256` of the weights tells equal ones from different ones.
+            are needed, `sha256` of the weights distinguishes equal ones from different ones.
         image_size: height and width [px]; images are resized by area, not cropped.
         target_fps: keep every m-th frame, so that about this many frames a second remain; None keeps all.
         executor: `local` encodes in this process, `ray` one shard in each worker.
@@ -129,31 +129,31 @@ def finish_token_shards(
     facts: Mapping[str, Any],
     encode_texts: EncodeTexts | None,
 ) -> Mapping[str, Any]:
-    """Encode the sentences of finished shards, write the columns of all episodes, and the manifest."""
+    """Encode the texts of finished shards, write the columns of all episodes, and the manifest."""
     written = [out / name for name in names]
     notes = [read_index(shard)["note"] for shard in written]
-    sentences = sorted({sentence for note in notes for sentence in note["sentences"]})
+    texts = sorted({text for note in notes for text in note["sentences"]})
     embodiments = EmbodimentTally()
     embodiment_ids = [embodiments.join(note.get("embodiments", ())) for note in notes]
     if encode_texts is not None:
-        _write_texts(out, sentences, encode_texts)
-    columns = token_columns(written, {sentence: i for i, sentence in enumerate(sentences)}, embodiment_ids)
+        _write_texts(out, texts, encode_texts)
+    columns = token_columns(written, {text: i for i, text in enumerate(texts)}, embodiment_ids)
     result = {
         "shards": list(names),
         "tokenizer": dict(facts),
-        "num_texts": len(sentences),
+        "num_texts": len(texts),
         "cameras": list(dict.fromkeys(camera for note in notes for camera in note.get("cameras", ()))),
         "embodiments": [embodiment.to_dict() for embodiment in embodiments.result()],
-        "columns": write_columns(out, columns | _sentence_columns(sentences)),
+        "columns": write_columns(out, columns | _text_columns(texts)),
     }
     manifest = finish_stage(out, STAGE, parameters, tally, result)
-    print(f"{out}: {tally.sentence()}; {len(sentences)} sentences")
+    print(f"{out}: {tally.summary()}; {len(texts)} texts")
     return manifest
 
 
-def _sentence_columns(sentences: Sequence[str]) -> dict[str, Array]:
-    encoded = [sentence.encode() for sentence in sentences]
-    ends = np.cumsum([len(sentence) for sentence in encoded], dtype=np.int64)
+def _text_columns(texts: Sequence[str]) -> dict[str, Array]:
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
     return {"sentence_bytes": np.frombuffer(b"".join(encoded), np.uint8), "sentence_ends": ends}
 
 
@@ -230,7 +230,7 @@ def _write_shard(
     facts: Mapping[str, Any],
     decoders: Executor,
 ) -> None:
-    tally, sentences, embodiments = Tally(), dict[str, int](), EmbodimentTally()
+    tally, texts, embodiments = Tally(), dict[str, int](), EmbodimentTally()
     cameras: dict[str, None] = {}
     total = len(read_index(task.source)["samples"])
     progress = tqdm(total=total, desc=f"shard {task.number}", unit="clip", leave=False)
@@ -244,7 +244,7 @@ def _write_shard(
                 members = {f"codes.{camera}.npy": array_bytes(next(codes)) for camera in window.images}
                 members.update(window.members)
                 members["json"] = json.dumps(window.description, ensure_ascii=False).encode()
-                text = sentences.setdefault(window.description["caption"], len(sentences))
+                text = texts.setdefault(window.description["caption"], len(texts))
                 cameras |= dict.fromkeys(window.images)
                 writer.write(window.key, members, _row(window, text, facts, embodiments))
             for sample in group:
@@ -253,7 +253,7 @@ def _write_shard(
                     entry = {"key": sample[0].key, "reason": "undecodable", "detail": sample[0].problem}
                     writer.drop(entry)
             progress.update(len(group))
-        note = {"tally": asdict(tally), "sentences": list(sentences)}
+        note = {"tally": asdict(tally), "sentences": list(texts)}
         writer.finish_shard(note | {"cameras": list(cameras), "embodiments": embodiments.to_list()})
 
 
@@ -309,15 +309,15 @@ def _encode(clips: Sequence[Array], encode_images: EncodeImages, facts: Mapping[
     return np.split(codes, np.cumsum([len(clip) for clip in clips])[:-1])
 
 
-def _write_texts(out: Path, sentences: list[str], encode_texts: EncodeTexts) -> None:
+def _write_texts(out: Path, texts: list[str], encode_texts: EncodeTexts) -> None:
     from safetensors.numpy import save
 
-    parts = [encode_texts(sentences[i : i + 256]) for i in range(0, len(sentences), 256)]
+    parts = [encode_texts(texts[i : i + 256]) for i in range(0, len(texts), 256)]
     features = np.concatenate([np.asarray(features, np.float32) for features, _ in parts])
     mask = np.concatenate([np.asarray(mask, bool) for _, mask in parts])
-    if features.ndim != 3 or mask.shape != features.shape[:2] or len(features) != len(sentences):
+    if features.ndim != 3 or mask.shape != features.shape[:2] or len(features) != len(texts):
         raise ConfigError(
-            f"encode_texts: expected features ({len(sentences)}, l, d) and mask ({len(sentences)}, l), got "
+            f"encode_texts: expected features ({len(texts)}, l, d) and mask ({len(texts)}, l), got "
             f"{features.shape} and {mask.shape}; check the text encoder."
         )
     write_bytes(out / "texts.safetensors", save({"features": features, "mask": mask}))

@@ -34,7 +34,7 @@ def _table(title: str, files: list[Path]) -> str:
 
 
 def main(*, check: bool) -> int:
-    """Rewrite the list, or with `check` only say whether it is true; return an exit status."""
+    """Rewrite the list, or with `check` only check whether it is true; return an exit status."""
     page = ROOT / "docs" / "architecture.md"
     text = page.read_text(encoding="utf-8")
     wanted = text.partition(HEADING)[0] + HEADING + "\n" + file_map()
@@ -42,7 +42,7 @@ def main(*, check: bool) -> int:
         return 0
     if check:
         print(
-            "docs/architecture.md: the list of modules is not what the modules say; run `make docs`.",
+            "docs/architecture.md: the list of modules is not what the modules state; run `make docs`.",
             file=sys.stderr,
         )
         return 1

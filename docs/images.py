@@ -33,7 +33,7 @@ def animate(frames: np.ndarray, out: Path, *, width: int, fps: float) -> None:
 
 
 def strips(folder: Path, out: Path, *, episodes: int = 4, columns: int = 8, side: int = 96) -> None:
-    """Draw predicted above real frames of the static camera, one pair of rows for each sentence."""
+    """Draw predicted above real frames of the static camera, one pair of rows for each instruction."""
     rows = [row for row in json.loads((folder / "episodes.json").read_text()) if row["camera"] == "static"][:episodes]
     font, left, title, gap = ImageFont.load_default(13), 78, 22, 10
     height = len(rows) * (title + 2 * side + gap)

@@ -1,4 +1,4 @@
-"""The command line `gr2`: find a command, build its parser, run it, say errors in one sentence."""
+"""The command line `gr2`: find a command, build its parser, run it, print errors in one sentence."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def _data_record() -> Target:
 
 
 def _data_inspect() -> Target:
-    """Say what a dataset holds, what is broken, and what to fix."""
+    """Report what a dataset holds, what is broken, and what to fix."""
     from ..data_pipeline.inspection.inspect import inspect_source
 
     return inspect_source
 
 
 def _data_statistics() -> Target:
-    """Measure states and actions without touching video and say what looks wrong."""
+    """Measure states and actions without touching video and report what looks wrong."""
     from ..data_pipeline.statistics.table import statistics
 
     return statistics
@@ -78,7 +78,7 @@ def _data_report() -> Target:
 
 
 def _data_tokens() -> Target:
-    """Encode the shards' images and sentences into token shards."""
+    """Encode the shards' images and texts into token shards."""
     from .train.tokenizer_stages import tokens
 
     return tokens
@@ -169,7 +169,7 @@ def _benchmark_calvin_speed() -> Target:
 
 
 def _benchmark_data() -> Target:
-    """Time shards, decoding and curation beside webdataset and decord, and say who waits for whom."""
+    """Time shards, decoding and curation beside webdataset and decord, and report who waits for whom."""
     from ..benchmarks.data.run import benchmark
 
     return benchmark

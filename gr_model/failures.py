@@ -1,4 +1,4 @@
-"""What the command line says when a command fails: a sentence and an exit status for what a user can fix."""
+"""What the command line prints when a command fails: a sentence and an exit status for what a user can fix."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def flatten_usage_error(message: str, options: Sequence[str]) -> str:
     """Turn a parser's message into one sentence with a suggestion.
 
     Args:
-        message: What jsonargparse says, possibly over several lines.
+        message: What jsonargparse reports, possibly over several lines.
         options: The command's options, without dashes.
     """
     if unknown := re.search(r"unrecognized arguments: (\S+)", message):

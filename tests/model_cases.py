@@ -12,6 +12,7 @@ from gr2.cvae_head import kinds
 from gr2.gr_model.model.config import CameraSpec, Decoding, ModelConfig
 from gr2.gr_model.model.context import Context
 from gr2.gr_model.model.objectives import read_context, training_losses
+from gr2.gr_model.model.texts import TextTable
 from gr2.gr_model.model.world_model import WorldModel
 
 CAMERAS = ("static", "gripper")
@@ -45,13 +46,12 @@ def make_model(config: ModelConfig, seed: int = 0) -> WorldModel:
     model = WorldModel(config, codebook=torch.randn(config.codebook_size, config.codebook_dim))
     for block in model.gpt.blocks:
         torch.nn.init.normal_(block.attention.qkv.weight, std=0.3)  # type: ignore[union-attr,arg-type]
-    features, mask = make_texts(config)
-    model.set_texts(features, mask)
+    model.set_texts(TextTable(*make_texts(config)))
     return model.eval()
 
 
 def make_texts(config: ModelConfig, count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of sentences of different lengths."""
+    """Features of texts of different lengths."""
     generator = torch.Generator().manual_seed(5)
     features = torch.randn(count, config.text_length, config.text_dim, generator=generator)
     lengths = torch.arange(count) % (config.text_length - 2) + 2

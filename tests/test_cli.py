@@ -173,7 +173,7 @@ def test_help_and_errors_spell_options_with_hyphens(capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["demo", "--workers", "2"], "--workers is now --num-workers."),
         (["data", "record", "--workers=2"], "--workers is now --num-workers."),
@@ -187,9 +187,9 @@ def test_help_and_errors_spell_options_with_hyphens(capsys):
         (["benchmark", "wbc-pick", "--trials", "1"], "gr2 benchmark wbc-pick is now gr2 benchmark wbc pick."),
     ],
 )
-def test_old_spellings_get_one_hint_and_status_2(argv, said, capsys):
+def test_old_spellings_get_one_hint_and_status_2(argv, message, capsys):
     assert main(argv) == 2
-    assert capsys.readouterr().err == f"gr2: {said}\n"
+    assert capsys.readouterr().err == f"gr2: {message}\n"
 
 
 def test_an_old_key_in_the_configuration_file_gets_the_hint(tmp_path, capsys):
@@ -225,7 +225,7 @@ def test_hyphens_in_options_are_underscores():
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["trian"], "unknown command 'trian': did you mean 'train'?"),
         (["data", "cuont"], "unknown command 'data cuont': did you mean 'data count'?"),
@@ -243,10 +243,10 @@ def test_hyphens_in_options_are_underscores():
         (["train", "--config", "absent.yaml"], "absent.yaml"),
     ],
 )
-def test_misspelt_words_get_one_sentence_and_status_2(argv, said, capsys):
+def test_misspelt_words_get_one_sentence_and_status_2(argv, message, capsys):
     assert main(argv, STAND_INS) == 2
     printed = capsys.readouterr()
-    assert said in printed.err
+    assert message in printed.err
     assert printed.err.count("\n") == 1
     assert calls == []
 
@@ -258,7 +258,7 @@ def test_unknown_key_in_the_configuration_file_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "message"),
     [
         (
             DataError("shards: expected 3, got 2;\n  record again."),
@@ -287,11 +287,11 @@ def test_unknown_key_in_the_configuration_file_is_refused(tmp_path, capsys):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_what_a_user_can_fix_is_one_sentence_without_traceback(error, status, said, capsys, monkeypatch):
+def test_what_a_user_can_fix_is_one_sentence_without_traceback(error, status, message, capsys, monkeypatch):
     monkeypatch.delenv("GR2_DEBUG", raising=False)
     assert main(["fail"], (failing(error),)) == status
     printed = capsys.readouterr().err
-    assert said in printed
+    assert message in printed
     assert printed.count("\n") == 1
     with pytest.raises(type(error)):
         main(["fail", "--debug"], (failing(error),))

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from gr2.gr_model.model import presets
+from gr2.gr_model.model.texts import TextTable
 from gr2.gr_model.model.world_model import WorldModel
 from gr2.gr_model.train.loop import train
 from gr2.gr_model.train.module import TrainingModule, evaluate
@@ -26,7 +27,7 @@ from gr2.gr_model.train.recipe import TrainingConfig
 GOLDEN = Path(__file__).parent / "golden" / "tiny_loss.txt"
 HEADER = """\
 # Training loss [nats a code] of each step of `tiny`: one camera, frames alone, float32, one thread.
-# tests/test_golden_curve.py trains it anew and compares; `make golden` rewrites this file.
+# tests/test_golden_curve.py trains it again and compares; `make golden` rewrites this file.
 # step loss
 """
 
@@ -114,7 +115,8 @@ def train_curve(out: Path) -> Curve:
     texts = np.stack([[words[word] for word in ("the", "pattern", "moves", last)] for last in DIRECTIONS])
     torch.manual_seed(0)
     model = WorldModel(presets.tiny(cameras=("static",)), codebook=codebook)
-    model.set_texts(torch.as_tensor(texts, dtype=torch.float32), torch.ones(texts.shape[:2], dtype=torch.bool))
+    mask = torch.ones(texts.shape[:2], dtype=torch.bool)
+    model.set_texts(TextTable(torch.as_tensor(texts, dtype=torch.float32), mask))
     settings = TrainingConfig(with_actions=False, precision="32", learning_rate=3e-3, warmup=10)
     module = TrainingModule(model, settings, steps=STEPS)
     train(module=module, loader=PatternLoader(patterns), validation=[], out=out, batch_size=BATCH, log_every=1)
@@ -146,9 +148,9 @@ def test_the_loss_curve_is_the_golden_one(curve: Curve) -> None:
     kept = read_golden()
     assert len(kept) == len(curve.losses) == STEPS
     first, last = differences(kept, curve.losses)
-    told = "the computation changed; if it was meant to, say so in the commit and run `make golden`"
-    assert first < FIRST_TOLERANCE, f"the first {FIRST} steps differ by {first:.1e}: {told}"
-    assert last < LAST_TOLERANCE, f"the last {LAST} steps differ by {last:.1%}: {told}"
+    advice = "the computation changed; if it was meant to, say so in the commit and run `make golden`"
+    assert first < FIRST_TOLERANCE, f"the first {FIRST} steps differ by {first:.1e}: {advice}"
+    assert last < LAST_TOLERANCE, f"the last {LAST} steps differ by {last:.1%}: {advice}"
 
 
 def test_the_model_reads_caption_and_image(curve: Curve) -> None:

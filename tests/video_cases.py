@@ -1,4 +1,4 @@
-"""Videos of every kind that the decoders must read, made anew for each test."""
+"""Videos of every kind that the decoders must read, made again for each test."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class PerceptualLoss(nn.Module):
                 "Perceptual loss: expected LossConfig.vgg_file, the VGG16 weights on this machine, got "
                 "none; give the file or set perceptual to 0."
             )
-        with torch.device("meta"):  # the file fills the network, so drawing random weights is wasted
+        with torch.device("meta"):  # the file fills the network, so sampling random weights is wasted
             self.features = _vgg16_features()
         state = {k.removeprefix("features."): v for k, v in read_state_dict(vgg_file).items()}
         known = {k: v for k, v in state.items() if k in self.features.state_dict()}

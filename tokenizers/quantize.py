@@ -138,10 +138,10 @@ class CodebookAverage(nn.Module):
         generator: torch.Generator,
         iterations: int = 8,
     ) -> None:
-        """Place the codebook on `latents` with k-means, starting from latents drawn at random."""
+        """Place the codebook on `latents` with k-means, starting from sampled latents."""
         size = quantizer.embedding.num_embeddings
         codebook = quantizer.embedding.weight
-        codebook.copy_(_draw(latents, size, generator))
+        codebook.copy_(_sample(latents, size, generator))
         for _ in range(iterations):
             counts, sums = self._gather(latents, quantizer.nearest(latents))
             used = counts > 0
@@ -158,7 +158,7 @@ class CodebookAverage(nn.Module):
         *,
         revive_with: torch.Generator | None,
     ) -> int:
-        """Move the codebook towards the latents; return how many dead codes were put onto drawn latents.
+        """Move the codebook towards the latents; return how many dead codes were put onto sampled latents.
 
         Without a generator in `revive_with` dead codes are left alone.
         """
@@ -169,7 +169,7 @@ class CodebookAverage(nn.Module):
         if revive_with is not None:
             dead = self._take_dead(len(latents))
             revived = len(dead)
-            self.sums[dead] = _draw(latents, revived, generator=revive_with) * self.uses[dead, None]
+            self.sums[dead] = _sample(latents, revived, generator=revive_with) * self.uses[dead, None]
         quantizer.embedding.weight.copy_(self.sums / self.uses.clamp_min(1e-5)[:, None])
         return revived
 
@@ -181,13 +181,13 @@ class CodebookAverage(nn.Module):
         codes: Int[Tensor, " m"],
         generator: torch.Generator,
     ) -> int:
-        """Put dead codes of a codebook that is learnt by gradient onto drawn latents; return how many.
+        """Put dead codes of a codebook that is learnt by gradient onto sampled latents; return how many.
 
         All other codebook vectors stay as they are.
         """
         self.uses.lerp_(self._gather(latents, codes)[0], 1.0 - self.decay)
         dead = self._take_dead(len(latents))
-        quantizer.embedding.weight[dead] = _draw(latents, len(dead), generator).to(quantizer.embedding.weight)
+        quantizer.embedding.weight[dead] = _sample(latents, len(dead), generator).to(quantizer.embedding.weight)
         return len(dead)
 
     def _take_dead(self, num_latents: int) -> Int[Tensor, " dead"]:
@@ -204,8 +204,8 @@ class CodebookAverage(nn.Module):
         return counts, sums
 
 
-def _draw(latents: Float[Tensor, "m d"], count: int, generator: torch.Generator) -> Float[Tensor, "count d"]:
-    """Return `count` latents drawn at random, moved a little apart so that no two are equal."""
+def _sample(latents: Float[Tensor, "m d"], count: int, generator: torch.Generator) -> Float[Tensor, "count d"]:
+    """Return `count` sampled latents, moved a little apart so that no two are equal."""
     picks = torch.randint(len(latents), (count,), generator=generator).to(latents.device)
     noise = torch.randn(count, latents.shape[1], generator=generator).to(latents)
     return latents[picks] + 1e-3 * latents.std() * noise

@@ -47,7 +47,7 @@ def build_vqgan(config: VQGANConfig, state: Mapping[str, Tensor], source: object
             "copy the file again or use an earlier checkpoint."
         )
     kind = GumbelVQGAN if "quantize.proj.weight" in state else VQGAN
-    with torch.device("meta"):  # the file fills the network, so drawing random weights is wasted
+    with torch.device("meta"):  # the file fills the network, so sampling random weights is wasted
         model = kind(config)
     try:
         model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)

@@ -19,13 +19,13 @@ from .weight_files import write_atomically
 
 
 class StepLoader:
-    """Yield `draw(generator)` for every remaining step; the generator depends on seed and step alone.
+    """Yield `sample_batch(generator)` for every remaining step; the generator depends on seed and step alone.
 
     A resumed run therefore sees exactly the batches that it would have seen.
     """
 
-    def __init__(self, draw: Callable[[np.random.Generator], Any], *, steps: int, seed: int) -> None:
-        self.draw, self.steps, self.seed = draw, steps, seed
+    def __init__(self, sample_batch: Callable[[np.random.Generator], Any], *, steps: int, seed: int) -> None:
+        self.sample_batch, self.steps, self.seed = sample_batch, steps, seed
         self.next_step = 0
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class StepLoader:
     def __iter__(self) -> Iterator[Any]:
         for step in range(self.next_step, self.steps):
             self.next_step = step + 1
-            yield self.draw(np.random.default_rng([self.seed, step]))
+            yield self.sample_batch(np.random.default_rng([self.seed, step]))
         self.next_step = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -113,7 +113,7 @@ class _Checkpoints(Callback):
 
 def run_steps(
     module: L.LightningModule,
-    draw: Callable[[np.random.Generator], Any] | Iterable[Any],
+    sample_batch: Callable[[np.random.Generator], Any] | Iterable[Any],
     *,
     out: Path,
     steps: int,
@@ -128,10 +128,10 @@ def run_steps(
 ) -> None:
     """Train `module` for `steps` steps; the CSV logs lie in `out/log`, one a start.
 
-    `draw` draws a batch, or is a loader of `steps` batches with `state_dict` and `load_state_dict`. `accelerator` is
-    Lightning's name of the device; `callbacks` see every step before it is stored.
+    `sample_batch` returns a batch, or is a loader of `steps` batches with `state_dict` and `load_state_dict`.
+    `accelerator` is Lightning's name of the device; `callbacks` see every step before it is stored.
 
-    With `resume` the run goes on from `out/last.ckpt` where there is one. `stop_after` ends the run early at
+    With `resume` the run resumes from `out/last.ckpt` where there is one. `stop_after` ends the run early at
     that step, with a checkpoint, and leaves the schedule as it is.
 
     Raises:
@@ -160,7 +160,7 @@ def run_steps(
         enable_checkpointing=False,
         num_sanity_val_steps=0,
     )
-    loader = StepLoader(draw, steps=steps, seed=seed) if callable(draw) else draw
+    loader = StepLoader(sample_batch, steps=steps, seed=seed) if callable(sample_batch) else sample_batch
     start = str(last) if resume and last.is_file() else None
     try:
         trainer.fit(module, loader, ckpt_path=start, weights_only=True)

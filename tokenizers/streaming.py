@@ -24,11 +24,11 @@ class WindowLoader(Protocol):
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on after the last batch."""
+        """Return what is needed to resume after the last batch."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Resume where `state_dict` was taken."""
         ...
 
 

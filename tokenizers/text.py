@@ -1,4 +1,4 @@
-"""Frozen CLIP text: sentences to per-token features."""
+"""Frozen CLIP text: texts to per-token features."""
 
 from __future__ import annotations
 
@@ -68,22 +68,22 @@ class Vocabulary:
         return len(self.token_ids) + 1
 
 
-def tokenize(sentences: Sequence[str], context_length: int) -> Int[Tensor, "b l"]:
-    """Return byte-pair tokens: start, words, end, then zeros; warn of sentences that are cut."""
+def tokenize(texts: Sequence[str], context_length: int) -> Int[Tensor, "b l"]:
+    """Return byte-pair tokens: start, words, end, then zeros; warn of texts that are cut."""
     tokenizer = _byte_pairs()
-    long = [s for s in sentences if len(tokenizer.encode(s)) + 2 > context_length]
+    long = [s for s in texts if len(tokenizer.encode(s)) + 2 > context_length]
     if long:
         warnings.warn(
-            f"Text: {len(long)} sentences are longer than {context_length} tokens and are cut, such as {long[0]!r}",
+            f"Text: {len(long)} texts are longer than {context_length} tokens and are cut, such as {long[0]!r}",
             stacklevel=2,
         )
-    return tokenizer(list(sentences), context_length=context_length)
+    return tokenizer(list(texts), context_length=context_length)
 
 
-def vocabulary_of(sentences: Sequence[str]) -> Vocabulary:
-    """Return the vocabulary of the tokens in `sentences`, with start, end and padding."""
+def vocabulary_of(texts: Sequence[str]) -> Vocabulary:
+    """Return the vocabulary of the tokens in `texts`, with start, end and padding."""
     tokenizer = _byte_pairs()
-    seen = {token for sentence in sentences for token in tokenizer.encode(sentence)}
+    seen = {token for text in texts for token in tokenizer.encode(text)}
     return Vocabulary(np.array(sorted(seen | {0, END_OF_TEXT - 1, END_OF_TEXT})))
 
 
@@ -96,18 +96,18 @@ def _byte_pairs() -> Any:
 
 
 class TextEncoder:
-    """A frozen CLIP text tower; features of each sentence are computed once and kept.
+    """A frozen CLIP text tower; features of each text are computed once and kept.
 
     The features are those after `ln_final`, one for each token. Features past the end of text are zero.
     """
 
     def __init__(
-        self, tower: TextTransformer, *, vocabulary: Vocabulary | None = None, cache_sentences: int = 2048
+        self, tower: TextTransformer, *, vocabulary: Vocabulary | None = None, cache_texts: int = 2048
     ) -> None:
         """Freeze `tower`, an open_clip text transformer over `vocabulary` (default: all byte pairs)."""
         self.tower = tower.requires_grad_(False).eval()
         self.vocabulary = vocabulary
-        self.cache_sentences = cache_sentences
+        self.cache_texts = cache_texts
         self._cache: OrderedDict[str, tuple[Array, Array]] = OrderedDict()
 
     @property
@@ -117,7 +117,7 @@ class TextEncoder:
 
     @property
     def context_length(self) -> int:
-        """Number of tokens of every sentence, padding included."""
+        """Number of tokens of every text, padding included."""
         return int(self.tower.positional_embedding.shape[0])
 
     @cached_property
@@ -136,31 +136,31 @@ class TextEncoder:
         self.tower.to(device)
         return self
 
-    def encode(self, sentences: Sequence[str]) -> tuple[Array, Array]:
+    def encode(self, texts: Sequence[str]) -> tuple[Array, Array]:
         """Return features, float32 `[b l d]`, and the mask, bool `[b l]`, True from start to end of text.
 
         Raises:
             ConfigError: if one string is passed instead of a sequence of strings.
         """
-        if isinstance(sentences, str):
-            raise ConfigError("TextEncoder.encode: expected a sequence of sentences, got one string; pass [sentence].")
-        missing = list(dict.fromkeys(s for s in sentences if s not in self._cache))
-        found: dict[str, tuple[Array, Array]] = {s: self._cache[s] for s in sentences if s in self._cache}
+        if isinstance(texts, str):
+            raise ConfigError("TextEncoder.encode: expected a sequence of texts, got one string; pass [text].")
+        missing = list(dict.fromkeys(s for s in texts if s not in self._cache))
+        found: dict[str, tuple[Array, Array]] = {s: self._cache[s] for s in texts if s in self._cache}
         for start in range(0, len(missing), 64):
             part = missing[start : start + 64]
             tokens = tokenize(part, self.context_length)
             mask = token_mask(tokens)
             features = self.features(tokens).cpu().masked_fill(~mask[..., None], 0.0).numpy()
             found.update({s: (features[i], mask[i].numpy()) for i, s in enumerate(part)})
-        for sentence, entry in found.items():
-            self._cache[sentence] = entry
-            self._cache.move_to_end(sentence)
-        while len(self._cache) > self.cache_sentences:
+        for text, entry in found.items():
+            self._cache[text] = entry
+            self._cache.move_to_end(text)
+        while len(self._cache) > self.cache_texts:
             self._cache.popitem(last=False)
-        if not sentences:
+        if not texts:
             empty = (0, self.context_length)
             return np.zeros((*empty, self.width), np.float32), np.zeros(empty, bool)
-        return np.stack([found[s][0] for s in sentences]), np.stack([found[s][1] for s in sentences])
+        return np.stack([found[s][0] for s in texts]), np.stack([found[s][1] for s in texts])
 
     @torch.inference_mode()
     def features(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:

@@ -1,4 +1,4 @@
-"""Train a small CLIP on pairs of images and sentences; its text tower is the offline text encoder."""
+"""Train a small CLIP on pairs of images and captions; its text tower is the offline text encoder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .text_weights import load_text_encoder
 from .weight_files import save_weights
 
 Pairs = tuple[Array, list[str]]
-"""Frames, uint8 `[b h w 3]` or stacks of frames `[b m h w 3]` in time order, and a sentence for each."""
+"""Frames, uint8 `[b h w 3]` or stacks of frames `[b m h w 3]` in time order, and a caption for each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ class TextTrainingConfig:
     vision_width, vision_layers, patch_size: of the vision tower, which is thrown away afterwards.
     word_dropout: chance that a word is read as unknown, so that the row of unknown words is trained.
     word_weight: weight of telling from each token's feature which word it is. The features are used token by token;
-        the contrastive loss alone lets words fade that images rarely tell apart, such as left and right.
+        the contrastive loss alone lets words fade that images rarely distinguish, such as left and right.
     """
 
     text: TextConfig = field(default_factory=TextConfig)
@@ -60,15 +60,15 @@ class TextTrainingConfig:
     word_weight: float = 1.0
 
 
-class EqualSentencesClipLoss(ClipLoss):
-    """open_clip's contrastive loss where all pairs of a batch with the same sentence count as positives."""
+class EqualCaptionsClipLoss(ClipLoss):
+    """open_clip's contrastive loss where all pairs of a batch with the same caption count as positives."""
 
     def forward(  # type: ignore[override]
-        self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor, sentences: Int[Tensor, " b"]
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor, caption_ids: Int[Tensor, " b"]
     ) -> Float[Tensor, ""]:
-        """Return the cross-entropy to targets spread evenly over pairs with equal numbers in `sentences`."""
+        """Return the cross-entropy to targets spread evenly over pairs with equal `caption_ids`."""
         per_image, per_text = self.get_logits(image_features, text_features, logit_scale)
-        equal = (sentences[:, None] == sentences[None, :]).to(per_image.dtype)
+        equal = (caption_ids[:, None] == caption_ids[None, :]).to(per_image.dtype)
         targets = equal / equal.sum(1, keepdim=True)
         return (F.cross_entropy(per_image, targets) + F.cross_entropy(per_text, targets)) / 2
 
@@ -76,7 +76,7 @@ class EqualSentencesClipLoss(ClipLoss):
 def frame_channels(frames: Int[Tensor, "b ..."]) -> Float[Tensor, "b c h w"]:
     """Stack frames along channels: the first in [-1, 1], then the change of each later one from the first.
 
-    What a sentence names is mostly what changes, and in plain stacks that is a small difference of large
+    What a caption names is mostly what changes, and in plain stacks that is a small difference of large
     numbers.
     """
     stack = frames if frames.ndim == 5 else frames[:, None]
@@ -134,7 +134,7 @@ class TextTraining(L.LightningModule):
         self.automatic_optimization = False
         self.training_config, self.vocabulary, self.steps = config, vocabulary, steps
         self.model = SmallCLIP(config, rows=len(vocabulary), frames=frames, side=side)
-        self.loss = EqualSentencesClipLoss()
+        self.loss = EqualCaptionsClipLoss()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW, with weight decay on matrices alone."""
@@ -148,14 +148,14 @@ class TextTraining(L.LightningModule):
         return torch.optim.AdamW(groups, self.training_config.learning_rate, betas=(0.9, 0.98))
 
     def training_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> None:
-        """Take one step on frames and their sentences."""
-        frames, sentences = batch
+        """Take one step on frames and their captions."""
+        frames, captions = batch
         config, step = self.training_config, self.global_step
-        tokens = tokenize(sentences, config.text.context_length)
+        tokens = tokenize(captions, config.text.context_length)
         rows = drop_words(self.vocabulary.rows[tokens], tokens, config.word_dropout, step).to(frames.device)
-        numbers = {s: i for i, s in enumerate(dict.fromkeys(sentences))}
+        ids = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
         images, texts, scale, words = self.model(frames, rows)
-        same = torch.tensor([numbers[s] for s in sentences], device=frames.device)
+        same = torch.tensor([ids[caption] for caption in captions], device=frames.device)
         used = token_mask(tokens).to(frames.device)
         word_loss = F.cross_entropy(words[used], rows[used])
         loss = self.loss(images, texts, scale, same) + config.word_weight * word_loss
@@ -191,12 +191,12 @@ def drop_words(rows: Int[Tensor, "b l"], tokens: Int[Tensor, "b l"], chance: flo
 
 @torch.inference_mode()
 def measure_retrieval(module: TextTraining, pairs: Pairs) -> dict[str, float]:
-    """Return how often the sentence of held-out frames is the nearest, or among the nearest five."""
-    frames, sentences = pairs
-    model, unique = module.model.eval(), sorted(set(sentences))
+    """Return how often the caption of held-out frames is the nearest, or among the nearest five."""
+    frames, captions = pairs
+    model, unique = module.model.eval(), sorted(set(captions))
     tokens = tokenize(unique, module.training_config.text.context_length)
     texts = model.clip.encode_text(module.vocabulary.rows[tokens].to(module.device), normalize=True)
-    wanted = torch.tensor([unique.index(s) for s in sentences])
+    wanted = torch.tensor([unique.index(caption) for caption in captions])
     ranked = []
     for start in range(0, len(frames), 64):
         channels = frame_channels(torch.as_tensor(frames[start : start + 64], device=module.device))
@@ -213,7 +213,7 @@ def measure_retrieval(module: TextTraining, pairs: Pairs) -> dict[str, float]:
 def train_text(
     *,
     sample_pairs: Callable[[int, np.random.Generator], Pairs],
-    sentences: Sequence[str],
+    captions: Sequence[str],
     validation: Pairs,
     out: Path,
     training: TextTrainingConfig | None = None,
@@ -227,8 +227,8 @@ def train_text(
     """Train a small CLIP, write `text.safetensors`, `text.json` and the log to `out`, return its encoder.
 
     Args:
-        sample_pairs: draws frames and sentences for a batch size and a generator.
-        sentences: every sentence of the data; their tokens make the vocabulary.
+        sample_pairs: samples frames and captions for a batch size and a generator.
+        captions: every caption of the data; their tokens make the vocabulary.
         validation: held-out pairs for the retrieval metrics.
         out: folder of the run.
         training: shape and optimization.
@@ -236,7 +236,7 @@ def train_text(
         batch_size: pairs a step.
         seed: of weights and batches.
         checkpoint_every: steps between checkpoints.
-        resume: go on from the last checkpoint in `out`.
+        resume: from the last checkpoint in `out`.
         stop_after: end early at this step, to be resumed later.
 
     Raises:
@@ -248,21 +248,21 @@ def train_text(
     if len(shape) not in (4, 5) or shape[-1] != 3 or shape[-2] != shape[-3] or len(validation[1]) != shape[0]:
         raise ShapeError(
             "train_text.validation: expected square frames (b, h, w, 3) or (b, m, h, w, 3) and b "
-            f"sentences, got {shape} and {len(validation[1])}; check the sampler."
+            f"captions, got {shape} and {len(validation[1])}; check the sampler."
         )
     torch.manual_seed(seed)
-    vocabulary = vocabulary_of(sentences)
+    vocabulary = vocabulary_of(captions)
     frames = shape[1] if len(shape) == 5 else 1
     module = TextTraining(training, vocabulary, frames=frames, side=shape[-2], steps=steps)
     begin = time.perf_counter()
 
-    def draw(generator: np.random.Generator) -> tuple[Tensor, list[str]]:
-        images, captions = sample_pairs(batch_size, generator)
-        return torch.from_numpy(np.ascontiguousarray(images)), list(captions)
+    def sample_batch(generator: np.random.Generator) -> tuple[Tensor, list[str]]:
+        images, matching = sample_pairs(batch_size, generator)
+        return torch.from_numpy(np.ascontiguousarray(images)), list(matching)
 
     run_steps(
         module,
-        draw,
+        sample_batch,
         out=out,
         steps=steps,
         seed=seed,

@@ -34,7 +34,7 @@ def load_text_encoder(
             a hub name, such as "hf-hub:timm/vit_base_patch32_clip_224.openai".
         architecture: open_clip's name of the model in a bare weight file.
         quick_gelu: whether a bare weight file was trained with QuickGELU (OpenAI's and MetaCLIP's were). A
-            file does not say so, and the wrong one gives wrong features without an error.
+            file does not state it, and the wrong one gives wrong features without an error.
 
     Raises:
         CheckpointError: if the weights are missing, damaged or do not fit.

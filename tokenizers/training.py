@@ -1,4 +1,4 @@
-"""Train a VQGAN on images that a function draws or that are streamed from video shards."""
+"""Train a VQGAN on images that a function samples or that are streamed from video shards."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def train_vqgan(
     """Train a VQGAN and write `vqgan.safetensors`, `vqgan.json`, `vqgan.png`, grids and the log to `out`.
 
     Args:
-        sample_batch: draws uint8 frames `[b h w 3]` for a batch size and a generator; or a stream of `steps` batches
+        sample_batch: samples uint8 frames `[b h w 3]` for a batch size and a generator; or a stream of `steps` batches
             of `batch_size` frames.
-        validation: uint8 frames `[m h w 3]` that `sample_batch` never draws.
+        validation: uint8 frames `[m h w 3]` that `sample_batch` never samples.
         out: folder of the run.
         config: shape of the network; `small()` by default.
         training: optimization.
@@ -82,7 +82,7 @@ def train_vqgan(
         seed: of weights and batches.
         checkpoint_every: steps between checkpoints.
         validate_every: steps between metrics and grids of validation frames; a tenth of the run by default.
-        resume: go on from the last checkpoint in `out`.
+        resume: from the last checkpoint in `out`.
         stop_after: end early at this step, to be resumed later.
         accelerator: Lightning's name of the device.
 

@@ -78,7 +78,7 @@ class VQGANTraining(L.LightningModule):
         step, t = self.global_step, self.training_config
         optimizers = self._optimizers(step)
         pieces = frames.chunk(t.accumulate)
-        # Seeded by the step, so that a resumed run draws what the whole run would have drawn.
+        # Seeded by the step, so that a resumed run samples what the whole run would have sampled.
         generator = torch.Generator().manual_seed(step)
         if step == self.quantize_start:
             self._place_codebook(pieces, generator)
@@ -159,7 +159,7 @@ class VQGANTraining(L.LightningModule):
     def _mixed(self) -> torch.autocast:
         """Return the bfloat16 region for encoder and decoder; quantizer and losses stay in float32."""
         kind, precision = self.device.type, self.training_config.precision
-        # A GPU that is not used says nothing about the processor that is.
+        # A GPU that is not used shows nothing about the processor that is.
         fast = fast_bfloat16() and (kind != "cpu" or not torch.cuda.is_available())
         return torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and fast))
 

@@ -54,7 +54,7 @@ class VQGANTrainingConfig:
     """How a VQGAN is trained.
 
     learning_rate: peak; it rises over `warmup` steps and falls along a cosine.
-    accumulate: parts in which a step's images pass through the network; more parts need less memory for the
+    accumulate: parts in which a step's images go through the network; more parts need less memory for the
         same step.
     quantize_start: step at which the quantizer is put between encoder and decoder, its codebook placed by
         k-means on the latents of one batch; at most a quarter of the run.

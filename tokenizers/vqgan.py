@@ -69,7 +69,7 @@ class VQGANConfig:
 
 
 def small() -> VQGANConfig:
-    """Return the CPU preset: 64 pixels, 16 x 16 codes of 512, fine enough to say where a small block lies."""
+    """Return the CPU preset: 64 pixels, 16 x 16 codes of 512, fine enough to show where a small block lies."""
     return VQGANConfig(channel_mult=(1,), embed_dim=8, codebook_size=512)
 
 

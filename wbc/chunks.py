@@ -56,7 +56,7 @@ class _Timed:
     period: float
 
     def ends_before(self, time: float) -> bool:
-        """Tell whether nothing is due after `time` [s]."""
+        """Return whether nothing is due after `time` [s]."""
         return bool(self.due[-1] <= time + LEAST_AHEAD)
 
 
@@ -82,7 +82,7 @@ class ToolChunk(_Timed):
         )
 
     def anchored(self, q: Array, time: float) -> ToolChunk:
-        """Return itself: a pose does not say how often a joint has turned."""
+        """Return itself: a pose does not show how often a joint has turned."""
         return self
 
     def miss(self, kinematics: Kinematics, q: Array, index: int) -> Miss:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
-from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import ConfigError
-from .robot.geometry import closest_on_segments, point_separation, segments_to_box
+from .collision_pairs import ArmCapsules, BoxPairs, CapsulePairs, PairKind, PlanePairs, WorkspaceWalls, joined
 from .robot.kinematics import ArmPose, cross
 from .robot.robots import Capsule, RobotModel
 from .robot.transforms import Array, matrix_from_quaternion, matrix_from_rpy
 
 Vector = tuple[float, float, float]
-Chosen = np.ndarray
-"""Indices of the distances of one kind to look at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +62,7 @@ class CollisionConfig:
         where the arm could not stop in time.
     influence: distance beyond which pairs are left out of the optimization [m]; best above the way in which the arm
         stops.
-    plane, spheres, rods, boxes: obstacles, base frame; what moves is carried on at its velocity.
+    plane, spheres, rods, boxes: obstacles, base frame; those with a velocity are extrapolated.
     workspace: least and greatest position of the tool [m], base frame; None for no border.
     attached: a grasped object as a capsule in the tool frame (its `link` is ignored); it is kept clear of
         obstacles and of the links that the gripper's own capsules are kept clear of.
@@ -116,19 +111,6 @@ class Clearances:
     nearest: float
 
 
-class _Near(NamedTuple):
-    """Near pairs of one kind: witness points, normals `[p 3]`, which joints move them `[p j]`, drift, pose, pair."""
-
-    distances: Array
-    points: Array
-    normals: Array
-    moved: Array
-    drifts: Array
-    poses: np.ndarray
-    pairs: np.ndarray
-    nearest: float
-
-
 def _reach(robot: RobotModel, capsules: tuple[Capsule, ...]) -> Array:
     """Bound, for each joint `[j]`, how far [m] from its origin any point of the capsules it moves can be."""
     lengths = np.linalg.norm(robot.joint_positions, axis=1)
@@ -146,9 +128,11 @@ def _reach(robot: RobotModel, capsules: tuple[Capsule, ...]) -> Array:
 
 
 class CollisionModel:
-    """All watched pairs of one robot and its obstacles.
+    """All watched pairs of one robot and its obstacles, kind by kind.
 
     config: what it was made from; num_pairs: number of distances.
+    arm: the capsules, a grasped object among them; kinds: the pairs, in the order of their distances. The same by
+    name: capsule_pairs, plane_pairs, box_pairs, walls.
     reach: `[j]` greatest change of any distance for a turn of each joint [m/rad].
     fastest_obstacle: greatest speed of an obstacle [m/s].
     """
@@ -159,45 +143,22 @@ class CollisionModel:
         capsules, pairs = robot.capsules, list(robot.self_pairs) if config.self_collision else []
         if config.attached is not None:
             capsules, pairs = _with_attached(robot, config.attached, pairs)
-        count = len(capsules)
-        exposed = [i for i, capsule in enumerate(capsules) if capsule.link >= config.first_link]
+        movable: list[Sphere | Rod | Box] = [*config.spheres, *config.rods, *config.boxes]
+        speeds = [float(np.linalg.norm(obstacle.velocity)) for obstacle in movable]
+        self.fastest_obstacle = max(speeds, default=0.0)
+        self.reach = _reach(robot, capsules)
+        self.arm = arm = ArmCapsules(capsules, robot.num_joints, config.first_link)
         obstacles = [(s.center, s.center, s.radius, s.velocity) for s in config.spheres]
         obstacles += [(r.start, r.end, r.radius, r.velocity) for r in config.rods]
-        pairs = pairs + [(i, count + k) for k in range(len(obstacles)) for i in exposed]
-        self._links = np.array([c.link for c in capsules])
-        self._ends = np.array([[c.start for c in capsules], [c.end for c in capsules]]).transpose(1, 2, 0)
-        self._obstacles = np.array([[o[0] for o in obstacles], [o[1] for o in obstacles]]).reshape(2, -1, 3)
-        self._velocities = np.array([o[3] for o in obstacles], dtype=np.float64).reshape(-1, 3)
-        self._radii = np.array([c.radius for c in capsules] + [o[2] for o in obstacles])
-        self._first = np.array([a for a, _ in pairs], dtype=np.intp)
-        self._second = np.array([b for _, b in pairs], dtype=np.intp)
-        self._pair_radii = self._radii[self._first] + self._radii[self._second]
-        self._exposed = np.array(exposed, dtype=np.intp)
-        self._both_ends = np.concatenate([self._exposed, self._exposed])
-        self._plane, self._workspace, self._clearance = config.plane, config.workspace, config.clearance
-        self._boxes = [
-            (
-                np.array(b.center),
-                matrix_from_quaternion(b.quaternion),
-                np.array(b.half_extents),
-                np.array(b.velocity, dtype=np.float64),
-            )
-            for b in config.boxes
-        ]
-        joints = np.arange(robot.num_joints)
-        self._moved = (joints[None, :] < self._links[:, None]).astype(np.float64)
-        moved = np.concatenate([self._moved, np.zeros((len(obstacles), robot.num_joints))])
-        self._pair_moved = moved[self._first] - moved[self._second]
-        all_velocities = np.concatenate([np.zeros((count, 3)), self._velocities])
-        self._pair_velocities = all_velocities[self._second]
-        self.reach = _reach(robot, capsules)
-        speeds = [float(np.linalg.norm(v)) for v in [*self._velocities, *(b[3] for b in self._boxes)]]
-        self.fastest_obstacle = max(speeds, default=0.0)
-        self.num_pairs = (
-            len(pairs)
-            + len(exposed) * (2 * (config.plane is not None) + len(config.boxes))
-            + 6 * (config.workspace is not None)
-        )
+        self.capsule_pairs = CapsulePairs(arm, pairs, obstacles, moving=self.fastest_obstacle > 0.0)
+        self.plane_pairs = PlanePairs(arm, config.plane.normal, config.plane.offset) if config.plane else None
+        self.box_pairs = [_box_pairs(arm, box) for box in config.boxes]
+        self.walls = None
+        if config.workspace is not None:
+            self.walls = WorkspaceWalls(*config.workspace, config.clearance, robot.num_joints)
+        every: list[PairKind | None] = [self.capsule_pairs, self.plane_pairs, *self.box_pairs, self.walls]
+        self.kinds = [kind for kind in every if kind is not None and kind.size]
+        self.num_pairs = sum(kind.size for kind in self.kinds)
 
     def clearances(
         self, pose: ArmPose, within: float = np.inf, elapsed: float | Array = 0.0, only: np.ndarray | None = None
@@ -210,22 +171,20 @@ class CollisionModel:
             pose: one pose of the arm, or many along a leading axis `m`.
             within: pairs farther apart are left out [m].
             elapsed: time since the obstacles were where the configuration says [s], one number or `[m]`.
-            only: `[num_pairs]` True for the distances to look at, in the order above; None for all.
+            only: `[num_pairs]` True for the distances to measure, in the order above; None for all.
         """
         frames = pose.frames if pose.frames.ndim == 4 else pose.frames[None]
         count, joints = len(frames), len(self.reach)
         passed = elapsed if isinstance(elapsed, np.ndarray) else np.full(count, elapsed)
-        carriers = frames[:, self._links]
-        ends = carriers[..., :3, :3] @ self._ends + carriers[..., :3, 3:]
-        starts, stops = ends[..., 0], ends[..., 1]
+        placed = self.arm.place(frames, pose.tool.reshape(count, 4, 4), passed)
         found = []
         begin = 0
-        for size, measure in self._kinds(starts, stops, pose.tool.reshape(count, 4, 4), within, passed):
-            chosen = np.arange(size) if only is None else np.flatnonzero(only[begin : begin + size])
+        for kind in self.kinds:
+            chosen = np.arange(kind.size) if only is None else np.flatnonzero(only[begin : begin + kind.size])
             if len(chosen):
-                near = measure(chosen)
+                near = kind.measure(placed, within, chosen)
                 found.append(near._replace(pairs=begin + chosen[near.pairs]))
-            begin += size
+            begin += kind.size
         if not found:
             none = np.empty(0)
             return Clearances(
@@ -236,7 +195,9 @@ class CollisionModel:
                 pairs=np.empty(0, dtype=np.intp),
                 nearest=np.inf,
             )
-        near = found[0] if len(found) == 1 else _joined(found)
+        near = found[0] if len(found) == 1 else joined(found)
+        # A turn about a joint's axis a through the origin of moments moves the point p along a x p plus the axis'
+        # own moment m; the distance changes by n . (m + a x p) = m . n + a . (p x n).
         turning = cross(near.points, near.normals)
         if count == 1:
             moments, axes = pose.moments.reshape(joints, 3), pose.axes.reshape(joints, 3)
@@ -253,100 +214,11 @@ class CollisionModel:
             nearest=near.nearest,
         )
 
-    def _kinds(
-        self, starts: Array, stops: Array, tools: Array, within: float, passed: Array
-    ) -> Iterator[tuple[int, Callable[[Chosen], _Near]]]:
-        """Yield, kind by kind, the number of distances of one pose and what measures the chosen ones of them."""
-        if len(self._first):
-            yield len(self._first), lambda chosen: self._pairs(starts, stops, within, passed, chosen)
-        if (plane := self._plane) is not None:
-            yield len(self._both_ends), lambda chosen: self._against_plane(plane, starts, stops, within, chosen)
-        for box in self._boxes:
-            against = partial(self._against_box, box, starts, stops, within, passed)
-            yield len(self._exposed), against
-        if (workspace := self._workspace) is not None:
-            yield 6, lambda chosen: self._against_workspace(workspace, tools, within, chosen)
 
-    def _pairs(self, starts: Array, stops: Array, within: float, passed: Array, chosen: Chosen) -> _Near:
-        a, b = self._first[chosen], self._second[chosen]
-        width = len(a)
-        if len(self._velocities) and b[-1] >= starts.shape[1]:
-            shift = self._velocities * passed[:, None, None]
-            starts = np.concatenate([starts, self._obstacles[0] + shift], axis=1)
-            stops = np.concatenate([stops, self._obstacles[1] + shift], axis=1)
-        point_a, point_b = closest_on_segments(
-            starts[:, a].reshape(-1, 3),
-            stops[:, a].reshape(-1, 3),
-            starts[:, b].reshape(-1, 3),
-            stops[:, b].reshape(-1, 3),
-        )
-        distance, normals = point_separation(point_a, point_b)
-        distance = (distance.reshape(-1, width) - self._pair_radii[chosen]).ravel()
-        nearest = float(distance.min())
-        near = np.arange(len(distance)) if within == np.inf else np.flatnonzero(distance < within)
-        if len(near) < len(distance):
-            distance, point_a, normals = distance[near], point_a[near], normals[near]
-        pair = near % width
-        velocities = self._pair_velocities[chosen][pair]
-        drifts = -(normals * velocities).sum(-1) if self.fastest_obstacle else np.zeros(len(pair))
-        return _Near(distance, point_a, normals, self._pair_moved[chosen][pair], drifts, near // width, pair, nearest)
-
-    def _against_plane(self, plane: Plane, starts: Array, stops: Array, within: float, chosen: Chosen) -> _Near:
-        normal = np.array(plane.normal)
-        points = np.concatenate([starts[:, self._exposed], stops[:, self._exposed]], axis=1)[:, chosen]
-        who = self._both_ends[chosen]
-        width = len(who)
-        distance = (points @ normal - plane.offset - self._radii[who]).ravel()
-        points = points.reshape(-1, 3)
-        near = np.flatnonzero(distance < within)
-        normals = np.tile(normal, (len(near), 1))
-        pair, still = near % width, np.zeros(len(near))
-        moved = self._moved[who[pair]]
-        return _Near(distance[near], points[near], normals, moved, still, near // width, pair, float(distance.min()))
-
-    def _against_box(
-        self,
-        box: tuple[Array, Array, Array, Array],
-        starts: Array,
-        stops: Array,
-        within: float,
-        passed: Array,
-        chosen: Chosen,
-    ) -> _Near:
-        center, rotation, half, velocity = box
-        centers = (center + passed[:, None] * velocity)[:, None]
-        who = self._exposed[chosen]
-        width = len(who)
-        start = ((starts[:, who] - centers) @ rotation).reshape(-1, 3)
-        stop = ((stops[:, who] - centers) @ rotation).reshape(-1, 3)
-        gap = np.maximum(np.minimum(start, stop) - half, -half - np.maximum(start, stop))
-        radii = np.tile(self._radii[who], len(starts))
-        bound = np.sqrt(np.square(np.maximum(gap, 0.0)).sum(-1)) - radii
-        close = np.flatnonzero(bound < within)
-        if len(close) == 0:
-            none, empty, no_index = np.empty(0), np.empty((0, 3)), np.empty(0, dtype=np.intp)
-            return _Near(none, empty, empty, self._moved[:0], none, no_index, no_index, float(bound.min()))
-        distances, points, normals = segments_to_box(start[close], stop[close], half)
-        distances = distances - radii[close]
-        near = np.flatnonzero(distances < within)
-        nearest = min(float(np.delete(bound, close).min(initial=np.inf)), float(distances.min()))
-        poses, pair = close[near] // width, close[near] % width
-        points, normals = points[near] @ rotation.T + centers[poses, 0], normals[near] @ rotation.T
-        moved = self._moved[who[pair]]
-        return _Near(distances[near], points, normals, moved, -(normals @ velocity), poses, pair, nearest)
-
-    def _against_workspace(
-        self, workspace: tuple[Vector, Vector], tools: Array, within: float, chosen: Chosen
-    ) -> _Near:
-        """Measure the tool's way to each wall so that the tool itself may go as far as the wall."""
-        points = tools[:, :3, 3]
-        distance = np.concatenate([points - workspace[0], workspace[1] - points], axis=1)[:, chosen] + self._clearance
-        width, distance = distance.shape[1], distance.ravel()
-        near = np.flatnonzero(distance < within)
-        poses, pair = near // width, near % width
-        normals = np.concatenate([np.eye(3), -np.eye(3)])[chosen][pair]
-        moved, still = np.ones((len(near), len(self.reach))), np.zeros(len(near))
-        return _Near(distance[near], points[poses], normals, moved, still, poses, pair, float(distance.min()))
+def _box_pairs(arm: ArmCapsules, box: Box) -> BoxPairs:
+    """Lay out the pairs of one box."""
+    rotation, velocity = matrix_from_quaternion(box.quaternion), np.array(box.velocity, dtype=np.float64)
+    return BoxPairs(arm, np.array(box.center), rotation, np.array(box.half_extents), velocity)
 
 
 def _with_attached(
@@ -360,17 +232,3 @@ def _with_attached(
     tail = {i for i, capsule in enumerate(robot.capsules) if capsule.link == last}
     others = sorted({a for a, b in pairs if b in tail} | {b for a, b in pairs if a in tail})
     return (*robot.capsules, grasped), pairs + [(i, len(robot.capsules)) for i in others]
-
-
-def _joined(parts: list[_Near]) -> _Near:
-    """Concatenate near pairs of several kinds."""
-    return _Near(
-        np.concatenate([p.distances for p in parts]),
-        np.concatenate([p.points for p in parts]),
-        np.concatenate([p.normals for p in parts]),
-        np.concatenate([p.moved for p in parts]),
-        np.concatenate([p.drifts for p in parts]),
-        np.concatenate([p.poses for p in parts]),
-        np.concatenate([p.pairs for p in parts]),
-        min(p.nearest for p in parts),
-    )

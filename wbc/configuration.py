@@ -21,8 +21,8 @@ class ControllerConfig:
     optimization: the joint-space optimization of chunks; None follows the smoothed chunk instead.
     smooth_first: let the optimization follow the smoothed chunk, with its caps on the tool's speed, rather than the
         waypoints themselves.
-    lead: how far ahead of the present tick a new chunk takes over [s]. 0 plans while `accept` holds the controller
-        still, right for simulated time; about 0.02 lets ticks go on in another thread while the chunk is planned.
+    lead: how far ahead of the present tick a new chunk takes over [s]. 0 plans while `accept` holds the
+        controller still, which suits simulated time. About 0.02 lets another thread keep ticking during planning.
     window: how much of a long chunk is planned at once [s]; the rest follows by itself.
     gripper_rate: fastest change of the opening [1/s], None for the robot's own.
     gripper_hysteresis: changes of the gripper command below this are ignored.

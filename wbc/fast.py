@@ -17,6 +17,7 @@ from scipy.linalg.lapack import dposv
 
 from ..errors import ConfigError, EnvironmentMissing
 from .collision import Clearances, CollisionConfig, CollisionModel
+from .collision_pairs import Placed
 from .robot.geometry import segments_to_box
 from .robot.kinematics import ArmPose, Kinematics, manipulability
 from .robot.robots import RobotModel
@@ -200,35 +201,35 @@ class CoalCollisionModel(CollisionModel):
 
     def _lay_out(self, moving: list[tuple[int, Array, Array]]) -> list[tuple[int, int]]:
         """Add every shape, note which move, and return the pairs in the order of the rows."""
-        coal, count = self._coal, len(self._links)
-        for index, (start, end) in enumerate(self._ends.transpose(0, 2, 1)):
-            self._add_rod(int(self._links[index]), start, end, float(self._radii[index]))
-        for index, velocity in enumerate(self._velocities):
-            start, end = self._obstacles[:, index]
-            shape = self._add_rod(0, start, end, float(self._radii[count + index]))
+        coal, arm, capsules = self._coal, self.arm, self.capsule_pairs
+        for index, (start, end) in enumerate(arm.ends.transpose(0, 2, 1)):
+            self._add_rod(int(arm.links[index]), start, end, float(arm.radii[index]))
+        for index, velocity in enumerate(capsules.obstacle_velocities):
+            start, end = capsules.obstacle_ends[:, index]
+            shape = self._add_rod(0, start, end, float(capsules.obstacle_radii[index]))
             if np.any(velocity):
                 moving.append((shape, (start + end) / 2, velocity))
-        pairs = list(zip(self._first.tolist(), self._second.tolist(), strict=True))
-        moved, velocities = [self._pair_moved], [self._pair_velocities]
-        if self._plane is not None:
-            ground = coal.Halfspace(np.array(self._plane.normal, dtype=np.float64), float(self._plane.offset))
+        pairs = list(zip(capsules.first.tolist(), capsules.second.tolist(), strict=True))
+        moved, velocities = [capsules.moved], [capsules.velocities]
+        if (plane := self.plane_pairs) is not None:
+            ground = coal.Halfspace(plane.normal.astype(np.float64), float(plane.offset))
             wall = self._add(0, ground, np.zeros(3), np.eye(3))
             for side in (0, 1):
-                for index in self._exposed.tolist():
-                    ball, place = coal.Sphere(float(self._radii[index])), self._ends[index, :, side]
-                    pairs.append((self._add(int(self._links[index]), ball, place, np.eye(3)), wall))
-            moved.append(self._moved[self._both_ends])
-            velocities.append(np.zeros((len(self._both_ends), 3)))
+                for index in arm.exposed.tolist():
+                    ball, place = coal.Sphere(float(arm.radii[index])), arm.ends[index, :, side]
+                    pairs.append((self._add(int(arm.links[index]), ball, place, np.eye(3)), wall))
+            moved.append(plane.moved)
+            velocities.append(np.zeros((plane.size, 3)))
         self._first_box_row = len(pairs)
-        for center, rotation, half, velocity in self._boxes:
-            shape = self._add(0, coal.Box(*(2.0 * half).tolist()), center, rotation)
-            if np.any(velocity):
-                moving.append((shape, center, velocity))
-            pairs += [(index, shape) for index in self._exposed.tolist()]
-            moved.append(self._moved[self._exposed])
-            velocities.append(np.tile(velocity, (len(self._exposed), 1)))
+        for box in self.box_pairs:
+            shape = self._add(0, coal.Box(*(2.0 * box.half_extents).tolist()), box.center, box.rotation)
+            if np.any(box.velocity):
+                moving.append((shape, box.center, box.velocity))
+            pairs += [(index, shape) for index in box.who.tolist()]
+            moved.append(box.moved)
+            velocities.append(np.tile(box.velocity, (box.size, 1)))
         self._row_moved, self._row_velocities = np.concatenate(moved), np.concatenate(velocities)
-        self._deep = np.tile(DEEP - self._radii[self._exposed], len(self._boxes))
+        self._deep = np.tile(DEEP - arm.radii[arm.exposed], len(self.box_pairs))
         return pairs
 
     def clearances(
@@ -258,12 +259,13 @@ class CoalCollisionModel(CollisionModel):
                 points[:, column], normals[:, column] = point, normal
         moved, drifts = self._row_moved[near], -(normals.T * self._row_velocities[near]).sum(-1)
         nearest, distances = float(distances.min(initial=np.inf)), distances[near]
-        if self._workspace is not None:
-            walls = self._against_workspace(self._workspace, pose.tool[None], within, np.arange(6))
+        if self.walls is not None:
+            placed = Placed(np.empty((1, 0, 3)), np.empty((1, 0, 3)), pose.tool[None], np.array([passed]))
+            walls = self.walls.measure(placed, within, np.arange(self.walls.size))
             distances, points = np.concatenate([distances, walls.distances]), np.hstack([points, walls.points.T])
             normals, moved = np.hstack([normals, walls.normals.T]), np.concatenate([moved, walls.moved])
             drifts, nearest = np.concatenate([drifts, walls.drifts]), min(nearest, walls.nearest)
-            near = np.concatenate([near, self.num_pairs - 6 + walls.pairs])
+            near = np.concatenate([near, self.num_pairs - self.walls.size + walls.pairs])
         gradients = normals.T @ pose.moments.T + _cross_columns(points, normals).T @ pose.axes.T
         return Clearances(
             distances=distances,
@@ -276,12 +278,12 @@ class CoalCollisionModel(CollisionModel):
 
     def _inside(self, row: int, pose: ArmPose, passed: float) -> tuple[float, Array, Array]:
         """Return distance, point and normal `[3]` of a capsule whose segment touches a box, by numpy."""
-        box, order = divmod(row - self._first_box_row, len(self._exposed))
-        center, rotation, half, velocity = self._boxes[box]
-        capsule = int(self._exposed[order])
-        frame = pose.frames[self._links[capsule]]
-        ends = (frame[:3, :3] @ self._ends[capsule]).T + frame[:3, 3]
-        origin = center + passed * velocity
-        start, end = (ends - origin) @ rotation
-        distance, point, normal = segments_to_box(start[None], end[None], half)
-        return float(distance[0] - self._radii[capsule]), rotation @ point[0] + origin, rotation @ normal[0]
+        number, order = divmod(row - self._first_box_row, len(self.arm.exposed))
+        box, capsule = self.box_pairs[number], int(self.arm.exposed[order])
+        frame = pose.frames[self.arm.links[capsule]]
+        ends = (frame[:3, :3] @ self.arm.ends[capsule]).T + frame[:3, 3]
+        origin = box.center + passed * box.velocity
+        start, end = (ends - origin) @ box.rotation
+        distance, point, normal = segments_to_box(start[None], end[None], box.half_extents)
+        depth = float(distance[0] - self.arm.radii[capsule])
+        return depth, box.rotation @ point[0] + origin, box.rotation @ normal[0]

@@ -55,7 +55,7 @@ class OptimizationConfig:
     settle: time after the last waypoint in which the arm comes to rest on it [s].
     jerk_weight: weight of the joint jerk squared against a meter squared; grows with the square of the waypoints'
         noise above noise_floor [m], up to max_smoothing times.
-    blend: how a chunk is drawn towards the plan before it.
+    blend: how a chunk is pulled towards the plan before it.
     rotation_weight: weight of a radian of the tool's rotation against a meter; joint_weight: of a joint.
     posture_weight: weight of the spare freedom's distance from the posture; posture_step: most that one plan moves
         it [rad].
@@ -70,7 +70,7 @@ class OptimizationConfig:
     position_margin: distance kept from the position limits [rad].
     clearance_margin: distance kept beyond the clearance of the tick [m]; escape_speed: at which pairs open that begin
         nearer than that [m/s].
-    influence: distance from which pairs are looked at [m].
+    influence: distance below which pairs are constrained [m].
     """
 
     span: float = 0.15
@@ -123,7 +123,7 @@ class _Goal(NamedTuple):
     """What one chunk asks for: targets at the samples `[m ...]`, their weights, and what holds for all iterations.
 
     wanted: what to pass, the last waypoint once more at the end; shares: `[m]` time that each sample stands for, in
-    units of `SHARE`; posture: `[j]` [rad]; jerk_weight: after looking at the noise; collisions, elapsed: the pairs and
+    units of `SHARE`; posture: `[j]` [rad]; jerk_weight: scaled by the noise; collisions, elapsed: the pairs and
     the age of the obstacles [s]; now: `[num_pairs]` their distances [m] where one is too small already, else None.
     """
 
@@ -217,7 +217,7 @@ class ChunkOptimizer:
         waypoints: Waypoints | JointWaypoints,
         earlier: JointSpline | None,
     ) -> tuple[Waypoints | JointWaypoints, float]:
-        """Draw waypoints towards what is known already; return them and how noisy they are [m]."""
+        """Pull waypoints towards what is known already; return them and how noisy they are [m]."""
         if isinstance(waypoints, JointWaypoints):
             return self._calmed_joints(start, time, waypoints, earlier)
         config, noise = self.config, roughness(waypoints.positions)
@@ -253,7 +253,7 @@ class ChunkOptimizer:
         return waypoints, max(noise, config.joint_weight * math.sqrt(float(np.square(apart).sum(1).mean())))
 
     def _shared(self, times: Array, earlier: JointSpline) -> int:
-        """Return how many of the first waypoints an earlier plan says something about, its coming to rest left out."""
+        """Return how many of the first waypoints an earlier plan covers, its coming to rest left out."""
         return int(np.searchsorted(times, earlier.end_time - self.config.settle - self.config.blend.tail))
 
     def _too_near(self, q: Array, collisions: CollisionModel, elapsed: float) -> Array | None:
@@ -292,7 +292,7 @@ class ChunkOptimizer:
         return free, self.kinematics.forward_many(grid.at_samples @ grid.control(origin, free))
 
     def _clear(self, posed: ArmPose, grid: SplineGrid, goal: _Goal) -> bool:
-        """Tell whether no pair is nearer than the clearance at the samples."""
+        """Return whether no pair is nearer than the clearance at the samples."""
         kept = goal.collisions.config.clearance
         return goal.collisions.clearances(posed, kept, goal.elapsed + grid.times).nearest >= kept
 
@@ -316,21 +316,26 @@ class ChunkOptimizer:
             grams, pulls = self._joint_task(q, goal.wanted, goal.shares)
         else:
             grams, pulls = self._tool_task(q, pose, goal.wanted, goal)
-        # The spline is linear in its control points, so each sample adds its gram once for every two of them, by the
-        # product of their shares in it. As one matrix product: `[f*f m] [m j*j]`.
+        # Gauss-Newton: the tool's error is linearized at the present joints of each sample, which gives
+        # `dq' G dq / 2 - p' dq` there. The spline is linear in its control points: `dq_i = sum_k B_ik dc_k`. So the
+        # block of control points k and l is `sum_i B_ik B_il G_i`. As one matrix product: `[f*f m] [m j*j]`.
         products = (grid.samples[:, :, None] * grid.samples[:, None, :]).reshape(len(q), -1)
         hessian = (products.T @ grams.reshape(len(q), -1)).reshape(grid.free, grid.free, joints, joints)
-        # The jerk couples control points, but never two joints: it stands on the diagonal of the blocks alone.
+        # The jerk couples control points, but never two joints: it stands on the diagonal of the blocks alone. The
+        # last control points are one (rest at the end), which `spread` expands.
         jerk = grid.jerk @ grid.spread
         smooth = grid.spread.T @ jerk * goal.jerk_weight
         for joint in range(joints):
             hessian[:, :, joint, joint] += smooth
+        # Distances are linearized at the same poses. Their rows and those of the limits are soft: a chunk through an
+        # obstacle still has a solution, whose violation the next iteration and the tick remove.
         near = self._near(grid, control, pose, goal)
         size = grid.free * joints
         # Unknowns are ordered by control point first, then by joint, as the rows of `Limit.rows` are.
         square = np.ascontiguousarray(hessian.transpose(0, 2, 1, 3).reshape(size, size))
         gradient = (goal.jerk_weight * jerk.T @ control - grid.samples.T @ pulls).ravel()
         limits = self._limits(grid, control)
+        # `trust` bounds the step, since the linearization holds near the present joints only.
         step = solve_by_row_generation(square, gradient, self.config.trust, limits, near)
         return step.reshape(-1, joints)
 

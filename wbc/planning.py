@@ -60,7 +60,7 @@ class ChunkPlanner:
     """Turns chunks into motion, by the optimization or, where that fails or is not wanted, by the smoother alone."""
 
     def __init__(self, robot: RobotModel, kinematics: Kinematics, config: ControllerConfig, log: EventLog) -> None:
-        """Plan for `robot` as `config` says; failures are written to `log`."""
+        """Plan for `robot` as `config` states; failures are written to `log`."""
         self.kinematics, self.config, self._log = kinematics, config, log
         self._optimizer: ChunkOptimizer | None = None
         if config.optimization is not None:

@@ -1,4 +1,4 @@
-"""What the controller says about itself: status names, events and counters."""
+"""What the controller reports about itself: status names, events and counters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATUSES = (HOLD, TRACK, DEGRADED, UNREACHABLE, SLOWED, EMERGENCY_BRAKE, PROTECT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something worth a line in a log: time [s], code, and a sentence."""
+    """An entry of the log: time [s], code, and one sentence of detail."""
 
     time: float
     code: str

@@ -20,7 +20,7 @@ LEAST_LEVERAGE = 0.05
 BEND_MARGIN = 1e-3
 """Distance kept beyond the clearance on the way to a stop [m], for what the linear rows do not see."""
 STOP_SHARES = np.array([0.0, 1.0, 2.0, 3.0]) / 3.0
-"""Where on the way to a stop the pairs are looked at; 0 is the present pose, before the tick."""
+"""Fractions of the way to a stop at which the pairs are measured; 0 is the present pose, before the tick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class ClearanceDemand:
         return np.ascontiguousarray(self.gradients[chosen]), self.floor[chosen]
 
 
-class _Looks:
-    """What each pair showed when it was last measured.
+class _LastMeasured:
+    """The last measurement of each pair.
 
     q: `[p j]` joint positions then [rad]; elapsed: `[p]` age of the obstacles then [s]; distances: `[p]` [m];
     gradients: `[p j]` [m/rad]; change: `[p]` most that the rate of the distance can change in a tick [m/s].
@@ -76,14 +76,14 @@ class _Looks:
     def refresh(
         self, q: Array, elapsed: float, pairs: npt.NDArray[np.intp], distances: Array, gradients: Array
     ) -> None:
-        """Take over what some pairs show now."""
+        """Take over new measurements of some pairs."""
         self.q[pairs], self.elapsed[pairs] = q, elapsed
         self.distances[pairs], self.gradients[pairs] = distances, gradients
         self.change[pairs] = np.abs(gradients) @ self.gain_in_tick
 
 
 class ClearanceWatch:
-    """Looks at the pairs of one scene as rarely as is safe, and says what they demand."""
+    """Measures the pairs of one scene as rarely as is safe, and returns what they demand."""
 
     def __init__(
         self, kinematics: Kinematics, collisions: CollisionModel, velocity: Array, acceleration: Array, dt: float
@@ -92,17 +92,17 @@ class ClearanceWatch:
         self.kinematics, self.collisions = kinematics, collisions
         self.velocity, self.acceleration, self.dt = velocity, acceleration, dt
         self._gain_in_tick = acceleration * dt
-        self._looks: _Looks | None = None
+        self._last: _LastMeasured | None = None
 
     def demand(self, q: Array, previous: Array, pose: ArmPose | None, elapsed: float) -> ClearanceDemand | None:
         """Return what the near pairs demand of the velocity, or None where all are certainly far.
 
-        All joints together can stop in `T = max |v| / a`, along a straight line in joint space. The pairs are looked at
-        here and, where that line could reach them, along it: whoever leaves room for the stop now can still stop in
-        the next tick, however the distances bend on the way.
+        All joints together can stop in `T = max |v| / a`, along a straight line in joint space. The pairs are
+        measured here and, where that line could reach them, along it. A tick that leaves enough distance for the stop
+        can still stop in the next tick, however the distances bend on the way.
 
-        What one look at a pair showed also bounds its distance in the ticks after it, so that the next look waits
-        until the pair could have come near.
+        A measurement also bounds the distance in the ticks after it. A pair is therefore measured again only once it
+        could have come near.
 
         Args:
             q: joint positions [rad]; previous: joint velocities of the last tick [rad/s].
@@ -115,10 +115,10 @@ class ClearanceWatch:
         config = model.config
         stop = float((np.abs(previous) / self.acceleration).max()) + self.dt
         way = max(self.dt + 0.5 * stop, 1.0 / config.approach_rate)
-        if self._looks is None:
+        if self._last is None:
             found = model.clearances(pose or self.kinematics.forward(q), np.inf, elapsed)
-            self._looks = _Looks(q, elapsed, found, self._gain_in_tick)
-        stale = self._tight(self._looks, q, previous, way, elapsed, stop)
+            self._last = _LastMeasured(q, elapsed, found, self._gain_in_tick)
+        stale = self._tight(self._last, q, previous, way, elapsed, stop)
         if not np.any(stale):
             return None
         reached = (self.dt + 0.5 * stop * STOP_SHARES) * (STOP_SHARES > 0.0)
@@ -126,7 +126,7 @@ class ClearanceWatch:
         poses = self.kinematics.forward_many(q + reached[:, None] * previous, jacobians=False)
         found = model.clearances(poses, np.inf, passed, stale)
         here = found.poses == 0
-        self._looks.refresh(q, elapsed, found.pairs[here], found.distances[here], found.gradients[here])
+        self._last.refresh(q, elapsed, found.pairs[here], found.distances[here], found.gradients[here])
         near = found.distances < config.influence
         if not np.any(near):
             return None
@@ -139,26 +139,26 @@ class ClearanceWatch:
         return ClearanceDemand(gradients, floor, times, STOP_SHARES[at])
 
     def _tight(
-        self, looks: _Looks, q: Array, previous: Array, way: float, elapsed: float, stop: float
+        self, last: _LastMeasured, q: Array, previous: Array, way: float, elapsed: float, stop: float
     ) -> npt.NDArray[np.bool_]:
-        """Return which pairs `[p]` could come too near in a stop after this tick, by what they last showed.
+        """Return which pairs `[p]` could come too near in a stop after this tick, by their last measurement.
 
         Along a straight line in joint space a distance is at least its tangent less half the turning times the
         travel of the arm, since the distance of convex bodies bends upwards in their relative shift.
         """
-        shift = q - looks.q
+        shift = q - last.q
         fastest = np.minimum(np.abs(previous) + self._gain_in_tick, self.velocity) * way
         total = np.abs(shift) + fastest
         bend = 0.5 * total.sum(1) * (total @ self.collisions.reach)
-        closing = np.maximum(looks.change - looks.gradients @ previous, 0.0)
-        margin = looks.distances + (looks.gradients * shift).sum(1) - closing * way - bend
+        closing = np.maximum(last.change - last.gradients @ previous, 0.0)
+        margin = last.distances + (last.gradients * shift).sum(1) - closing * way - bend
         kept = self.collisions.config.clearance
         if self.collisions.fastest_obstacle > 0.0:
-            return margin <= kept + self.collisions.fastest_obstacle * (np.abs(elapsed - looks.elapsed) + stop)
+            return margin <= kept + self.collisions.fastest_obstacle * (np.abs(elapsed - last.elapsed) + stop)
         return margin <= kept
 
     def blocks_separate_stops(self, q: Array, previous: Array, change: Array, elapsed: float = 0.0) -> bool:
-        """Tell whether a stop of each joint by itself would come nearer than the clearance, and than now."""
+        """Return whether a stop of each joint by itself would come nearer than the clearance, and than now."""
         if self.collisions.num_pairs == 0:
             return False
         each = np.abs(previous) / change

@@ -109,7 +109,10 @@ def wanted_twist(
 
 
 class TickSolver:
-    """Solves ticks for one robot, with its obstacles."""
+    """Solves ticks for one robot, with its obstacles.
+
+    scene_time: when the obstacles were where the scene says [s].
+    """
 
     def __init__(
         self,
@@ -130,8 +133,9 @@ class TickSolver:
         self._identity = np.eye(robot.num_joints)
         self.keep_clear_of(make_collisions(robot, collision, backend))
 
-    def keep_clear_of(self, collisions: CollisionModel) -> None:
-        """Take over another scene."""
+    def keep_clear_of(self, collisions: CollisionModel, time: float = 0.0) -> None:
+        """Take over another scene, whose obstacles are where it says at `time` [s]."""
+        self.scene_time = time
         self.watch = ClearanceWatch(self.kinematics, collisions, self.velocity, self.acceleration, self.dt)
 
     def box(self, q: Array, previous: Array, change: Array) -> tuple[Array, Array]:
@@ -196,7 +200,7 @@ class TickSolver:
             demand = None if rows is None else rows.within(previous, least, greatest)
             slowed = self._slowed(previous, change, least, greatest)
             stops = demand is not None and demand.lack(slowed) < SLOWED_LACK
-            # In an emergency the arm brakes where that is enough; it does not go on along the plan.
+            # In an emergency the arm brakes where that is enough; it does not continue along the plan.
             solution = slowed if rung == EMERGENCY and stops else None
             if solution is None:
                 solution = self._solve(hessian, gradient, (least, greatest), demand)
@@ -266,7 +270,7 @@ class TickSolver:
         return solution
 
     def _at_limit(self, q: Array, previous: Array, solution: Array, least: Array, greatest: Array) -> bool:
-        """Tell whether the nearness of a position limit, and no other bound, decided a joint's velocity."""
+        """Return whether the nearness of a position limit, and no other bound, decided a joint's velocity."""
         if float(np.minimum(solution - least, greatest - solution).min()) > 1e-12:
             return False
         near_lower = (solution <= least + 1e-12) & (

@@ -87,7 +87,7 @@ def _arrays(trajectory: ControlTrajectory, count: int, joints: int) -> list[tupl
 
 
 def _in_range(trajectory: ControlTrajectory, robot: RobotModel) -> bool:
-    """Tell whether targets are near enough to be meant: in meters and radians, not in other units."""
+    """Return whether targets are near enough to be meant: in meters and radians, not in other units."""
     positions = trajectory.positions
     if isinstance(trajectory, ActionTrajectory):
         return float(np.abs(positions).max()) <= MAX_DISTANCE

@@ -83,7 +83,7 @@ def _nearest_rotation(matrix: Array) -> Array:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlendConfig:
-    """How a chunk is drawn towards the plan before it (temporal ensembling).
+    """How a chunk is pulled towards the plan before it (temporal ensembling).
 
     weight: of the earlier plan against the new chunk's beginning, 0 for none.
     distance, angle: difference [m], [rad] at which the weight fades.
@@ -130,7 +130,7 @@ def blended_joints(waypoints: JointWaypoints, before: Array, config: BlendConfig
 
 
 def drawn_to_tool(waypoints: Waypoints, time: float, tool: Array, twist: Array, config: BlendConfig) -> Waypoints:
-    """Draw a first chunk towards the tool: where the chunk, carried back to now, is beside it, it errs by that much.
+    """Pull a first chunk towards the tool: where the chunk, carried back to now, is beside it, it errs by that much.
 
     A parabola that begins with the tool's velocity is fitted to the waypoints of the next half second.
 
@@ -151,7 +151,7 @@ def drawn_to_tool(waypoints: Waypoints, time: float, tool: Array, twist: Array, 
 
 
 def drawn_to_joints(waypoints: JointWaypoints, time: float, q: Array, dq: Array, config: BlendConfig) -> JointWaypoints:
-    """Draw a first chunk towards the joints `[j]` [rad], which move at `dq` [rad/s], as `drawn_to_tool` does."""
+    """Pull a first chunk towards the joints `[j]` [rad], which move at `dq` [rad/s], as `drawn_to_tool` does."""
     since = waypoints.times - time
     seen = since <= FIRST_LOOK + 1e-9
     if np.count_nonzero(seen) < 4:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from ...contracts import Array
+from ...cvae_head.quaternions import conjugate_quaternion, multiply_quaternions, quaternion_to_rotation_vector
 from ...cvae_head.rotations import to_quaternion
 from ...cvae_head.signals import Part, SignalCoding
-from ...cvae_head.trajectory import conjugate_quaternion, multiply_quaternions, quaternion_to_rotation_vector
 from ...data_pipeline.loading.loader import Batch
 from ...gr_model.model.objectives import read_context
 from ...gr_model.model.world_model import WorldModel

@@ -42,7 +42,7 @@ def benchmark(
         held_out: share of the videos that training held out (`gr2 finetune`: 0.03), from which alone windows are
             taken; 0 takes all, for shards that training never saw.
         max_windows: most windows of a robot, spread over all its episodes.
-        batch_size: windows of one pass.
+        batch_size: windows of one forward pass.
         json: file for the results.
         seed: of the order of windows and of the policy's noise.
 
@@ -53,7 +53,7 @@ def benchmark(
     from ...data_pipeline.loading.token_store import TokenStore
     from ...gr_model.act.loading import release_folder
     from ...gr_model.model.release import load_release
-    from ...gr_model.train.texts import give_sentences
+    from ...gr_model.train.texts import give_texts
 
     release = load_release(release_folder(policy))
     model = release.model
@@ -66,7 +66,7 @@ def benchmark(
         told = "; ".join(d for d in known[0].differences(others[0]) if not d.startswith("camera "))
         raise ConfigError(f"--tokens: expected episodes of {_names(known)}, got others ({told}).")
     store.number_embodiments(known)
-    give_sentences(model, store, None)
+    give_texts(model, store, None)
     places = np.unique(store.embodiment_of(np.flatnonzero(store.labeled))).tolist()
     options: dict[str, Any] = {"held_out": held_out, "max_windows": max_windows, "batch_size": batch_size, "seed": seed}
     measured = {known[place].name: _measure(release, store, place, **options) for place in places}

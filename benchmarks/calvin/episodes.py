@@ -31,8 +31,8 @@ def start_state(env: World, scene_obs: np.ndarray) -> None:
     env.reset(options={"robot_obs": neutral_robot(env), "scene_obs": scene_obs})
 
 
-def _draw_start(env: World, rng: np.random.Generator) -> np.ndarray:
-    """Draw a scene, put the world into it and return its `scene_obs`."""
+def _sample_start(env: World, rng: np.random.Generator) -> np.ndarray:
+    """Sample a scene, put the world into it and return its `scene_obs`."""
     scene_obs = sample_scene(env.spec_scene, rng)
     env.set_state(neutral_robot(env), scene_obs)
     return scene_obs
@@ -44,19 +44,19 @@ def task_start(env: World, name: str, seed: int, index: int) -> np.ndarray:
     Where a block must be in the hand, on another one or in the drawer, the experts bring it there first.
 
     Raises:
-        SimulationError: no such scene in 500 draws.
+        SimulationError: no such scene in 500 samples.
     """
     task(name)
     rng = np.random.default_rng([seed, _ORDER.index(name), index])
     for _ in range(500):
         before = _prerequisites(name, rng)
-        scene_obs = _draw_start(env, rng)
+        scene_obs = _sample_start(env, rng)
         if not feasible(before[0] if before else name, env.world_state(), env.spec_scene):
             continue
         start_state(env, scene_obs)
         if all(demonstrate(env, earlier) for earlier in before) and feasible(name, env.world_state(), env.spec_scene):
             return scene_obs
-    raise SimulationError(f"{name}: no feasible start in 500 draws in scene {env.spec_scene.name}; try another seed.")
+    raise SimulationError(f"{name}: no feasible start in 500 samples in scene {env.spec_scene.name}; try another seed.")
 
 
 _ORDER = [*TASKS, *(name for name in ALL_TASKS if name not in TASKS)]
@@ -74,7 +74,7 @@ def _prerequisites(name: str, rng: np.random.Generator) -> list[str]:
 
 
 def demonstrate(env: World, name: str, *, style: ExpertStyle | None = None, max_steps: int = 200) -> bool:
-    """Let the scripted expert do a task from where the world is; say whether it succeeds."""
+    """Let the scripted expert do a task from where the world is; return whether it succeeds."""
     start = state = env.world_state()
     if not feasible(name, state, env.spec_scene):
         return False
@@ -87,18 +87,18 @@ def demonstrate(env: World, name: str, *, style: ExpertStyle | None = None, max_
 
 
 def chain_start(env: World, seed: int, index: int) -> tuple[np.ndarray, list[str]]:
-    """Draw and start a scene, and five tasks of different families that can be done one after another from it."""
+    """Sample and start a scene, and five tasks of different families that can be done one after another from it."""
     rng = np.random.default_rng([seed, 1000, index])
     for _ in range(500):
-        scene_obs = _draw_start(env, rng)
+        scene_obs = _sample_start(env, rng)
         state = env.world_state()
-        if chain := _draw_chain([n for n in TASKS if feasible(n, state, env.spec_scene)], rng):
+        if chain := _sample_chain([n for n in TASKS if feasible(n, state, env.spec_scene)], rng):
             start_state(env, scene_obs)
             return scene_obs, chain
-    raise SimulationError(f"no feasible chain in 500 draws in scene {env.spec_scene.name}; try another seed.")
+    raise SimulationError(f"no feasible chain in 500 samples in scene {env.spec_scene.name}; try another seed.")
 
 
-def _draw_chain(names: list[str], rng: np.random.Generator) -> list[str]:
+def _sample_chain(names: list[str], rng: np.random.Generator) -> list[str]:
     families: dict[str, list[str]] = {}
     for name in names:
         families.setdefault(TASKS[name].family, []).append(name)
@@ -112,7 +112,7 @@ def _draw_chain(names: list[str], rng: np.random.Generator) -> list[str]:
 
 
 def sequence_start(env: World, sequence: EvaluationSequence) -> None:
-    """Start an official sequence: neutral arm, blocks where its state says; the places fit scene D alone.
+    """Start an official sequence: neutral arm, blocks where its state has them; the places fit scene D alone.
 
     Raises:
         SimulationError: another scene.

@@ -52,7 +52,7 @@ def evaluate(
         chains: chains of five demonstrated tasks of different families.
         tasks: for `starts`: "demonstrated" (17), "all" (34), or names separated by commas.
         scene: A, B, C or D.
-        calvin_root: a clone of mees/calvin: its assets and validation sentences instead of ours.
+        calvin_root: a clone of mees/calvin: its assets and validation instructions instead of ours.
         control: our whole-body controller, CALVIN's own control, or both from the same starts.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
         max_steps: time limit for each task in control steps (CALVIN: 360).
@@ -68,6 +68,7 @@ def evaluate(
     Raises:
         ConfigError: an impossible value.
         DataError: `out` holds results of another configuration.
+        PolicyError: the policy was trained on another robot.
     """
     find_scene(scene)
     names = choose_tasks(tasks)
@@ -99,7 +100,7 @@ def evaluate(
 
 
 def _circumstances(config: EvaluationConfig) -> dict[str, Any]:
-    """Say under which circumstances a result came about."""
+    """Return under which circumstances a result came about."""
     official, light = config.backend == "official", bool(config.calvin_root) and config.fast_drawing
     renderer = {"tiny": "TinyRenderer", "egl": "OpenGL through EGL"}[config.renderer]
     return {

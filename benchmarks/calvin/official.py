@@ -168,7 +168,7 @@ def _installed() -> Path:
         package = importlib.import_module("calvin_env.envs.play_table_env")
     except Exception as error:  # its dependencies fail in many ways
         raise EnvironmentMissing(
-            f"--backend official: expected an installed calvin_env, got {error!r}; docs/calvin.md says how to install "
+            f"--backend official: expected an installed calvin_env, got {error!r}; docs/calvin.md shows how to install "
             "it, --backend gr2 needs nothing."
         ) from error
     if getattr(sys.modules["calvin_env"], "__file__", None) is None:

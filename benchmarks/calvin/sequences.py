@@ -1,7 +1,7 @@
 """CALVIN's evaluation sequences and initial states: our own generator, and its result for 1000, shipped as data.
 
-The draws are those of the official code (mees/calvin fa03f01, `multistep_sequences` and `utils`), so the result is the
-same, in order. Generating takes about a minute; `official_sequences` reads it from a file of 30 kB.
+We sample as the official code does (mees/calvin fa03f01, `multistep_sequences` and `utils`), so the result is the same,
+in order. Generating takes about a minute; `official_sequences` reads it from a file of 30 kB.
 """
 
 from __future__ import annotations
@@ -108,13 +108,13 @@ def initial_states() -> list[SymbolicState]:
     values: dict[str, tuple[int | str, ...]] = {"led": (0, 1), "lightbulb": (0, 1), "slider": ("right", "left")}
     values["drawer"] = ("closed", "open")
     values |= {f"{color}_block": ("table", *_SHELVES) for color in COLORS} | {"grasped": (0,)}
-    drawn = (dict(zip(values, choice, strict=True)) for choice in product(*values.values()))
+    candidates = (dict(zip(values, choice, strict=True)) for choice in product(*values.values()))
 
     def allowed(state: SymbolicState) -> bool:
         places = list(state.values())
         return places.count("table") in (1, 2) and all(places.count(shelf) < 2 for shelf in _SHELVES)
 
-    return [state for state in drawn if allowed(state)]
+    return [state for state in candidates if allowed(state)]
 
 
 def apply(task: str, state: SymbolicState) -> SymbolicState | None:
@@ -127,7 +127,7 @@ def apply(task: str, state: SymbolicState) -> SymbolicState | None:
     return state | effects[0] if len(effects) == 1 else None
 
 
-def _draw_tasks(state: SymbolicState, generator: np.random.RandomState) -> tuple[str, ...]:
+def _sample_tasks(state: SymbolicState, generator: np.random.RandomState) -> tuple[str, ...]:
     while True:
         # The stream of `choice(names, size=5, replace=False)` is that of a permutation.
         names = [TASK_NAMES[i] for i in generator.permutation(len(TASK_NAMES))[:SEQUENCE_LENGTH]]
@@ -147,13 +147,13 @@ def _can_be_done(names: Sequence[str], state: SymbolicState) -> bool:
 
 
 def generate_sequences(number: int) -> list[EvaluationSequence]:
-    """Draw evaluation sequences as the official code does; not a prefix of those of a larger number."""
+    """Sample evaluation sequences as the official code does; not a prefix of those of a larger number."""
     states = initial_states()
     shares = [len(part) for part in np.array_split(np.arange(number), len(states))]
     rows: list[EvaluationSequence] = []
     for seed, (state, share) in enumerate(zip(states, shares, strict=True)):
         generator = np.random.RandomState(seed)
-        rows += [EvaluationSequence(initial_state=state, tasks=_draw_tasks(state, generator)) for _ in range(share)]
+        rows += [EvaluationSequence(initial_state=state, tasks=_sample_tasks(state, generator)) for _ in range(share)]
     order = list(range(len(rows)))
     np.random.RandomState(0).shuffle(order)
     return [rows[i] for i in order]

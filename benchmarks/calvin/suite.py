@@ -10,7 +10,7 @@ from typing import Literal
 from ...contracts import Policy
 from ..playtable.cameras import CALVIN_PX, CameraConfig, Renderer
 from ..playtable.environment import PlayTable
-from ..playtable.instructions import evaluation_sentences
+from ..playtable.instructions import evaluation_instructions
 from ..playtable.world import World
 from ..policies.scripted import ScriptedPolicy
 from .episodes import chain_start, sequence_start, task_start
@@ -80,7 +80,7 @@ class CalvinSuite:
 
     def __init__(self, world: World, *, seed: int, instructions_root: Path | None = None) -> None:
         self.simulator, self.seed = world, seed
-        self._instructions = evaluation_sentences(instructions_root)
+        self._instructions = evaluation_instructions(instructions_root)
 
     def start(self, kind: str, index: int) -> Sequence[str]:
         """Start the official sequence ("sequence") or chain of our own ("chain") of this index, or a task from a random

@@ -22,7 +22,7 @@ from .sequences import TASK_NAMES, generate_sequences, initial_scene, official_s
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What one file says: compared cases, how many agree, the largest difference, examples of disagreement."""
+    """What checking one file found: compared cases, how many agree, largest difference, examples of disagreement."""
 
     kind: str
     cases: int

@@ -69,7 +69,7 @@ def read_damaged(decoder: str, path: Path, first: int, last: int) -> None:
 
 
 def _outcomes(decoder: str, path: Path, first: int, last: int) -> Iterator[str]:
-    """Yield what became of each file; a process that ends goes on behind the file that ended it."""
+    """Yield what became of each file; a process that ends is resumed behind the file that ended it."""
     while first < last:
         command = [sys.executable, "-c", _READ, decoder, str(path), str(first), str(last)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -164,7 +164,7 @@ def _decodes(file: Path, backend: Backend) -> bool:
 
 
 def _model(size: Size, batch_size: int, loader_rate: float) -> dict[str, Any]:
-    """Time training steps on the device at hand, and say whether loader or model is the slower one."""
+    """Time training steps on the device at hand, and report whether loader or model is the slower one."""
     from .model_step import model_rate
 
     rate, device = model_rate(size, batch_size)

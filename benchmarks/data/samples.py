@@ -17,7 +17,7 @@ from ...data_pipeline.video.transcode import encode_frames
 CODEBOOK_SIZE, GRID, NUM_FRAMES = 1024, (16, 16), 10
 """A clip of ten frames of 16 x 16 codes out of 1024: 5,120 bytes."""
 
-_SENTENCE = "a hand picks up the red block and puts it into the drawer"
+_CAPTION = "a hand picks up the red block and puts it into the drawer"
 
 
 def write_clips(out: Path, count: int, shard_megabytes: float = 64.0) -> int:
@@ -25,9 +25,9 @@ def write_clips(out: Path, count: int, shard_megabytes: float = 64.0) -> int:
     rng = np.random.default_rng(0)
     facts = {"codebook_size": CODEBOOK_SIZE, "grid": list(GRID), "image_size": 256}
     begin_stage(out, "token_shards", {}, overwrite=True)
-    note = {"sentences": [_SENTENCE]}
+    note = {"sentences": [_CAPTION]}
     description = json.dumps(
-        {"caption": _SENTENCE, "fps": 3.0, "cameras": ["static"], "num_frames": NUM_FRAMES}
+        {"caption": _CAPTION, "fps": 3.0, "cameras": ["static"], "num_frames": NUM_FRAMES}
     ).encode()
     row = {
         "frames": NUM_FRAMES, "stride": 1, "steps": 0, "state_dim": 0, "action_dim": 0, "cameras": ["static"],
@@ -70,4 +70,4 @@ def write_videos(out: Path, count: int, num_frames: int = 90, height: int = 240,
         frames = moving_shapes(num_frames, height, width, number)
         data = encode_frames(frames, 30.0, crf=23, pixel_format="yuv420p", key_frame_interval=48)
         (out / f"video_{number:04d}.mp4").write_bytes(data)
-        (out / f"video_{number:04d}.txt").write_text(_SENTENCE)
+        (out / f"video_{number:04d}.txt").write_text(_CAPTION)

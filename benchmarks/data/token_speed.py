@@ -76,7 +76,7 @@ def write_index(folder: Path, count: int, clips_a_shard: int = 35_000) -> int:
     begin_stage(folder, "token_shards", {}, overwrite=True)
     rng = np.random.default_rng(0)
     numbers = np.arange(count)
-    sentence = b"a hand picks up the red block and puts it into the drawer"
+    caption = b"a hand picks up the red block and puts it into the drawer"
     columns: dict[str, np.ndarray] = {
         "shard": (numbers // clips_a_shard).astype(np.int32),
         **{name: np.full(count, value, np.int32) for name, value in (("frames", NUM_FRAMES), ("stride", 1))},
@@ -85,8 +85,8 @@ def write_index(folder: Path, count: int, clips_a_shard: int = 35_000) -> int:
         "video": rng.integers(0, 2**63, count, dtype=np.uint64),
         "codes_static": (numbers % clips_a_shard) * 7168 + 640,
         **{name: np.full(count, -1, np.int64) for name in ("states", "actions")},
-        "sentence_bytes": np.frombuffer(sentence * count, np.uint8),
-        "sentence_ends": (numbers + 1) * len(sentence),
+        "sentence_bytes": np.frombuffer(caption * count, np.uint8),
+        "sentence_ends": (numbers + 1) * len(caption),
     }
     names = write_columns(folder, columns)
     shards = [f"shard-{number:06d}.tar" for number in range(-(-count // clips_a_shard))]

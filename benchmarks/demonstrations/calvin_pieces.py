@@ -31,18 +31,18 @@ def write_piece(
     images: Mapping[str, Array],
     robot_obs: Array,
     scene_obs: Array,
-    sentence: str,
+    instruction: str,
     task: str,
     scene: str,
 ) -> None:
-    """Write the frames of one piece (a skill with its sentence, or play) beside those of others.
+    """Write the frames of one piece (a skill with its instruction, or play) beside those of others.
 
     Args:
         out: folder of the split.
         index: number of the piece.
         images: camera -> uint8 `[t h w 3]`.
         robot_obs, scene_obs: `[t+1 15]`, `[t+1 24]`; the last row is the state after the last step.
-        sentence: empty for play.
+        instruction: empty for play.
         task: name of the task, empty for play.
         scene: letter of the scene.
     """
@@ -55,12 +55,12 @@ def write_piece(
         named = {f"rgb_{camera}": frames[i] for camera, frames in images.items()}
         numbers = {"actions": actions[i], "rel_actions": relative[i], "robot_obs": robot_obs[i]}
         writer.write_frame(named | numbers | {"scene_obs": scene_obs[i]})
-    facts = {"index": index, "frames": len(actions), "sentence": sentence, "task": task, "scene": scene}
+    facts = {"index": index, "frames": len(actions), "sentence": instruction, "task": task, "scene": scene}
     write_json(out / _PIECES / f"{index:06d}.json", facts)
 
 
 def join_pieces(out: Path) -> None:
-    """Number the frames of all pieces, scene after scene, and write what says that the split is whole.
+    """Number the frames of all pieces, scene after scene, and write what marks the split as whole.
 
     It can be stopped and run again: a frame that has been moved is left where it is.
 
@@ -85,7 +85,7 @@ def join_pieces(out: Path) -> None:
                 raise DataError(f"{source}: expected a recorded frame, found none; record into an empty folder.")
         ranges.append((first, stop - 1))
         if piece["sentence"]:
-            annotations.append(Annotation(start=first, stop=stop, sentence=piece["sentence"], task=piece["task"]))
+            annotations.append(Annotation(start=first, stop=stop, instruction=piece["sentence"], task=piece["task"]))
         scenes[piece["scene"]] = (scenes.get(piece["scene"], (first, 0))[0], stop - 1)
         first = stop
     CalvinWriter(out, first).finish(ranges, annotations, scenes, _statistics(out, ranges))

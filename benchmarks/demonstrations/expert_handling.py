@@ -131,7 +131,7 @@ def stack(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
 
 
 def _stacked_alone(state: WorldState) -> bool:
-    """Say whether a block stands on another and touches at most the hand besides."""
+    """Return whether a block stands on another and touches at most the hand besides."""
     return any(
         {body.split("_")[0] for body, _ in contacts} in ({"block"}, {"block", "robot"}) and state.blocks[c][0][2] > 0.48
         for c, contacts in state.contacts.items()

@@ -30,7 +30,7 @@ class ExpertStyle:
 
     @staticmethod
     def sample(rng: np.random.Generator) -> ExpertStyle:
-        """Draw a style."""
+        """Sample a style."""
         return ExpertStyle(lead=rng.uniform(0.028, 0.032), hover=rng.uniform(-0.01, 0.015), offset=rng.uniform(-1, 1))
 
 

@@ -24,7 +24,7 @@ from ...errors import ConfigError, DataError
 from ..playtable.cameras import CALVIN_PX, CameraConfig
 from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
 from ..playtable.feasibility import feasible
-from ..playtable.instructions import draw_sentence
+from ..playtable.instructions import sample_instruction
 from ..playtable.robot import FINGER_OPEN
 from ..playtable.sampling import sample_joints, sample_scene
 from ..playtable.scenes import ROBOT_BASE, scene
@@ -40,11 +40,11 @@ Layout = Literal["episodes", "shards", "calvin"]
 SEGMENTS_PER_CHAIN = 6
 _TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 5.0, "lift": 3.0,
                 "rotate": 2.0, "push_into": 2.0, "unstack": 6.0, "place": 8.0, "stack": 8.0}  # fmt: skip
-"""How often a family is drawn. Few states allow a push, and what can be done with a block in the hand only then."""
+"""How often a family is sampled. Few states allow a push, and what can be done with a block in the hand only then."""
 
 _NEEDS_BLOCK_IN_HAND = ("place", "stack")
 _DEAL_SHARE = 0.5
-"""How often the scene is dealt anew before a skill, for a task drawn by its weight; few states allow a push."""
+"""How often the scene is arranged again before a skill, for a task sampled by its weight; few states allow a push."""
 _MAX_STEPS = 200
 _PILOT_STEPS = (10, 90)
 """Range of control steps for which a policy drives."""
@@ -56,7 +56,7 @@ class RecordConfig:
 
     tasks: "demonstrated", "all" or names; layout: of the files; chains: how many chains of up to six skills, or 0 for
     as many as it takes to get `episodes` labeled ones;
-    play_share: share of chains kept whole and without a sentence; noise_share: share of segments with a disturbed
+    play_share: share of chains kept whole and without an instruction; noise_share: share of segments with a disturbed
     hand; image_px: image side [px], 0 for CALVIN's two; frame_stride: control steps from image to image;
     policy: folder of the policy that drives the first part of each skill, or ""; calvin_root: clone, or "".
     """
@@ -90,7 +90,7 @@ class _Pilot:
         policy.reset()
 
     def drive(self, step: int, observation: Observation) -> None:
-        """Advance by one control step; the policy is asked anew as often as it wants."""
+        """Advance by one control step; the policy is asked again as often as it wants."""
         if step == 0:
             self.control.reset()
         if step % self.policy.executed_steps == 0:
@@ -187,27 +187,27 @@ def _run_segment(
     return False, _MAX_STEPS
 
 
-def _draw_task(names: Sequence[str], rng: np.random.Generator) -> str:
+def _sample_task(names: Sequence[str], rng: np.random.Generator) -> str:
     weights = np.array([_TASK_WEIGHT[ALL_TASKS[name].family] for name in names])
     return names[rng.choice(len(names), p=weights / weights.sum())]
 
 
 def _choose(env: PlayTable, config: RecordConfig, previous: str | None, rng: np.random.Generator) -> str | None:
-    """Draw a task that can be begun from where the world is."""
+    """Sample a task that can be begun from where the world is."""
     state, spec = env.world_state(), env.spec_scene
     names = [n for n in choose_tasks(config.tasks) if n != previous and feasible(n, state, spec)]
-    return _draw_task(names, rng) if names else None
+    return _sample_task(names, rng) if names else None
 
 
 def _deal(env: PlayTable, config: RecordConfig, rng: np.random.Generator, *, keep_arm: bool) -> str:
-    """Draw a task by its weight, put the scene into a state in which it can be begun, and return the task."""
+    """Sample a task by its weight, put the scene into a state in which it can be begun, and return the task."""
     names = [n for n in choose_tasks(config.tasks) if ALL_TASKS[n].family not in _NEEDS_BLOCK_IN_HAND]
     spec, robot_obs = env.spec_scene, env.robot_obs()
     if not keep_arm:
         robot_obs[6], robot_obs[14] = 2 * FINGER_OPEN, 1.0
         robot_obs[7:14] = sample_joints(rng)
     while True:
-        wanted = _draw_task(names, rng)
+        wanted = _sample_task(names, rng)
         for _ in range(100):
             env.set_state(robot_obs, sample_scene(spec, rng))
             if feasible(wanted, env.world_state(), spec):
@@ -215,14 +215,14 @@ def _deal(env: PlayTable, config: RecordConfig, rng: np.random.Generator, *, kee
 
 
 def _can_use_what_it_holds(env: PlayTable, config: RecordConfig) -> bool:
-    """Say whether the block in the hand allows a task that no deal can begin."""
+    """Return whether the block in the hand allows a task that no deal can begin."""
     wanted = [n for n in choose_tasks(config.tasks) if ALL_TASKS[n].family in _NEEDS_BLOCK_IN_HAND]
     state = env.world_state() if wanted else None
     return state is not None and any(feasible(name, state, env.spec_scene) for name in wanted)
 
 
 def _hand_is_free(env: PlayTable) -> bool:
-    """Say whether the hand is clear of everything that a new deal could put in its place."""
+    """Return whether the hand is clear of everything that a new deal could put in its place."""
     _, y, z = env.world_state().tool_position
     return bool(z > 0.5 and y < -0.08)
 
@@ -230,7 +230,7 @@ def _hand_is_free(env: PlayTable) -> bool:
 def _record_chain(
     env: PlayTable, config: RecordConfig, chain: int, policy: Policy | None
 ) -> Iterator[tuple[_Tape, str, dict[str, Any]]]:
-    """Yield tape, sentence and facts of the pieces of one chain: labeled segments, or one unlabeled piece of play."""
+    """Yield tape, instruction and facts of the pieces of one chain: labeled segments, or one piece of play."""
     rng = np.random.default_rng([config.seed, chain])
     env.reset()
     play = rng.random() < config.play_share
@@ -244,7 +244,7 @@ def _record_chain(
         if task is None:
             break
         tape = whole if play else _Tape.empty()
-        instruction = draw_sentence(task, rng)
+        instruction = sample_instruction(task, rng)
         drive = np.random.default_rng([config.seed, chain, segment])
         pilot = _Pilot(env, policy, instruction, drive) if policy is not None and not play else None
         success, steps = _run_segment(env, task, tape, config, rng, offset, pilot)
@@ -279,18 +279,18 @@ def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: lis
     try:
         for chain in chains:
             counts = {"labeled": 0, "play": 0}
-            for number, (tape, sentence, facts) in enumerate(_record_chain(env, config, chain, policy)):
+            for number, (tape, instruction, facts) in enumerate(_record_chain(env, config, chain, policy)):
                 index = chain * SEGMENTS_PER_CHAIN + number
-                counts["labeled" if sentence else "play"] += 1
+                counts["labeled" if instruction else "play"] += 1
                 if config.layout == "calvin":
                     write_piece(
                         out, index, images={n: np.stack(f) for n, f in tape.images.items()},
-                        robot_obs=np.stack(tape.robot_obs), scene_obs=np.stack(tape.scene_obs), sentence=sentence,
+                        robot_obs=np.stack(tape.robot_obs), scene_obs=np.stack(tape.scene_obs), instruction=instruction,
                         task=facts["task"] or "", scene=scene_name,
                     )  # fmt: skip
                 elif not (out / f"episode_{index:06d}").exists():
-                    source = f"playtable/{scene_name}/{chain}/{facts['segment'] if sentence else 'play'}"
-                    write_episode(out, index, tape.episode(sentence, config.frame_stride, source), facts)
+                    source = f"playtable/{scene_name}/{chain}/{facts['segment'] if instruction else 'play'}"
+                    write_episode(out, index, tape.episode(instruction, config.frame_stride, source), facts)
             write_json(out / "chains" / f"{chain:06d}.json", counts)
     finally:
         env.close()
@@ -331,17 +331,17 @@ def record(
     num_workers: int = 2,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Record scripted demonstrations in the PlayTable simulator; run again to go on where it stopped.
+    """Record scripted demonstrations in the PlayTable simulator; run again to resume where it stopped.
 
     Args:
         out: folder for the episodes, or the split of a CALVIN data set, as in task_D_D/training.
         scenes: letters of the scenes to use, e.g. ABCD.
         tasks: "demonstrated" (17), "all" (34), or names separated by commas.
         chains: number of chains of up to six skills.
-        episodes: go on until there are as many labeled episodes at least; `chains` does not count then.
+        episodes: continue until there are as many labeled episodes at least; `chains` does not count then.
         layout: "episodes" (videos) for `gr2 data shards`, "shards" to run that at once (both lie in `out`), or
             "calvin" (one npz a frame), which every CALVIN loader and `gr2 data shards` read.
-        play_share: share of chains kept whole, without a sentence.
+        play_share: share of chains kept whole, without an instruction.
         noise_share: share of skills acted with a disturbed hand (labels stay clean).
         image_size: image side [px]; by default 64, and 200 and 84 in CALVIN's layout.
         frame_stride: control steps (30 Hz) from image to image; by default 5, and 1 in CALVIN's layout.
@@ -349,7 +349,7 @@ def record(
             and finishes the skill (DAgger). Without it the expert acts alone.
         calvin_root: a clone of mees/calvin, whose assets are used instead of ours.
         num_workers: processes.
-        seed: seed of everything that is drawn.
+        seed: seed of everything that is sampled.
 
     Returns:
         Numbers of labeled episodes and of pieces of play, and the seconds it took.

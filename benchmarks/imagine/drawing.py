@@ -53,7 +53,7 @@ class Strip:
         return gray
 
 
-def write_sheet(path: Path, strips: Sequence[Strip], *, sentence: str, frame_s: float) -> None:
+def write_sheet(path: Path, strips: Sequence[Strip], *, text: str, frame_s: float) -> None:
     """Draw a row of images for each strip, at equal steps in time, which stands above in [s]."""
     length = max(len(strip.frames) for strip in strips)
     shown = range(0, length, math.ceil(length / _COLUMNS))
@@ -62,7 +62,7 @@ def write_sheet(path: Path, strips: Sequence[Strip], *, sentence: str, frame_s: 
     rows = [f"{strip.camera} camera,\n{strip.kind}" for strip in strips]
     left = 16 + int(max(_font().getlength(line) for row in rows for line in row.split("\n")))
     width = max(left + len(shown) * (_SHEET_SIDE + 2), 3 * _SHEET_SIDE)
-    title = _quoted(sentence, width)
+    title = _quoted(text, width)
     top = 8 + _LINE * (len(title) + 1)
     sheet = Image.new("RGB", (width, top + len(strips) * (_SHEET_SIDE + 2)), _PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -79,12 +79,12 @@ def write_sheet(path: Path, strips: Sequence[Strip], *, sentence: str, frame_s: 
     write_bytes(path, data.getvalue())
 
 
-def write_strips(path: Path, strips: Sequence[Strip], *, sentence: str, frame_s: float) -> None:
-    """Write a video of strips side by side, enlarged with square pixels; sentence, label and time stand above."""
+def write_strips(path: Path, strips: Sequence[Strip], *, text: str, frame_s: float) -> None:
+    """Write a video of strips side by side, enlarged with square pixels; text, label and time stand above."""
     side = strips[0].frames.shape[1]
     side *= max(1, round(_VIDEO_SIDE / side))
     width = len(strips) * side
-    title = _quoted(sentence, width)
+    title = _quoted(text, width)
     top = 8 + _LINE * (len(title) + 1)
     frames = []
     for index in range(max(len(strip.frames) for strip in strips)):
@@ -100,9 +100,9 @@ def write_strips(path: Path, strips: Sequence[Strip], *, sentence: str, frame_s:
     write_video(path, np.stack(frames), 1 / frame_s, pixel_format="yuv420p")
 
 
-def _quoted(sentence: str, width: int) -> list[str]:
-    """Break a sentence, in quotation marks, into lines that fit `width` [px]."""
-    return textwrap.wrap(f"“{sentence}”", int((width - 12) / _CHARACTER)) if sentence else []
+def _quoted(text: str, width: int) -> list[str]:
+    """Break text, in quotation marks, into lines that fit `width` [px]."""
+    return textwrap.wrap(f"“{text}”", int((width - 12) / _CHARACTER)) if text else []
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

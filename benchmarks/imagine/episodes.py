@@ -13,7 +13,7 @@ from ..demonstrations.expert_motion import ExpertStyle
 from ..demonstrations.experts import act
 from ..playtable.cameras import CameraConfig
 from ..playtable.environment import CAMERAS, PlayTable
-from ..playtable.instructions import sentences
+from ..playtable.instructions import instructions_of
 from ..playtable.tasks import TASKS
 from ..simulation.control import make_control
 from ..simulation.episodes import run_task
@@ -109,7 +109,11 @@ def _act_out(env: PlayTable, task: str, *, seed: int, index: int, stride: int) -
         if TASKS[task].done(start, env.world_state()):
             stacked = {name: np.stack(frames) for name, frames in images.items()}
             return TestEpisode(
-                task=task, instruction=sentences(task)[0], images=stacked, states=np.stack(states), scene_obs=scene_obs
+                task=task,
+                instruction=instructions_of(task)[0],
+                images=stacked,
+                states=np.stack(states),
+                scene_obs=scene_obs,
             )
     return None
 

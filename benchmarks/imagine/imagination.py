@@ -1,4 +1,4 @@
-"""A released model that imagines images: encode the start, let the model go on, decode what it predicts."""
+"""A released model that imagines images: encode the start, let the model continue, decode what it predicts."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ImaginedFutures:
 
 
 class Imagination:
-    """Predicts frames from images, sentences and, where there are some, the robot's states, where the model is.
+    """Predicts frames from images, texts and, where there are some, the robot's states, where the model is.
 
     parts: the model with its encoders.
-    sampling: how codes are drawn; the likeliest by default.
+    sampling: how codes are sampled; the likeliest by default.
     """
 
     def __init__(self, parts: Assembled, sampling: SamplingConfig | None = None) -> None:
@@ -46,14 +46,12 @@ class Imagination:
         frames = self.parts.vqgan.decode_frames(codes.reshape(-1, codes.shape[-1]))
         return frames.reshape(*codes.shape[:2], *frames.shape[1:])
 
-    def read_context(
-        self, images: Mapping[str, Array], sentences: Sequence[str], states: Array | None = None
-    ) -> Context:
+    def read_context(self, images: Mapping[str, Array], texts: Sequence[str], states: Array | None = None) -> Context:
         """Encode what a prediction is made from, on the model's device.
 
         Args:
             images: camera -> uint8 `[b f h w 3]`, the newest frame last; other cameras are masked out.
-            sentences: one for each sample, empty for none.
+            texts: one for each sample, empty for none.
             states: the robot's at each frame `[b f 16]`.
         """
         import torch
@@ -61,8 +59,8 @@ class Imagination:
         from ...gr_model.model.context import Context
 
         device = self.parts.release.model.device
-        features, mask = self.parts.text.encode(list(sentences))
-        mask = np.asarray(mask) & np.array([bool(sentence) for sentence in sentences])[:, None]
+        features, mask = self.parts.text.encode(list(texts))
+        mask = np.asarray(mask) & np.array([bool(text) for text in texts])[:, None]
         length = max(1, int(mask.any(0).nonzero()[0].max(initial=0)) + 1)
         codes = {}
         for name, frames in images.items():
@@ -81,7 +79,7 @@ class Imagination:
         """Return the place of the simulated arm in the model's configuration."""
         return self.parts.release.model.config.place_of(TOOL_ARM)
 
-    def stream(self, images: Mapping[str, Array], sentence: str, num_frames: int) -> Iterator[dict[str, Array]]:
+    def stream(self, images: Mapping[str, Array], text: str, num_frames: int) -> Iterator[dict[str, Array]]:
         """Yield the codes `[n]` of each camera, frame by frame, after images uint8 `[f h w 3]` of each camera.
 
         Raises:
@@ -89,18 +87,18 @@ class Imagination:
         """
         from ...gr_model.model.generation import stream_frames
 
-        context = self.read_context({name: frames[None] for name, frames in images.items()}, [sentence])
+        context = self.read_context({name: frames[None] for name, frames in images.items()}, [text])
         model = self.parts.release.model
         for frame in stream_frames(model, context, num_frames=num_frames, sampling=self.sampling):
             yield {name: codes[0].cpu().numpy() for name, codes in frame.items()}
 
     def futures(
-        self, first: Mapping[str, Array], sentences: Sequence[str], num_frames: int, states: Array | None = None
+        self, first: Mapping[str, Array], texts: Sequence[str], num_frames: int, states: Array | None = None
     ) -> ImaginedFutures:
-        """Imagine `num_frames` frames after images `first` (camera -> uint8 `[b h w 3]`), one sentence each.
+        """Imagine `num_frames` frames after images `first` (camera -> uint8 `[b h w 3]`), one text each.
 
-        With the robot's `states` `[b 16]` the model's own trajectory says where the arm is in every frame; a model that
-        was only pretrained goes without.
+        With the robot's `states` `[b 16]` the model's own trajectory shows where the arm is in every frame. A model
+        that was only pretrained goes without.
         """
         import torch
 
@@ -108,7 +106,7 @@ class Imagination:
 
         release = self.parts.release
         seen = None if states is None or not release.model.acts else states[:, None]
-        context = self.read_context({name: frames[:, None] for name, frames in first.items()}, sentences, seen)
+        context = self.read_context({name: frames[:, None] for name, frames in first.items()}, texts, seen)
         step = 0 if seen is None else release.clocks_of(self._place())[0]
         with torch.inference_mode():
             predicted = imagine_frames(

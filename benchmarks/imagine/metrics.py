@@ -15,7 +15,7 @@ from .episodes import TestEpisode
 from .imagination import Imagination
 
 _BATCH = 64
-"""Starts imagined in one pass."""
+"""Starts imagined in one forward pass."""
 
 
 def measure_futures(dream: Imagination, episodes: Sequence[TestEpisode], horizon: int) -> dict[str, Any]:

@@ -58,19 +58,19 @@ def imagine(
             episodes three videos each, `episodes.json` and `metrics.json`.
         image: image to start from, of the model's first camera, or {camera: image}; other cameras are masked out.
         clip: video (or {camera: video}) whose first frames are the start; the others are shown beside the predicted.
-        text: sentence that says what happens after `image` or the start of `clip`; empty for none.
+        text: instruction or caption, what happens after `image` or the start of `clip`; empty for none.
         num_frames: frames to predict after them, any number.
         grid: also write `sheet.png`, a row of images for each camera.
         scene: scene of the test episodes.
         episodes: episodes shown as videos: predicted, real, and the policy's own rollout.
         metric_episodes: episodes from which the metrics are measured.
         horizon: predicted frames for the metrics.
-        decoding_steps: passes that make one frame of a video.
+        decoding_steps: of one frame of a video.
         temperature: of the codes of the videos; the metrics are those of the likeliest codes.
-        choice_temperature: 0 draws the codes the model is surest of first, a large number draws them in any order.
-        top_k: draw only the k likeliest codes; 0 for all.
-        top_p: draw only the likeliest codes that hold this share of the probability.
-        guidance: above 1, follow the sentence more than the model by itself does (trained with text dropout).
+        choice_temperature: 0 samples the codes the model is surest of first, a large number samples them in any order.
+        top_k: sample only the k likeliest codes; 0 for all.
+        top_p: sample only the likeliest codes that hold this share of the probability.
+        guidance: above 1, follow the text more than the model by itself does (trained with text dropout).
         executed_steps: control steps of each chunk in the policy's rollout.
         image_size: image side in the simulator [px].
         frame_stride: control steps from frame to frame in the simulator.
@@ -84,14 +84,14 @@ def imagine(
     from ...gr_model.train.distributed import torch_device
 
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    drawn = SamplingConfig(
+    sampling = SamplingConfig(
         passes=decoding_steps, temperature=temperature, choice_temperature=choice_temperature, top_k=top_k,
         top_p=top_p, guidance=guidance, seed=seed,
     )  # fmt: skip
     if image is None and clip is None and (text or grid):
         raise ConfigError("imagine: expected --image or --clip with --text and --grid, got neither; name a file.")
     parts = assemble(policy).to(torch_device(device))
-    dream = Imagination(parts, drawn)
+    dream = Imagination(parts, sampling)
     if image is not None or clip is not None:
         return _go_on(out, dream, read_start(parts, image, clip, num_frames), text, num_frames, grid)
     acted = act_out_all(
@@ -115,11 +115,11 @@ def _go_on(out: Path, dream: Imagination, start: Start, text: str, num_frames: i
         if len(start.real[name]):
             real = np.concatenate([given, start.real[name]])[: len(predicted)]
             strips.append(Strip(camera=name, kind="real", frames=real, num_given=len(given)))
-        write_strips(out / f"{name}.mp4", strips, sentence=text, frame_s=start.frame_s)
+        write_strips(out / f"{name}.mp4", strips, text=text, frame_s=start.frame_s)
         write_video(out / f"{name}_predicted.mp4", predicted, 1 / start.frame_s)
         sheet += strips
     if grid:
-        write_sheet(out / "sheet.png", sheet, sentence=text, frame_s=start.frame_s)
+        write_sheet(out / "sheet.png", sheet, text=text, frame_s=start.frame_s)
     return {"cameras": list(start.images), "start_frames": start.num_frames, "predicted_frames": len(codes)}
 
 

@@ -1,4 +1,4 @@
-"""What imagined frames go on from: an image or the beginning of a clip, at the model's frame rate and size."""
+"""What imagined frames continue: an image or the beginning of a clip, at the model's frame rate and size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FRAMES_AT_ONCE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Images to go on from, at the model's frame rate and size, camera -> uint8 `[f h w 3]`.
+    """Images to continue, at the model's frame rate and size, camera -> uint8 `[f h w 3]`.
 
     real: what came after the images; no frames for a single image.
     frame_s: time from frame to frame [s].

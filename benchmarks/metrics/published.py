@@ -7,10 +7,10 @@ from dataclasses import dataclass
 CAPTION = (
     "published, official CALVIN, 1000 chains, not comparable: our simulator, our scripted demonstrations, {tasks} tasks"
 )
-"""What every table that shows these rows must say, with the number of our tasks filled in."""
+"""What every table that shows these rows must state, with the number of our tasks filled in."""
 
 PUBLISHED_PROTOCOL = (
-    "the official simulator, CALVIN's data of scenes A to D, 1000 sequences, drawn as each source chose"
+    "the official simulator, CALVIN's data of scenes A to D, 1000 sequences, sampled as each source chose"
 )
 """How the published rows came about: what a result of ours may differ in."""
 

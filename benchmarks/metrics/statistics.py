@@ -32,7 +32,7 @@ class Interval:
         return (self.value, self.low, self.high)
 
     def excludes_zero(self) -> bool:
-        """Tell whether the whole interval lies on one side of zero."""
+        """Return whether the whole interval lies on one side of zero."""
         return self.low > 0.0 or self.high < 0.0
 
 

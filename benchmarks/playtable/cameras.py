@@ -57,7 +57,7 @@ def connect_egl(px: int) -> int:
     if pybullet.loadPlugin(place, "_eglRendererPlugin", physicsClientId=client) < 0:
         pybullet.disconnect(client)
         raise EnvironmentMissing(
-            "Renderer egl: expected PyBullet's plug-in and an EGL driver, found none that works; `gr2 doctor` says "
+            "Renderer egl: expected PyBullet's plug-in and an EGL driver, found none that works; `gr2 doctor` reports "
             "what is missing, the renderer tiny needs nothing."
         )
     return client

@@ -128,7 +128,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
             self._repeat_first_reset(draw)
 
     def _block_poses(self, generator: np.random.Generator) -> Iterator[np.ndarray]:
-        """Draw block poses `[6]` for ever, as the official environment does; ours all begin at the origin."""
+        """Sample block poses `[6]` for ever, as the official environment does; ours all begin at the origin."""
         surfaces = self.files.surfaces
         while True:
             if not self.files.official:
@@ -195,7 +195,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         self._aim_at_tool()
         pybullet.stepSimulation(physicsClientId=self.client)
         if not self.files.official:
-            # A block put down exactly on a surface sinks in by a hair in that step; look again, so that it touches it.
+            # A block put down exactly on a surface sinks in slightly in that step; look again, so that it touches it.
             pybullet.performCollisionDetection(physicsClientId=self.client)
         self._steps = 0
 

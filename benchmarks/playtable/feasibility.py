@@ -15,7 +15,7 @@ _HAND_ROOM = 0.065
 
 
 def feasible(name: str, state: WorldState, spec: SceneSpec) -> bool:
-    """Say whether a task can be begun; a block in the hand is put down first where the task does not need it."""
+    """Return whether a task can be begun; a block in the hand is put down first where the task does not need it."""
     if name in _FURNITURE:
         return _FURNITURE[name](state)
     if name in _HANDLING:
@@ -76,7 +76,7 @@ def _on_desk(color: str, state: WorldState, spec: SceneSpec) -> bool:
 
 
 def _on_shelf(color: str, state: WorldState, spec: SceneSpec) -> bool:
-    """Say whether a block stands in the cabinet and not behind the door."""
+    """Return whether a block stands in the cabinet and not behind the door."""
     x = state.blocks[color][0][0]
     door = spec.slider_x - state.slider
     behind = door - _HAND_ROOM < x < door + DOOR_WIDTH + _HAND_ROOM
@@ -84,7 +84,7 @@ def _on_shelf(color: str, state: WorldState, spec: SceneSpec) -> bool:
 
 
 def _in_drawer(color: str, state: WorldState, spec: SceneSpec) -> bool:
-    """Say whether a block lies in the drawer and the drawer is far enough out."""
+    """Return whether a block lies in the drawer and the drawer is far enough out."""
     return ("table", "drawer_link") in state.contacts[color] and state.blocks[color][0][1] < -0.215
 
 
@@ -93,7 +93,7 @@ def _others(color: str, state: WorldState) -> list[np.ndarray]:
 
 
 def _free(color: str, state: WorldState, spec: SceneSpec) -> bool:
-    """Say whether the fingers have clearance around a block."""
+    """Return whether the fingers have clearance around a block."""
     place = state.blocks[color][0][:2]
     if any(np.linalg.norm(other - place) <= _HAND_ROOM for other in _others(color, state)):
         return False
@@ -101,7 +101,7 @@ def _free(color: str, state: WorldState, spec: SceneSpec) -> bool:
 
 
 def _way_is_free(color: str, direction: int, state: WorldState, spec: SceneSpec) -> bool:
-    """Say whether a block can be pushed by 0.13 m and the hand has clearance behind it."""
+    """Return whether a block can be pushed by 0.13 m and the hand has clearance behind it."""
     x, y, _ = state.blocks[color][0]
     goal_x, start_x = x + direction * 0.13, x - direction * 0.09
     if not -0.38 < goal_x < 0.40 or not start_x > -0.33 or not reachable(start_x, y) or not reachable(goal_x, y):

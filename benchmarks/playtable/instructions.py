@@ -1,4 +1,4 @@
-"""Sentences for each of the 34 tasks, in our own words; evaluation uses the first, demonstrations use all."""
+"""Instructions for each of the 34 tasks, in our own words; evaluation uses the first, demonstrations use all."""
 
 from __future__ import annotations
 
@@ -130,28 +130,28 @@ _BLOCK = {
 }
 
 
-def sentences(task: str) -> tuple[str, ...]:
-    """Return all sentences of a task, evaluation's first."""
+def instructions_of(task: str) -> tuple[str, ...]:
+    """Return all instructions of a task, evaluation's first."""
     if task in _FIXED:
         return _FIXED[task]
     verb, color, _, place = task.split("_")
     return tuple(text.format(color) for text in _BLOCK[f"{verb}_{place}"])
 
 
-def draw_sentence(task: str, rng: np.random.Generator) -> str:
-    """Draw one of a task's sentences, evaluation's as often as all others together."""
-    options = sentences(task)
+def sample_instruction(task: str, rng: np.random.Generator) -> str:
+    """Sample one of a task's instructions, evaluation's as often as all others together."""
+    options = instructions_of(task)
     return options[0] if rng.random() < 0.5 else options[1 + rng.integers(len(options) - 1)]
 
 
-def evaluation_sentences(calvin_root: Path | None = None) -> dict[str, str]:
-    """Return the sentence of each task that evaluation uses: ours, or CALVIN's validation annotations.
+def evaluation_instructions(calvin_root: Path | None = None) -> dict[str, str]:
+    """Return the instruction of each task that evaluation uses: ours, or CALVIN's validation annotations.
 
     Raises:
         ConfigError: the clone has no usable annotations.
     """
     if calvin_root is None:
-        return {name: sentences(name)[0] for name in ALL_TASKS}
+        return {name: instructions_of(name)[0] for name in ALL_TASKS}
     import yaml
 
     file = calvin_root / "calvin_models" / "conf" / "annotations" / "new_playtable_validation.yaml"
@@ -160,5 +160,5 @@ def evaluation_sentences(calvin_root: Path | None = None) -> dict[str, str]:
         return {name: str(found[name][0]) for name in ALL_TASKS}
     except (OSError, yaml.YAMLError, KeyError, TypeError, IndexError) as error:
         raise ConfigError(
-            f"{file}: expected CALVIN's sentence of each task ({error}); clone mees/calvin whole."
+            f"{file}: expected CALVIN's instruction of each task ({error}); clone mees/calvin whole."
         ) from error

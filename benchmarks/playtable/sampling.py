@@ -10,7 +10,7 @@ _TABLE_SLOT_Y, _CABINET_Y = -0.12, 0.0924
 
 
 def sample_scene(spec: SceneSpec, rng: np.random.Generator, *, official_share: float = 0.35) -> np.ndarray:
-    """Draw a `scene_obs` `[24]`: doors at an end, lights on or off, one to three blocks on the desk.
+    """Sample a `scene_obs` `[24]`: doors at an end, lights on or off, one to three blocks on the desk.
 
     Args:
         official_share: how often blocks lie in the two fixed desk slots instead of anywhere in the spawn area.
@@ -50,5 +50,5 @@ def _free_place(spec: SceneSpec, placed: list[np.ndarray], rng: np.random.Genera
 
 
 def sample_joints(rng: np.random.Generator, *, spread: float = 0.08) -> np.ndarray:
-    """Draw arm joints `[7]` [rad] around CALVIN's neutral pose."""
+    """Sample arm joints `[7]` [rad] around CALVIN's neutral pose."""
     return np.array(NEUTRAL_JOINTS) + rng.uniform(-spread, spread, 7)

@@ -147,7 +147,7 @@ _SCENES = {
 
 
 def reachable(x: float, y: float) -> bool:
-    """Say whether the arm works at a place of the desk with the hand pointing down."""
+    """Return whether the arm works at a place of the desk with the hand pointing down."""
     return bool(np.hypot(x - ROBOT_BASE[0], y - ROBOT_BASE[1]) < REACH)
 
 

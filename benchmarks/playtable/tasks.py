@@ -103,7 +103,7 @@ def _placed(link: str) -> Judge:
 
 
 def on_a_block_alone(color: str, state: WorldState) -> bool:
-    """Say whether a block at rest touches one other block and nothing else."""
+    """Return whether a block at rest touches one other block and nothing else."""
     bodies = {body for body, _ in state.contacts[color]}
     slow = bool(np.all(np.abs(state.velocities[color]) < 1.0))
     return slow and len(bodies) == 1 and next(iter(bodies)).startswith("block_")

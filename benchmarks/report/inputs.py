@@ -27,7 +27,7 @@ Curves = dict[str, list[tuple[float, float]]]
 
 @dataclass(slots=True, kw_only=True)
 class RunFiles:
-    """The parts of a run folder; an absent part is empty, `problems` says what could not be read."""
+    """The parts of a run folder; an absent part is empty, `problems` states what could not be read."""
 
     folder: Path
     run: dict[str, Any]

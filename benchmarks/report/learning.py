@@ -49,7 +49,7 @@ def last_horizon_gain(files: RunFiles, measure: str) -> tuple[int, Interval] | N
 
 
 def episodes_body(files: RunFiles) -> str:
-    """Build the grid of predicted, real and acted videos, each with its sentence."""
+    """Build the grid of predicted, real and acted videos, each with its instruction."""
     if not files.episodes:
         return absent(EPISODES)
     cards = [_episode_card(episode, files.folder / "imagine") for episode in files.episodes[:MAX_EPISODES]]
@@ -114,9 +114,9 @@ def _episode_card(episode: dict[str, Any], folder: Path) -> str:
     for key, words in ROLES:
         cells.append(f"<div>{_video(episode.get(key), folder, words)}<span>{text(words)}</span></div>")
     details = " · ".join(text(episode[key]) for key in ("task", "camera") if episode.get(key))
-    sentence = text(episode.get("instruction") or "no sentence")
+    instruction = text(episode.get("instruction") or "no instruction")
     return (
-        f'<figure class="episode"><figcaption><b>“{sentence}”</b><small>{details}</small></figcaption>'
+        f'<figure class="episode"><figcaption><b>“{instruction}”</b><small>{details}</small></figcaption>'
         f'<div class="trio">{"".join(cells)}</div></figure>'
     )
 

@@ -31,7 +31,7 @@ def note(words: str) -> str:
 
 
 def absent(*files: str) -> str:
-    """Say that a part is left out because its files are not in the run folder."""
+    """Write that a part is left out because its files are not in the run folder."""
     names = " or ".join(f"<code>{text(name)}</code>" for name in files)
     return f'<p class="note absent">Left out: {names} is not in the run folder.</p>'
 

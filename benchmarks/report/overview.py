@@ -50,7 +50,7 @@ def summary(files: RunFiles) -> str:
     gain = last_horizon_gain(files, "psnr_moving")
     if gain:
         horizon, gap = gain
-        verdict = "beats" if gap.low > 0 else "falls behind" if gap.high < 0 else "cannot be told from"
+        verdict = "beats" if gap.low > 0 else "falls behind" if gap.high < 0 else "cannot be distinguished from"
         sentences.append(
             f"{horizon} frames ahead its predicted video {verdict} a copy of the current frame "
             f"on the pixels that move: {signed_span(gap, 2, unit=' dB')}."
@@ -96,7 +96,7 @@ def chain_body(files: RunFiles) -> str:
     limits = controls_of(files).get("wbc", {}).get("limits") or {}
     chunk = files.act.get("chunk_length")
     trunk: Sequence[tuple[str, str]] = (
-        ("video", "frames and sentences"),
+        ("video", "frames and captions"),
         ("shards", f"{count(kept)} kept" if kept is not None else "plain tar files"),
         ("tokens", "frozen VQGAN and CLIP"),
         ("GPT", str(files.run.get("preset", "one sequence"))),

@@ -49,7 +49,7 @@ class Control(Protocol):
     """Drives one simulator along trajectories, one control step at a time."""
 
     def reset(self) -> None:
-        """Start anew from the arm's present state."""
+        """Start again from the arm's present state."""
 
     def follow(self, trajectory: Trajectory) -> None:
         """Take over a new trajectory; its first pose is due after the next control step.

@@ -38,7 +38,7 @@ def run_task(
     """Let a policy act until its task is done or time is up; the simulator judges after every control step.
 
     Args:
-        instruction: what the policy is told to do.
+        instruction: what the policy is asked to do.
         executed_steps: control steps of each chunk that are carried out before the policy is asked again.
         max_steps: time limit in control steps (CALVIN: 360).
         video: collects what the policy sees.

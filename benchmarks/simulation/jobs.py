@@ -20,11 +20,11 @@ from tqdm import tqdm
 from ...contracts import Policy
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_bytes
-from ...embodiment import TOOL_ARM
 from ...errors import ConfigError, DataError
 from ...gr_model.act.opening import open_policy
 from .control import make_control
 from .episodes import as_record, run_chain
+from .fit import check_fit, embodiment_of
 from .suite import Suite
 from .videos import Video
 
@@ -69,7 +69,11 @@ class Job:
 
 
 def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder: Path) -> list[dict[str, Any]]:
-    """Run test episodes in this process and return their records; close simulator and policies."""
+    """Run test episodes in this process and return their records; close simulator and policies.
+
+    Raises:
+        PolicyError: the policy was trained on another robot.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -78,8 +82,10 @@ def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder
         for control, mine in groupby(jobs, key=lambda job: job.control):
             steps = evaluation.executed_steps
             expert = partial(suite.expert, control, steps)
-            opened = open_policy(evaluation.policy, executed_steps=steps, expert=expert, embodiment=TOOL_ARM)
+            robot = embodiment_of(suite.simulator)
+            opened = open_policy(evaluation.policy, executed_steps=steps, expert=expert, embodiment=robot)
             with closing(opened) as policy:
+                check_fit(policy, suite.simulator)
                 records += [_run_job(evaluation, suite, policy, job, videos, folder) for job in mine]
     return records
 

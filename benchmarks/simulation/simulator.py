@@ -10,7 +10,11 @@ from ...wbc.robot.robots import RobotModel
 
 
 class Simulator(Protocol):
-    """A simulated robot among things, and the judge of its tasks."""
+    """A simulated robot among things, and the judge of its tasks.
+
+    A simulator may have one more member: `embodiment`, the cameras and signals that a policy must fit. Where it is
+    absent, they are those of `TOOL_ARM` with the cameras and the rate below.
+    """
 
     @property
     def name(self) -> str:

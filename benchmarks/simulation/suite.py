@@ -27,7 +27,7 @@ class Suite(Protocol):
         ...
 
     def instruction(self, task: str) -> str:
-        """Return what the policy is told to do."""
+        """Return what the policy is asked to do."""
         ...
 
     def expert(self, control: str, executed_steps: int) -> Policy:

@@ -24,7 +24,7 @@ class Video:
         self.frames: list[Array] = []
 
     def __call__(self, observation: Observation) -> None:
-        """Append the cameras side by side, the sentence below."""
+        """Append the cameras side by side, the instruction below."""
         if not observation.images:
             return
         images = [_resized(np.asarray(frame)) for frame in observation.images.values()]

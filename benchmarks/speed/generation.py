@@ -18,7 +18,7 @@ from ...gr_model.model.sampling import SamplingConfig
 from ...gr_model.model.sequence import SequenceLayout
 from ...gr_model.model.world_model import WorldModel
 from ..video.clips import choose_clips, frames_between, open_store
-from ..video.predictions import part_of, set_sentences
+from ..video.predictions import part_of, set_captions
 from .measure import Setting, Table, Work, measure
 from .models import CPU_SIDE, Size, comparable, layout_of, make_gpt2, make_world_model, num_predicted
 from .training import random_batch
@@ -27,10 +27,10 @@ RASTER, MASKED, HUGGINGFACE = "ours, raster", "ours, masked", "HuggingFace gener
 DRAFTED = "ours, raster with drafts"
 
 _SINGLY = SamplingConfig(draft_rows=1)
-"""One position after the other: what drafts save depends on the codes, and those of random weights say nothing."""
+"""One position after the other: what drafts save depends on the codes, and those of random weights mean nothing."""
 
-_DRAWN = SamplingConfig(temperature=0.8)
-"""How `gr2 imagine` draws. The likeliest codes of a model that has learned little are the drafts themselves."""
+_SAMPLED = SamplingConfig(temperature=0.8)
+"""How `gr2 imagine` samples. The likeliest codes of a model that has learned little are the drafts themselves."""
 
 _CLIPS = 16
 """Clips in whose frames a trained model is timed, one after the other."""
@@ -58,9 +58,9 @@ def time_generation(size: Size, setting: Setting, batch_size: int = 1) -> tuple[
 
 
 def time_trained(policy: str, tokens: str, setting: Setting) -> tuple[Table, list[str]]:
-    """Time frames that a trained raster model draws after real contexts, with and without drafts.
+    """Time frames that a trained raster model samples after real contexts, with and without drafts.
 
-    HuggingFace's GPT-2 has the same trunk and draws a token for each position of the cameras that the clips have;
+    HuggingFace's GPT-2 has the same trunk and samples a token for each position of the cameras that the clips have;
     masked decoding takes the likeliest codes of random weights, which change nothing there.
 
     Raises:
@@ -80,21 +80,21 @@ def time_trained(policy: str, tokens: str, setting: Setting) -> tuple[Table, lis
     layout = model.layout(contexts[0], with_frames=True, with_action=False)
     masked = make_world_model(replace(config, decoding="masked"), setting.device, 1).eval()
     works = {
-        RASTER: _our_frames(model, contexts, replace(_DRAWN, draft_rows=1), setting),
-        DRAFTED: _our_frames(model, contexts, _DRAWN, setting),
+        RASTER: _our_frames(model, contexts, replace(_SAMPLED, draft_rows=1), setting),
+        DRAFTED: _our_frames(model, contexts, _SAMPLED, setting),
         MASKED: _our_frames(masked, contexts, SamplingConfig(), setting),
     }
     with torch.no_grad():
         decoder = FrameDecoder(model, contexts[0])
     m = int(decoder.token_positions()[decoder.used].sum())
-    same, passes = _compare_drafts(model, contexts, setting)
+    same, steps = _compare_drafts(model, contexts, setting)
     notes = [
-        f"{_about(layout, config, m, 1)}; raster frames drawn at temperature {_DRAWN.temperature} after contexts of "
-        f"{len(contexts)} clips; with drafts {passes:.1f} passes a frame and {100 * same:.2f} % of the codes of one "
+        f"{_about(layout, config, m, 1)}; raster frames sampled at temperature {_SAMPLED.temperature} after contexts "
+        f"of {len(contexts)} clips; with drafts {steps:.1f} steps a frame and {100 * same:.2f} % of the codes of one "
         "position after the other"
     ]
     try:
-        works[HUGGINGFACE] = _gpt2_frames(layout, config, m, setting, 1, _DRAWN.temperature)
+        works[HUGGINGFACE] = _gpt2_frames(layout, config, m, setting, 1, _SAMPLED.temperature)
     except EnvironmentMissing as missing:
         notes.append(str(missing))
     return _measured(works, setting), notes
@@ -108,7 +108,7 @@ def _real_contexts(parts: Assembled, tokens: str) -> list[Context]:
         store, num_clips=_CLIPS, context=model.config.max_context, num_frames=1,
         frame_step=frames_between(store, parts.release), held_out=0, seed=0,
     )  # fmt: skip
-    set_sentences(parts, clips)
+    set_captions(parts, clips)
     rows = [slice(i, i + 1) for i in range(len(clips))]
     return [read_context(model, part_of(model, clips, row, start=0, num_frames=clips.context))[0] for row in rows]
 
@@ -117,7 +117,7 @@ def _about(layout: SequenceLayout, config: ModelConfig, m: int, batch_size: int)
     return (
         f"generation: {layout.length - layout.frame_length} positions of context, {m} to predict, "
         f"{config.codes_per_position} codes each, batch {batch_size}, masked decoding in {SamplingConfig().passes} "
-        "passes"
+        "steps"
     )
 
 
@@ -148,22 +148,22 @@ def _our_frames(model: WorldModel, contexts: Sequence[Context], sampling: Sampli
 
 
 def _compare_drafts(model: WorldModel, contexts: Sequence[Context], setting: Setting) -> tuple[float, float]:
-    """Return the share of equal codes with and without drafts, and the passes a frame with them."""
-    passes, equal = 0, []
+    """Return the share of equal codes with and without drafts, and the decoding steps a frame with them."""
+    steps, equal = 0, []
 
     def count(*_: object) -> None:
-        nonlocal passes
-        passes += 1
+        nonlocal steps
+        steps += 1
 
     for context in contexts:
         with torch.inference_mode(), setting.autocast():
-            singly = imagine_frames(model, context, sampling=replace(_DRAWN, draft_rows=1))
+            singly = imagine_frames(model, context, sampling=replace(_SAMPLED, draft_rows=1))
             handle = model.gpt.norm.register_forward_hook(count)
-            drafted = imagine_frames(model, context, sampling=_DRAWN)
+            drafted = imagine_frames(model, context, sampling=_SAMPLED)
             handle.remove()
-        passes -= 1  # over the context
+        steps -= 1  # over the context
         equal += [float((singly[name] == drafted[name]).float().mean()) for name in singly]
-    return sum(equal) / len(equal), passes / len(contexts)
+    return sum(equal) / len(equal), steps / len(contexts)
 
 
 def _gpt2_frames(

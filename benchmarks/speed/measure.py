@@ -36,7 +36,7 @@ class Setting:
     compile_mode: str | None = None
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Compute matrix products in bfloat16 where the setting says so."""
+        """Compute matrix products in bfloat16 where the setting asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
 

@@ -13,6 +13,7 @@ from ...errors import EnvironmentMissing
 from ...gr_model.model import presets
 from ...gr_model.model.config import CameraSpec, Decoding, ModelConfig
 from ...gr_model.model.sequence import SequenceLayout, make_layout
+from ...gr_model.model.texts import TextTable
 from ...gr_model.model.world_model import WorldModel
 
 Size = Literal["tiny", "S", "B", "L"]
@@ -51,7 +52,7 @@ def comparable(size: Size, decoding: Decoding, *, num_context: int, most_side: i
 
 
 def layout_of(config: ModelConfig) -> SequenceLayout:
-    """Return the sequence of a pass that predicts a frame and does not act."""
+    """Return the sequence of a forward pass that predicts a frame and does not act."""
     return make_layout(
         config,
         text_length=config.text_length,
@@ -67,13 +68,11 @@ def num_predicted(config: ModelConfig) -> int:
 
 
 def make_world_model(config: ModelConfig, device: torch.device, num_texts: int) -> WorldModel:
-    """Make our model with random weights, codebook and sentences of full length."""
+    """Make our model with random weights, codebook and texts of full length."""
     torch.manual_seed(0)
     model = WorldModel(config, codebook=torch.randn(config.codebook_size, config.codebook_dim)).to(device)
-    model.set_texts(
-        torch.randn(num_texts, config.text_length, config.text_dim),
-        torch.ones(num_texts, config.text_length, dtype=torch.bool),
-    )
+    features = torch.randn(num_texts, config.text_length, config.text_dim)
+    model.set_texts(TextTable(features, torch.ones(features.shape[:2], dtype=torch.bool)))
     return model
 
 

@@ -41,7 +41,7 @@ def speed(
         json: File for the metrics; none is written where it is not given.
         only: Some of control, training, generation, tokenizer, separated by commas.
         policy: A trained model with raster decoding (a folder of `gr2 pretrain`), whose frames are timed with drafts,
-            too; without, generation takes random weights, of which drafts say nothing.
+            too; without, generation takes random weights, of which drafts mean nothing.
         tokens: Token shards for its contexts.
         seconds: How long each piece of the control cycle is repeated [s].
         threads: Threads that torch may use.

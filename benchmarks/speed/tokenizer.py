@@ -54,7 +54,7 @@ def unfolded(config: VQGANConfig) -> VQGANConfig:
 
 
 def time_tokenizer(size: Size, setting: Setting, batch_size: int | None = None) -> tuple[Table, Table, list[str]]:
-    """Time encoding and decoding of images: two tables and sentences about what was compared."""
+    """Time encoding and decoding of images: two tables and remarks about what was compared."""
     config = {"tiny": small(), "S": f16_1024()}.get(size, f16_16384())
     torch.manual_seed(0)
     ours = VQGAN(config)

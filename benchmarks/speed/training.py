@@ -34,7 +34,7 @@ _BATCH_SIZES: dict[str, dict[Size, int]] = {
 
 
 def time_training(size: Size, setting: Setting, batch_size: int | None = None) -> tuple[Table, list[str]]:
-    """Time training steps; also return sentences about what was compared and what was left out.
+    """Time training steps; also return remarks about what was compared and what was left out.
 
     Items are positions of the sequence: text, context and target alike. All predict the codes of one frame,
     code by code, from the same number of positions.

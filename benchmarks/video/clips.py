@@ -25,13 +25,13 @@ MEAN_FRAMES = 256
 class VideoClips:
     """Windows of `context` frames and the `num_frames` that really followed; `c` counts clips, each of its own video.
 
-    batch: as a loader gives it, with `codes` {camera: int64 `[c context+num_frames n]`}; `text_id` counts `sentences`.
+    batch: as a loader gives it, with `codes` {camera: int64 `[c context+num_frames n]`}; `text_id` counts `captions`.
     episodes, anchors: of each clip `[c]`, its episode in the store and its last context frame there.
     frame_step: distance of successive frames [frames of the store].
     """
 
     batch: Batch
-    sentences: tuple[str, ...]
+    captions: tuple[str, ...]
     episodes: Array
     anchors: Array
     context: int
@@ -94,7 +94,7 @@ def frames_between(store: TokenStore, release: Release) -> int:
     if frame_step % stride:
         raise ConfigError(
             f"--frame-step: the model predicts frames {frame_step} steps apart, the tokens hold one every "
-            f"{stride}; say with --frame-step how many frames of the store one prediction goes on."
+            f"{stride}; set with --frame-step how many frames of the store one prediction goes ahead."
         )
     return frame_step // stride
 
@@ -102,7 +102,7 @@ def frames_between(store: TokenStore, release: Release) -> int:
 def choose_clips(
     store: TokenStore, *, num_clips: int, context: int, num_frames: int, frame_step: int, held_out: float, seed: int
 ) -> VideoClips:
-    """Draw one window of each of up to `num_clips` videos, so that clips are independent of each other.
+    """Sample one window of each of up to `num_clips` videos, so that clips are independent of each other.
 
     Args:
         store: the episodes.
@@ -110,7 +110,7 @@ def choose_clips(
         context: frames that the model sees.
         num_frames: frames that follow.
         frame_step: distance of successive frames [frames of the store].
-        held_out: share of the videos that training held out, from which alone clips are drawn; 0 draws from all.
+        held_out: share of the videos that training held out, from which alone clips are sampled; 0 samples from all.
         seed: of the choice.
 
     Raises:
@@ -141,11 +141,11 @@ def choose_clips(
         store, num_frames=context + num_frames, frame_step=frame_step, chunk_length=1, context=context
     )
     batch = dict(windows.gather(episodes, anchors))
-    spoken = [store.sentence(int(text)) for text in batch["text_id"]]
-    sentences = tuple(dict.fromkeys(spoken))
-    batch["text_id"] = torch.tensor([sentences.index(sentence) for sentence in spoken])
+    of_clip = [store.text(int(text)) for text in batch["text_id"]]
+    captions = tuple(dict.fromkeys(of_clip))
+    batch["text_id"] = torch.tensor([captions.index(caption) for caption in of_clip])
     return VideoClips(
-        batch=batch, sentences=sentences, episodes=episodes, anchors=anchors, context=context, num_frames=num_frames,
+        batch=batch, captions=captions, episodes=episodes, anchors=anchors, context=context, num_frames=num_frames,
         frame_step=frame_step,
     )  # fmt: skip
 

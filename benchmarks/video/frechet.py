@@ -84,9 +84,9 @@ class FrechetEstimate:
 def estimate_frechet(
     real: Features, predicted: Features, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> FrechetEstimate:
-    """Estimate the Frechet distance of features by clip, `[c m d]` and `[c n d]`, drawing clips with replacement.
+    """Estimate the Frechet distance of features by clip, `[c m d]` and `[c n d]`, sampling clips with replacement.
 
-    Equal seeds draw the same clips, so that estimates can be subtracted.
+    Equal seeds sample the same clips, so that estimates can be subtracted.
 
     Raises:
         ShapeError: the two do not hold the same clips, or see `frechet_distance`.
@@ -98,11 +98,11 @@ def estimate_frechet(
         )
     value = frechet_distance(_flat(real), _flat(predicted))
     rng = np.random.default_rng(seed)
-    drawn = []
+    resampled = []
     for _ in range(resamples):
         picks = rng.integers(0, len(real), len(real))
-        drawn.append(frechet_distance(_flat(real[picks]), _flat(predicted[picks])))
-    return FrechetEstimate(value=value, draws=np.array(drawn), count=len(real))
+        resampled.append(frechet_distance(_flat(real[picks]), _flat(predicted[picks])))
+    return FrechetEstimate(value=value, draws=np.array(resampled), count=len(real))
 
 
 def half_distance(real: Features, *, seed: int = 0) -> float:

@@ -117,7 +117,7 @@ def load_i3d(path: Path) -> I3D:
         CheckpointError: the file is missing, damaged, or holds other tensors (a TorchScript program among them).
     """
     state = read_state_dict(path)
-    with torch.device("meta"):  # the file fills the network, so drawing random weights is wasted
+    with torch.device("meta"):  # the file fills the network, so sampling random weights is wasted
         model = I3D()
     counters = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in counters}

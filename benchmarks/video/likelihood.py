@@ -1,7 +1,7 @@
 """Loss of the true next frame, and how much worse it gets when captions, states or actions are those of other clips.
 
-Every frame is scored after the real frames before it. In raster decoding each code also sees the true codes before it;
-in masked decoding every code of the frame is hidden, so that it is scored by the context alone, as in one pass.
+Every frame is scored after the real frames before it. In raster decoding each code also sees the true codes before it.
+In masked decoding every code of the frame is hidden, so that the context alone scores it, as in one decoding step.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Take = Callable[[VideoClips, Rows], dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffleControl:
-    """What the model loses when it is told the wrong thing; the gap is the loss shuffled minus the true one.
+    """What the model loses when it is shown the wrong thing; the gap is the loss shuffled minus the true one.
 
     loss, gap: [nats a token], over the clips that got something else; None where nothing can be shuffled, `reason`
-    says why.
+    gives the reason.
     """
 
     shown: Shown
@@ -52,18 +52,18 @@ def clip_losses(
     """Measure the cross-entropy `[c f]` [nats a token] of the true frames, averaged over cameras by their codes.
 
     Args:
-        model: with the sentences of the clips set.
+        model: with the captions of the clips set.
         clips: the test clips.
         change: entries of the clips' batch to put in place of their own, those of other clips.
         with_actions: show the state at the target frames, to which the actions lead.
-        batch_size: clips a pass.
+        batch_size: clips a forward pass.
     """
-    told = replace(clips, batch={**clips.batch, **(change or {})})
+    changed = replace(clips, batch={**clips.batch, **(change or {})})
     g, h = model.config.num_targets, clips.context
     losses = np.full((len(clips), clips.num_frames), np.nan)
     for rows in slices(len(clips), batch_size):
         for start in range(0, clips.num_frames, g):
-            batch = _padded(part_of(model, told, rows, start=start, num_frames=h + g), h + g)
+            batch = _padded(part_of(model, changed, rows, start=start, num_frames=h + g), h + g)
             scored = min(g, clips.num_frames - start)
             losses[rows, start : start + scored] = _frame_losses(model, batch, h, with_actions)[:, :scored]
     return losses
@@ -129,11 +129,11 @@ def shuffle_controls(
     """Measure what shuffled captions cost and, for a model that acts, shuffled states and actions.
 
     Args:
-        model: with the sentences of the clips set.
+        model: with the captions of the clips set.
         clips: the test clips.
         shuffles: times that each is shuffled; a clip counts with its mean.
         seed: of the shuffles.
-        batch_size: clips a pass.
+        batch_size: clips a forward pass.
     """
     text = clips.batch["text_id"]
     controls = [_control("captions", _other_captions, model, clips, text.numpy(), shuffles, seed, batch_size)]
@@ -162,9 +162,9 @@ def _control(
         other = np.arange(len(clips))
         other[rows] = rows[other_group(groups[rows], rng)]
         change = take(clips, other)
-        told = clip_losses(model, clips, change=change, with_actions=with_actions, batch_size=batch_size)
+        shuffled = clip_losses(model, clips, change=change, with_actions=with_actions, batch_size=batch_size)
         differs = groups[other] != groups
-        row[differs] = (told.mean(axis=1) - true)[differs]
+        row[differs] = (shuffled.mean(axis=1) - true)[differs]
     changed = np.isfinite(gaps).any(axis=0)
     gap = np.nanmean(gaps[:, changed], axis=0)
     return ShuffleControl(shown=shown, loss=bootstrap_mean(true[changed]), gap=bootstrap_mean(gap))

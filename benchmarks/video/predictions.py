@@ -16,16 +16,17 @@ from ...gr_model.act.loading import Assembled
 from ...gr_model.model.generation import imagine_frames
 from ...gr_model.model.objectives import read_context
 from ...gr_model.model.sampling import SamplingConfig
+from ...gr_model.model.texts import TextTable
 from ...gr_model.model.world_model import WorldModel
 from .clips import VideoClips
 
 _BY_FRAME = ("frame_mask", "states", "state_mask")
 
 
-def set_sentences(parts: Assembled, clips: VideoClips) -> None:
-    """Give the model the features of the clips' sentences; `text_id` of their batch counts them."""
-    features, mask = parts.text.encode(list(clips.sentences))
-    parts.release.model.set_texts(torch.as_tensor(features).float(), torch.as_tensor(mask))
+def set_captions(parts: Assembled, clips: VideoClips) -> None:
+    """Give the model the features of the clips' captions; `text_id` of their batch counts them."""
+    features, mask = parts.text.encode(list(clips.captions))
+    parts.release.model.set_texts(TextTable(torch.as_tensor(features), torch.as_tensor(mask)))
 
 
 def part_of(model: WorldModel, clips: VideoClips, rows: slice, *, start: int, num_frames: int) -> Batch:
@@ -53,7 +54,7 @@ def slices(total: int, size: int) -> Iterator[slice]:
 def sampled_codes(
     parts: Assembled, clips: VideoClips, *, sampling: SamplingConfig, samples: int, batch_size: int
 ) -> dict[str, Array]:
-    """Let the model go on from the context of each clip: camera -> codes `[c s f n]`.
+    """Let the model continue the context of each clip: camera -> codes `[c s f n]`.
 
     A model that acts moves along its own trajectory; the real actions are not shown to it. Sample i of clip j has the
     seed `sampling.seed + i + samples * j`, whatever stands beside it in a batch.
@@ -64,7 +65,7 @@ def sampled_codes(
             context, _ = read_context(model, part_of(model, clips, rows, start=0, num_frames=clips.context))
             robot = 0 if context.embodiment is None else int(context.embodiment.max())
             step = 0 if context.states is None else parts.release.clocks_of(robot)[0]
-            drawn: dict[str, list[Tensor]] = {}
+            sampled: dict[str, list[Tensor]] = {}
             for sample in range(samples):
                 seeds = [sampling.seed + sample + samples * clip for clip in range(rows.start, rows.stop)]
                 frames = imagine_frames(
@@ -72,9 +73,9 @@ def sampled_codes(
                     frame_step=step, seeds=seeds,
                 )  # fmt: skip
                 for camera, codes in frames.items():
-                    drawn.setdefault(camera, []).append(codes.cpu())
+                    sampled.setdefault(camera, []).append(codes.cpu())
                 progress.update(rows.stop - rows.start)
-            for camera, codes_by_sample in drawn.items():
+            for camera, codes_by_sample in sampled.items():
                 done.setdefault(camera, []).append(torch.stack(codes_by_sample, dim=1).numpy())
     return {camera: np.concatenate(codes) for camera, codes in done.items()}
 

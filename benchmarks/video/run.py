@@ -27,7 +27,7 @@ from .i3d import LEAST_FRAMES, load_i3d
 from .likelihood import clip_losses, codes_per_frame, shuffle_controls
 from .originals import original_frames
 from .perceptual import FrameDistance
-from .predictions import sampled_codes, set_sentences
+from .predictions import sampled_codes, set_captions
 from .scores import PROTOCOLS, Numbers, Protocol, present_mean, summarize
 from .tables import table
 
@@ -66,7 +66,7 @@ def benchmark(
         num_frames: frames to predict.
         protocol: `single` sample and future frames alone, or `best_of_n` samples for each metric, as iVideoGPT does.
         samples: samples of each clip for `best_of_n`; 10 by default (iVideoGPT takes 100).
-        sampling: of codes; the likeliest for `single`, temperature 1, top_k 100 and 6 passes for `best_of_n`.
+        sampling: of codes; the likeliest for `single`, temperature 1, top_k 100 and 6 decoding steps for `best_of_n`.
         shards: video shards that the tokens were made of, to compare with the original pixels, too.
         train_tokens: token shards whose mean frame is the baseline; by default the other videos of `tokens`.
         held_out: share of the videos that training held out (`gr2 pretrain` and `gr2 finetune`: 0.03), from which alone
@@ -75,7 +75,7 @@ def benchmark(
         lpips: folder with local weights of VGG16 and of LPIPS's heads.
         fvd: local state dict of I3D, for the Frechet video distance.
         json: Also write everything as JSON to this file.
-        batch_size: clips a pass.
+        batch_size: clips a forward pass.
         device: where the networks run; auto takes a GPU where there is one.
         seed: of the choice of clips, of samples and of shuffles.
 
@@ -101,7 +101,7 @@ def benchmark(
         parts.vqgan, without=store.column("video")[clips.episodes], held_out=held_out, seed=seed,
     )  # fmt: skip
     originals = original_frames(shards, store, clips, parts.vqgan) if shards else None
-    set_sentences(parts, clips)
+    set_captions(parts, clips)
     predicted = sampled_codes(parts, clips, sampling=sampling, samples=count, batch_size=batch_size)
     report = {
         "command": shlex.join(["gr2", *sys.argv[1:]]),
@@ -155,7 +155,7 @@ def _sample(store: TokenStore, clips: VideoClips, asked: int, held_out: float) -
         "episodes": len(store),
         "held_out": held_out,
         "cameras": {camera: int(present.sum()) for camera, present in clips.present.items()},
-        "sentences": len(clips.sentences),
+        "sentences": len(clips.captions),
         "context_frames": clips.context,
         "predicted_frames": clips.num_frames,
         "frame_step": clips.frame_step,

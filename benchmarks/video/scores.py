@@ -23,9 +23,9 @@ PROTOCOLS: Mapping[str, str] = {
     "single": "one sample a clip; future frames alone count",
     "best_of_n": "best of n samples of each clip, chosen for each metric by its mean over the clip; where the "
     "reference is the original pixels that mean takes in the context frames, too, as the tokenizer gives them back "
-    "(iVideoGPT's protocol); Frechet distances take all samples. Flatters whoever draws many",
+    "(iVideoGPT's protocol); Frechet distances take all samples. Flatters whoever samples many",
 }
-"""What each protocol means, as the report says it. Source: thuml/iVideoGPT, `train_gpt.py`."""
+"""What each protocol means, as the report states it. Source: thuml/iVideoGPT, `train_gpt.py`."""
 
 UNITS: Mapping[str, str] = {
     "psnr": "dB", "psnr_moving": "dB", "psnr_still": "dB", "ssim": "", "lpips": "", "token_accuracy": "%",

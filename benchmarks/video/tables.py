@@ -23,10 +23,10 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{sample['clips']} clips of as many videos ({sample['clips_asked']} asked), cameras {cameras}; "
         f"{sample['context_frames']} context frames, {sample['predicted_frames']} predicted, "
-        f"{sample['sentences']} sentences"
+        f"{sample['sentences']} captions"
     )
     held = f"{sample['held_out']:.0%} held out of training" if sample["held_out"] else "any: were they in training?"
-    yield f"clips drawn from the videos {held}"
+    yield f"clips sampled from the videos {held}"
     yield f"protocol {protocol['name']}, n = {protocol['samples']}: {protocol['what']}"
     yield (
         f"moving: pixels that the real future changes by more than {MOVING_THRESHOLD} of 255; still: the others, where "
@@ -96,7 +96,7 @@ def steps_ahead(rows: Sequence[Mapping[str, Any]], metric: str) -> int:
 def _likelihood_lines(report: Mapping[str, Any]) -> Iterator[str]:
     likelihood = report["likelihood"]
     how = (
-        "each code by the context alone, in one pass"
+        "each code by the context alone, in one decoding step"
         if likelihood["decoding"] == "masked"
         else "each code after the true codes before it"
     )

@@ -72,7 +72,7 @@ def noisy_cases(cases: list[TrackingCase], seeds: int) -> list[TrackingCase]:
 def _collected(
     name: str, count: int, candidate: Callable[[np.random.Generator], TrackingCase | None]
 ) -> list[TrackingCase]:
-    """Draw candidates of one kind until `count` of them can be followed."""
+    """Sample candidates of one kind until `count` of them can be followed."""
     found: list[TrackingCase] = []
     for seed in range(MAX_TRIES):
         case = candidate(np.random.default_rng([seed, len(name)]))
@@ -87,7 +87,7 @@ def _joint_splines(robot: RobotModel, count: int) -> list[TrackingCase]:
     kinematics = Kinematics(robot)
 
     def candidate(rng: np.random.Generator) -> TrackingCase | None:
-        """Draw a motion; None where it does not fit."""
+        """Sample a motion; None where it does not fit."""
         knots = robot.home + rng.uniform(-0.35, 0.35, (4, robot.num_joints)).cumsum(axis=0)
         q = _through(knots, 2.0)
         if not followable(robot, q):
@@ -101,7 +101,7 @@ def _tool_quintics(robot: RobotModel, count: int) -> list[TrackingCase]:
     kinematics = Kinematics(robot)
 
     def candidate(rng: np.random.Generator) -> TrackingCase | None:
-        """Draw a motion; None where it does not fit."""
+        """Sample a motion; None where it does not fit."""
         q0 = robot.home + rng.uniform(-0.3, 0.3, robot.num_joints)
         start = kinematics.forward(q0).tool
         turns = rng.normal(size=3)
@@ -126,7 +126,7 @@ def _through(knots: Array, seconds: float) -> Array:
 
 
 def followable(robot: RobotModel, q: Array) -> bool:
-    """Tell whether joints `q` `[n j]` keep the shares of the limits and the distances of a smooth case."""
+    """Return whether joints `q` `[n j]` keep the shares of the limits and the distances of a smooth case."""
     velocity = np.diff(q, axis=0) / TICK
     acceleration = np.diff(velocity, axis=0) / TICK
     if (np.abs(velocity) / robot.velocity).max() > LIMIT_SHARE:

@@ -25,10 +25,10 @@ class FeedingConfig:
     chunk_hz: poses a second in a chunk; the first is due one period after the chunk's start.
     horizon: duration of a chunk [s].
     replan_hz: chunks a second.
-    delay: least and greatest time from a chunk's start to its arrival [s], drawn for each chunk; negative is early.
+    delay: least and greatest time from a chunk's start to its arrival [s], sampled for each chunk; negative is early.
     drop: share of the chunks that never arrive; the first always does, on time.
     jitter: greatest deviation of the time of a tick [s].
-    seed: seed of what is drawn.
+    seed: seed of what is sampled.
     """
 
     chunk_hz: float = 20.0
@@ -174,7 +174,7 @@ def drive(
     config: ControllerConfig | None = None,
     make: MakeController = WholeBodyController,
 ) -> Run:
-    """Let the controller follow a case, tick by tick, with a plant that does what it is told.
+    """Let the controller follow a case, tick by tick, with a plant that does what it is commanded.
 
     Args:
         robot: the arm.

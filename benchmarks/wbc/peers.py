@@ -1,6 +1,6 @@
 """Other controllers on the same targets: one target a tick, joint positions out, measured by the same evaluator.
 
-They are told position and velocity limits in their own way where they take them, and no acceleration limits; ours sees
+They are given position and velocity limits in their own way where they take them, and no acceleration limits; ours sees
 chunks, up to a horizon ahead, where they see the target of the next tick.
 """
 

@@ -263,7 +263,7 @@ def _work(
 def _tell(
     controller: WholeBodyController, stage: str, scene: CollisionConfig, block: Box, tool: Array, now: float
 ) -> None:
-    """Tell the controller about the block: an obstacle until it is to be grasped, then a part of the hand."""
+    """Give the controller the block: an obstacle until it is to be grasped, then a part of the hand."""
     if stage == "approach":
         controller.update_scene(replace(scene, boxes=(*scene.boxes, block)), now)
     elif stage == "descend":
@@ -333,7 +333,7 @@ class VideoRecorder:
 
 
 def passed(trials: Sequence[Trial]) -> bool:
-    """Tell whether the bar is met and no limit was broken and nothing was touched."""
+    """Return whether the bar is met and no limit was broken and nothing was touched."""
     rate = sum(t.success for t in trials) / len(trials)
     return rate >= BAR and not any(t.contacts or t.violations for t in trials)
 
@@ -388,7 +388,7 @@ def benchmark(
         seed: Sets all worlds and all noise.
         rate: Physics steps and commands a second, 240 or 1000.
         num_workers: Processes, 1 or 2.
-        blind: Tell the controller nothing of table, tray and obstacles, for comparison.
+        blind: Give the controller nothing of table, tray and obstacles, for comparison.
         json: File for the metrics of every trial.
         video: mp4 file of three trials with an obstacle in the way.
     """

@@ -150,27 +150,27 @@ def reach(kinematics: Kinematics, start: Array, position: Array, rotation: Array
 
 
 def sample_scene(robot: RobotModel, seed: int, trial: int) -> Scene:
-    """Return the scene of a trial: drawn at random until one is drawn that can be solved, judged by kinematics alone.
+    """Return the scene of a trial: the first sampled one that can be solved, judged by kinematics alone.
 
     A scene is kept if nothing stands in anything else or in the column over the block; if there is a continuous row
     of postures, with `REACHABLE_CLEARANCE` from everything, from the start up and over the block, down to it, up, at
     the highest route over to the tray with the block in the hand, and down.
 
     Raises:
-        ConfigError: no such scene in `MAX_DRAWS` draws.
+        ConfigError: no such scene in `MAX_DRAWS` samples.
     """
     rng = np.random.default_rng([seed, trial])
     kinematics = Kinematics(robot)
     count = int(rng.integers(2, 5))
     for _ in range(MAX_DRAWS):
-        drawn = _draw(rng, count)
-        if apart(drawn) and (scene := _with_start(drawn, kinematics, rng)) is not None and _solvable(scene, kinematics):
-            return scene
-    raise ConfigError(f"sample_scene: no solvable scene in {MAX_DRAWS} draws for seed {seed}, trial {trial}.")
+        scene = _sample(rng, count)
+        if apart(scene) and (found := _with_start(scene, kinematics, rng)) is not None and _solvable(found, kinematics):
+            return found
+    raise ConfigError(f"sample_scene: no solvable scene in {MAX_DRAWS} samples for seed {seed}, trial {trial}.")
 
 
-def _draw(rng: np.random.Generator, count: int) -> Scene:
-    """Draw block, tray and `count` obstacles, anywhere between them."""
+def _sample(rng: np.random.Generator, count: int) -> Scene:
+    """Sample block, tray and `count` obstacles, anywhere between them."""
     side = rng.choice([-1.0, 1.0])
     angle, distance = side * math.radians(rng.uniform(20.0, 60.0)), rng.uniform(0.36, 0.52)
     half = (rng.uniform(0.018, 0.026), rng.uniform(0.018, 0.026), rng.uniform(0.027, 0.032))
@@ -187,7 +187,7 @@ def _draw(rng: np.random.Generator, count: int) -> Scene:
     for _ in range(count):
         place = block.center[:2] + rng.uniform(0.25, 0.75) * way + rng.normal(0.0, 0.06) * beside
         x, y = place.tolist()
-        obstacles.append(_draw_obstacle(rng, x, y))
+        obstacles.append(_sample_obstacle(rng, x, y))
     return Scene(
         block=block,
         mass=rng.uniform(0.1, 0.2),
@@ -198,8 +198,8 @@ def _draw(rng: np.random.Generator, count: int) -> Scene:
     )
 
 
-def _draw_obstacle(rng: np.random.Generator, x: float, y: float) -> Obstacle:
-    """Draw a box or rod that stands at a place, or a ball over it, at most `TALLEST` high."""
+def _sample_obstacle(rng: np.random.Generator, x: float, y: float) -> Obstacle:
+    """Sample a box or rod that stands at a place, or a ball over it, at most `TALLEST` high."""
     kind = rng.integers(3)
     if kind == 0:
         half = (rng.uniform(0.02, 0.05), rng.uniform(0.02, 0.05), rng.uniform(0.04, TALLEST / 2))
@@ -219,7 +219,7 @@ def footprint(obstacle: Obstacle) -> tuple[Array, float]:
 
 
 def apart(scene: Scene) -> bool:
-    """Tell whether all things keep `APART`, and obstacles and tray the column of the hand over the block."""
+    """Return whether all things keep `APART`, and obstacles and tray the column of the hand over the block."""
     circles = [footprint(o) for o in scene.obstacles]
     pairs = [(a, b) for i, a in enumerate(circles) for b in circles[:i]]
     turn = matrix_from_quaternion(yaw_quaternion(-scene.tray_yaw))[:2, :2]
@@ -239,7 +239,7 @@ def apart(scene: Scene) -> bool:
 
 
 def _with_start(scene: Scene, kinematics: Kinematics, rng: np.random.Generator) -> Scene | None:
-    """Return the scene with joints to start from, well clear; None where the drawn pose does not do."""
+    """Return the scene with joints to start from, well clear; None where the sampled pose does not do."""
     angle, distance = math.radians(rng.uniform(-15.0, 15.0)), rng.uniform(0.36, 0.5)
     position = np.array([distance * math.cos(angle), distance * math.sin(angle), rng.uniform(0.28, 0.36)])
     joints = reach(kinematics, kinematics.robot.home, position, tool_down(angle + HOME_YAW))
@@ -247,7 +247,7 @@ def _with_start(scene: Scene, kinematics: Kinematics, rng: np.random.Generator) 
 
 
 def _solvable(scene: Scene, kinematics: Kinematics) -> bool:
-    """Tell whether the row of postures exists that `sample_scene` describes."""
+    """Return whether the row of postures exists that `sample_scene` describes."""
     free = CollisionModel(kinematics.robot, scene.collision())
     carrying = CollisionModel(kinematics.robot, scene.collision(held=_held_at_grasp(scene)))
     start, block, tray = _places(scene, kinematics)
@@ -274,7 +274,7 @@ def _solvable(scene: Scene, kinematics: Kinematics) -> bool:
 
 
 def straight_way_blocked(scene: Scene, kinematics: Kinematics) -> bool:
-    """Tell whether an arm that follows the policy's straight lines at the lowest route runs into an obstacle."""
+    """Return whether an arm that follows the policy's straight lines at the lowest route runs into an obstacle."""
     free = CollisionModel(kinematics.robot, scene.bare())
     carrying = CollisionModel(kinematics.robot, replace(scene.bare(), attached=_held_at_grasp(scene)))
     start, block, tray = _places(scene, kinematics)

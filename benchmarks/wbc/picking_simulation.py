@@ -183,7 +183,7 @@ class World:
         return float(np.linalg.norm(linear) + 0.03 * np.linalg.norm(angular))
 
     def block_in_tray(self) -> bool:
-        """Tell whether the block rests inside the walls, on the floor."""
+        """Return whether the block rests inside the walls, on the floor."""
         scene, position = self._scene, self.block_box().center
         turn = rotation_exp([0.0, 0.0, -scene.tray_yaw])[:2, :2]
         inside = np.abs(turn @ (np.array(position[:2]) - scene.tray)).max() < TRAY_HALF

@@ -126,7 +126,7 @@ def _reach(
         case: the motion.
         index: which pose.
         near: where the moving arm is, and the joints found for the pose before, `[j]` [rad].
-        rng: draws joints around the moving arm when neither they nor the start of the case lead there.
+        rng: samples joints around the moving arm when neither they nor the start of the case lead there.
     """
     pose, time = case.poses[index], index * TICK
     spheres = [replace(s, center=_at(s.center, s.velocity, time), velocity=(0.0, 0.0, 0.0)) for s in case.spheres]

@@ -155,7 +155,7 @@ def choose_cases(robot: RobotModel, files: Sequence[Path], only: str, noise_seed
 
 
 def _peers(robot: RobotModel, names: str) -> dict[str, Method]:
-    """Return the installed ones of the named peers; say what is missing for the others."""
+    """Return the installed ones of the named peers; print what is missing for the others."""
     methods: dict[str, Method] = {}
     for name in [word.strip() for word in names.split(",") if word.strip()]:
         try:

@@ -27,7 +27,7 @@ def track(
     horizon: float = 1.0,
     replan_hz: float = 5.0,
 ) -> int:
-    """Follow one motion and print its metrics; with --view write a video and a page of plots and say where.
+    """Follow one motion and print its metrics; with --view write a video and a page of plots and print where.
 
     The status is 1 where a limit or a distance was broken.
 

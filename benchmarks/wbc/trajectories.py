@@ -47,7 +47,7 @@ class TrackingCase:
 
     @property
     def scene(self) -> CollisionConfig:
-        """Return what the controller is told to keep clear of."""
+        """Return what the controller must keep clear of."""
         return CollisionConfig(plane=self.plane, spheres=self.spheres)
 
     @property

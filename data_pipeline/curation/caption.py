@@ -1,4 +1,4 @@
-"""Re-captioning: video shards in, video shards out, where every window has a sentence from a vision-language model.
+"""Re-captioning: video shards in, video shards out, where every window has a caption from a vision-language model.
 
 Shard i becomes shard i; the bytes of the videos stay. Every window keeps all its captions, and the one to train on:
 
@@ -6,7 +6,7 @@ Shard i becomes shard i; the bytes of the videos stay. Every window keeps all it
                  {"text": ..., "kind": "generated", "model": ..., "revision": ..., "prompt": ...}]
     "caption":  the chosen one
 
-An answer that is empty, refused, too long or says that nobody acts is not used: it is counted in the manifest as
+An answer that is empty, refused, too long or reports that nobody acts is not used: it is counted in the manifest as
 `unused_answers`, stands in the shard's list of what was dropped, and the window keeps the caption that it had.
 """
 
@@ -97,7 +97,7 @@ def caption(
 ) -> Mapping[str, Any]:
     """Describe every window of video shards with a vision-language model; the captions it had stay beside.
 
-    A killed run goes on with the shards that are missing. What a speech recognizer heard is told to the model.
+    A killed run resumes with the shards that are missing. What a speech recognizer heard is part of the question.
 
     Args:
         shards: folder of video shards, its URL, or tars by pattern (`https://host/shard-{000000..000127}.tar`).

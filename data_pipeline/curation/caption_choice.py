@@ -28,7 +28,7 @@ _REFUSAL = re.compile(
 
 
 def original_captions(window: Mapping[str, Any], facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """List the captions that a window has; `facts["caption_kind"]` says what the first one is."""
+    """List the captions that a window has; `facts["caption_kind"]` is the kind of the first one."""
     if "captions" in window:
         return [dict(one) for one in window["captions"]]
     kind = str(facts.get("caption_kind") or "original")
@@ -36,7 +36,7 @@ def original_captions(window: Mapping[str, Any], facts: Mapping[str, Any]) -> li
 
 
 def speech_hint(window: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """Tell the model what was heard in the window; empty where no speech recognizer listened."""
+    """Return what the model reads of the speech in the window; empty where no speech recognizer listened."""
     heard = [one["text"] for one in original_captions(window, facts) if one["kind"] == "asr"]
     if not heard:
         return ""

@@ -91,10 +91,10 @@ def nouns_of(caption: str) -> list[str]:
 
 def _verb_place(words: Sequence[str]) -> int:
     """Return the place of the verb, behind the end where there is none."""
-    said = [i for i, word in enumerate(words) if word not in _SUBJECTS]
-    if not said or words[said[0]].endswith("ing"):
-        return said[0] if said else len(words)
-    return next((i for i in said if verb_stem(words[i]) in _ACTIONS), said[0])
+    candidates = [i for i, word in enumerate(words) if word not in _SUBJECTS]
+    if not candidates or words[candidates[0]].endswith("ing"):
+        return candidates[0] if candidates else len(words)
+    return next((i for i in candidates if verb_stem(words[i]) in _ACTIONS), candidates[0])
 
 
 def verb_stem(word: str) -> str:

@@ -101,11 +101,11 @@ class LocalCaptioner:
             raise ConfigError(f"model: expected one with a chat template and images, got {error}.") from error
         with torch.inference_mode():
             tokens = self._network.generate(**inputs, do_sample=False, max_new_tokens=self._max_tokens)
-        said = tokens[0, inputs["input_ids"].shape[1] :]
+        answer = tokens[0, inputs["input_ids"].shape[1] :]
         ends = self._network.generation_config.eos_token_id
-        ended = len(said) and int(said[-1]) in (ends if isinstance(ends, list) else [ends])
-        finish = "stop" if len(said) < self._max_tokens or ended else "length"
-        text = self._processor.batch_decode(said[None], skip_special_tokens=True)[0]
+        ended = len(answer) and int(answer[-1]) in (ends if isinstance(ends, list) else [ends])
+        finish = "stop" if len(answer) < self._max_tokens or ended else "length"
+        text = self._processor.batch_decode(answer[None], skip_special_tokens=True)[0]
         return Answer(text=text, finish=finish, revision=self._revision)
 
 

@@ -83,8 +83,8 @@ def curate(
 ) -> Mapping[str, Any]:
     """Cut video shards at scene cuts and drop windows that teach nothing, with a reason for each.
 
-    A killed run goes on with the shards that are missing. With `overwrite` and the same `measure`, clips are judged
-    anew by other thresholds without being decoded again.
+    A killed run resumes with the shards that are missing. With `overwrite` and the same `measure`, clips are judged
+    again by other thresholds without being decoded again.
 
     Args:
         shards: folder of video shards, its URL, or tars by pattern (`https://host/shard-{000000..000127}.tar`).
@@ -119,12 +119,12 @@ def curate(
         )
     columns = write_columns(out, video_columns([out / name for name in names]))
     manifest = finish_stage(out, STAGE, parameters, tally, {"shards": names, "columns": columns})
-    print(f"{out}: {tally.sentence()}")
+    print(f"{out}: {tally.summary()}")
     return manifest
 
 
 def _measured_otherwise(folder: Path, shards: str, measure: MeasureConfig) -> bool:
-    """Tell whether the folder holds measures of other shards, or of another kind, which are to be replaced."""
+    """Return whether the folder holds measures of other shards, or of another kind, which are to be replaced."""
     try:
         return bool(read_manifest(folder, "clip_measures")["parameters"] != {"shards": shards, **asdict(measure)})
     except DataError:

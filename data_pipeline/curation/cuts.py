@@ -29,7 +29,7 @@ _HUES, _SATURATIONS, _VALUES = 8, 4, 8
 def find_cuts(frames: Array, *, min_jump: float = 0.5, min_ratio: float = 2.5) -> list[int]:
     """Find the first frame of each new scene.
 
-    A flash, or a few broken frames after which the same view goes on, is no cut: of the frames just before and just
+    A flash, or a few broken frames after which the same view continues, is no cut: of the frames just before and just
     after a jump (four frames apart at most), the two most alike count. An image that is repeated hides motion, so the
     jump after it is measured against motion over two or three frames.
 
@@ -78,7 +78,7 @@ def scenes(cuts: Sequence[int], num_frames: int, min_frames: int = 1) -> list[tu
 def _motion_around(steps: Array, i: int) -> float:
     """Take the median distance of successive frames on the livelier side of border i, repeated images left out.
 
-    A side with fewer than three moving frames (the end of the video, a still image) says nothing about motion.
+    A side with fewer than three moving frames (the end of the video, a still image) shows nothing about motion.
     """
     sides = steps[max(i - _NEIGHBORS, 0) : i], steps[i + 1 : i + 1 + _NEIGHBORS]
     moving = [side[side > _HELD] for side in sides]

@@ -24,7 +24,7 @@ _LONGEST_WAIT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class AskConfig:
-    """How the model is asked; nothing here but `max_tokens` and `revision` changes what it says.
+    """How the model is asked; nothing here but `max_tokens` and `revision` changes its answer.
 
     max_tokens: longest answer; a longer one is cut by the model, and not used.
     revision: branch, tag or commit of a model of the Hugging Face hub; its commit is kept with every caption.
@@ -57,10 +57,10 @@ class AskConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a model said.
+    """What a model answered.
 
     finish: `stop`, `length` (cut at the longest answer) or `refused`.
-    revision: which version of the model answered, as far as it says.
+    revision: which version of the model answered, as far as it is known.
     """
 
     text: str
@@ -118,14 +118,14 @@ class EndpointCaptioner:
                     return read_answer(response.read(_MAX_ANSWER_BYTES))
             except urllib.error.HTTPError as error:
                 with error:
-                    said = _spoken_error(error)
-                if error.code == 400 and "content_filter" in said:
+                    message = _error_message(error)
+                if error.code == 400 and "content_filter" in message:
                     return Answer(text="", finish="refused", revision="")
                 if error.code not in (408, 409, 425, 429) and error.code < 500:
                     raise ConfigError(
-                        f"{self._url}: expected an answer, got {error.code} {said}; {_fix(error.code)}"
+                        f"{self._url}: expected an answer, got {error.code} {message}; {_fix(error.code)}"
                     ) from error
-                reason, silent = f"{error.code} {said}", False
+                reason, silent = f"{error.code} {message}", False
                 wait = _asked_wait(error.headers.get("Retry-After"), wait)
             except DataError as error:
                 reason, silent = str(error), False
@@ -177,20 +177,20 @@ def _asked_wait(retry_after: str | None, wait: float) -> float:
     return min(max(wait, asked), _LONGEST_WAIT_S)
 
 
-def _spoken_error(error: urllib.error.HTTPError) -> str:
-    """Return what an error answer says, in at most 300 characters of one line."""
+def _error_message(error: urllib.error.HTTPError) -> str:
+    """Return the message of an error answer, in at most 300 characters of one line."""
     try:
-        said = error.read(_MAX_ANSWER_BYTES).decode("utf-8", "replace")
+        message = error.read(_MAX_ANSWER_BYTES).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException):
-        said = ""
+        message = ""
     try:
-        content = json.loads(said)
-        fault = content.get("error", content) if isinstance(content, dict) else said
+        content = json.loads(message)
+        fault = content.get("error", content) if isinstance(content, dict) else message
         if isinstance(fault, dict):
-            said = " ".join(str(fault[name]) for name in ("code", "message") if fault.get(name))
+            message = " ".join(str(fault[name]) for name in ("code", "message") if fault.get(name))
     except ValueError:
         pass
-    return " ".join(said.split())[:300] or str(error.reason)
+    return " ".join(message.split())[:300] or str(error.reason)
 
 
 def read_answer(data: bytes) -> Answer:

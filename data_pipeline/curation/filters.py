@@ -1,4 +1,4 @@
-"""Filters: decide from a few decoded frames whether a clip is worth keeping, and say why not."""
+"""Filters: decide from a few decoded frames whether a clip is worth keeping, and give the reason where not."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FilterConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoFacts:
-    """What opening a video tells.
+    """What opening a video shows.
 
     height, width: [px]; backend: decoder in use; motion: mean frame difference [gray levels of 255].
     """

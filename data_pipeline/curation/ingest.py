@@ -58,7 +58,7 @@ def write_video_shards(
 ) -> Mapping[str, Any]:
     """Read a dataset, drop what is broken or useless, and write the rest as webdataset shards.
 
-    A finished stage with the same parameters is skipped; a killed one goes on after its last whole shard.
+    A finished stage with the same parameters is skipped; a killed one resumes after its last whole shard.
 
     Args:
         source: a dataset in any layout that `gr2 data inspect` recognizes; webdataset tars also by URL or pattern.
@@ -116,7 +116,7 @@ def write_video_shards(
     written = finished_shards(out)
     result = {"shards": [tar.name for tar in written], "columns": write_columns(out, video_columns(written))}
     manifest = finish_stage(out, STAGE, parameters, tally, result)
-    print(f"{out}: {tally.sentence()}")
+    print(f"{out}: {tally.summary()}")
     return manifest
 
 

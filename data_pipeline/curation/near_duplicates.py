@@ -37,7 +37,7 @@ _FREQUENCIES = sorted(((u, v) for u in range(16) for v in range(16)), key=lambda
 def clip_hash(frames: Array, num_hashes: int = NUM_HASHES) -> Array:
     """Hash a clip: uint64 `[num_hashes]`, in the order of time.
 
-    Each hash tells which of the 64 lowest frequencies of a frame lie above their median. It depends neither on size nor
+    Each hash shows which of the 64 lowest frequencies of a frame lie above their median. It depends neither on size nor
     on brightness nor on contrast, and little on compression. In drawn images (color bars) many frequencies are zero
     and their signs are noise, so that copies may be missed. An image with a contrast under four gray levels (black,
     white, fog) has no signs but noise and hashes to `FLAT`.
@@ -72,7 +72,7 @@ def hamming(a: Array, b: Array) -> Array:
 
 
 def group_duplicates(hashes: Array, max_distance: int = 20) -> Array:
-    """Tell which clips repeat an earlier one.
+    """Return which clips repeat an earlier one.
 
     Clips are taken in their order: each is a duplicate of the first clip kept so far within `max_distance`, or is kept
     itself. A chain of small steps therefore does not join its ends, and the same order gives the same result.

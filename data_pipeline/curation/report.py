@@ -1,7 +1,7 @@
 """What became of a dataset: every stage back to the source, what each dropped and why, and clips of both kinds.
 
 Counts are those of the manifests. Distributions and images come from at most `_SHARDS_READ` shards, spread evenly, so
-that a page about millions of clips takes minutes; the page says how many were read.
+that a page about millions of clips takes minutes; the page states how many were read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Stage:
 
     @property
     def has_videos(self) -> bool:
-        """Tell whether the result is video shards."""
+        """Return whether the result is video shards."""
         return self.name in VIDEO_STAGES
 
 
@@ -144,7 +144,7 @@ def follow_stages(folder: Path) -> tuple[list[Stage], str]:
 
 
 def _earlier_folder(folder: Path, named: str) -> Path | str:
-    """Find the folder that a stage was made from, where it was or beside the stage; else say why not."""
+    """Find the folder that a stage was made from, where it was or beside the stage; else the reason."""
     if is_url(named):
         return "which is not on this machine"
     if "{" in named or named.endswith(".tar"):
@@ -243,7 +243,7 @@ def _show_dropped(
     if before is not None:
         shards = before.manifest["shards"]
         if number >= len(shards):
-            return described(entry, missing=f"{before.folder.name} has been written anew")
+            return described(entry, missing=f"{before.folder.name} has been written again")
         return show_clip(before.folder / shards[number], entry)
     if "source" not in stage.manifest["parameters"]:
         return described(entry, missing=f"no images: {missing}")

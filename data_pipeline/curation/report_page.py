@@ -215,8 +215,8 @@ def _clip(clip: SampleClip) -> str:
         data = base64.b64encode(clip.strip).decode()
         image = f'<img src="data:image/jpeg;base64,{data}" alt="Four frames of {text(clip.key)}" loading="lazy">'
     else:
-        said = "" if clip.missing in clip.detail else f": {text(clip.missing)}"
-        image = f'<div class="hole">No images{said}</div>'
+        reason = "" if clip.missing in clip.detail else f": {text(clip.missing)}"
+        image = f'<div class="hole">No images{reason}</div>'
     caption = f"<b>{text(clip.caption)}</b>" if clip.caption else ""
     detail = f'<span class="figure">{text(clip.detail)}</span>' if clip.detail else ""
     name = f"<code>{text(clip.key + clip.span)}</code>"

@@ -15,7 +15,7 @@ LONG_CLIP_S = 60.0
 """[s]: the default of `--window-seconds` of `gr2 data shards`."""
 
 SLOW_DECODING = 2.0
-"""A codec that takes this many times as long as H.264 is worth encoding anew."""
+"""A codec that takes this many times as long as H.264 is worth encoding again."""
 
 RATE_TOLERANCE = 0.01
 """Relative difference of frame rates that counts as none (29.97 and 30)."""
@@ -68,7 +68,7 @@ def _leaks(summary: Mapping[str, Any]) -> Iterator[str]:
     if shared["records"]:
         yield (
             f"Remove {shared['records']} records with identical content from training or from validation "
-            f"({' = '.join(shared['examples'][0])}): a validation loss on them says nothing."
+            f"({' = '.join(shared['examples'][0])}): a validation loss on them means nothing."
         )
     if repeated["records"] and repeated["records"] > shared["records"] // 2:
         yield (
@@ -107,10 +107,10 @@ def _videos(summary: Mapping[str, Any]) -> Iterator[str]:
     for codec, cost in summary["decoding_cost"].items():
         if cost >= SLOW_DECODING:
             count = summary["codecs"][codec]
-            yield f"Encode {count} videos anew, {codec} takes {cost:g} times as long as H.264: `{_ENCODE} OUT.mp4`."
+            yield f"Encode {count} videos again, {codec} takes {cost:g} times as long as H.264: `{_ENCODE} OUT.mp4`."
     if summary["counted"]:
         yield (
-            f"Encode {summary['counted']} videos anew whose packets tell no times: every image of theirs is decoded "
+            f"Encode {summary['counted']} videos again whose packets have no times: every image of theirs is decoded "
             f"from the start of the file. `{_ENCODE} OUT.mp4`."
         )
     if summary["seconds"]["longest"] > LONG_CLIP_S and summary["reader"] not in ("video_shards", "token_shards"):
@@ -129,7 +129,7 @@ def _videos(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _one_rate(rates: Sequence[float]) -> str:
-    """Say how to bring rates together; every m-th frame is kept, so some stay apart."""
+    """Return how to bring rates together; every m-th frame is kept, so some stay apart."""
     low = rates[0]
     left = sorted(rate / max(1, round(rate / low)) for rate in rates)
     sentence = (

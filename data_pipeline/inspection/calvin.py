@@ -86,8 +86,8 @@ def summarize_calvin(path: Path, max_clips: int) -> dict[str, Any]:
 
 
 def _spans(split: CalvinSplit) -> list[tuple[int, int, str]]:
-    """List (start, stop, sentence) of the windows, and of what lies outside of all of them."""
-    windows = [(a.start, a.stop, a.sentence) for a in split.annotations]
+    """List (start, stop, instruction) of the windows, and of what lies outside of all of them."""
+    windows = [(a.start, a.stop, a.instruction) for a in split.annotations]
     return sorted(windows + [(start, stop, "") for start, stop in split.unlabeled(_SHORTEST_PLAY)])
 
 
@@ -190,7 +190,7 @@ def _digest(path: Path) -> bytes:
 
 
 def inspect_calvin(path: Path) -> dict[str, Any]:
-    """Count frames, windows, sentences and scenes of every split, and name what is wrong with them."""
+    """Count frames, windows, instructions and scenes of every split, and name what is wrong with them."""
     splits = [CalvinSplit(folder) for folder in find_splits(path)]
     summary: dict[str, Any] = {"source": str(path), "reader": "calvin"}
     problems: list[dict[str, str]] = []
@@ -212,7 +212,7 @@ def _inspect_split(split: CalvinSplit) -> tuple[dict[str, Any], list[tuple[str, 
         "windows": len(windows),
         "frames in windows": f"{covered} ({covered / split.num_frames:.0%})",
         "window lengths": f"{lengths.min()} to {lengths.max()}, median {int(np.median(lengths))} (end excluded)",
-        "sentences": len({a.sentence for a in windows}),
+        "sentences": len({a.instruction for a in windows}),
         "tasks": dict(Counter(a.task for a in windows).most_common()),
         "scenes": {name: f"{first}..{last}" for name, first, last in split.scenes},
     }
@@ -273,7 +273,7 @@ def _action_problems(split: CalvinSplit, starts: Any) -> list[tuple[str, str]]:
 def _metadata_problems(split: CalvinSplit) -> list[tuple[str, str]]:
     problems = []
     if not split.annotations:
-        problems.append(("no sentences", "lang_annotations/auto_lang_ann.npy is missing: only video can be learned"))
+        problems.append(("no instructions", "lang_annotations/auto_lang_ann.npy is missing: only video can be learned"))
     else:
         content: Mapping[str, Any] = load_pickled_array(split.path / "lang_annotations" / "auto_lang_ann.npy")
         vectors = np.asarray(content["language"].get("emb", np.zeros(0)))
@@ -284,7 +284,7 @@ def _metadata_problems(split: CalvinSplit) -> list[tuple[str, str]]:
         for name, span in load_pickled_array(info).items():
             known = KNOWN_SCENES.get((int(span[0]), int(span[1])))
             if known and known != str(name)[-1]:
-                detail = f"frames {span[0]}..{span[1]} are scene {known}, scene_info.npy says {name}; {known} is used"
+                detail = f"frames {span[0]}..{span[1]} are scene {known}, scene_info.npy states {name}; {known} is used"
                 problems.append(("scene_info", detail))
     elif split.path.name == "training":
         problems.append(("scene_info", "scene_info.npy is missing, scene D is assumed"))

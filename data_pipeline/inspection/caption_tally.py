@@ -1,4 +1,4 @@
-"""Count captions and tell their languages from scripts and function words; nothing is learned, little is guessed."""
+"""Count captions and infer their languages from scripts and function words; nothing is learned, little is guessed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _LANGUAGE_OF = _telling_words()
 
 
 def language_of(caption: str) -> str:
-    """Name the language of a caption, or its script, or `unknown` where nothing tells."""
+    """Name the language of a caption, or its script, or `unknown` where nothing shows it."""
     script = _script_of(caption)
     if script != "LATIN":
         return _SCRIPTS.get(script, "unknown")

@@ -51,13 +51,13 @@ def inspect_source(
     num_workers: int = 1,
     json: Path | None = None,
 ) -> Mapping[str, Any]:
-    """Say what a dataset holds, what is broken, and what to fix; nothing is written but the JSON.
+    """Report what a dataset holds, what is broken, and what to fix; nothing is written but the JSON.
 
     Args:
         source: a dataset in any layout that has a reader, video or token shards of gr2, or webdataset tars by pattern
             or URL.
         camera: name given to the camera of datasets that have one without a name.
-        spec: YAML file that says where the parts of an episode lie, for robot datasets that need one.
+        spec: YAML file that states where the parts of an episode lie, for robot datasets that need one.
         max_clips: clips whose videos are opened, spread evenly over the dataset; 0 opens all.
         num_workers: processes that open videos.
         json: also write everything here.
@@ -170,7 +170,7 @@ def _format_of(records: RecordSource) -> dict[str, str]:
 
 
 def _folder_facts(records: RecordSource, tally: SourceTally) -> dict[str, Any]:
-    """Return what a source tells beyond its records; its problems go to the tally."""
+    """Return what a source states beyond its records; its problems go to the tally."""
     if isinstance(records, LeRobotSource):
         return {"robot": records.layout.robot or "unknown"}
     if not isinstance(records, CheckedShards):

@@ -58,7 +58,7 @@ def find_own_shards(path: Path) -> list[Path]:
 
 
 class CheckedShards:
-    """Samples of our own shards in order; a damaged one is a record that says which shard and which member.
+    """Samples of our own shards in order; a damaged one is a record that states which shard and which member.
 
     kind: `video_shards` (curated and captioned ones too) or `token_shards`.
     version: of the format; manifest: of the folder, empty where there is none.
@@ -150,7 +150,7 @@ class CheckedShards:
         return videos
 
     def problems(self) -> list[tuple[str, str]]:
-        """Say what is wrong with the folder and with whole shards: (name, reason)."""
+        """Return what is wrong with the folder and with whole shards: (name, reason)."""
         found = []
         if self.path.is_dir():
             found += list(self._manifest_problems())
@@ -184,7 +184,7 @@ def _read_index_alone(shard: Path) -> Mapping[str, Any]:
 
 
 def _read_members(shard: Path, sample: Mapping[str, Any]) -> tuple[dict[str, bytes], str]:
-    """Read the members of a sample; say which of them are damaged, empty where none is."""
+    """Read the members of a sample; return which of them are damaged, empty where none is."""
     members, damaged = {}, []
     with shard.open("rb") as file:
         for suffix, (offset, size, crc) in sample["members"].items():
@@ -202,7 +202,7 @@ def _shard_problems(shard: Path) -> Iterator[str]:
     """Compare a tar with its index: sizes, and where each member lies."""
     try:
         index, size = _read_index_alone(shard), shard.stat().st_size
-    except (DataError, OSError):  # its one record says so
+    except (DataError, OSError):  # its one record is the report
         return
     if size != index.get("bytes"):
         yield f"expected {index.get('bytes')} bytes, got {size}"

@@ -34,9 +34,9 @@ class VideoFindings:
     """What one video is like.
 
     facts: as the filters see it.
-    codec, pixel_format, container: as FFmpeg names them; what is no video says what it is.
+    codec, pixel_format, container: as FFmpeg names them; what is no video is described.
     is_constant_rate: the frames follow each other at one rate.
-    is_counted: its packets tell no times, so that it is decoded from its start for every frame.
+    is_counted: its packets have no times, so that it is decoded from its start for every frame.
     digest: SHA-256 of the pixels of an array, empty for everything else.
     """
 
@@ -51,7 +51,7 @@ class VideoFindings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbedRecord:
-    """What probing one record tells.
+    """What probing one record shows.
 
     source: the record's; videos: camera -> findings, for those that could be opened.
     broken: why it cannot be used, empty where it can.
@@ -163,7 +163,7 @@ def _probe_span(span: VideoSpan) -> VideoFindings:
     except (OSError, av.FFmpegError) as error:
         raise DataError(f"{where}: the video is missing, truncated or corrupt ({error}); copy it again.") from error
     count = max(round((span.stop - span.start) * rate), 1)
-    # one decoded frame tells nothing of motion: it is taken to move
+    # one decoded frame shows nothing of motion: it is taken to move
     facts = VideoFacts(frames=count, fps=rate, height=height, width=width, backend="pyav", motion=255.0)
     return VideoFindings(facts=facts, codec=codec, pixel_format=pixels, container=name)
 

@@ -34,7 +34,7 @@ _SPLITS = {
 class NamedContent:
     """What a record shows.
 
-    source, split: of the record; split is empty where none is told.
+    source, split: of the record; split is empty where none is named.
     parts: one for each camera: a file, or a digest of what is no file of its own.
     """
 
@@ -44,10 +44,10 @@ class NamedContent:
 
 
 def split_of(record: Record) -> str:
-    """Tell the split of a record: what its reader says, else a folder of that name, else the name of its TFRecord."""
-    told = record.facts.get("split")
-    if isinstance(told, str) and told:
-        return _SPLITS.get(told.lower(), told)
+    """Infer the split of a record from its reader, else a folder of that name, else the name of its TFRecord."""
+    split = record.facts.get("split")
+    if isinstance(split, str) and split:
+        return _SPLITS.get(split.lower(), split)
     for folder in PurePosixPath(record.source).parts[:-1]:
         if folder.lower() in _SPLITS:
             return _SPLITS[folder.lower()]
@@ -60,7 +60,7 @@ class ContentIndex:
     """Collects what records show; `repeated` reads only files of equal size.
 
     compared, skipped: records that could be compared, and those that could not (single frames, arrays not read).
-    unproven: of the repeated ones, those told by size and both ends alone, where the whole is too much to read.
+    unproven: of the repeated ones, those inferred from size and both ends alone, where the whole is too much to read.
     """
 
     compared: int = 0

@@ -26,7 +26,7 @@ _NUM_GROUPS = 20
 
 @dataclass(slots=True)
 class ProblemGroups:
-    """Groups sentences that differ only in names and numbers: how many there are, and the first few in full."""
+    """Groups messages that differ only in names and numbers: how many there are, and the first few in full."""
 
     _groups: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -46,7 +46,7 @@ class ProblemGroups:
 
 
 def reason_of(detail: str) -> str:
-    """Return a sentence without file names and numbers: `a/b.mp4: frame 3 is broken` -> `frame # is broken`."""
+    """Return a message without file names and numbers: `a/b.mp4: frame 3 is broken` -> `frame # is broken`."""
     reason = re.sub(r"'[^']*[/\\][^']*'", "the file", detail)
     reason = re.sub(r"(?:[^\s:]*[./\\][^\s:]*|\brecord \d+)(?: [\d.]+ to [\d.]+ s)?: ", "", reason)
     return re.sub(r"(?<![A-Za-z_])\d+(?:\.\d+)*", "#", reason).strip()
@@ -138,7 +138,7 @@ class SourceTally:
         self.problems.add(source, detail)
 
     def broken_share(self, probed: int) -> float:
-        """Return the share of broken records: of all where the reader says so, of the probed where the video does."""
+        """Return the share of broken records: of all where the reader counts, of the probed where the video does."""
         present = self.records - self.missing
         return max(self.broken / max(present, 1), self.undecodable / max(probed, 1))
 

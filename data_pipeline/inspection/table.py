@@ -111,7 +111,7 @@ def _steps(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _embodiment(robot: Mapping[str, Any]) -> Iterator[str]:
-    """Lay out what a robot sees, measures and commands, and how to say what is unknown."""
+    """Lay out what a robot sees, measures and commands, and how to state what is unknown."""
     embodiment = Embodiment.from_dict(robot)
     yield ""
     yield _row("embodiment", f"{embodiment.name} ({robot['episodes']} episodes)")
@@ -121,7 +121,7 @@ def _embodiment(robot: Mapping[str, Any]) -> Iterator[str]:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False))
         yield f"  {'  '.join(cells)}  {row[4]}"
     if robot["unknown"]:
-        yield "  what is unknown can be said with `state_signals` and `action_signals` in a --spec (docs/data.md)"
+        yield "  what is unknown can be stated with `state_signals` and `action_signals` in a --spec (docs/data.md)"
 
 
 def _problems(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -131,7 +131,7 @@ def _problems(summary: Mapping[str, Any]) -> Iterator[str]:
         yield _row("filters would drop", _counts(dropped))
     skipped = f", {repeated['not_compared']} not compared" if repeated["not_compared"] else ""
     if repeated["told_by_size_and_ends"]:
-        skipped += f", {repeated['told_by_size_and_ends']} told by their size and both ends alone"
+        skipped += f", {repeated['told_by_size_and_ends']} by their size and both ends alone"
     yield _row("identical content", f"{repeated['records']} of {repeated['compared']} records compared{skipped}")
     for example in repeated["examples"]:
         yield f"  {' = '.join(example)}"

@@ -1,4 +1,4 @@
-"""Augmentation of clips: one draw of crop and color for all frames of all cameras, so that motion stays motion.
+"""Augmentation of clips: one sample of crop and color for all frames of all cameras, so that motion stays motion.
 
 There is no mirroring: "left" would become "right".
 """
@@ -55,8 +55,8 @@ class Augmentation:
 UNCHANGED = Augmentation(box=(0.0, 0.0, 1.0, 1.0), brightness=1.0, contrast=1.0, saturation=1.0)
 
 
-def draw_augmentation(config: AugmentConfig, rng: np.random.Generator) -> Augmentation:
-    """Draw the changes of one clip."""
+def sample_augmentation(config: AugmentConfig, rng: np.random.Generator) -> Augmentation:
+    """Sample the changes of one clip."""
     side = float(np.sqrt(rng.uniform(config.min_crop, 1.0)))
     left, top = rng.uniform(0.0, 1.0 - side, 2).tolist()
     factors = [float(rng.uniform(1 - c, 1 + c)) for c in (config.brightness, config.contrast, config.saturation)]

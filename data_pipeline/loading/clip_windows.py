@@ -16,7 +16,7 @@ from ..locations import Location, as_location, joined
 from ..store.columns import ABSENT, open_columns
 from ..store.stages import VIDEO_STAGES, read_manifest
 from ..video.reader import open_video
-from .augment import UNCHANGED, AugmentConfig, augment_frames, draw_augmentation
+from .augment import UNCHANGED, AugmentConfig, augment_frames, sample_augmentation
 from .loader import Batch
 from .token_store import ShardFiles
 from .token_windows import Split, in_split
@@ -27,7 +27,7 @@ class ClipWindows:
 
     Window i of a clip begins at frame `i * stride` of it. A batch holds `frames` {camera: uint8 `[b f size size 3]`},
     `camera_mask` {camera: bool `[b]`}, `frame_mask` bool `[b f]` (False for frames behind the end, which repeat the
-    last one), `captions` (list of `b` sentences) and `problems`, the reasons of clips that could not be decoded: those
+    last one), `captions` (list of `b`) and `problems`, the reasons of clips that could not be decoded: those
     are black and False in every mask.
 
     Args:
@@ -98,7 +98,7 @@ class ClipWindows:
         self._open()
 
     def gather(self, episodes: Array, windows: Array, draw: int = 0) -> Batch:
-        """Decode windows `[b]` of clips `[b]`; clip i is changed by what `seed` and `draw + i` say."""
+        """Decode windows `[b]` of clips `[b]`; clip i is changed by what `seed` and `draw + i` give."""
         shape = (len(episodes), self.num_frames)
         frames = {c: np.zeros((*shape, self.size, self.size, 3), np.uint8) for c in self.cameras}
         camera_mask = {camera: np.zeros(len(episodes), bool) for camera in self.cameras}
@@ -113,7 +113,7 @@ class ClipWindows:
                 wanted = row["start"] + window * self.stride + np.arange(self.num_frames) * self.frame_step
                 change = UNCHANGED
                 if self.augment is not None:
-                    change = draw_augmentation(self.augment, np.random.default_rng([self.seed, draw + i]))
+                    change = sample_augmentation(self.augment, np.random.default_rng([self.seed, draw + i]))
                 for camera in self.cameras:
                     if row.get(f"video_{camera}", ABSENT) != ABSENT:
                         found = self._decode(source, row, camera, np.minimum(wanted, row["stop"] - 1))

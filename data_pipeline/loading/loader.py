@@ -1,6 +1,6 @@
 """Training batches in an order that resumes exactly, on any number of ranks and with any number of workers.
 
-A dataset of windows (`token_windows.TokenWindows`, `clip_windows.ClipWindows`) says how many windows each episode has
+A dataset of windows (`token_windows.TokenWindows`, `clip_windows.ClipWindows`) states how many windows each episode has
 and collects a batch of them; the loader decides which, and where the stream stands.
 """
 
@@ -19,7 +19,7 @@ from .order import WindowOrder
 Batch = dict[str, Any]
 
 DRAW_AHEAD = 32
-"""Batches whose windows are drawn in one go: numpy's cost for each call is shared."""
+"""Batches whose windows are sampled in one go: numpy's cost for each call is shared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class WindowDataset(Protocol):
 class BatchLoader:
     """Endless batches of windows, resumable at any batch.
 
-    Iterating goes on where the last iteration stopped; `len` is the batches of an epoch on this rank. An epoch's last
+    Iterating resumes where the last iteration stopped; `len` is the batches of an epoch on this rank. An epoch's last
     windows that fill no batch on every rank are left out; which ones differs from epoch to epoch.
 
     Args:
@@ -126,7 +126,7 @@ class BatchLoader:
             yield batch
 
     def _in_workers(self, draws: _Draws) -> Iterator[tuple[int, int, Batch]]:
-        """Collect batches in processes; they come back in the order they were drawn."""
+        """Collect batches in processes; they come back in the order they were sampled."""
         from torch.utils.data import DataLoader
 
         loader: Any = DataLoader(

@@ -3,8 +3,8 @@
 Nothing is shuffled in memory, so fifty million episodes cost one running sum, every rank makes the same number of steps
 by construction, and a checkpoint is two numbers. Neither the batch size, nor the ranks, nor the workers are part of it.
 
-With `shuffle_block = 0` every window of an epoch is equally likely at every position. Otherwise windows are dealt in
-blocks of neighbors: some blocks, drawn at random, are mixed with each other at a time. Reads then stay near each
+With `shuffle_block = 0` every window of an epoch is equally likely at every position. Otherwise windows come in
+blocks of neighbors: some blocks, chosen at random, are mixed with each other at a time. Reads then stay near each
 other, which slow disks and remote shards need.
 """
 
@@ -75,11 +75,11 @@ class WindowOrder:
         if not self._weighted:
             window = self._shuffled(positions, self.draws_per_epoch, key)
         else:
-            # which source: every position of the epoch is one draw of one source; which window: that source's own order
+            # which source: every position of the epoch samples one source; which window: that source's own order
             slot = permute(positions, self.draws_per_epoch, key)
             source = np.searchsorted(self._quota_ends, slot, side="right")
             draw = slot - np.concatenate([[0], self._quota_ends[:-1]])[source]
-            # a source drawn more often than it has windows is passed through again, each time in a new order
+            # a source sampled more often than it has windows is passed through again, each time in a new order
             available = self._source_windows[source]
             turn, draw = np.divmod(draw, available)
             window = self._source_starts[source] + permute(draw, available, key + 1 + turn)

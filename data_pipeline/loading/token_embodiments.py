@@ -62,9 +62,9 @@ def with_unnamed(
     if any(not has_tool_arm_widths(*pair) for pair in widths):
         got = ", ".join(f"{state} and {action}" for state, action in widths)
         raise DataError(
-            f"{folder}: expected episodes that say which robot they are of, got states and actions of {got} numbers "
+            f"{folder}: expected episodes that state which robot they are of, got states and actions of {got} numbers "
             "and no embodiment (gr2 0.1.0 wrote them); run `gr2 data tokens` again, or `gr2 data shards --spec` "
-            "before it to say what the numbers are."
+            "before it to state what the numbers are."
         )
     rate = _kept_rate(columns, int(np.flatnonzero(lost)[0]), shards)
     arm = tool_arm(cameras=[c for c in TOOL_ARM.cameras if c in cameras] or cameras, control_hz=rate)

@@ -77,7 +77,7 @@ class TokenFolder:
     columns: as `columns.token_columns` describes them.
     cameras: in the order in which the episodes have them.
     named: the embodiments that the manifest names.
-    has_text_features: whether the features of the sentences lie beside them.
+    has_text_features: whether the features of the texts lie beside them.
     """
 
     def __init__(self, folder: Location) -> None:
@@ -106,34 +106,34 @@ class TokenFolder:
         return with_unnamed(self.named, self.folder, self.columns, self.cameras, self.files)
 
     @cached_property
-    def sentence_ends(self) -> Array:
-        """Say where each sentence ends in `sentence_bytes`, int64 `[S]`."""
+    def text_ends(self) -> Array:
+        """Return where each text ends in `sentence_bytes`, int64 `[s]`."""
         return open_columns(self.folder, ["sentence_ends"])["sentence_ends"]
 
     @cached_property
-    def _sentence_bytes(self) -> Array:
+    def _text_bytes(self) -> Array:
         return open_columns(self.folder, ["sentence_bytes"])["sentence_bytes"]
 
-    def sentence(self, text_id: int) -> str:
-        """Return a sentence.
+    def text(self, text_id: int) -> str:
+        """Return the text of a number.
 
         Raises:
-            DataError: the columns of sentences are broken.
+            DataError: the columns of texts are broken.
         """
-        start = int(self.sentence_ends[text_id - 1]) if text_id else 0
-        data = bytes(self._sentence_bytes[start : int(self.sentence_ends[text_id])])
+        start = int(self.text_ends[text_id - 1]) if text_id else 0
+        data = bytes(self._text_bytes[start : int(self.text_ends[text_id])])
         try:
-            if len(data) != self.sentence_ends[text_id] - start:
-                raise ValueError(f"it ends after {len(self._sentence_bytes)} bytes")
+            if len(data) != self.text_ends[text_id] - start:
+                raise ValueError(f"it ends after {len(self._text_bytes)} bytes")
             return data.decode()
         except ValueError as error:
             raise DataError(
-                f"{self.folder}: sentence {text_id} cannot be read from sentence_bytes.npy ({error}); run "
+                f"{self.folder}: text {text_id} cannot be read from sentence_bytes.npy ({error}); run "
                 "`gr2 data tokens` again."
             ) from error
 
     def descriptions(self) -> list[Mapping[str, Any]]:
-        """Read what the first episode of each shard says of itself: cameras in order, fps, frame_stride, control_hz.
+        """Read what the first episode of each shard states of itself: cameras in order, fps, frame_stride, control_hz.
 
         Raises:
             DataError: a shard cannot be read.
@@ -155,7 +155,7 @@ class TokenFolder:
 
 
 class TokenStore:
-    """The episodes of some folders of token shards, numbered through; `e` counts episodes, `S` sentences.
+    """The episodes of some folders of token shards, numbered through; `e` counts episodes, `s` texts.
 
     cameras: the cameras asked for, in that order; an episode may lack some of them.
     embodiments: the robots of the episodes; folders of one robot share it.
@@ -197,7 +197,7 @@ class TokenStore:
 
         Raises:
             DataError: where a stage is not finished, the tokenizers differ, no episode has one of the cameras, or
-                nobody says what the numbers of states and actions are.
+                nothing states what the numbers of states and actions are.
         """
         if not paths or (cameras is not None and not cameras):
             raise DataError(f"token store: expected folders and cameras, got {list(paths)}, {cameras}.")
@@ -219,10 +219,10 @@ class TokenStore:
     def step_rates(self) -> list[float]:
         """Return the different numbers of steps a second [Hz], ascending; of video alone, of frames.
 
-        Read from the first episode of each shard; empty where none says so.
+        Read from the first episode of each shard; empty where none states them.
         """
-        said = [description for folder in self.folders for description in folder.descriptions()]
-        return sorted({round(d["fps"] * d["frame_stride"], 3) for d in said if {"fps", "frame_stride"} <= d.keys()})
+        found = [description for folder in self.folders for description in folder.descriptions()]
+        return sorted({round(d["fps"] * d["frame_stride"], 3) for d in found if {"fps", "frame_stride"} <= d.keys()})
 
     def column(self, name: str) -> Array:
         """Return a column of all episodes `[e]`, mapped from the file where there is one folder."""
@@ -240,7 +240,7 @@ class TokenStore:
         return out
 
     def source_of(self, episodes: Array) -> Array:
-        """Tell which folder episodes come from, int64 `[b]`."""
+        """Return which folder episodes come from, int64 `[b]`."""
         return np.searchsorted(self._starts, episodes, side="right") - 1
 
     def embodiment_of(self, episodes: Array) -> Array:
@@ -288,36 +288,36 @@ class TokenStore:
 
     @property
     def labeled(self) -> Array:
-        """Tell which episodes have actions and a sentence, bool `[e]`."""
-        spoken = [np.diff(folder.sentence_ends, prepend=0)[folder.columns["text_id"]] > 0 for folder in self.folders]
-        return (self.num_steps > 0) & np.concatenate(spoken)
+        """Return which episodes have actions and an instruction, bool `[e]`."""
+        labels = [np.diff(folder.text_ends, prepend=0)[folder.columns["text_id"]] > 0 for folder in self.folders]
+        return (self.num_steps > 0) & np.concatenate(labels)
 
     def text_ids(self, episodes: Array) -> Array:
-        """Return the row of `texts` and the number of `sentence` of episodes, int64 `[b]`."""
+        """Return the row of `text_features` and the argument of `text` of episodes, int64 `[b]`."""
         return self.values("text_id", episodes) + self._text_starts[self.source_of(episodes)]
 
-    def sentence(self, text_id: int) -> str:
-        """Return the sentence of a number that `text_ids` gave.
+    def text(self, text_id: int) -> str:
+        """Return the text of a number that `text_ids` gave.
 
         Raises:
             DataError: there is none of this number, or it cannot be read.
         """
         if not 0 <= text_id < self._text_starts[-1]:
             raise DataError(
-                f"token store: expected the number of a sentence below {self._text_starts[-1]}, got {text_id}; take "
+                f"token store: expected a text_id below {self._text_starts[-1]}, got {text_id}; take "
                 "numbers from the batches of this store."
             )
         number = int(np.searchsorted(self._text_starts, text_id, side="right")) - 1
-        return self.folders[number].sentence(int(text_id - self._text_starts[number]))
+        return self.folders[number].text(int(text_id - self._text_starts[number]))
 
     @property
     def has_text_features(self) -> bool:
-        """Tell whether every folder holds the features of its sentences."""
+        """Return whether every folder holds the features of its texts."""
         return all(folder.has_text_features for folder in self.folders)
 
     @cached_property
-    def texts(self) -> tuple[Array, Array]:
-        """Load the features of all sentences: float32 `[S l d]`, and their mask bool `[S l]`.
+    def text_features(self) -> tuple[Array, Array]:
+        """Load the features of all texts: float32 `[s l d]`, and their mask bool `[s l]`.
 
         Raises:
             DataError: they were not encoded, or the file is broken.
@@ -329,14 +329,14 @@ class TokenStore:
         for folder in self.folders:
             if not folder.has_text_features:
                 raise DataError(
-                    f"{folder.folder}: expected features of the sentences, got sentences alone; encode them while "
+                    f"{folder.folder}: expected text features, got texts alone; encode them while "
                     "training (`gr2 pretrain --text`), or write the tokens again without `--text-features false`."
                 )
             path = cached(joined(folder.folder, "texts.safetensors"))
             try:
                 parts.append(load_file(path))
             except (OSError, SafetensorError) as error:
-                raise DataError(f"{path}: cannot be read ({error}); encode the sentences again.") from error
+                raise DataError(f"{path}: cannot be read ({error}); encode the texts again.") from error
         return np.concatenate([p["features"] for p in parts]), np.concatenate([p["mask"] for p in parts])
 
     def key(self, episode: int) -> str:

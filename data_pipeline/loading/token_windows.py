@@ -41,7 +41,7 @@ class TokenWindows:
         frame_step: distance of successive frames of a window, in frames of the store.
         chunk_length: actions a chunk [steps].
         context: frames up to and with the anchor.
-        labeled_only: take only episodes that have actions and a sentence.
+        labeled_only: take only episodes that have actions and an instruction.
         split: `train` and `validation` divide the videos, never the windows of one video.
         validation_fraction: share of the videos in the validation split, chosen by a hash of their names.
 
@@ -78,7 +78,7 @@ class TokenWindows:
             self.counts[~store.labeled] = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        # a worker is told which windows to collect; the counts of fifty million episodes stay here
+        # a worker is given which windows to collect; the counts of fifty million episodes stay here
         return self.__dict__ | {"counts": np.zeros(0, np.int64)}
 
     def gather(self, episodes: Array, windows: Array, draw: int = 0) -> Batch:
@@ -121,7 +121,7 @@ class TokenWindows:
 
 
 def in_split(videos: Array, split: Split, fraction: float) -> Array:
-    """Tell which videos (uint64 `[e]`) belong to a split, bool `[e]`.
+    """Return which videos (uint64 `[e]`) belong to a split, bool `[e]`.
 
     Raises:
         ConfigError: for a fraction outside [0, 1).

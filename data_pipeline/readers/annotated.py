@@ -1,6 +1,6 @@
 """Read RT-1 and Bridge laid out as `annotation/<split>/<id>.json` + `videos/<split>/<id>/rgb.mp4`.
 
-The sentence is `texts[0]`; states come from `state.npy` beside the video, else from the JSON; actions from
+The instruction is `texts[0]`; states come from `state.npy` beside the video, else from the JSON; actions from
 the JSON. `action[i]` leads from state i to state i + 1, so there is one less than states; the last step gets
 a motion of zero and keeps the gripper (the last column).
 """

@@ -28,7 +28,7 @@ from .robot_signals import Column, RobotSignals
 from .spec import EpisodeSpec, with_opening
 
 ASSUMED_HZ = 10.0
-"""Steps a second where no spec says them: npz files hold no rate. The facts of a record then say `rate: assumed`."""
+"""Steps a second where no spec states them: npz files hold no rate. The facts of a record then hold `rate: assumed`."""
 
 _BROKEN = (
     OSError,
@@ -77,7 +77,7 @@ def find_arrays(path: Path) -> list[Path]:
 class ArraysSource:
     """Episodes of npz files, in sorted order; images are read where they are encoded.
 
-    spec: names of arrays; without, what their names tell. camera: name given to the first camera.
+    spec: names of arrays; without, what their names show. camera: name given to the first camera.
     """
 
     kind = "arrays"
@@ -123,7 +123,7 @@ class ArraysSource:
                 camera: FrameArray(read=partial(read_images, file, name), fps=rate)
                 for camera, name in spec.cameras.items()
             },
-            caption=_sentence(file, headers, spec),
+            caption=_instruction(file, headers, spec),
             states=kept_states,
             actions=kept_actions,
             control_hz=rate if steps else None,
@@ -145,7 +145,7 @@ class ArraysSource:
 
 
 def guess_spec(headers: Mapping[str, ArrayHeader], camera: str = "static") -> EpisodeSpec:
-    """Tell images, states and actions by the names and shapes of arrays; the first camera is called `camera`."""
+    """Infer images, states and actions by the names and shapes of arrays; the first camera is called `camera`."""
     images = [name for name in _IMAGES if name in headers]
     images += sorted(name for name in headers if name not in images and "image" in name)
     images = [name for name in images if len(headers[name].shape) == 4 or name in _IMAGES[:2]]
@@ -173,7 +173,7 @@ def read_headers(file: Path) -> dict[str, ArrayHeader]:
                     shape, _, dtype = read(data)
                 size = dtype.itemsize * int(np.prod(shape, dtype=object))
                 if dtype.hasobject or size > member.file_size:
-                    raise ValueError(f"{member.filename} holds objects, or less than its shape says")
+                    raise ValueError(f"{member.filename} holds objects, or less than its shape states")
                 headers[member.filename.removesuffix(".npy")] = ArrayHeader(shape=shape, dtype=dtype)
     except _BROKEN as error:
         raise DataError(
@@ -235,13 +235,13 @@ def _matrix(file: Path, headers: Mapping[str, ArrayHeader], names: tuple[str, ..
     return np.concatenate(parts, axis=1) if parts else np.zeros((0, 0), np.float32)
 
 
-def _sentence(file: Path, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec) -> str:
+def _instruction(file: Path, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec) -> str:
     for name in spec.instructions:
         values = _read(file, name).reshape(-1) if headers[name].dtype.kind in "US" else np.zeros(0)
         text = values[0] if len(values) else ""
-        sentence = (text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)).strip()
-        if sentence:
-            return sentence
+        instruction = (text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)).strip()
+        if instruction:
+            return instruction
     return ""
 
 

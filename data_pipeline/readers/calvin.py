@@ -31,15 +31,15 @@ class CalvinSource:
 
     def __iter__(self) -> Iterator[Record]:
         split = self.split
-        pieces = [(a.start, a.stop, a.sentence, a.task) for a in split.annotations]
+        pieces = [(a.start, a.stop, a.instruction, a.task) for a in split.annotations]
         for start, stop in split.unlabeled(_SHORTEST_PLAY):
             count = -(-(stop - start) // _LONGEST_PLAY)
             borders = [start + (stop - start) * i // count for i in range(count + 1)]
             pieces += [(a, b, "", "") for a, b in itertools.pairwise(borders)]
-        for number, (start, stop, sentence, task) in enumerate(sorted(pieces)):
-            yield self._record(f"{number:07d}_{start}_{stop}", start, stop, sentence, task)
+        for number, (start, stop, instruction, task) in enumerate(sorted(pieces)):
+            yield self._record(f"{number:07d}_{start}_{stop}", start, stop, instruction, task)
 
-    def _record(self, key: str, start: int, stop: int, sentence: str, task: str) -> Record:
+    def _record(self, key: str, start: int, stop: int, instruction: str, task: str) -> Record:
         split, where = self.split, f"{self.split.path.name} {start}..{stop - 1}"
         try:
             robot_obs, actions = split.column("robot_obs", start, stop), split.column("actions", start, stop)
@@ -49,7 +49,7 @@ class CalvinSource:
         return Record(
             key=key,
             videos={camera: FrameFiles(files=files, array=array, fps=CONTROL_HZ) for camera, array in CAMERAS.items()},
-            caption=sentence,
+            caption=instruction,
             states=state_vectors(robot_obs),
             actions=action_poses(actions),
             control_hz=CONTROL_HZ,

@@ -201,7 +201,7 @@ class _JsonText:
                     near = self._text[max(error.pos - 20, 0) : error.pos + 20]
                     raise ValueError(f"{error.msg}, near {near!r}") from error
                 continue
-            # A number may go on behind the part that has been read: "1e" of "1e-7" is a whole one, and a letter.
+            # A number may continue behind the part that has been read: "1e" of "1e-7" is a whole one, and a letter.
             goes_on = not self._text[end : end + 32].strip("0123456789+-.eE")
             if not goes_on or not self._read():
                 self._at = end

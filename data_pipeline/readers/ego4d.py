@@ -50,7 +50,7 @@ _MANIFESTS = ("manifest.csv", "full_scale/manifest.csv", "v2/full_scale/manifest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ego4dVideo:
-    """What the metadata tell of a video: duration [s], infinite where they do not, and facts to keep."""
+    """What the metadata state about a video: duration [s], infinite where they do not, and facts to keep."""
 
     duration: float = math.inf
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -131,7 +131,7 @@ class Ego4dSource:
                 yield Record(
                     key=sample_key(key),
                     videos={self.camera: VideoSpan(file=file, start=start, stop=stop)},
-                    caption=plain_sentence(raw),
+                    caption=plain_caption(raw),
                     source=f"{file.relative_to(self.path).as_posix()} {start:.2f}..{stop:.2f} s",
                     facts={**facts, **video.facts, "pass": name, "timestamp_sec": time, "narration_text": raw},
                 )
@@ -146,7 +146,7 @@ def mean_gap(narrated: Mapping[str, Any]) -> float:
     return sum(gaps) / len(gaps) if gaps else 0.0
 
 
-def plain_sentence(narration: str) -> str:
+def plain_caption(narration: str) -> str:
     """Take the marks out of a narration.
 
     `#C C` is the camera wearer and stays `C`, `#O` announces another person, `#unsure` stands for a thing that the

@@ -12,8 +12,8 @@ windows that do not overlap, by this rule:
 3. A window shorter than `SHORTEST_WINDOW` lasts that long; where the next line begins before, it is joined too.
 4. A window longer than `LONGEST_WINDOW` is cut to it: nobody speaks one line that long.
 
-Speech says what is done only roughly, and often early or late. The fact `caption_kind` is "asr", so that later stages
-can tell these captions from descriptions.
+Speech describes what is done only roughly, and often early or late. The fact `caption_kind` is "asr", so that later
+stages can distinguish these captions from descriptions.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class HowTo100mSource:
                 yield from self._windows(videos[video], entry, {**facts, **categories.get(video, {})})
 
     def _categories(self, videos: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-        """Read what the table says of the videos that are there."""
+        """Read what the table states of the videos that are there."""
         rows = read_rows(self.table) if self.table is not None else iter(())
         return {
             row["video_id"]: {fact: row[column] for column, fact in _TABLE_FACTS.items() if row.get(column)}

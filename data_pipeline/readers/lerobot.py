@@ -1,6 +1,6 @@
 """Read LeRobot datasets v2.0, v2.1 and v3.0 with pyarrow alone: parquet files of steps beside videos or images.
 
-What the files hold counts, not what `meta/info.json` says of them: codec, folder and shapes are often wrong there. An
+What the files hold counts, not what `meta/info.json` states: codec, folder and shapes are often wrong there. An
 episode whose steps are not at k / fps, or whose video has another number of frames, has a problem. A video of several
 episodes is cut where it is needed; one of a single episode stays as it is.
 """
@@ -30,7 +30,7 @@ _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "task_index")
 
 
 class LeRobotSource:
-    """Episodes of a dataset, in the order of its metadata; what is broken or missing says why.
+    """Episodes of a dataset, in the order of its metadata; what is broken or missing is a record with the reason.
 
     An episode without cameras is a record without videos, good for statistics; one without actions is video alone.
     """
@@ -42,7 +42,7 @@ class LeRobotSource:
 
         Args:
             path: folder that holds `meta`.
-            spec: where the parts of an episode lie; without, a known dataset or what the names tell.
+            spec: where the parts of an episode lie; without, a known dataset or what the names show.
             camera: name given to the camera where there is one.
 
         Raises:
@@ -120,7 +120,7 @@ class LeRobotSource:
                 raise DataError(f"expected the column {name}, got {sorted(rows.column_names)}; write the file again")
             elif name in entry.videos and (entry.videos[name].file.is_file() or camera not in spec.optional_cameras):
                 videos[camera] = find_video(name, entry.videos[name], entry.length, fps, header_of)
-        sentences = self._sentences(rows, entry)
+        instructions = self._instructions(rows, entry)
         steps = bool(spec.actions)
         facts = spec.facts(self._name) | {"episode_index": entry.index}
         facts |= {"robot": self.layout.robot} if self.layout.robot else {}
@@ -131,17 +131,17 @@ class LeRobotSource:
         return Record(
             key=key,
             videos=videos,
-            caption=sentences[0] if sentences else "",
+            caption=instructions[0] if instructions else "",
             states=states,
             actions=actions,
             control_hz=fps if steps else None,
             embodiment=embodiment,
             source=source,
-            facts=facts | ({"sentences": sentences} if len(sentences) > 1 else {}),
+            facts=facts | ({"sentences": instructions} if len(instructions) > 1 else {}),
         )
 
-    def _sentences(self, rows: Any, entry: EpisodeEntry) -> list[str]:
-        """Return what the columns of the spec say, else the tasks of the steps, else those of the metadata."""
+    def _instructions(self, rows: Any, entry: EpisodeEntry) -> list[str]:
+        """Return what the columns of the spec hold, else the tasks of the steps, else those of the metadata."""
         texts = [
             str(rows.column(name)[0].as_py() or "") for name in self.spec.instructions if name in rows.column_names
         ]
@@ -168,7 +168,7 @@ class _OpenFile:
 
 
 def guess_spec(layout: LeRobotLayout, columns: Mapping[str, str], camera: str = "static") -> EpisodeSpec:
-    """Tell the parts of an episode by name: `observation.images.*`, `observation.state`, `action`, or the short names.
+    """Infer the parts of an episode by name: `observation.images.*`, `observation.state`, `action`, or the short names.
 
     Several cameras are called by the last part of their name. The gripper is kept as stored.
 
@@ -191,7 +191,7 @@ def guess_spec(layout: LeRobotLayout, columns: Mapping[str, str], camera: str = 
 
 
 def _described(feature: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how many numbers a feature has, 0 where its shape does not say, and their names."""
+    """Return how many numbers a feature has, 0 where its shape does not state it, and their names."""
     shape = feature.get("shape")
     sizes = list(shape) if isinstance(shape, list | tuple) else []
     whole = bool(sizes) and all(isinstance(size, int) for size in sizes)

@@ -1,8 +1,8 @@
-"""Find the episodes of a LeRobot dataset: what `meta/` says about them, and the files that are there in truth.
+"""Find the episodes of a LeRobot dataset: what `meta/` states about them, and the files that are there in truth.
 
 v2.0 and v2.1 keep one parquet file and one video a camera for each episode, listed in `meta/episodes.jsonl`; v3.0 keeps
 several episodes in each file, listed in `meta/episodes/*/*.parquet`. Files lie where the patterns of `meta/info.json`
-say, or where the format says, in `videos` or `video`: there are datasets whose patterns are wrong.
+state, or where the format does, in `videos` or `video`: there are datasets whose patterns are wrong.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _VIDEOS = {
 """Patterns by major version. Source: huggingface/lerobot, `datasets/utils.py` of v0.1 (v2.1) and v0.4 (v3.0)."""
 
 _CHUNK_SIZE = 1000
-"""Episodes of a chunk folder (v2) where `info.json` does not say. Source: the same."""
+"""Episodes of a chunk folder (v2) where `info.json` does not state it. Source: the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeVideo:
-    """Where the images of one camera lie; start, stop: as the metadata say [s], both None for the whole file."""
+    """Where the images of one camera lie; start, stop: as the metadata state [s], both None for the whole file."""
 
     file: Path
     start: float | None = None
@@ -57,7 +57,7 @@ class LeRobotLayout:
     """The metadata of a dataset, nothing of its episodes read yet.
 
     version: 2 or 3, by the files of `meta`; fps: images and steps a second; features: as `info.json` has them;
-    tasks: index -> sentence; info: the whole `info.json`; rows: one for each episode, for `entry`.
+    tasks: index -> instruction; info: the whole `info.json`; rows: one for each episode, for `entry`.
     """
 
     root: Path
@@ -73,7 +73,7 @@ class LeRobotLayout:
         """Find the files of one of the `rows`; cameras: features kept as video files.
 
         Raises:
-            DataError: the row does not say where its files are.
+            DataError: the row does not state where its files are.
         """
         index = row["episode_index"]
         values = dict(row) | {"episode_chunk": index // int(self.info.get("chunks_size") or _CHUNK_SIZE)}
@@ -106,7 +106,7 @@ class LeRobotLayout:
 
 
 def is_lerobot(path: Path) -> bool:
-    """Tell whether a folder is a LeRobot dataset: `meta/info.json` is there."""
+    """Return whether a folder is a LeRobot dataset: `meta/info.json` is there."""
     return (path / "meta" / "info.json").is_file()
 
 
@@ -129,8 +129,8 @@ def read_layout(root: Path) -> LeRobotLayout:
         version, rows, tasks = 3, _read_rows(folder), _tasks_of_table(root / "meta/tasks.parquet")
     else:
         raise DataError(
-            f"{where}: expected meta/episodes.jsonl (v2.0, v2.1) or meta/episodes/ (v3.0), got neither (the file says "
-            f"{info.get('codebase_version')!r}); copy the folder meta, or convert the dataset with lerobot."
+            f"{where}: expected meta/episodes.jsonl (v2.0, v2.1) or meta/episodes/ (v3.0), got neither (the file "
+            f"states {info.get('codebase_version')!r}); copy the folder meta, or convert the dataset with lerobot."
         )
     indices = [row.get("episode_index") for row in rows]
     if not all(_is_count(number) for row in rows for number in (row.get("episode_index"), row.get("length"))):
@@ -237,7 +237,7 @@ def _tasks_of_lines(path: Path) -> dict[int, str]:
 
 
 def _tasks_of_table(path: Path) -> dict[int, str]:
-    """Read the sentences; they are the index column of a pandas table, under whatever name it was written."""
+    """Read the instructions; they are the index column of a pandas table, under whatever name it was written."""
     if not path.is_file():
         return {}
     columns = _read_table(path, list(read_schema(path))).to_pydict()
@@ -245,7 +245,7 @@ def _tasks_of_table(path: Path) -> dict[int, str]:
     texts = [values for values in columns.values() if values and all(isinstance(value, str) for value in values)]
     if numbers is None or (numbers and not texts):
         raise DataError(
-            f"{path}: expected `task_index` and a column of sentences, got {sorted(columns)}; copy it again."
+            f"{path}: expected `task_index` and a column of instructions, got {sorted(columns)}; copy it again."
         )
     return dict(zip(numbers, texts[0], strict=True)) if numbers else {}
 

@@ -51,7 +51,7 @@ class EpisodeRows:
             raise _unreadable(error) from error
 
     def only_episode(self) -> Any:
-        """Read the rows of a file of one episode, whatever number the rows say.
+        """Read the rows of a file of one episode, whatever number the rows state.
 
         Raises:
             DataError: there are rows of several episodes, or they cannot be read.

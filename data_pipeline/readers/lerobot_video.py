@@ -17,7 +17,7 @@ _MARGIN = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoHeader:
-    """What the head of a video file says; num_frames, fps: 0 where it does not; start: time of the first frame [s]."""
+    """What the head of a video holds; num_frames, fps: 0 where it does not; start: time of the first frame [s]."""
 
     num_frames: int
     fps: float
@@ -73,7 +73,7 @@ def find_video(
 
     Args:
         name: feature, for errors.
-        place: where the metadata say the frames are.
+        place: where the metadata state the frames are.
         length: steps of the episode.
         fps: steps a second.
         header_of: reads the head of a file.

@@ -135,7 +135,7 @@ class Record:
     videos: camera name -> file, or what `with_video_files` turns into one.
     states: `[t s]`; actions: `[t a]`; both None for video alone.
     control_hz: steps a second, None without steps.
-    embodiment: what the numbers of states and actions are, None where the reader does not tell.
+    embodiment: what the numbers of states and actions are, None where the reader does not know.
     frame_stride: image i belongs to step `i * frame_stride`.
     facts: JSON values of the source kept with the clip; `dataset` names the dataset where it is a known one.
     problem: why the record cannot be used (a broken annotation), empty where it can.

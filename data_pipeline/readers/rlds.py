@@ -1,7 +1,7 @@
 """Read RLDS datasets (RT-1, Bridge, DROID and others): TFRecord files beside their `features.json`.
 
 One record is one episode. What a step holds is kept under one name for the whole episode, such as
-`steps/observation/image`: images and sentences one a step, numbers of all steps in a row. A float64 of
+`steps/observation/image`: images and instructions one a step, numbers of all steps in a row. A float64 of
 `features.json` is stored as float32.
 """
 
@@ -37,7 +37,7 @@ class RldsDataset:
     """A version folder of a dataset, nothing of its episodes read yet.
 
     files: TFRecord files, sorted.
-    lengths: file name -> episodes that `dataset_info.json` promises, where it says so.
+    lengths: file name -> episodes that `dataset_info.json` promises, where it does.
     """
 
     folder: Path
@@ -61,8 +61,8 @@ def open_rlds(
 
     Args:
         path: folder.
-        spec: where the parts of an episode lie; without, a known dataset or what the names alone tell.
-        control_hz: steps a second, needed where neither the spec nor the dataset's name tells.
+        spec: where the parts of an episode lie; without, a known dataset or what the names alone show.
+        control_hz: steps a second, needed where neither the spec nor the dataset's name gives it.
         split: read this split alone ("train").
 
     Raises:
@@ -117,7 +117,7 @@ def _shard_lengths(information: Mapping[str, Any]) -> dict[str, int]:
 
 
 def guess_spec(folder: Path, features: Mapping[str, Feature]) -> EpisodeSpec:
-    """Tell the parts of an episode by their names alone: color images, `state`, `action`, the instruction.
+    """Infer the parts of an episode by their names alone: color images, `state`, `action`, the instruction.
 
     One camera is called `static`, several by the last part of their name. The gripper is kept as stored.
 
@@ -128,7 +128,7 @@ def guess_spec(folder: Path, features: Mapping[str, Feature]) -> EpisodeSpec:
     images = [n for n, f in steps.items() if f.kind == "image" and f.shape[-1:] in ((3,), (-1,), ())]
     if not images or _ACTION not in steps:
         raise DataError(
-            f"{folder}: expected a color image and `{_ACTION}`, got {sorted(steps)}; say in a spec where images, "
+            f"{folder}: expected a color image and `{_ACTION}`, got {sorted(steps)}; state in a spec where images, "
             "states and actions lie."
         )
     names = [camera_name(name.rpartition("/")[2]) for name in images]
@@ -148,7 +148,7 @@ def read_rlds(dataset: RldsDataset, *, check_crc: bool = True) -> Iterator[Episo
     """Yield every episode of a dataset, one in memory at a time.
 
     Raises:
-        DataError: as `read_rlds_file` says, at the first broken file.
+        DataError: as `read_rlds_file` states, at the first broken file.
     """
     for path in dataset.files:
         yield from read_rlds_file(dataset, path, check_crc=check_crc)
@@ -158,7 +158,7 @@ def read_rlds_file(dataset: RldsDataset, path: Path, *, check_crc: bool = True) 
     """Yield the episodes of one TFRecord file, one in memory at a time.
 
     Raises:
-        DataError: the file is damaged, ends early, or an episode is not what `features.json` says.
+        DataError: the file is damaged, ends early, or an episode is not what `features.json` states.
     """
     for number, data in _records(dataset, path, check_crc):
         yield decode_episode(dataset, data, f"{path}: record {number}")
@@ -188,10 +188,10 @@ class _Steps:
 
 
 def _read_steps(dataset: RldsDataset, data: bytes) -> _Steps:
-    """Read one record; the first and the last image of an optional camera tell whether it is filler.
+    """Read one record; the first and the last image of an optional camera show whether it is filler.
 
     Raises:
-        DataError: it is not what `features.json` says, or its parts differ in their number of steps.
+        DataError: it is not what `features.json` states, or its parts differ in their number of steps.
     """
     spec, features = dataset.spec, dataset.features
     example = parse_example(data)
@@ -221,12 +221,12 @@ def _read_steps(dataset: RldsDataset, data: bytes) -> _Steps:
     broken = [name for name, values in zip(("states", "actions"), joined, strict=True) if not np.isfinite(values).all()]
     if broken:
         raise DataError(f"{' and '.join(broken)}: expected finite numbers, got NaN or infinity")
-    sentences = (str(text).strip() for name in spec.instructions for text in read(name)[:1])
+    texts = (str(text).strip() for name in spec.instructions for text in read(name)[:1])
     return _Steps(
         images=images,
         states=joined[0],
         actions=with_opening(joined[1], spec.gripper),
-        instruction=next((sentence for sentence in sentences if sentence), ""),
+        instruction=next((text for text in texts if text), ""),
     )
 
 
@@ -239,7 +239,7 @@ def decode_episode(dataset: RldsDataset, data: bytes, where: str) -> Episode:
         where: name of the record, for errors and as the source of the episode.
 
     Raises:
-        DataError: it is not what `features.json` says, or its parts differ in their number of steps.
+        DataError: it is not what `features.json` states, or its parts differ in their number of steps.
     """
     spec, features = dataset.spec, dataset.features
     try:
@@ -266,7 +266,7 @@ def _rows(values: Array) -> Array:
 
 
 class RldsSource:
-    """Episodes of a dataset as records whose images stay encoded; what is broken says why.
+    """Episodes of a dataset as records whose images stay encoded; what is broken is a record with the reason.
 
     spec, control_hz: as `open_rlds` takes them.
     """
@@ -276,10 +276,10 @@ class RldsSource:
     def __init__(self, path: Path, *, spec: EpisodeSpec | None = None, control_hz: float | None = None) -> None:
         self.path = path
         self.dataset = open_rlds(path, spec=spec, control_hz=control_hz)
-        told, features = self.dataset.spec, self.dataset.features
-        columns = {name: Column(width=_width(features[name])) for name in (*told.states, *told.actions)}
-        robot = told.name or self.dataset.name
-        self._signals = RobotSignals(spec=told, robot=robot, where=str(self.dataset.folder), columns=columns)
+        used, features = self.dataset.spec, self.dataset.features
+        columns = {name: Column(width=_width(features[name])) for name in (*used.states, *used.actions)}
+        robot = used.name or self.dataset.name
+        self._signals = RobotSignals(spec=used, robot=robot, where=str(self.dataset.folder), columns=columns)
 
     def __iter__(self) -> Iterator[Record]:
         for path in self.dataset.files:

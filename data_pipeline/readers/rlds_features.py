@@ -80,10 +80,10 @@ def decode_feature(name: str, feature: Feature, values: Values) -> Any:
     """Decode what all steps hold under one name.
 
     Returns:
-        Sentences, images uint8 `[t h w 3]`, or numbers `[t ...]`.
+        Instructions, images uint8 `[t h w 3]`, or numbers `[t ...]`.
 
     Raises:
-        DataError: `values` are not what the feature says.
+        DataError: `values` are not what the feature states.
     """
     if feature.kind == "image":
         return decode_images(name, feature, image_bytes(name, feature, values))
@@ -106,7 +106,7 @@ def image_bytes(name: str, feature: Feature, values: Values) -> list[bytes]:
     """Return the encoded images of all steps, not decoded.
 
     Raises:
-        DataError: `values` are no images, or the feature says that their pixels are no uint8.
+        DataError: `values` are no images, or the feature states that their pixels are no uint8.
     """
     if feature.kind != "image" or feature.num_sequences > 1 or feature.dtype != "uint8":
         raise DataError(f"{name}: expected one image of uint8 for each step, got {feature}")

@@ -1,6 +1,6 @@
 """What the numbers of a source are: the embodiment of its episodes, from its spec and the names in its metadata.
 
-The spec's signals come first, then names; what both leave open is one signal of kind `other`, and said to be unknown.
+The spec's signals come first, then names; what both leave open is one signal of kind `other`, and marked as unknown.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RobotSignals:
     spec: where the parts of an episode lie.
     robot: name of the robot, or of the dataset.
     where: the source, for errors.
-    columns: what the metadata say of the columns that the spec names.
+    columns: what the metadata state of the columns that the spec names.
     """
 
     spec: EpisodeSpec
@@ -54,9 +54,9 @@ class RobotSignals:
         return self._known[key]
 
     def facts(self, embodiment: Embodiment | None) -> dict[str, Any]:
-        """Return the fact `action_kind` where the names tell what the spec does not."""
-        told = action_kind_of(embodiment.action) if embodiment else "as_stored"
-        return {"action_kind": told} if self.spec.action_kind == "as_stored" and told != "as_stored" else {}
+        """Return the fact `action_kind` where the names show what the spec does not."""
+        kind = action_kind_of(embodiment.action) if embodiment else "as_stored"
+        return {"action_kind": kind} if self.spec.action_kind == "as_stored" and kind != "as_stored" else {}
 
     def _of_widths(self, state_width: int, action_width: int, control_hz: float) -> Embodiment:
         spec = self.spec
@@ -129,7 +129,7 @@ class RobotSignals:
 def signals_of_widths(
     spec: EpisodeSpec, *, robot: str, where: str, states: Array, actions: Array, control_hz: float
 ) -> Embodiment:
-    """Return what a spec alone says of steps `[t s]` and `[t a]`, whose columns have no names."""
+    """Return what a spec alone states of steps `[t s]` and `[t a]`, whose columns have no names."""
     described = RobotSignals(spec=spec, robot=robot, where=where).embodiment(states, actions, control_hz)
     assert described is not None
     return described

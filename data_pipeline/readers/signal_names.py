@@ -1,7 +1,7 @@
-"""Tell signals from the names of numbers: joints, grippers, positions and rotations, arm by arm.
+"""Infer signals from the names of numbers: joints, grippers, positions and rotations, arm by arm.
 
 The names are those that LeRobot keeps in `meta/info.json`: "shoulder_pan.pos", "left_waist", "kLeftShoulderPitch", "x".
-What a name does not tell stays unknown: joints and positions get no unit, generic names ("motor_0") no kind.
+What a name does not show stays unknown: joints and positions get no unit, generic names ("motor_0") no kind.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ def signals_of_names(names: Sequence[str], *, otherwise: str) -> tuple[Signal, .
 
     Args:
         names: one for each number.
-        otherwise: name of a signal whose names tell nothing.
+        otherwise: name of a signal whose names show nothing.
 
     Returns:
-        Signals whose widths add up to the number of names; their reference is `delta` where the names tell that, else
+        Signals whose widths add up to the number of names; their reference is `delta` where the names show that, else
         `unknown`.
     """
     numbers = [_number(name) for name in names]
@@ -136,7 +136,7 @@ def words_of(name: str) -> list[str]:
 
 
 def kind_of_words(words: Sequence[str]) -> SignalKind:
-    """Tell the kind of a number, or of a column of them, from the words of its name; `other` where they do not."""
+    """Infer the kind of a number, or of a column of them, from the words of its name; `other` where they do not."""
     found = set(words)
     if any("gripper" in word for word in words):
         return "other" if found & (_RATES | _FORCES) else "gripper"
@@ -197,7 +197,10 @@ def _pose_signal(numbers: Sequence[_Number]) -> Signal | None:
             position: SignalKind = "position"
             name = f"{first.prefix}tool_position"
             return Signal(name=name, width=3, kind=position, unit="", reference=reference, parts=parts)
-        if axes in (("rx", "ry", "rz"), ("x", "y", "z")):  # Euler angles or a rotation vector: the names do not tell
+        if axes in (
+            ("rx", "ry", "rz"),
+            ("x", "y", "z"),
+        ):  # Euler angles or a rotation vector: the names do not show which
             return Signal(name=f"{first.prefix}tool_rotation", width=3, reference=reference, parts=parts)
     return None
 

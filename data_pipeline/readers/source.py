@@ -33,7 +33,7 @@ def open_source(path: Location, camera: str = "static", spec: Path | None = None
     Args:
         path: folder or file; webdataset tars also by URL or pattern.
         camera: name given to the camera of datasets that have one without a name.
-        spec: YAML file that says where the parts of a robot dataset lie.
+        spec: YAML file that states where the parts of a robot dataset lie.
 
     Raises:
         DataError: where nothing is there, or a file is no video.

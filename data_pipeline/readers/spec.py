@@ -1,4 +1,4 @@
-"""Say where the parts of an episode lie in a dataset of robot episodes: one small spec for each dataset.
+"""Describe where the parts of an episode lie in a dataset of robot episodes: one small spec for each dataset.
 
 RLDS, LeRobot and npz readers share it. A spec of one's own is a YAML file with the fields of `EpisodeSpec`:
 
@@ -32,7 +32,7 @@ from ...errors import ConfigError
 from ..files import camera_name
 
 Gripper = Literal["opening", "closing", "signed_opening", "signed_closing", "relative_closing", "as_stored"]
-"""What the last number of an action says: 1 open 0 closed; 1 closed 0 open; +1 open -1 closed; +1 closed -1 open;
+"""What the last number of an action means: 1 open 0 closed; 1 closed 0 open; +1 open -1 closed; +1 closed -1 open;
 +1 closes, -1 opens, 0 keeps; or unknown, kept as it is. All but the last are read as 1 open, 0 closed."""
 
 ActionKind = Literal["absolute_pose", "delta_pose", "joint", "as_stored"]
@@ -50,13 +50,13 @@ class EpisodeSpec:
     name: of the dataset; empty takes the name that the dataset gives itself.
     cameras: camera name -> images.
     states, actions: numbers put side by side, in this order; the gripper is the last number of an action.
-    instructions: the first of them that is not empty is the sentence.
+    instructions: the first that is not empty is taken.
     optional_cameras: left out of an episode that lacks them: no video file, or images of one color.
-    control_hz: steps a second; None where the dataset says it.
+    control_hz: steps a second; None where the dataset states it.
     gripper, action_kind: what the numbers of an action mean.
     state_gripper: whether the last number of a state is a gripper's opening or closing; None where that is not known.
     state_signals, action_signals: what the numbers are, in order, their widths adding up to those of `states` and
-        `actions`; empty takes what the dataset's names tell. They describe the numbers after `gripper` was applied.
+        `actions`; empty takes what the dataset's names show. They describe the numbers after `gripper` was applied.
     license: terms of the dataset, as its authors name them.
 
     Raises:
@@ -99,12 +99,12 @@ class EpisodeSpec:
             if signals and not getattr(self, role):
                 raise ConfigError(f"{role[:-1]}_signals: expected {role} to describe, got none; name the {role}.")
         if self.action_signals:
-            told, last = action_kind_of(self.action_signals), self.action_signals[-1]
+            kind, last = action_kind_of(self.action_signals), self.action_signals[-1]
             if self.action_kind == "as_stored":
-                object.__setattr__(self, "action_kind", told)
-            elif told not in ("as_stored", self.action_kind):
+                object.__setattr__(self, "action_kind", kind)
+            elif kind not in ("as_stored", self.action_kind):
                 raise ConfigError(
-                    f"action_kind: expected {told} of these action_signals, got {self.action_kind}; correct it."
+                    f"action_kind: expected {kind} of these action_signals, got {self.action_kind}; correct it."
                 )
             if self.gripper != "as_stored" and (last.kind != "gripper" or last.width != 1):
                 got = f"{last.name} ({last.kind}, {last.width} numbers)"
@@ -251,7 +251,7 @@ RT1 = EpisodeSpec(
     state_signals=(_POSITION, _QUATERNION, _CLOSED),
     action_signals=(*_MOTION, replace(_OPENING, binary=True)),
 )
-"""Changes of position and of roll, pitch, yaw; the gripper says which way it moves. States: position, quaternion xyzw,
+"""Changes of position and of roll, pitch, yaw; the gripper gives which way it moves. States: position, quaternion xyzw,
 gripper 1 closed 0 open (states keep their own sign). Source: the Open X-Embodiment dataset of this name; Octo,
 `rt1_dataset_transform`, for the gripper."""
 

@@ -50,7 +50,7 @@ def crc32c(data: bytes) -> int:
     """Return the CRC-32C of `data`.
 
     The data are cut into lanes that advance together, two bytes a step. The register is linear over GF(2): 32 more
-    lanes of zeros, one for each bit, tell how one lane moves the register, which joins the lanes in order.
+    lanes of zeros, one for each bit, show how one lane moves the register, which joins the lanes in order.
     """
     width = 2 * int(len(data) ** 0.5 / 2)
     if width < 64:

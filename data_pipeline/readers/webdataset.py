@@ -31,7 +31,7 @@ def find_tars(location: Location) -> list[Location]:
 
 
 class WebdatasetSource:
-    """Samples of webdataset tars, in order; a broken tar ends with a record that says why.
+    """Samples of webdataset tars, in order; a broken tar ends with a record that gives the reason.
 
     camera: name given to the camera of samples with one video without a name.
 

@@ -1,4 +1,4 @@
-"""Say where data, or a robot's state, contradict the statistics that a checkpoint keeps of what it was trained on."""
+"""Report where data, or a robot's state, contradict the statistics of what a checkpoint was trained on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _STATE_MARGIN = 0.5
 """[m] or [rad]: a single state may lie so far outside of all that was seen, or as far as that is wide."""
 
 _GAIN = 0.05
-"""Difference of measured openings from which on an opening can be told from a closing."""
+"""Difference of measured openings from which on an opening can be distinguished from a closing."""
 
 
 def contradictions(stored: DatasetStatistics, new: DatasetStatistics) -> list[str]:
-    """Say how new data differ from those a model was trained on by more than data of one kind do.
+    """Return how new data differ from those a model was trained on by more than data of one kind do.
 
     Quaternions are left out: `q` and `-q` are the same rotation.
 
@@ -39,8 +39,8 @@ def contradictions(stored: DatasetStatistics, new: DatasetStatistics) -> list[st
     then, now = stored.gripper_gain, new.gripper_gain
     if then is not None and now is not None and then * now < 0 and min(abs(then), abs(now)) > _GAIN:
         found.append(
-            f"actions, gripper: told to open, the opening changed by {then:+.2g} in training, {now:+.2g} here (open "
-            "and closed swapped?)"
+            f"actions, gripper: commanded to open, the opening changed by {then:+.2g} in training, {now:+.2g} here "
+            "(open and closed swapped?)"
         )
     return found
 
@@ -79,7 +79,7 @@ def _gripper_reason(stored: RowStatistics, new: RowStatistics, i: int) -> str:
     """Compare the range that openings are given in; return the reason, empty where it fits."""
     low, high, new_low, new_high = (float(v[i]) for v in (stored.min, stored.max, new.min, new.max))
     then, now = max(abs(low), abs(high)), max(abs(new_low), abs(new_high))
-    # a gripper that never moved does not tell how its range is signed
+    # a gripper that never moved does not show how its range is signed
     moves = not stored.constant[i] and not new.constant[i]
     signed, new_signed = low < -GRIPPER_MARGIN, new_low < -GRIPPER_MARGIN
     mirrored, new_mirrored = signed and high < GRIPPER_MARGIN, new_signed and new_high < GRIPPER_MARGIN
@@ -93,7 +93,7 @@ def _gripper_reason(stored: RowStatistics, new: RowStatistics, i: int) -> str:
 
 
 def state_contradiction(datasets: Mapping[str, DatasetStatistics], state: Array, read: Collection[int]) -> str:
-    """Say how a state differs from all that a model was trained on by more than a robot of that kind can.
+    """Return how a state differs from all that a model was trained on by more than a robot of that kind can.
 
     Args:
         datasets: what the model was trained on.

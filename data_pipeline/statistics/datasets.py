@@ -21,7 +21,7 @@ LARGEST_NUMBER = 7.0
 """[m] or [rad]: an arm's positions are below, angles below too (2 pi and noise); degrees and [mm] soon are not."""
 
 _FEWEST_ROTATIONS = 8
-"""Rows from which on four numbers can be told to be a quaternion."""
+"""Rows from which on four numbers can be recognized as a quaternion."""
 
 _NUM_NAMED = 20
 
@@ -58,7 +58,7 @@ _ACTION = RowLayout(names=(*_POSE, "gripper command"), gripper=(7,), quaternions
 
 
 def state_layout(width: int, gripper: Sequence[int] | None = None) -> RowLayout:
-    """Return the layout of states: known for our own, numbered for others, whose `gripper` must be told."""
+    """Return the layout of states: known for our own, numbered for others, whose `gripper` must be given."""
     own = _STATE if width == STATE_DIM and gripper is None else None
     return own or RowLayout(names=tuple(map(str, range(width))), gripper=_inside(gripper or (), width))
 
@@ -79,7 +79,7 @@ def _inside(gripper: Sequence[int], width: int) -> tuple[int, ...]:
 
 
 def _with_quaternions(layout: RowLayout, rows: Array) -> RowLayout:
-    """Add what must be quaternions where nobody told: four numbers of length 1 in every row, two of which change."""
+    """Add the quaternions that nothing states: four numbers of length 1 in every row, two of which change."""
     if layout.quaternions or len(rows) < _FEWEST_ROTATIONS:
         return layout
     found = list[int]()
@@ -101,8 +101,8 @@ class DatasetStatistics:
     name: where the data lay; fingerprint: SHA-256 of its states and actions as float32.
     states, actions: None where the dataset has none.
     state_gripper, action_gripper: dimensions that hold openings, left unchanged by normalization.
-    gripper_gain: mean measured opening where the gripper is told to open less that where it is told to close; None
-        where it cannot be told.
+    gripper_gain: mean measured opening where the gripper is commanded to open less that where it is commanded to close;
+        None where it cannot be measured.
     """
 
     name: str
@@ -250,10 +250,10 @@ class DatasetAccumulator:
         opening, command = self.layouts["states"].gripper, self.layouts["actions"].gripper
         if not opening or not command:
             return
-        measured, told = states[:, opening[0]].astype(np.float64), actions[:, command[0]]
-        usable = np.isfinite(measured) & np.isfinite(told)
+        measured, commanded = states[:, opening[0]].astype(np.float64), actions[:, command[0]]
+        usable = np.isfinite(measured) & np.isfinite(commanded)
         for is_open, sums in self._openings.items():
-            chosen = usable & ((told > 0.5) == is_open)
+            chosen = usable & ((commanded > 0.5) == is_open)
             sums[0] += float(measured[chosen].sum())
             sums[1] += int(chosen.sum())
 

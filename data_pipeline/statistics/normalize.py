@@ -54,7 +54,7 @@ class RowStatistics:
 
     @property
     def constant(self) -> Array:
-        """Tell which dimensions do not change, bool `[d]`."""
+        """Return which dimensions do not change, bool `[d]`."""
         return self.std < CONSTANT_BELOW
 
     def to_dict(self) -> dict[str, Any]:

@@ -31,9 +31,9 @@ class RecordSteps:
     """The arrays of one record.
 
     states: `[t s]`; actions: `[t a]`; None where there are none.
-    facts: of the record; `dataset` names the dataset, `gripper` and `state_gripper` say whether the last number of an
+    facts: of the record; `dataset` names the dataset, `gripper` and `state_gripper` state whether the last number of an
         action and of a state is known to be the gripper's.
-    embodiment: what the numbers are, None where nobody says.
+    embodiment: what the numbers are, None where nothing states it.
     problem: why the record cannot be used, empty where it can.
     """
 
@@ -79,7 +79,7 @@ def read_shard_steps(shards: Location) -> Iterator[RecordSteps]:
     """
     manifest = Path(shards) / "manifest.json"
     if manifest.is_file() and read_json(manifest).get("status") != "complete":
-        raise DataError(f"{shards}: the stage that writes these shards is not finished; run it again, it goes on.")
+        raise DataError(f"{shards}: the stage that writes these shards is not finished; run it again, it resumes.")
     for shard in list_shards(shards):
         try:
             with tarfile.open(cached(shard), "r:") as tar:
@@ -160,7 +160,7 @@ def measure_steps(
     Args:
         steps: what `read_steps` gives.
         name: of the source; a dataset that its records name is added.
-        state_gripper, action_gripper: dimensions of openings; None where the layout or the reader tells them.
+        state_gripper, action_gripper: dimensions of openings; None where the layout or the reader states them.
     """
     measured, datasets = MeasuredSource(), dict[str, DatasetAccumulator]()
     for record in steps:
@@ -207,5 +207,5 @@ def _told_state_gripper(record: RecordSteps) -> list[int] | None:
 
 
 def _is_mistaken(signals: Sequence[Signal], own: Sequence[Signal]) -> bool:
-    """Tell whether signals are as wide as our own and would be taken for them."""
+    """Return whether signals are as wide as our own and would be taken for them."""
     return signals != own and sum(s.width for s in signals) == sum(s.width for s in own)

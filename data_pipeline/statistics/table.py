@@ -39,10 +39,10 @@ def statistics(
     Args:
         source: a dataset folder, video shards or token shards.
         camera: name given to the camera of datasets that have one without a name.
-        spec: YAML file that says where the parts of an episode lie, for datasets that need one.
+        spec: YAML file that states where the parts of an episode lie, for datasets that need one.
         state_gripper: dimensions of the state that hold gripper openings, counted from 0; known for gr2's own states.
         action_gripper: dimensions of the action that hold gripper openings; known for gr2's own actions and where the
-            spec tells.
+            spec states.
         json: also write everything here.
 
     Returns:
@@ -92,8 +92,8 @@ def _summarize_dataset(dataset: DatasetAccumulator) -> dict[str, Any]:
             summary["warnings"] += [f"{kind}: {warning}" for warning in warnings_of(layout, faults)]
     if result.gripper_gain is not None and result.gripper_gain < 0:
         summary["warnings"].append(
-            f"actions: told to open, the gripper closes (its opening changes by {result.gripper_gain:+.2g}); open and "
-            "closed are swapped in states or actions"
+            f"actions: commanded to open, the gripper closes (its opening changes by {result.gripper_gain:+.2g}); open "
+            "and closed are swapped in states or actions"
         )
     return summary
 
@@ -118,7 +118,7 @@ def _range_notes(rows: RowStatistics, layout: RowLayout, i: int) -> Iterator[str
         if rows.min[i] < -GRIPPER_MARGIN or rows.max[i] > 1 + GRIPPER_MARGIN:
             yield "GRIPPER OUTSIDE 0..1: 0 is closed, 1 is open; declare the convention"
         return
-    # where 98 % of a dimension are equal, its deviation tells how far is far
+    # where 98 % of a dimension are equal, its deviation shows what is far
     spread = max(high - low, float(rows.std[i]))
     if not rows.constant[i] and max(low - rows.min[i], rows.max[i] - high) > OUTLIER_RANGES * spread:
         yield "OUTLIERS: broken rows?"
@@ -141,7 +141,7 @@ def warnings_of(layout: RowLayout, faults: RowFaults) -> Iterator[str]:
     if layout.quaternions and faults.flips:
         yield f"{faults.flips} sign flips between successive quaternions: q and -q are one rotation, their mean is none"
     if not layout.gripper:
-        yield "no gripper marked: it would be normalized like the rest; tell it with --state-gripper, --action-gripper"
+        yield "no gripper marked: it would be normalized like the rest; name it with --state-gripper, --action-gripper"
 
 
 def as_text(summary: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
     task_X/{training,validation}/
         episode_0000000.npz ...             one frame at 30 Hz: FRAME_KEYS
         ep_start_end_ids.npy  ep_lens.npy   ranges of frames without a gap, ends included
-        lang_annotations/auto_lang_ann.npy  sentences of windows
+        lang_annotations/auto_lang_ann.npy  instructions of windows
         scene_info.npy                      scene -> first and last frame (training)
         statistics.yaml
 
@@ -74,16 +74,16 @@ _LINEAR_STEP, _ANGULAR_STEP = 0.02, 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annotation:
-    """A sentence and its task for the frames `start` to `stop - 1`."""
+    """An instruction and its task for the frames `start` to `stop - 1`."""
 
     start: int
     stop: int
-    sentence: str
+    instruction: str
     task: str
 
 
 def is_calvin_split(path: Path) -> bool:
-    """Say whether a folder is a split (training or validation)."""
+    """Return whether a folder is a split (training or validation)."""
     return (path / "ep_start_end_ids.npy").is_file()
 
 
@@ -95,13 +95,13 @@ def find_splits(path: Path) -> list[Path]:
 
 
 class CalvinSplit:
-    """One split, opened for reading frame by frame; nothing but ranges and sentences is kept in memory."""
+    """One split, opened for reading frame by frame; nothing but ranges and instructions is kept in memory."""
 
     def __init__(self, path: Path) -> None:
         """Open a split.
 
         Raises:
-            DataError: a file that says where the frames lie is missing or broken.
+            DataError: a file that states where the frames lie is missing or broken.
         """
         self.path = path
         ranges = np.asarray(load_pickled_array(path / "ep_start_end_ids.npy"))
@@ -156,7 +156,7 @@ class CalvinSplit:
 
     @cached_property
     def annotations(self) -> tuple[Annotation, ...]:
-        """Sentences in the order of the file; none where the split has no `lang_annotations`."""
+        """Instructions in the order of the file; none where the split has no `lang_annotations`."""
         path = self.path / "lang_annotations" / "auto_lang_ann.npy"
         if not path.is_file():
             return ()
@@ -164,7 +164,9 @@ class CalvinSplit:
         try:
             windows, language = content["info"]["indx"], content["language"]
             rows = list(zip(windows, language["ann"], language["task"], strict=True))
-            found = tuple(Annotation(start=int(w[0]), stop=int(w[1]), sentence=str(s), task=str(t)) for w, s, t in rows)
+            found = tuple(
+                Annotation(start=int(w[0]), stop=int(w[1]), instruction=str(s), task=str(t)) for w, s, t in rows
+            )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise DataError(
                 f"{path}: expected language.ann, language.task and info.indx of one length, got another layout "
@@ -174,12 +176,12 @@ class CalvinSplit:
             if not (a.start < a.stop and self.holds(a.start, a.stop)):
                 raise DataError(
                     f"{path}: expected windows inside the ranges of frames, got {a.start} to {a.stop} "
-                    f"({a.sentence!r}); the sentences belong to another dataset."
+                    f"({a.instruction!r}); the instructions belong to another dataset."
                 )
         return found
 
     def holds(self, start: int, stop: int) -> bool:
-        """Say whether the frames `start` to `stop - 1` exist without a gap."""
+        """Return whether the frames `start` to `stop - 1` exist without a gap."""
         i = bisect.bisect_right(self.ranges[:, 0], start) - 1  # type: ignore[arg-type]
         return i >= 0 and stop - 1 <= int(self.ranges[i, 1])
 
@@ -263,10 +265,10 @@ def blocks_by_color(scene_obs: Array, scene: str) -> dict[str, Array]:
 
 
 class CalvinWriter:
-    """Write one split, frame by frame; `finish` writes what says that it is whole.
+    """Write one split, frame by frame; `finish` writes what states that it is whole.
 
-    Frames are numbered from `first`; a frame file appears only when it is whole, so a stopped recording is gone on
-    with from the number of frames that its owner knows to be written.
+    Frames are numbered from `first`; a frame file appears only when it is whole, so a stopped recording is resumed
+    from the number of frames that its owner knows to be written.
     """
 
     def __init__(self, path: Path, first: int = 0) -> None:
@@ -309,9 +311,9 @@ class CalvinWriter:
         scenes: Mapping[str, tuple[int, int]],
         statistics: Mapping[str, Any],
     ) -> None:
-        """Write ranges (ends included), sentences, scenes and statistics.
+        """Write ranges (ends included), instructions, scenes and statistics.
 
-        The embeddings of the sentences are zeros of the official shape: they come from a text model that is not part
+        The embeddings of the instructions are zeros of the official shape: they come from a text model that is no part
         of this project.
         """
         spans = np.array(ranges, np.int64).reshape(-1, 2)
@@ -322,7 +324,7 @@ class CalvinWriter:
             _save(self.path / "scene_info.npy", np.array(info, dtype=object))
         language: dict[str, Any] = {
             "language": {
-                "ann": [a.sentence for a in annotations],
+                "ann": [a.instruction for a in annotations],
                 "task": [a.task for a in annotations],
                 "emb": np.zeros((len(annotations), 1, 384), np.float32),
             },

@@ -1,7 +1,7 @@
 """What a loader must know of every clip, as flat columns: `columns/{name}.npy` in a folder of shards.
 
 Columns are mapped into memory, not read: a folder of any size opens at once, and processes share its pages. They repeat
-what the shards' indexes say; `write_columns` makes them from those when a stage is finished.
+what the shards' indexes state; `write_columns` makes them from those when a stage is finished.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def token_columns(
 
     Args:
         shards: in order.
-        text_ids: sentence -> row of the text features.
+        text_ids: text -> row of the text features.
         embodiment_ids: for each shard, the number in the folder of each of its own embodiments.
 
     Returns:
@@ -90,11 +90,11 @@ def token_columns(
 def _token_rows(
     number: int, index: Mapping[str, Any], text_ids: Mapping[str, int], embodiment_ids: Sequence[int]
 ) -> Iterator[dict[str, int]]:
-    sentences = index["note"]["sentences"]
+    texts = index["note"]["sentences"]
     for sample in index["samples"]:
         row, members = sample["row"], sample["members"]
         entry = {name: row[name] for name in ("frames", "stride", "steps", "state_dim", "action_dim")}
-        entry |= {"shard": number, "text_id": text_ids[sentences[row["text"]]], "video": video_id(row["video"])}
+        entry |= {"shard": number, "text_id": text_ids[texts[row["text"]]], "video": video_id(row["video"])}
         local = row.get("embodiment", ABSENT)
         entry["embodiment"] = ABSENT if local == ABSENT else embodiment_ids[local]
         for camera in row["cameras"]:

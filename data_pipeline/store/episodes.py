@@ -2,7 +2,7 @@
 
     root/episode_000042/static.mp4  gripper.mp4  steps.npz (states, actions)  episode.json
 
-A folder appears only when it is whole. Play without a sentence has an empty instruction.
+A folder appears only when it is whole. Unlabeled play has an empty instruction.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def write_episode(root: Path, index: int, episode: Episode, facts: Mapping[str, 
     Args:
         root: folder of the recording.
         index: number of the episode.
-        episode: images, states, actions, sentence.
+        episode: images, states, actions, instruction.
         facts: JSON values kept in `episode.json` (task, scene, success, seed).
 
     Returns:

@@ -65,7 +65,7 @@ class ShardWriter:
 
     @property
     def is_full(self) -> bool:
-        """Tell whether the open shard has reached its size limit."""
+        """Return whether the open shard has reached its size limit."""
         return self._tar is not None and self._tar.offset >= self.max_bytes
 
     @property
@@ -102,7 +102,7 @@ class ShardWriter:
         self._samples.append(sample | {"row": dict(row)} if row else sample)
 
     def drop(self, entry: Mapping[str, Any]) -> None:
-        """Note what is not written: key, source, reason, detail, and whatever else tells why."""
+        """Note what is not written: key, source, reason, detail, and whatever else shows why."""
         self._dropped.append(entry)
 
     def finish_shard(self, note: Mapping[str, Any] | None = None) -> Path:

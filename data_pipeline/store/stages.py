@@ -1,6 +1,6 @@
 """A stage: shards in, shards out, and a manifest of what was done, with which parameters, and what was lost.
 
-A finished stage with the same parameters is skipped, one with others is refused, an unfinished one goes on.
+A finished stage with the same parameters is skipped, one with others is refused, an unfinished one resumes.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Tally:
         """Sum the dropped records over all reasons."""
         return sum(self.dropped.values())
 
-    def sentence(self) -> str:
-        """Say the result in one line."""
+    def summary(self) -> str:
+        """Return the result in one line."""
         lost = ", ".join(f"{reason} {count}" for reason, count in sorted(self.dropped.items())) or "none"
         kept = f"{self.kept} of {self.records} kept ({self.windows} windows, {self.seconds:.0f} s)"
         return f"{kept}; dropped: {lost}"
@@ -74,7 +74,7 @@ class Tally:
 def begun_or_finished(
     out: Path, stage: str, parameters: Mapping[str, Any], overwrite: bool
 ) -> Mapping[str, Any] | None:
-    """Prepare the output folder of a stage as `begin_stage` does; where it is finished already, say so.
+    """Prepare the output folder of a stage as `begin_stage` does; where it is finished already, print that.
 
     Returns:
         The manifest of the finished stage, None where there is work to do.
@@ -199,7 +199,7 @@ def read_manifest(folder: Location, *stages: str) -> Mapping[str, Any]:
     manifest = _expect_stage(folder, *stages)
     if manifest["status"] != "complete":
         stage = manifest["stage"]
-        raise DataError(f"{folder}: the stage {stage!r} is not finished; run it again, it goes on where it stopped.")
+        raise DataError(f"{folder}: the stage {stage!r} is not finished; run it again, it resumes where it stopped.")
     return manifest
 
 

@@ -20,7 +20,7 @@ MAX_PIXELS = 1 << 26
 """Greatest frame that is decoded [px]; 8K has half of it. A broken header must not fill the memory."""
 
 SEEK_COST = 3
-"""Frames that are decoded rather than skipped by seeking [frames]; a decoder that starts anew must fill up first."""
+"""Frames that are decoded rather than skipped by seeking [frames]; a decoder that starts again must fill up first."""
 
 
 class Decoder(Protocol):
@@ -47,14 +47,14 @@ class Decoder(Protocol):
 
 
 def quarter_turns(frame: Any) -> int:
-    """Return how often `np.rot90` must turn a decoded frame so that it stands as the file says."""
+    """Return how often `np.rot90` must turn a decoded frame so that it stands as the file states."""
     return round(frame.rotation / 90) % 4
 
 
 class AvDecoder:
     """Decode with PyAV: any codec of FFmpeg, exact seeking, rotation applied.
 
-    Decoding goes on where the last request ended, so reading on costs no seek. Where decoded time stamps are not
+    Decoding continues where the last request ended, so reading on costs no seek. Where decoded time stamps are not
     those of the packets (B-frames packed in AVI), frames are counted from the start instead.
     """
 
@@ -154,7 +154,7 @@ class AvDecoder:
                 previous = found
 
     def _explain_gap(self) -> None:
-        """Tell wrong time stamps, where all frames decode, from frames that do not decode."""
+        """Distinguish wrong time stamps, where all frames decode, from frames that do not decode."""
         from av import FFmpegError
 
         counted = 0

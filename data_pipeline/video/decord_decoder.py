@@ -1,6 +1,6 @@
 """An optional decoder: decord, refused where it is known to give other frames than asked for.
 
-decord tells no times of what it decodes, so nothing can be proved afterwards. Broken bytes can end the process.
+decord gives no times of what it decodes, so nothing can be proved afterwards. Broken bytes can end the process.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ def _index_for_decord(source: Source) -> VideoIndex:
 
 
 def _why_decord_errs(index: VideoIndex) -> str:
-    """Say what makes decord 0.6 give wrong frames without an error; empty where nothing is known to.
+    """Return what makes decord 0.6 give wrong frames without an error; empty where nothing is known to.
 
     Source: measured, frame by frame, against decoding from the start.
     """
     if not {"mov", "matroska"} & set(index.container.split(",")):
         return f"it seeks inexactly in the container {index.container}"
     if index.video_streams > 1:
-        return f"the file holds {index.video_streams} video streams and it cannot be told which to read"
+        return f"the file holds {index.video_streams} video streams and it is unknown which to read"
     if index.stamps is None:
         return "the packets carry no time stamps"
     if index.hidden:

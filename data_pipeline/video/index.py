@@ -26,7 +26,7 @@ class KeyFrame:
     """A place where decoding can start.
 
     frame: the first frame shown from here on.
-    pts, dts: time stamps of presentation and of decoding [ticks]; pts is where the file says nothing of dts.
+    pts, dts: time stamps of presentation and of decoding [ticks]; pts is where the file has no dts.
     number: how many packets with frames to show come before it.
     """
 
@@ -43,7 +43,7 @@ class VideoIndex:
     stream: number of the stream in the file; video_streams: how many the file holds.
     container, codec: as FFmpeg names them.
     tick: time base of the stream [s].
-    stamps: presentation time stamps, rising [ticks]; None where the packets do not tell them.
+    stamps: presentation time stamps, rising [ticks]; None where the packets do not have them.
     times: presentation times relative to the first frame, float64 `[f]` [s].
     keys: places to start from, by frame; at least one where `stamps` are known.
     hidden: frames that an edit list hides.
@@ -68,7 +68,7 @@ class VideoIndex:
 
     @property
     def is_constant_rate(self) -> bool:
-        """Tell whether all frames follow each other at one rate, but for the rounding of time stamps."""
+        """Return whether all frames follow each other at one rate, but for the rounding of time stamps."""
         if self.num_frames < 3:
             return True
         steps = np.diff(self.times)
@@ -109,7 +109,7 @@ def index_video(source: Source, container: Any, stream: Any) -> VideoIndex:
     """Read all packets of a stream, which leaves the container at its end.
 
     Raises:
-        DataError: the file is truncated, holds no frames, or says nothing of their times.
+        DataError: the file is truncated, holds no frames, or no times of them.
     """
     shown: list[tuple[int | None, int | None, bool]] = []
     hidden: list[tuple[int | None, int | None, bool]] = []

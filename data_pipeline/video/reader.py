@@ -28,7 +28,7 @@ Backend = Literal["auto", "decord", "pyav", "torchcodec"]
 
 
 def is_video(path: Path | str) -> bool:
-    """Tell from the suffix whether a file is a video (animated GIF included)."""
+    """Return, by the suffix, whether a file is a video (animated GIF included)."""
     return Path(path).suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -57,7 +57,7 @@ class VideoReader:
 
     @property
     def is_constant_rate(self) -> bool:
-        """Tell whether the frames follow each other at one rate, but for the rounding of time stamps."""
+        """Return whether the frames follow each other at one rate, but for the rounding of time stamps."""
         return self._decoder.index.is_constant_rate
 
     def __len__(self) -> int:

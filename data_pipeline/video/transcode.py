@@ -183,7 +183,7 @@ def _pace(times: Sequence[float], stated: float) -> float:
     if len(times) < 2 or times[-1] <= times[0]:
         return stated
     pace = (len(times) - 1) / (times[-1] - times[0])
-    # A few rounded time stamps say less than the file does.
+    # A few rounded time stamps hold less than the file does.
     off = abs(pace - stated) - _TIME_ROUNDING * pace / (times[-1] - times[0])
     return pace if off > 0.05 * stated else stated
 

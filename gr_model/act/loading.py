@@ -29,7 +29,7 @@ class Assembled:
     text: TextEncoder
 
     def to(self, device: str) -> Assembled:
-        """Move the model and its image tokenizer to a device; sentences are encoded once, where they are."""
+        """Move the model and its image tokenizer to a device; texts are encoded once, where they are."""
         self.release.model.to(device)
         self.vqgan.to(device)
         return self

@@ -127,6 +127,8 @@ class CheckedPolicy:
         self.policy, self.source = policy, source
         self.executed_steps = int(getattr(policy, "executed_steps", executed_steps))
         self.uses_images = bool(getattr(policy, "uses_images", True))
+        trained = getattr(policy, "embodiment", None)
+        self.embodiment = trained if isinstance(trained, Embodiment) else None
 
     def reset(self) -> None:
         """Begin an episode or sub-task."""

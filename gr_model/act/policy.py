@@ -23,7 +23,7 @@ EncodeImages = Callable[[Array], Array]
 """uint8 `[m h w 3]` -> codes `[m n]`."""
 
 EncodeText = Callable[[Sequence[str]], tuple[Array, Array]]
-"""Sentences -> features `[b l t]` and mask `[b l]`."""
+"""Instructions -> features `[b l t]` and mask `[b l]`."""
 
 
 class GR2Policy:
@@ -102,8 +102,8 @@ class GR2Policy:
 
     def noise(self, observation: Observation) -> Array:
         """Return the head's noise `[z]` for an observation."""
-        said = observation.state_vector().tobytes() + repr((self.seed, float(observation.time))).encode()
-        rng = np.random.default_rng(np.frombuffer(hashlib.sha256(said).digest(), np.uint32))
+        content = observation.state_vector().tobytes() + repr((self.seed, float(observation.time))).encode()
+        rng = np.random.default_rng(np.frombuffer(hashlib.sha256(content).digest(), np.uint32))
         return rng.standard_normal(self.model.head.noise_dim, dtype=np.float32)
 
     @property
@@ -131,7 +131,7 @@ class GR2Policy:
         return self.ensemble.blend(trajectory)
 
     def context(self, instruction: str) -> Context:
-        """Return what the model sees: the remembered frames and states and the sentence."""
+        """Return what the model sees: the remembered frames and states and the instruction."""
         device = self.model.device
         text, text_mask = self._encode_text(instruction)
         cameras = set.intersection(*(set(codes) for codes, _ in self.history))
@@ -163,7 +163,7 @@ class GR2Policy:
 def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observation]) -> list[Trajectory]:
     """Let policies over one model act at once: images of one size are encoded, and alike contexts passed, together.
 
-    A trajectory may differ in its last digits from the one that its policy would give alone. Where the pass fails, no
+    A trajectory may differ in its last digits from the one that its policy would give alone. Where it fails, no
     policy remembers it.
 
     Raises:
@@ -218,7 +218,7 @@ def _encode_all(policies: Sequence[GR2Policy], observations: Sequence[Observatio
 
 
 def _merge(contexts: Sequence[Context]) -> Context:
-    """Stack contexts of the same frames and cameras; shorter sentences are padded."""
+    """Stack contexts of the same frames and cameras; shorter instructions are padded."""
     if len(contexts) == 1:
         return contexts[0]
     longest = max(context.text.shape[1] for context in contexts)

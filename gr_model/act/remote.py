@@ -1,7 +1,8 @@
 """Ask a policy on another machine: the wire format and the client, without torch.
 
-`gr2 serve` answers `GET /info` with JSON and `POST /reset` and `POST /act` with numpy's npz, which holds arrays and no
-pickled object. Every client has a session of its own, so one server drives many robots or simulators.
+`gr2 serve` answers `GET /info` with JSON: `policy` (its name), `executed_steps`, and `embodiment` (the robot it
+was trained on as `Embodiment.to_dict`, or null). It answers `POST /reset` and `POST /act` with numpy's npz, which holds
+arrays and no pickled object. Every client has a session of its own, so one server drives many robots or simulators.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ...contracts import ActionTrajectory, Array, JointTrajectory, Observation, SignalTrajectory, Trajectory
+from ...embodiment import Embodiment
 from ...errors import DataError, EnvironmentMissing, PolicyError
 
 MAX_BYTES = 64 << 20
@@ -137,7 +139,7 @@ def unpack_trajectory(data: bytes) -> Trajectory:
 
 
 class RemotePolicy:
-    """A policy that `gr2 serve` runs.
+    """A policy that `gr2 serve` runs; `embodiment` is the robot that it was trained on, None where that is unknown.
 
     Args:
         url: where it listens, as in http://10.0.0.2:8000.
@@ -156,6 +158,8 @@ class RemotePolicy:
         info = json.loads(self._ask("GET", "/info"))
         self.executed_steps = int(info["executed_steps"])
         self.name = str(info["policy"])
+        stated = info.get("embodiment")  # servers of gr2 0.1.0 state none
+        self.embodiment = None if stated is None else Embodiment.from_dict(stated)
 
     def reset(self) -> None:
         """Begin a new episode or sub-task."""

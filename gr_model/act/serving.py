@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
 from ...contracts import Observation, Policy, Trajectory
+from ...embodiment import Embodiment
 from ...errors import ConfigError, EnvironmentMissing, Gr2Error
 from .opening import policy_maker
 from .remote import MAX_BYTES, pack_trajectory, unpack_observation, unpack_session
@@ -42,6 +43,8 @@ class PolicyServer:
         self.make, self.max_batch, self.max_wait = make, max_batch, max_wait
         self._spare: Policy | None = make()  # the first session gets it
         self.executed_steps = self._spare.executed_steps
+        trained = getattr(self._spare, "embodiment", None)
+        self.embodiment = trained if isinstance(trained, Embodiment) else None
         self._sessions: dict[str, _Session] = {}
         self._lock = threading.Lock()
         self._waiting: queue.Queue[tuple[Policy, Observation, Future[Trajectory]]] = queue.Queue()
@@ -120,9 +123,11 @@ def make_server(policy: PolicyServer, name: str, host: str, port: int) -> Thread
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            """Name the policy that answers here."""
+            """Name the policy that answers here and the robot it was trained on."""
             if self.path == "/info":
-                self._send(200, json.dumps({"policy": name, "executed_steps": policy.executed_steps}).encode())
+                robot = None if policy.embodiment is None else policy.embodiment.to_dict()
+                info = {"policy": name, "executed_steps": policy.executed_steps, "embodiment": robot}
+                self._send(200, json.dumps(info).encode())
             else:
                 self._send(404, b"expected GET /info, POST /reset or POST /act")
 

@@ -36,14 +36,14 @@ class ModelConfig:
     text_dim, text_length: width of the text features and the most positions they may take.
     state_joints: whether joint angles are read beside the tool's pose by a policy that commands tool poses.
     embodiments: cameras, signals and rate of the robot, or of each of several that one model serves.
-    max_context: most context frames; num_targets: frames predicted in one pass, each one frame step further.
+    max_context: most context frames; num_targets: frames predicted in one forward pass, each one frame step further.
     chunk_length: k, poses of a chunk.
     decoding: "masked" predicts a frame in parallel (bidirectional inside it), "raster" code by code.
     dropout: residual and attention dropout; the others are probabilities, in training, that a context code,
         the states of a sample, its text or one of its cameras are hidden (the last camera never is).
     code_permutation: probability, in training, that codes of a sample are permuted at random, in all frames alike: what
         stands still stays to be copied in scenes that training never showed.
-    scored_share: share of the predicted positions, drawn anew each step, on which the frame loss is computed; scoring
+    scored_share: share of the predicted positions, sampled at each step, on which the frame loss is computed; scoring
         every code of every position costs more than the trunk of a small model.
     """
 
@@ -186,7 +186,7 @@ class ModelChanges:
     width, depth, heads: of the GPT.
     token_packing: p x p codes share a position (tiny: a quarter of the grid, others 1).
     dropout: residual and attention dropout.
-    token_dropout, state_dropout, text_dropout, camera_dropout: how often context codes, robot states, instructions
+    token_dropout, state_dropout, text_dropout, camera_dropout: how often context codes, robot states, texts
         and single cameras are hidden in training; guidance needs some text dropout.
     code_permutation: how often codes of a sample are permuted in training, for scenes that it never shows.
     """

@@ -55,7 +55,7 @@ class TokenEmbedding(nn.Module):
         """Copy the tokenizer's codebook, scaled to zero mean and unit deviation over all its numbers.
 
         Raises:
-            ShapeError: another size than the configuration says.
+            ShapeError: another size than the configuration states.
         """
         expected = (self.config.codebook_size, self.config.codebook_dim)
         if tuple(codebook.shape) != expected:

@@ -1,9 +1,9 @@
 """Imagine future frames: decode masked codes in parallel or one by one, over a sliding context.
 
-The keys and values of the context are kept while a frame is decoded, those of the text for the whole rollout; those of
-the frame are written behind them, and over those of the pass before. No key of a context frame outlives its frame step:
-times count back from the newest frame (see `rollouts`), so the context passes through the trunk anew for each
-prediction, in one parallel pass, and the result is that of no cache at all.
+The keys and values of the context are kept while a frame is decoded, those of the text for the whole rollout. Those of
+the frame are written behind them, and over those of the step before. No key of a context frame outlives its frame step,
+as times count back from the newest frame (see `rollouts`). So the context goes through the trunk again for each
+prediction, in one forward pass. The result is that of no cache at all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...errors import ConfigError
 from ...layers import KeysValues, additive, with_wide_weights_by_column
 from .context import Context
 from .rollouts import beside_without_text, evaluating, own_states, slide
-from .sampling import SampleNoise, SamplingConfig, draw, guide, gumbel
+from .sampling import SampleNoise, SamplingConfig, guide, gumbel, sample_codes
 from .sequence import SequenceLayout, unpack_codes
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ _FEW_ROWS = 2
 class FrameDecoder:
     """Scores target frames after one context, whose keys and values it holds.
 
-    text_past: keys and values of the text, good for any context of the same sentences.
+    text_past: keys and values of the text, good for any context of the same texts.
     present: positions of a frame that belong to cameras that a sample has, bool `[b frame]`.
-    used: indices of those that some sample has; only these pass through the trunk.
+    used: indices of those that some sample has; only these go through the trunk.
     """
 
     def __init__(self, model: WorldModel, context: Context, text_past: Sequence[KeysValues] | None = None) -> None:
@@ -61,7 +61,7 @@ class FrameDecoder:
         self._known = model.embed.references(reference) + positions[n:].unflatten(0, self.reference.shape[1:3])
 
     def _order(self) -> Int[Tensor, " used"]:
-        """Count the used positions of all target frames in the order in which they pass through the trunk."""
+        """Count the used positions of all target frames in the order in which they go through the trunk."""
         frames = self.layout.frame_length * torch.arange(self.layout.num_targets, device=self.used.device)
         by_frame = frames[:, None] + self.used
         return (by_frame if self.model.config.decoding == "masked" else by_frame.t()).flatten()
@@ -115,7 +115,7 @@ class FrameDecoder:
         return self.model.frame_logits(y, self.reference[:, :, some])
 
     def token_positions(self) -> Bool[Tensor, " frame"]:
-        """Say which positions of a frame are image tokens, not begin tokens."""
+        """Return which positions of a frame are image tokens, not begin tokens."""
         parts = [token for rows, columns in self.layout.grids for token in (False, *[True] * (rows * columns))]
         return torch.tensor(parts, device=self.present.device)
 
@@ -123,9 +123,9 @@ class FrameDecoder:
 def _decode_masked(
     decoder: FrameDecoder, packed: Int[Tensor, "b g frame pp"], sampling: SamplingConfig, noise: SampleNoise
 ) -> Int[Tensor, "b g frame pp"]:
-    """Fill all codes of the cameras that a sample has in `passes`, the most confident first.
+    """Fill all codes of the cameras that a sample has in `passes` decoding steps, the most confident first.
 
-    Source: MaskGIT, arXiv 2202.04200, section 3.2; the share left hidden after pass s of S is `cos(pi s / 2 S)`.
+    Source: MaskGIT, arXiv 2202.04200, section 3.2; the share left hidden after step s of S is `cos(pi s / 2 S)`.
     """
     hidden = (decoder.token_positions() & decoder.present[: len(packed)])[:, None, :, None].expand(packed.shape)
     num_codes = hidden.flatten(2).sum(-1, keepdim=True).double()
@@ -136,7 +136,7 @@ def _decode_masked(
         logits = decoder.score(*(torch.cat([t] * copies) for t in (packed, hidden, at)))
         logits = guide(logits.float(), sampling.guidance)
         seeds = _seeds(noise, packed, sampling)
-        codes = draw(logits, sampling, None if seeds is None else seeds[at])
+        codes = sample_codes(logits, sampling, None if seeds is None else seeds[at])
         packed = torch.where(hidden, packed.index_put((at,), codes), packed)
         confidence = logits.new_zeros(packed.shape)
         confidence[at] = logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
@@ -144,7 +144,7 @@ def _decode_masked(
             shaken = gumbel(noise.seeds(packed.shape[1:], packed.device), 1)[..., 0]
             confidence = confidence + sampling.choice_temperature * (1 - step / sampling.passes) * shaken
         share = math.cos(0.5 * math.pi * step / sampling.passes)
-        if most_codes * share < 1:  # not those of this batch: a sample draws as many numbers in every company
+        if most_codes * share < 1:  # not those of this batch: a sample uses as many for any batch size
             break
         rank = confidence.masked_fill(~hidden, torch.inf).flatten(2).argsort(-1).argsort(-1)
         hidden = hidden & (rank < (num_codes * share).floor()).view(hidden.shape)
@@ -160,15 +160,15 @@ def _decode_raster(
 ) -> Int[Tensor, "b g frame pp"]:
     """Fill position after position; each camera starts at its begin token, cameras that no sample has are skipped.
 
-    A pass takes drafts of the next codes along, those of the newest frame at first and then what the pass before drew
-    there, and keeps what it draws up to the first draft that was wrong. As each code is drawn with noise of its own,
-    the result is that of one position after the other, up to rounding.
+    A decoding step takes drafts of the next codes along: those of the newest frame at first, then what the step before
+    sampled there. It keeps what it samples up to the first draft that was wrong. As each code is sampled with noise of
+    its own, the result is that of one position after the other, up to rounding.
 
     Source: speculative decoding (arXiv 2211.17192), drafts by Jacobi iteration (arXiv 2305.10427).
     """
     used, present = decoder.used, decoder.present[: len(packed)]
     is_token = decoder.token_positions()[used]
-    free = ~is_token | ~present[:, used]  # nothing is drawn there
+    free = ~is_token | ~present[:, used]  # nothing is sampled there
     seeds = _seeds(noise, packed, sampling)
     codes = torch.where(free[:, None, :, None], packed[:, :, used], newest[:, :, used])
     copies = 2 if sampling.guided else 1
@@ -180,10 +180,10 @@ def _decode_raster(
         here = codes[:, :, start : start + width]
         logits = decoder.next_positions(here if copies == 1 else here.repeat(copies, 1, 1, 1), start)
         own = None if seeds is None else seeds[:, :, used[there]]
-        drawn = draw(guide(logits.float(), sampling.guidance), sampling, own)
-        drawn = torch.where(free[:, None, there, None], codes[:, :, there], drawn)
-        right = (drawn == codes[:, :, there])[:, :, :-1].transpose(0, 2).flatten(1).all(1)
-        codes[:, :, there] = drawn
+        sampled = sample_codes(guide(logits.float(), sampling.guidance), sampling, own)
+        sampled = torch.where(free[:, None, there, None], codes[:, :, there], sampled)
+        right = (sampled == codes[:, :, there])[:, :, :-1].transpose(0, 2).flatten(1).all(1)
+        codes[:, :, there] = sampled
         kept = 1 + int(right.cumprod(0).sum()) if width > 1 else 1
         start, width = start + kept, 2 * kept
     return packed.index_copy(2, used, codes)
@@ -192,7 +192,7 @@ def _decode_raster(
 def _seeds(
     noise: SampleNoise, packed: Int[Tensor, "b g frame pp"], sampling: SamplingConfig
 ) -> Int[Tensor, "b g frame pp"] | None:
-    """Draw a seed for every code, so that the codes of a camera do not depend on which others there are."""
+    """Sample a seed for every code, so that the codes of a camera do not depend on which others there are."""
     return noise.seeds(packed.shape[1:], packed.device) if sampling.temperature else None
 
 
@@ -233,12 +233,12 @@ def stream_frames(
     Args:
         model: the world model.
         context: real frames to start from, at most `max_context`.
-        num_frames: frames to predict; None goes on for as long as frames are taken.
-        sampling: how codes are drawn; the likeliest by default.
+        num_frames: frames to predict; None continues for as long as frames are taken.
+        sampling: how codes are sampled; the likeliest by default.
         frame_step: control steps from frame to frame, for a model that acts and a context with robot states: frames
             are then predicted for the states that the model's own trajectory leads to. With 0, or where the chunk ends
             before the last target frame, they are predicted without.
-        seeds: one for each sample, to draw different futures of equal starts; `sampling.seed` for all by default.
+        seeds: one for each sample, to sample different futures of equal starts; `sampling.seed` for all by default.
 
     Returns:
         For each frame, camera -> codes. The weights are those of the moment when the first frame was asked for.
@@ -280,16 +280,16 @@ def _stream(
     frame_step: int,
     noise: SampleNoise,
 ) -> Iterator[dict[str, Tensor]]:
-    drawing = text_past = None
+    decoding_model = text_past = None
     made = 0
     while True:
         with evaluating(model):
-            if drawing is None:
-                drawing = _suited(model, sampling, len(context.text))
+            if decoding_model is None:
+                decoding_model = _suited(model, sampling, len(context.text))
             moved = own_states(model, context, frame_step)
             context = context if moved is None else replace(context, target_states=moved)
             seen = beside_without_text(context) if sampling.guided else context
-            decoder = FrameDecoder(drawing, seen, text_past)
+            decoder = FrameDecoder(decoding_model, seen, text_past)
             text_past = decoder.text_past
             frames = _decode(decoder, context, sampling, noise)
         context = slide(context, frames, model.config.max_context, moved)

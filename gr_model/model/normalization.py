@@ -1,7 +1,7 @@
 """Statistics of state features and chunk poses, the layer that applies them inside the model, and what they stand for.
 
-The model takes and returns physical numbers; the statistics are buffers of its state dict, so that a checkpoint cannot
-be used with those of another data set. The statistics of the data beside them tell whether other data fit.
+The model takes and returns physical numbers. The statistics are buffers of its state dict, so that a checkpoint cannot
+be used with those of another data set. The statistics of the data beside them show whether other data fit.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def expect_fitting_data(
 def expect_same_data(
     stored: Mapping[str, DatasetStatistics], new: Mapping[str, DatasetStatistics], folder: Path
 ) -> None:
-    """Refuse to go on with a run on other data than it began with.
+    """Refuse to resume a run on other data than it began with.
 
     Raises:
         CheckpointError: naming what differs.
@@ -251,7 +251,7 @@ def expect_same_data(
     reason = reasons[0] if reasons else f"{len(stored)} sets of {rows[0]} steps then, {len(new)} of {rows[1]} now"
     raise CheckpointError(
         f"{folder}: expected the data that this run began with, got others ({reason}); choose another --out to train "
-        "on them, or pass --statistics keep to go on with the run's normalization."
+        "on them, or pass --statistics keep to resume with the run's normalization."
     )
 
 
@@ -267,7 +267,7 @@ def choose_normalization(
     """Return what a run normalizes with, its data compared with those of the checkpoint, and note it in `out`.
 
     Args:
-        choice: what to do with the statistics of `start`; a run that goes on (`out/last.ckpt`) keeps its own.
+        choice: what to do with the statistics of `start`; a run that is resumed (`out/last.ckpt`) keeps its own.
         tokens: folders or URLs of token shards with states and actions.
         out: folder of the run.
         init: the checkpoint to start from.

@@ -1,10 +1,10 @@
 """Training losses and evaluation metrics of the world model on a loader batch.
 
-Batch: `codes` {camera: int64 `[b f n]`} (context frames, then targets), `frame_mask` bool `[b f]`, `states`
-`[b f 16]`, `actions` `[b k 8]` and `action_mask` `[b k]` at the last context frame, `text_id` `[b]`
-(negative: no sentence), and optionally `camera_mask` {camera: bool `[b]`} and `state_mask` bool `[b f]`. A model of
-several robots needs `embodiment` `[b]`, their places in its configuration; `states` and `actions` are as wide as the
-widest of them.
+Batch: `codes` {camera: int64 `[b f n]`} (context frames, then targets), `frame_mask` bool `[b f]` and `text_id` `[b]`
+(negative: no text). With a robot also `states` `[b f 16]`, and at the last context frame `actions` `[b k 8]` and
+`action_mask` `[b k]`. Optional are `camera_mask` {camera: bool `[b]`} and `state_mask` bool `[b f]`. A model of
+several robots needs `embodiment` `[b]`, their places in its configuration; `states` and `actions` are then as wide as
+the widest of them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
             "load the cameras that the model was configured for."
         )
     h = min(next(iter(known.values())).shape[1], model.config.max_context)
-    text, text_mask = model.texts_of(batch["text_id"])
+    text, text_mask = model.texts.of(batch["text_id"].tolist(), model.device)
     states, frame_mask, state_mask = (batch.get(name) for name in ("states", "frame_mask", "state_mask"))
     context = Context(
         codes={name: values[:, :h] for name, values in known.items()},
@@ -62,7 +62,7 @@ def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
 def read_targets(
     model: WorldModel, batch: Batch, context: Context, h: int
 ) -> tuple[Int[Tensor, "b g frame pp"], Bool[Tensor, "b g frame"]]:
-    """Arrange the target frames; also say which positions are image tokens that count in a loss."""
+    """Arrange the target frames; also return which positions are image tokens that count in a loss."""
     g = model.config.num_targets
     codes = {name: batch["codes"][name][:, h : h + g] for name in context.codes}
     got = next(iter(codes.values())).shape[1]
@@ -91,7 +91,7 @@ def next_positions(
 def random_mask(packed: Int[Tensor, "b g frame pp"], valid: Bool[Tensor, "b g frame"]) -> Bool[Tensor, "b g frame pp"]:
     """Hide a random share `cos(pi u / 2)` of the codes at valid positions, u uniform for each frame.
 
-    Codes that share a position are hidden one by one, so that they are learned, and drawn, given each other.
+    Codes that share a position are hidden one by one, so that they are learned, and sampled, given each other.
 
     Source: MaskGIT, arXiv 2202.04200, section 3.1.
     """

@@ -1,8 +1,7 @@
 """Named model sizes: `tiny` for two CPU cores, `size_s` to `size_xl` with the published parameter counts.
 
-The counts of GR-2 (30, 95, 312, 719 million trainable) are those of the four GPT-2 bodies plus nine to ten
-million for embeddings and heads. Source: arXiv 2410.06158; which bodies is our reading, the report does not
-say.
+GR-2 has 30, 95, 312 or 719 million trainable weights. These are the four GPT-2 bodies plus nine to ten million for
+embeddings and heads. Source: arXiv 2410.06158; which bodies is our reading, the report does not state it.
 """
 
 from __future__ import annotations

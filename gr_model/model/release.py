@@ -1,8 +1,9 @@
 """The release format: `model.safetensors` beside `config.json`, checked on loading.
 
-`config.json` holds the format version, the model's configuration, the normalization statistics (for people;
-the weights hold them, too), the statistics of the datasets it was trained on, the fingerprints of the image
-tokenizer and of the text encoder, the weight file's SHA-256 and its provenance.
+`config.json` holds the format version, the model's configuration, and whether it was finetuned on robot episodes. It
+holds the normalization statistics (for people; the weights hold them, too) and the statistics of the datasets that the
+model was trained on. It ends with the fingerprints of the image tokenizer and of the text encoder, the weight file's
+SHA-256 and its provenance.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ def save_release(
     record = {
         "format_version": FORMAT_VERSION,
         "model": asdict(model.config),
+        "acts": model.acts,
         "statistics": model.get_statistics().to_dict(),
         "datasets": {key: dataset.to_dict() for key, dataset in (datasets or {}).items()},
         "tokenizer": tokenizer,
@@ -194,6 +196,7 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
             f"{folder}: expected one normalization, got statistics in {RECORD} that differ from those in {WEIGHTS}; "
             "both files must come from the same release: copy it again."
         )
+    model.acts = _acts(record)
     return Release(
         model=model.eval(),
         tokenizer=record["tokenizer"],
@@ -215,6 +218,13 @@ def _read_frame_steps(folder: Path, record: Mapping[str, Any], config: ModelConf
             "model again."
         )
     return steps
+
+
+def _acts(record: Mapping[str, Any]) -> bool:
+    """Return whether the model was finetuned; a record of gr2 0.1.0 only has statistics that are not the identity."""
+    if "acts" in record:
+        return bool(record["acts"])
+    return any(std != 1 for row in record["statistics"]["action_std"] for std in row)
 
 
 def _read_datasets(folder: Path, record: Mapping[str, Any]) -> dict[str, DatasetStatistics]:

@@ -1,6 +1,6 @@
 """The context of a rollout: predicted frames join, the oldest leave; the robot's states follow its own trajectory.
 
-Times count back from the newest frame, so every frame's time vector changes when one joins, and what a frame's keys say
+Times count back from the newest frame, so every frame's time vector changes when one joins. What a frame's keys hold
 of frames that it saw must go with the frame that leaves. Only text looks at nothing but text and has no time.
 """
 
@@ -33,7 +33,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def own_states(model: WorldModel, context: Context, frame_step: int) -> Float[Tensor, "b g 16"] | None:
-    """Say where the model's own trajectory takes the robot by each target frame; None where it cannot.
+    """Return where the model's own trajectory takes the robot by each target frame; None where it cannot.
 
     Args:
         model: the world model, finetuned to act.

@@ -1,4 +1,4 @@
-"""Draw codes from logits: temperature, the k likeliest, the likeliest share, guidance by the text, seeds."""
+"""Sample codes from logits: temperature, the k likeliest, the likeliest share, guidance by the text, seeds."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import Tensor
 from ...errors import ConfigError
 
 _PROBABILITIES_AT_ONCE = 1 << 22
-"""Probabilities held at a time while codes are drawn; 16384 codes at each place of a batch would fill the memory."""
+"""Probabilities held at a time while codes are sampled; 16384 codes at each place of a batch would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How codes are drawn, in masked and in raster decoding alike.
+    """How codes are sampled, in masked and in raster decoding alike.
 
     temperature: logits are divided by it; 0 takes the likeliest code.
-    top_k: only the k likeliest codes are drawn; 0 for all.
-    top_p: only the likeliest codes that together hold this share of the probability are drawn, one at least. It is
+    top_k: only the k likeliest codes are sampled; 0 for all.
+    top_p: only the likeliest codes that together hold this share of the probability are sampled, one at least. It is
         measured after `temperature` and `top_k`; 1 for all.
     guidance: 1 for none; above, predictions are pushed away from those without text, w of `l0 + w (l - l0)` (needs
         text dropout in training). Source: classifier-free guidance, arXiv 2207.12598, on logits.
-    passes: over a frame in masked decoding. Two are enough for the likeliest codes; drawn ones need more, as the codes
-        of a pass do not know of each other.
+    passes: decoding steps of a frame in masked decoding. Two are enough for the likeliest codes; sampled ones need
+        more, as the codes of a step do not know of each other.
     choice_temperature: scale of the Gumbel noise on the confidences that decide which codes masked decoding keeps;
         falls to 0.
-    draft_rows: most rows (samples x positions) of a pass of raster decoding, which takes drafts of the next codes along
-        and keeps those that it would have drawn; 1 takes none. The codes are the same, up to rounding.
-    seed: of all draws. Each sample has its own stream of random numbers, so what stands beside it changes nothing.
+    draft_rows: most rows (samples x positions) of a step of raster decoding, which takes drafts of the next codes along
+        and keeps those that it would have sampled; 1 takes none. The codes are the same, up to rounding.
+    seed: of all random numbers. Each sample has its own stream of them, so what stands beside it changes nothing.
     """
 
     temperature: float = 0.0
@@ -69,7 +69,7 @@ class SampleNoise:
         self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
     def seeds(self, shape: Sequence[int], device: torch.device) -> Int[Tensor, "b ..."]:
-        """Draw seeds of `shape` for each sample."""
+        """Sample seeds of `shape` for each sample."""
         rows = [torch.randint(1 << 62, tuple(shape), generator=generator) for generator in self.generators]
         return torch.stack(rows).to(device)
 
@@ -83,7 +83,7 @@ def guide(logits: Float[Tensor, "bb *n v"], guidance: float) -> Float[Tensor, "b
 
 
 def probabilities(logits: Float[Tensor, "*n v"], sampling: SamplingConfig) -> Float[Tensor, "*n v"]:
-    """Return the probabilities that codes are drawn with, float64; temperature 0 leaves the first of the likeliest."""
+    """Return the probabilities that codes are sampled with, float64; temperature 0 leaves the first likeliest."""
     logits = logits.double()
     # At temperature 0, and where only one code is left, the first of equals wins, as in argmax.
     if sampling.temperature == 0 or sampling.top_k == 1:
@@ -123,14 +123,16 @@ def _right(x: Int[Tensor, "*n"], places: int) -> Int[Tensor, "*n"]:
     return (x >> places).bitwise_and_((1 << (64 - places)) - 1)
 
 
-def draw(logits: Float[Tensor, "*n v"], sampling: SamplingConfig, seeds: Int[Tensor, "*n"] | None) -> Int[Tensor, "*n"]:
-    """Draw codes, each with the Gumbel noise of a seed of its own; None is enough at temperature 0.
+def sample_codes(
+    logits: Float[Tensor, "*n v"], sampling: SamplingConfig, seeds: Int[Tensor, "*n"] | None
+) -> Int[Tensor, "*n"]:
+    """Sample codes, each with the Gumbel noise of a seed of its own; None is enough at temperature 0.
 
-    Logits that differ a little draw the same code from the same seed most of the time.
+    Logits that differ a little give the same code from the same seed most of the time.
     """
     if sampling.temperature == 0 or sampling.top_k == 1:
         return logits.argmax(-1)
-    assert seeds is not None, "drawing needs random numbers"
+    assert seeds is not None, "sampling needs random numbers"
     v = logits.shape[-1]
     rows = max(1, _PROBABILITIES_AT_ONCE // v)
     narrow = sampling.top_k or sampling.top_p < 1

@@ -14,7 +14,7 @@ Who sees whom (nobody but itself sees the action query):
     target g          all    all             all           the same g     frames of the same g
 
 Inside a frame (all cameras of a step) attention is bidirectional with "masked" decoding and causal with
-"raster"; it is causal among the positions of the action query, of which most heads take one.
+"raster". It is causal among the positions of the action query, of which most heads take one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TokenGroup:
 
 
 def sees(query: TokenGroup, key: TokenGroup) -> bool:
-    """Say whether positions of group `query` may attend to group `key` (order inside a frame aside)."""
+    """Return whether positions of group `query` may attend to group `key` (order inside a frame aside)."""
     if key.kind == "action":
         return query is key
     if key.kind == "text":
@@ -194,7 +194,7 @@ def attribute_sizes(grids: Sequence[tuple[int, int]], max_context: int, max_targ
 def make_layout(
     config: ModelConfig, *, text_length: int, num_context: int, with_frames: bool, with_action: bool
 ) -> SequenceLayout:
-    """Return the layout of a model for one kind of pass."""
+    """Return the layout of a model for one kind of forward pass."""
     return SequenceLayout(
         text_length=text_length,
         num_context=num_context,

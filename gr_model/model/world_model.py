@@ -6,8 +6,6 @@ chunk.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -21,9 +19,7 @@ from .embedding import TokenEmbedding
 from .gpt import GPT
 from .normalization import Standardize, Statistics
 from .sequence import SequenceLayout, make_layout
-
-if TYPE_CHECKING:
-    from .sentences import SentenceFeatures
+from .texts import Texts, TextTable
 
 _COPY_GATE_START = 3.0
 """What the code of the newest frame is worth at first, in logits: training begins where copying leaves off."""
@@ -33,10 +29,11 @@ class WorldModel(nn.Module):
     """GPT, embeddings, frame head and trajectory head.
 
     Physical numbers go in and come out; statistics and codebook are buffers, so a state dict is complete.
+
+    texts: what it reads in training. acts: whether it was (or is being) finetuned on robot episodes; until then states
+        and trajectories mean nothing to it. Neither is part of the state dict; a release records `acts`.
     """
 
-    text_features: Tensor
-    text_mask: Tensor
     present: Tensor
 
     def __init__(
@@ -63,9 +60,8 @@ class WorldModel(nn.Module):
         robots = [len(config.embodiments)] * config.is_mixture
         self.action_normalizer = Standardize(*robots, config.chunk_length, len(self.continuous))
         self.register_buffer("present", config.slots.present_actions(), persistent=False)
-        self.register_buffer("text_features", torch.zeros(0, 1, config.text_dim), persistent=False)
-        self.register_buffer("text_mask", torch.zeros(0, 1, dtype=torch.bool), persistent=False)
-        self._sentences: SentenceFeatures | None = None
+        self.texts: Texts = TextTable.empty(config.text_dim)
+        self.acts = False
         self._cached: dict[tuple[SequenceLayout, torch.device], dict[str, Tensor]] = {}
         if codebook is not None:
             self.embed.set_codebook(codebook)
@@ -78,66 +74,24 @@ class WorldModel(nn.Module):
         return self.embed.vectors.device
 
     def set_statistics(self, statistics: Statistics) -> None:
-        """Copy normalization statistics into the buffers."""
+        """Copy normalization statistics into the buffers: from here on the model acts."""
         self.embed.state_normalizer.set(statistics.state_mean, statistics.state_std)
         self.action_normalizer.set(statistics.action_mean, statistics.action_std)
+        self.acts = True
 
-    @property
-    def acts(self) -> bool:
-        """Whether the model was finetuned on robot episodes: until then states and trajectories mean nothing to it."""
-        return bool((self.action_normalizer.std != 1).any())
-
-    def set_texts(self, features: Float[Tensor, "s l t"], mask: Bool[Tensor, "s l"]) -> None:
-        """Keep the features of all training sentences, cut to the longest; `text_id` of a batch indexes them.
-
-        They are not part of the state dict.
+    def set_texts(self, texts: Texts) -> None:
+        """Read the texts of training from `texts`; `text_id` of a batch counts them.
 
         Raises:
-            ShapeError: another feature width, or a sentence longer than `text_length`.
+            ShapeError: another feature width, or texts longer than `text_length`.
         """
-        longest = max(int(mask.any(0).nonzero().max()) + 1, 1) if bool(mask.any()) else 1
-        self._expect_texts(features.shape[-1], longest)
-        self.text_features = features[:, :longest].detach().float().to(self.device)
-        self.text_mask = mask[:, :longest].to(self.device)
-        self._sentences = None
-
-    def set_sentences(self, sentences: SentenceFeatures) -> None:
-        """Let features of training sentences be computed when a batch asks for them, in place of the table.
-
-        They are not part of the state dict. All batches have the encoder's full length.
-
-        Raises:
-            ShapeError: another feature width, or sentences longer than `text_length`.
-        """
-        self._expect_texts(sentences.width, sentences.length)
-        self.text_features = torch.zeros(0, sentences.length, sentences.width, device=self.device)
-        self.text_mask = torch.zeros(0, sentences.length, dtype=torch.bool, device=self.device)
-        self._sentences = sentences
-
-    def _expect_texts(self, width: int, length: int) -> None:
-        if width != self.config.text_dim or length > self.config.text_length:
+        config = self.config
+        if texts.width != config.text_dim or texts.length > config.text_length:
             raise ShapeError(
-                f"texts: expected features of width {self.config.text_dim} and at most "
-                f"{self.config.text_length} positions, "
-                f"got width {width} and {length}; use the text encoder that the configuration "
-                f"names."
+                f"texts: expected features of width {config.text_dim} and at most {config.text_length} positions, "
+                f"got width {texts.width} and {texts.length}; use the text encoder that the configuration names."
             )
-
-    def texts_of(self, text_id: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b l t"], Bool[Tensor, "b l"]]:
-        """Return features and mask of training sentences; a negative number has none.
-
-        Raises:
-            ShapeError: a number beyond the table.
-        """
-        if self._sentences is not None:
-            return self._sentences.of(text_id.tolist(), self.device)
-        ids = text_id.clamp(min=0)
-        if not len(self.text_features) or int(ids.max()) >= len(self.text_features):
-            raise ShapeError(
-                f"batch: expected text_id below {len(self.text_features)}, got {int(ids.max())}; "
-                "hand the sentences' features to the model with set_texts first."
-            )
-        return self.text_features[ids], self.text_mask[ids] & (text_id >= 0)[:, None]
+        self.texts = texts
 
     def get_statistics(self) -> Statistics:
         """Return the statistics in use."""
@@ -147,7 +101,7 @@ class WorldModel(nn.Module):
         return Statistics.from_dict({name: tensor.tolist() for name, tensor in tensors.items()})
 
     def layout(self, context: Context, *, with_frames: bool, with_action: bool) -> SequenceLayout:
-        """Return the layout of a pass over `context`."""
+        """Return the layout of a forward pass over `context`."""
         num_context = next(iter(context.codes.values())).shape[1]
         if not 1 <= num_context <= self.config.max_context:
             raise ShapeError(
@@ -196,7 +150,7 @@ class WorldModel(nn.Module):
     def embed_context(
         self, layout: SequenceLayout, context: Context, queries: Float[Tensor, "b a d"] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Embed all but target frames, without positions; also say which keys are present.
+        """Embed all but target frames, without positions; also return which keys are present.
 
         `queries` is what the positions of the action query read, nothing without.
         """
@@ -247,7 +201,7 @@ class WorldModel(nn.Module):
         return self.embed.states(context.target_states, context.embodiment), keep
 
     def camera_keep(self, context: Context, b: int) -> Bool[Tensor, "b frame"]:
-        """Say which positions of a frame belong to cameras that are present."""
+        """Return which positions of a frame belong to cameras that are present."""
         parts = []
         for camera, (rows, columns) in zip(self.config.cameras, self.config.packed_grids, strict=True):
             mask = torch.full((b,), camera.name in context.codes, dtype=torch.bool, device=self.device)
@@ -280,7 +234,7 @@ class WorldModel(nn.Module):
         return logits.scatter_add(-1, places, gate[..., None].to(logits.dtype))
 
     def act(self, context: Context, *, noise: Float[Tensor, "b z"] | None = None) -> Float[Tensor, "b k c"]:
-        """Predict the chunk at the last context step in one pass without target frames.
+        """Predict the chunk at the last context step in one forward pass without target frames.
 
         Args:
             context: what is seen.
@@ -296,7 +250,7 @@ class WorldModel(nn.Module):
         layout = self.layout(context, with_frames=False, with_action=True)
         x, mask = self.assemble(layout, context, None)
         if isinstance(self.head, TokensHead):
-            chunk = self._draw_tokens(self.head, x, mask, noise, present)
+            chunk = self._sample_tokens(self.head, x, mask, noise, present)
         else:
             condition = self.gpt(x, mask, self.constants(layout)["action"])[:, 0]
             chunk = self.head.sample(condition, noise, present)
@@ -325,7 +279,7 @@ class WorldModel(nn.Module):
         return normalized
 
     @torch.no_grad()
-    def _draw_tokens(
+    def _sample_tokens(
         self,
         head: TokensHead,
         x: Float[Tensor, "b n d"],
@@ -333,7 +287,7 @@ class WorldModel(nn.Module):
         noise: Float[Tensor, "b z"] | None,
         present: Bool[Tensor, "b c"] | None,
     ) -> Float[Tensor, "b k c"]:
-        """Draw action tokens one by one, over the keys and values of what came before; absent ones are those of 0."""
+        """Sample action tokens one by one, over the keys and values of what came before; absent ones are those of 0."""
         fixed = None if present is None else head.tokens_of_absent(present)
         start = x.shape[1] - head.num_tokens
         past = self.gpt.make_past(x, x.shape[1])
@@ -343,7 +297,7 @@ class WorldModel(nn.Module):
             stop = start + i + 1
             here = x[:, stop - 1 : stop] + head.inputs(tokens)[:, -1:]
             y = self.gpt.extend(here, mask[:, :, stop - 1 : stop, :stop], past)[:, 0]
-            token = head.draw(y, None if noise is None or not head.noise_dim else noise[:, i])
+            token = head.sample_token(y, None if noise is None or not head.noise_dim else noise[:, i])
             if fixed is not None:
                 token = torch.where(fixed[:, i] >= 0, fixed[:, i], token)
             tokens = torch.cat((tokens, token[:, None]), dim=1)

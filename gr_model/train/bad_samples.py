@@ -42,17 +42,17 @@ def describe_bad_samples(batch: Batch, bad: Mapping[int, str], name_episode: Nam
     if not bad:
         return ""
     episodes = batch.get("episode")
-    told = []
+    named = []
     for row, reason in list(bad.items())[:_NAMED]:
         episode = None if episodes is None else int(episodes[row])
         if episode is None:
             name = f"sample {row} of the batch"
         else:
             name = f"episode {episode}" + (f" ({name_episode(episode)})" if name_episode is not None else "")
-        told.append(f"{name}: {reason}")
+        named.append(f"{name}: {reason}")
     more = f", and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     every = " - every sample of the batch, so the weights diverged rather than the data" if len(bad) == size > 1 else ""
-    return "; ".join(told) + more + every
+    return "; ".join(named) + more + every
 
 
 def _floats(batch: Batch, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

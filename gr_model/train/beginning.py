@@ -93,7 +93,7 @@ def first_model(
 
 
 def _adapted(model: WorldModel, options: HeadOptions, robots: Sequence[Embodiment]) -> WorldModel:
-    """Return the model for some robots and with the chosen head; what depends on either and differs begins anew."""
+    """Return the model for some robots and with the chosen head; what depends on either and differs begins again."""
     wanted = replace(model.config, head=options.apply(model.config.head), embodiments=tuple(robots))
     if wanted == model.config:
         return model.train()
@@ -104,4 +104,5 @@ def _adapted(model: WorldModel, options: HeadOptions, robots: Sequence[Embodimen
         if name in weights and weights[name].shape == value.shape and (same_head or not name.startswith("head.")):
             weights[name] = value
     adapted.load_state_dict(weights)
+    adapted.acts = model.acts
     return adapted.train()

@@ -36,7 +36,7 @@ def choose_accelerator(device: Device) -> str:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise EnvironmentMissing(
-            "--device cuda: expected a CUDA device, found none; `gr2 doctor` says what is missing, "
+            "--device cuda: expected a CUDA device, found none; `gr2 doctor` reports what is missing, "
             "--device cpu runs here."
         )
     return {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[device]
@@ -94,7 +94,7 @@ class Distribution:
 
     @property
     def sharded(self) -> bool:
-        """Say whether the weights are spread over the processes."""
+        """Return whether the weights are spread over the processes."""
         return self.strategy == "fsdp"
 
     @property
@@ -109,7 +109,7 @@ class Distribution:
         return started.node_rank() * self.processes_per_node + started.local_rank()
 
     def describe(self, batch_size: int, accumulate: int) -> str:
-        """Say in one line how the global batch comes about."""
+        """Return in one line how the global batch comes about."""
         kind = "sharded (FSDP)" if self.sharded else "replicated (DDP)" if self.world_size > 1 else "on one device"
         return (
             f"global batch {batch_size * accumulate * self.world_size} = {batch_size} windows x {accumulate} "
@@ -128,7 +128,7 @@ def cluster_environment() -> TorchElasticEnvironment | SLURMEnvironment | None:
 
 
 def among_many() -> bool:
-    """Say whether other processes take part in this run."""
+    """Return whether other processes take part in this run."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class FrozenEncoders:
     """The image tokenizer of a token store, where it was loaded from, and the fingerprints of both encoders.
 
-    text: the text encoder where some sentences have no features yet, else None.
+    text: the text encoder where some texts have no features yet, else None.
     """
 
     vqgan: VQGAN

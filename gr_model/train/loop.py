@@ -56,11 +56,11 @@ def train(
             not seen.
         validation: fixed batches, the same on every process, measured every `validate_every` steps and at the end.
         batch_size: sequences a batch on each process.
-        resume: go on from `out/last.ckpt` where there is one, also one of another number of processes.
+        resume: from `out/last.ckpt` where there is one, also one of another number of processes.
         stop_after: end early at this step, to be resumed; the schedule stays that of all steps.
         distribution: devices, machines and strategy.
         log: where the metrics go beside the CSV file.
-        name_episode: says which episode a number of the batch's `episode` is, for messages.
+        name_episode: returns which episode a number of the batch's `episode` is, for messages.
 
     Returns:
         Metrics of the last validation.
@@ -128,7 +128,7 @@ def _announce(
     needed = estimate_memory(
         module.model,
         batch_size=batch_size,
-        text_length=module.model.text_features.shape[1],
+        text_length=module.model.texts.length,
         with_actions=module.config.with_actions,
         weight_average=module.average is not None,
         bfloat16=bfloat16,
@@ -202,7 +202,7 @@ def _leave(trainer: L.Trainer, distribution: Distribution, last: Path) -> None:
     if distribution.rank and cluster_environment() is None:
         raise SystemExit(0)  # Lightning kills all processes when one of its own fails
     kept = f"{last} holds step {trainer.global_step}" if last.exists() else "nothing was trained yet"
-    raise Preempted(f"stopped by a signal at step {trainer.global_step}: {kept}; the same command goes on from there.")
+    raise Preempted(f"stopped by a signal at step {trainer.global_step}: {kept}; the same command resumes from there.")
 
 
 def _readable(last: Path, module: TrainingModule, *, sharded: bool) -> str:
@@ -227,5 +227,5 @@ def read_step(path: Path) -> int:
     except (RuntimeError, KeyError, EOFError, OSError, ValueError, TypeError, UnpicklingError) as error:
         raise CheckpointError(
             f"{path}: expected a training checkpoint, got a file that cannot be read ({error}); "
-            "delete it to start anew, or put back a whole one."
+            "delete it to start again, or put back a whole one."
         ) from error

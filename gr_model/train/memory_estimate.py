@@ -30,7 +30,7 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer + self.average + self.activations
 
     def describe(self) -> str:
-        """Say it in one line [GiB]."""
+        """Return it in one line [GiB]."""
         parts = {
             "weights": self.weights,
             "gradients": self.gradients,
@@ -38,11 +38,11 @@ class MemoryEstimate:
             "average": self.average,
             "activations": self.activations,
         }
-        told = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in parts.items())
-        return f"memory on each device: about {self.total / _GIB:.2f} GiB ({told})"
+        listed = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in parts.items())
+        return f"memory on each device: about {self.total / _GIB:.2f} GiB ({listed})"
 
     def warning(self, available: float) -> str | None:
-        """Say what to do where the estimate exceeds the device's memory `available` [byte]."""
+        """Return what to do where the estimate exceeds the device's memory `available` [byte]."""
         if self.total <= available:
             return None
         return (

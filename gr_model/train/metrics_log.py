@@ -46,7 +46,7 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """A wandb run named after the output folder; a resumed run goes on in it."""
+    """A wandb run named after the output folder; a resumed run continues in it."""
 
     def __init__(self, folder: Path) -> None:
         import wandb

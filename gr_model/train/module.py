@@ -1,6 +1,6 @@
 """One training module for pretraining (frames alone) and finetuning (frames and actions).
 
-Every random draw of step i follows from (seed, rank, i), so that a resumed run repeats the unbroken one
+Every random number of step i follows from (seed, rank, i), so that a resumed run repeats the unbroken one
 exactly without storing generators.
 """
 
@@ -104,7 +104,7 @@ class TrainingModule(L.LightningModule):
         return [[[names[id(p)] for p in group["params"]] for group in part.param_groups] for part in optimizer.parts]
 
     def predicts_frames(self, step: int) -> bool:
-        """Say whether `step` computes the frame loss; the share over any stretch is `frame_fraction`."""
+        """Return whether `step` computes the frame loss; the share over any stretch is `frame_fraction`."""
         if not self.config.with_actions:
             return True
         fraction = self.config.frame_fraction
@@ -145,13 +145,13 @@ class TrainingModule(L.LightningModule):
         return loss
 
     def _refuse_loss(self, batch: Batch, loss: Tensor) -> None:
-        """Say which samples are to blame, on every process, before anything is changed."""
-        told = ""
+        """Name the samples to blame, on every process, before anything is changed."""
+        reason = ""
         if not torch.isfinite(loss):
             alone = None if self._whole else lambda sample: self._weigh(self._losses(self.model, sample))
-            told = describe_bad_samples(batch, find_bad_samples(batch, alone), self.name_episode)
-            told = told or "no single sample of the batch"
-        blamed = "; ".join(text for text in gather_texts(told) if text)
+            reason = describe_bad_samples(batch, find_bad_samples(batch, alone), self.name_episode)
+            reason = reason or "no single sample of the batch"
+        blamed = "; ".join(text for text in gather_texts(reason) if text)
         raise DataError(
             f"training: expected a finite loss, got {loss.item()} at step {self.global_step} from {blamed}; fix or "
             f"leave out these samples, or lower the learning rate ({self.config.learning_rate}). The weights are those "
@@ -235,7 +235,7 @@ class TrainingModule(L.LightningModule):
 
     def cost(self) -> StepCost:
         """Return what a sequence costs on average over the steps with and without frames."""
-        length, acts = self.model.text_features.shape[1], self.config.with_actions
+        length, acts = self.model.texts.length, self.config.with_actions
         share = self.config.frame_fraction if acts else 1.0
         tokens = flops = 0.0
         for weight, with_frames in ((share, True), (1 - share, False)):
@@ -295,6 +295,7 @@ class TrainingModule(L.LightningModule):
         if self._gathered is not None:
             whole = WorldModel(self.model.config)
             whole.load_state_dict(self._gathered)
+            whole.acts = self.model.acts
             return whole.eval()
         if self.average is not None:
             self.average.copy_to_module()

@@ -1,7 +1,7 @@
 """One optimizer of two: Muon for the trunk's matrices, AdamW for everything else.
 
-Muon moves a matrix by its orthogonalized momentum, so that rare directions of the gradient (which word names which
-block) learn as fast as common ones. Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural
+Muon moves a matrix by its orthogonalized momentum. So rare directions of the gradient (which word names which block)
+learn as fast as common ones. Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural
 networks"; the scale that makes rates comparable with AdamW's is that of arXiv 2502.16982.
 """
 

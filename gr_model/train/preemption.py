@@ -1,7 +1,7 @@
-"""Stopping a run from outside: SIGTERM or SIGUSR1 saves after the step at hand; the same command goes on later.
+"""Stopping a run from outside: SIGTERM or SIGUSR1 saves after the step at hand; the same command resumes later.
 
 A pre-empted run exits with status 75, "temporary failure, try again". SLURM requeues by itself where the cluster's
-`RequeueExit` lists 75; elsewhere the last line of a job script does it:
+`RequeueExit` lists 75. Elsewhere the last line of a job script does it:
 
     #SBATCH --requeue --signal=USR1@120
     srun gr2 pretrain ... --devices 8 --num-nodes 4
@@ -24,7 +24,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 
 
 class Preempted(Gr2Error):
-    """The run was asked to stop; its checkpoint is written and the same command goes on from it."""
+    """The run was asked to stop; its checkpoint is written and the same command resumes from it."""
 
 
 class StopRequest:

@@ -18,16 +18,16 @@ from .throughput import StepCost, rate_metrics
 
 
 class StatefulLoader(Protocol):
-    """Endless batches whose order can be resumed; `iter` goes on where the last iteration stopped."""
+    """Endless batches whose order can be resumed; `iter` resumes where the last iteration stopped."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on after the last batch."""
+        """Return what is needed to resume after the last batch."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Resume where `state_dict` was taken."""
         ...
 
 
@@ -103,12 +103,12 @@ class Progress(Callback):
         seconds = time.monotonic() - self._shown
         if seconds > 2.0:
             metrics = rate_metrics((count - self._count) / seconds / trainer.world_size, self.cost, self.peak)
-            told = {"tok/s": f"{metrics['tokens_per_s'] * trainer.world_size:,.0f}"}
+            rates = {"tok/s": f"{metrics['tokens_per_s'] * trainer.world_size:,.0f}"}
             if "mfu" in metrics:
-                told["MFU"] = f"{metrics['mfu']:.1%}"
+                rates["MFU"] = f"{metrics['mfu']:.1%}"
             self._shown, self._count = time.monotonic(), count
             self.bar.set_postfix(
-                {"step": trainer.global_step, "loss": f"{float(outputs['loss']):.4g}"} | told, refresh=False
+                {"step": trainer.global_step, "loss": f"{float(outputs['loss']):.4g}"} | rates, refresh=False
             )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -62,7 +62,7 @@ class TrainingConfig:
 
 
 def computes_in_bfloat16(precision: Precision) -> bool:
-    """Say whether matrix products are computed in bfloat16; "auto" does so where the machine is faster at it."""
+    """Return whether matrix products are computed in bfloat16; "auto" does so where the machine is faster at it."""
     return precision == "bf16" or (precision == "auto" and fast_bfloat16())
 
 

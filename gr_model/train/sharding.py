@@ -206,7 +206,7 @@ def _stored(folder: Path) -> dict[str, TensorStorageMetadata]:
     ) as error:
         raise CheckpointError(
             f"{folder}: expected a sharded checkpoint, got a folder that cannot be read ({error}); delete it to start "
-            "anew, or put back a whole one."
+            "again, or put back a whole one."
         ) from error
     return {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
@@ -231,7 +231,7 @@ def _read_tensors(places: dict[str, Tensor], folder: Path, *, alone: bool = Fals
     except (dcp.api.CheckpointException, OSError, RuntimeError, ValueError, EOFError) as error:
         raise CheckpointError(
             f"{folder}: expected whole shards, got some that cannot be read ({' '.join(str(error).split())[:300]}); "
-            "delete the folder to start anew, or put back a whole one."
+            "delete the folder to start again, or put back a whole one."
         ) from error
 
 

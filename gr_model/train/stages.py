@@ -86,7 +86,7 @@ def _open(options: TrainingOptions, *, labeled_only: bool) -> _Inputs:
 
 
 def _held_out(windows: TokenWindows, options: TrainingOptions) -> BatchLoader | None:
-    """Return the held-out windows, the same on every process; None, said aloud, where too few videos leave none."""
+    """Return the held-out windows, the same on every process; None, with a printed line, where there are none."""
     from ...data_pipeline.loading.loader import BatchLoader
 
     batch_size = min(options.batch_size, 16, int(windows.counts.sum()))
@@ -107,13 +107,13 @@ def _run(
     """Train, then write the release with the averaged weights, on the first process."""
     from ..model.release import save_release
     from .loop import TrainingModule, train
-    from .texts import give_sentences
+    from .texts import give_texts
 
     store, encoders = inputs.store, inputs.encoders
     robots = model.config.embodiments
     rates = [robots[0].control_hz] if recipe.with_actions else store.step_rates() or [TOOL_ARM.control_hz]
     model.embed.set_codebook(encoders.vqgan.codebook.detach())
-    give_sentences(model, store, encoders.text)
+    give_texts(model, store, encoders.text)
     module = TrainingModule(model, recipe, steps=options.steps)
     held_out = inputs.held_out
     validation = list(islice(iter(held_out), min(_VALIDATION_BATCHES, len(held_out)))) if held_out is not None else []

@@ -10,7 +10,8 @@ import torch
 from ...errors import CheckpointError
 from ...tokenizers.text import TextEncoder
 from ...tokenizers.text_weights import load_text_encoder
-from ..model.sentences import SentenceFeatures
+from ..model.encoded_texts import EncodedTexts
+from ..model.texts import TextTable
 
 if TYPE_CHECKING:
     from ...data_pipeline.loading.token_store import TokenStore
@@ -31,21 +32,21 @@ def load_encoder_of(tokens: Mapping[str, Any], text: str) -> TextEncoder:
     wanted = tokens.get("text_fingerprint")
     if encoder.fingerprint != wanted:
         raise CheckpointError(
-            f"--text {text}: expected the text encoder of the tokens ({wanted}), for their sentences have no features, "
+            f"--text {text}: expected the text encoder of the tokens ({wanted}), whose texts have no features, "
             f"got another one ({encoder.fingerprint}); name the one that was given to `gr2 data tokens`, or encode the "
             "shards again."
         )
     return encoder
 
 
-def give_sentences(model: WorldModel, store: TokenStore, encoder: TextEncoder | None) -> None:
-    """Give a model the sentences that `text_id` counts: a table of their features, or an encoder that computes them.
+def give_texts(model: WorldModel, store: TokenStore, encoder: TextEncoder | None) -> None:
+    """Give a model the texts that `text_id` counts: a table of their features, or an encoder that computes them.
 
     Args:
         encoder: of a store that lacks features in any of its folders; None where the table is complete.
     """
     if encoder is not None:
-        model.set_sentences(SentenceFeatures(encoder, store.sentence))
+        model.set_texts(EncodedTexts(encoder, store.text))
         return
-    features, mask = store.texts
-    model.set_texts(torch.from_numpy(features), torch.from_numpy(mask))
+    features, mask = store.text_features
+    model.set_texts(TextTable(torch.from_numpy(features), torch.from_numpy(mask)))

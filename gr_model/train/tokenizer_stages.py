@@ -83,7 +83,7 @@ def train_tokenizer(
 
     Args:
         shards: folder that `gr2 data shards` wrote.
-        out: folder for the weights, the log and images of reconstructions; a stopped run goes on.
+        out: folder for the weights, the log and images of reconstructions; a stopped run resumes.
         preset: shape of the network.
         steps: optimization steps.
         batch_size: images a step.
@@ -140,7 +140,7 @@ def train_text(
 
     Args:
         shards: folder that `gr2 data shards` wrote.
-        out: folder for the weights and the log; a stopped run goes on.
+        out: folder for the weights and the log; a stopped run resumes.
         image_size: image side [px].
         steps: optimization steps.
         batch_size: pairs a step.
@@ -148,12 +148,12 @@ def train_text(
     """
     from ...tokenizers import text_training
 
-    pairs, sentences = [], []
+    pairs, captions = [], []
     for window in _decoded_windows(shards, image_size):
         if window.description["caption"]:
             frames = next(iter(window.images.values()))
             pairs.append(np.stack([frames[0], frames[-1]]))
-            sentences.append(window.description["caption"])
+            captions.append(window.description["caption"])
     if len(pairs) < 2:
         raise DataError(f"{shards}: expected captioned clips, got {len(pairs)}; give shards with captions.")
     stacked = np.stack(pairs)
@@ -161,11 +161,11 @@ def train_text(
     held, kept = np.split(order, [max(1, round(len(order) * _VALIDATION_SHARE))])
 
     def pick(indices: Array) -> tuple[Array, list[str]]:
-        return stacked[indices], [sentences[i] for i in indices]
+        return stacked[indices], [captions[i] for i in indices]
 
     text_training.train_text(
         sample_pairs=lambda size, generator: pick(kept[generator.integers(len(kept), size=size)]),
-        sentences=sorted(set(sentences)),
+        captions=sorted(set(captions)),
         validation=pick(held),
         out=out,
         steps=steps,
@@ -225,14 +225,14 @@ def tokens(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: bool = False,
 ) -> Mapping[str, Any]:
-    """Encode every image and sentence of video shards with the frozen tokenizers.
+    """Encode every image and caption of video shards with the frozen tokenizers.
 
     Args:
         shards: folder of video shards, its URL, or tars by pattern (`https://host/shard-{000000..000127}.tar`).
         out: folder for the token shards.
         tokenizer: "small" (shipped), a folder of `gr2 tokenizer train`, or a published VQGAN checkpoint.
         text: "small" (shipped), a folder of `gr2 text train`, or an open_clip model (`ViT-B-32:openai`).
-        text_features: encode the sentences too; without, only the sentences are kept (a corpus in which every clip has
+        text_features: encode the captions too; without, only the captions are kept (a corpus in which every clip has
             its own caption would need about 160 KB of features for each).
         target_fps: frames a second to keep; all by default.
         executor: `local` encodes in this process, `ray` a shard in each worker of the cluster at RAY_ADDRESS.
@@ -246,7 +246,7 @@ def tokens(
     if device == "cuda" and executor == "local":
         from .loop import choose_accelerator
 
-        choose_accelerator(device)  # says what is missing before any work
+        choose_accelerator(device)  # states what is missing before any work
     vqgan, encoder = load_vqgan(tokenizer), load_text_encoder(text)
     return write_token_shards(
         shards=shards,

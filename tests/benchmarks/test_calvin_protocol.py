@@ -10,8 +10,8 @@ import pytest
 
 from gr2.benchmarks.calvin.sequences import (
     TASK_NAMES,
-    _draw_tasks,
     _rules,
+    _sample_tasks,
     apply,
     as_rows,
     fnv1_32,
@@ -95,7 +95,7 @@ LAST_BLOCK_XYZ = {
     "switch_off": [0.07988954516942037, 0.11074599062739057, 0.46099007642971424],
     "drawer_open": [0.04348669832234439, 0.08623548204096733, 0.46098919507711306],
 }
-"""Where calvin_env 797142c has the third block after these replays [m]: it tells in which order contacts came."""
+"""Where calvin_env 797142c has the third block after these replays [m]: it shows in which order contacts came."""
 
 
 @needs_recordings
@@ -209,7 +209,7 @@ def test_shipped_sequences_can_be_done_and_are_those_of_the_generator() -> None:
     counts = np.bincount([row[0] for row in rows])
     assert list(counts) == [6] * 40 + [5] * 152
     for seed in (0, 77):
-        drawn = _draw_tasks(initial_states()[seed], np.random.RandomState(seed))
+        drawn = _sample_tasks(initial_states()[seed], np.random.RandomState(seed))
         assert [seed, *(TASK_NAMES.index(name) for name in drawn)] in rows
 
 

@@ -52,7 +52,7 @@ rng = np.random.default_rng(5)
 scene_obs = sample_scene(env.spec_scene, rng)
 actions = np.concatenate([rng.uniform(-1, 1, (40, 3)) - [0, 0, 0.4], 0.2 * rng.uniform(-1, 1, (40, 3))], axis=1)
 actions = np.concatenate([actions, rng.choice([-1.0, 1.0], (40, 1))], axis=1)
-said = []
+digests = []
 for _ in range(int(sys.argv[2])):
     digest = hashlib.sha256()
     seen, _ = env.reset(seed=1, options={"scene_obs": scene_obs})
@@ -60,8 +60,8 @@ for _ in range(int(sys.argv[2])):
         for name in sorted(seen):
             digest.update(np.ascontiguousarray(seen[name]).tobytes())
         seen, *_ = env.step(action)
-    said.append(digest.hexdigest())
-print("JSON" + __import__("json").dumps(said))
+    digests.append(digest.hexdigest())
+print("JSON" + __import__("json").dumps(digests))
 """
 
 

@@ -1,4 +1,4 @@
-"""Charts are well-formed SVG, colored by variables alone, and put every value where its axis says."""
+"""Charts are well-formed SVG, colored by variables alone, and put every value where its axis has it."""
 
 from __future__ import annotations
 

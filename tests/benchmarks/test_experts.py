@@ -39,7 +39,7 @@ LEFT_SLOT, RIGHT_SLOT, BESIDE_BUTTON = (-0.241, 0.092, 0.461), (0.07, 0.092, 0.4
 def state(
     tool: Place = (0.0, -0.2, 0.6), *, hand_at: tuple[float, ...] = hand(np.pi / 2), **blocks: Place
 ) -> WorldState:
-    """Three blocks on the desk, far from each other unless told otherwise; grasped across x."""
+    """Three blocks on the desk, far from each other unless stated otherwise; grasped across x."""
     places = {"red": (0.30, -0.10, 0.46), "blue": (0.15, -0.10, 0.46), "pink": (0.02, -0.10, 0.46)} | blocks
     return WorldState(
         tool_position=np.array(tool), tool_quaternion=Rotation.from_euler("xyz", hand_at).as_quat(),
@@ -65,7 +65,7 @@ def scene_obs(*, slider: float = 0.0, drawer: float = 0.0, yaw: float = np.pi / 
 
 
 def does(env: PlayTable, task: str, *, limit: int = 300) -> bool:
-    """Let the expert do a task; say whether it succeeded in time."""
+    """Let the expert do a task; return whether it succeeded in time."""
     start = env.world_state()
     for _ in range(limit):
         env.step_pose(*act(task, env.world_state(), SPEC, ExpertStyle()))

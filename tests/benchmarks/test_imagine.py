@@ -1,4 +1,4 @@
-"""Imagined frames: cached decoding equals uncached, memorized frames come back, `gr2 imagine` goes on from files."""
+"""Imagined frames: cached decoding equals uncached, memorized frames come back, `gr2 imagine` continues files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from PIL import Image
 from gr2.benchmarks.imagine.drawing import Strip, write_sheet, write_strips
 from gr2.benchmarks.imagine.run import imagine as imagine_files
 from gr2.benchmarks.imagine.start import read_start
-from gr2.cvae_head.trajectory import state_after
 from gr2.data_pipeline.video.reader import open_video, write_video
 from gr2.errors import ConfigError, DataError, EnvironmentMissing
 from gr2.gr_model.act.loading import Assembled, assemble
@@ -103,7 +102,7 @@ def test_imagined_frames_follow_the_models_own_trajectory() -> None:
     context = make_context(model, make_batch(model.config))
     assert context.states is not None
     frames = {name: codes[:, :1] + 0 for name, codes in context.codes.items()}
-    moved = state_after(context.states[:, -1], model.act(context), 2)[:, None]
+    moved = model.config.slots.after(context.states[:, -1], model.act(context), 2)[:, None]
     slid = slide(context, frames, 1, moved)
     assert slid.states is not None and slid.state_mask is not None and bool(slid.state_mask.all())
     assert torch.equal(slid.states, moved) and moved.shape == (3, 1, 16)
@@ -129,7 +128,7 @@ def test_several_target_frames_follow_the_trajectory_step_by_step() -> None:
         model.copy_gate.bias.zero_()
         model.embed.state.weight.mul_(50)
         chunk = model.act(context)
-    ahead = torch.stack([state_after(context.states[:, -1], chunk, steps) for steps in (2, 4)], dim=1)
+    ahead = torch.stack([model.config.slots.after(context.states[:, -1], chunk, steps) for steps in (2, 4)], dim=1)
     expected = imagine_frames(model, replace(context, target_states=ahead), num_frames=2)
     got = imagine_frames(model, context, num_frames=2, frame_step=2)
     assert all(torch.equal(got[name], expected[name]) for name in got)
@@ -147,7 +146,7 @@ def shipped() -> Assembled:
 
 
 def moving_clip(file: Path, *, frames: int, fps: float, side: int = 64) -> np.ndarray:
-    """Write a video whose gray level says the time: 2 levels a frame."""
+    """Write a video whose gray level gives the time: 2 levels a frame."""
     levels = (2 * np.arange(frames, dtype=np.uint8))[:, None, None, None]
     write_video(file, np.broadcast_to(levels, (frames, side, side, 3)).copy(), fps, crf=0)
     return levels[:, 0, 0, 0]
@@ -204,7 +203,7 @@ def strip(kind: Any, levels: list[int], side: int = 64) -> Strip:
 def test_sheets_show_equal_steps_in_time_and_say_where_a_clip_ended(tmp_path: Path) -> None:
     levels = list(range(0, 250, 10))
     strips = [strip("predicted", levels), strip("real", levels[:7])]
-    write_sheet(tmp_path / "sheet.png", strips, sentence="push the block", frame_s=0.2)
+    write_sheet(tmp_path / "sheet.png", strips, text="push the block", frame_s=0.2)
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("L"))
     left = pixels.shape[1] - 9 * 98
@@ -216,11 +215,11 @@ def test_sheets_show_equal_steps_in_time_and_say_where_a_clip_ended(tmp_path: Pa
 
 
 @pytest.mark.parametrize("side", [64, 255, 300])
-def test_long_sentences_fit_videos_of_any_image_size(tmp_path: Path, side: int) -> None:
-    sentence = "pull the handle to open the drawer, then push the red block to the left until it falls"
+def test_long_texts_fit_videos_of_any_image_size(tmp_path: Path, side: int) -> None:
+    long = "pull the handle to open the drawer, then push the red block to the left until it falls"
     heights = []
-    for said in ("", "push the block", sentence):
-        write_strips(tmp_path / "video.mp4", [strip("predicted", [100, 200], side)], sentence=said, frame_s=0.5)
+    for text in ("", "push the block", long):
+        write_strips(tmp_path / "video.mp4", [strip("predicted", [100, 200], side)], text=text, frame_s=0.5)
         frames = read_frames(tmp_path / "video.mp4")
         assert len(frames) == 2 and frames.shape[2] == 2 * round(side * max(1, round(256 / side)) / 2 + 0.1)
         heights.append(frames.shape[1])

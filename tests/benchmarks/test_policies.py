@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pybullet
@@ -16,10 +18,13 @@ from model_cases import make_model, small_config
 from gr2.benchmarks.calvin.episodes import task_start
 from gr2.benchmarks.calvin.suite import CalvinSuite, EvaluationConfig
 from gr2.benchmarks.playtable.environment import PlayTable
+from gr2.benchmarks.rollout import rollout
 from gr2.benchmarks.simulation.control import make_control
 from gr2.benchmarks.simulation.episodes import run_task
+from gr2.benchmarks.simulation.fit import check_fit
 from gr2.benchmarks.simulation.jobs import Job, run_jobs
 from gr2.contracts import ActionTrajectory, Observation
+from gr2.embodiment import TOOL_ARM, Embodiment, Signal
 from gr2.errors import DataError, EnvironmentMissing, Gr2Error, PolicyError
 from gr2.gr_model.act.opening import open_policy, policy_maker
 from gr2.gr_model.act.policy import GR2Policy, act_together
@@ -159,15 +164,15 @@ def test_an_evaluation_leaves_no_simulator_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "message"),
     [
         ("Nan", "act.. failed.*expected finite numbers"),
         ("Silent", "expected act.. to return an ActionTrajectory, got NoneType"),
     ],
 )
-def test_a_wrong_answer_is_named(user_file: Path, name: str, sentence: str) -> None:
+def test_a_wrong_answer_is_named(user_file: Path, name: str, message: str) -> None:
     policy = open_policy(f"{user_file}:{name}")
-    with pytest.raises(PolicyError, match=sentence):
+    with pytest.raises(PolicyError, match=message):
         policy.act(observation())
 
 
@@ -178,7 +183,7 @@ def test_a_policy_that_answers_too_few_is_named(user_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "message"),
     [
         ("NoAct", "without act"),
         ("Picky", "must work without arguments"),
@@ -186,8 +191,8 @@ def test_a_policy_that_answers_too_few_is_named(user_file: Path) -> None:
         ("Missing", "found none there"),
     ],
 )
-def test_what_is_no_policy_is_refused(user_file: Path, name: str, sentence: str) -> None:
-    with pytest.raises(PolicyError, match=sentence):
+def test_what_is_no_policy_is_refused(user_file: Path, name: str, message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
         open_policy(f"{user_file}:{name}")
 
 
@@ -229,12 +234,12 @@ def small_policy() -> GR2Policy:
         n = grids["static"][0] * grids["static"][1]
         return frames.reshape(len(frames), -1)[:, :n].astype(np.int64) % model.config.codebook_size
 
-    def encode_text(sentences: object) -> tuple[np.ndarray, np.ndarray]:
-        words = [str(s).split() for s in sentences]  # type: ignore[attr-defined]
+    def encode_text(texts: object) -> tuple[np.ndarray, np.ndarray]:
+        words = [str(s).split() for s in texts]  # type: ignore[attr-defined]
         features = np.zeros((len(words), model.config.text_length, model.config.text_dim), np.float32)
         mask = np.zeros(features.shape[:2], bool)
-        for row, sentence in enumerate(words):
-            for column, word in enumerate(sentence[: model.config.text_length]):
+        for row, text in enumerate(words):
+            for column, word in enumerate(text[: model.config.text_length]):
                 features[row, column] = len(word)
                 mask[row, column] = True
         return features, mask
@@ -270,7 +275,7 @@ def test_acting_together_equals_acting_alone() -> None:
 def test_a_pass_that_fails_is_not_remembered() -> None:
     good, bad = small_policy(), small_policy()
 
-    def no_words(sentences: object) -> tuple[np.ndarray, np.ndarray]:
+    def no_words(texts: object) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("no words")
 
     bad.encode_text = no_words
@@ -339,6 +344,61 @@ def test_an_evaluation_closes_the_users_policy(user_file: Path, tmp_path: Path) 
     )  # fmt: skip
     run_jobs(config, [Job(control="calvin", kind="open_drawer", index=0)], "none", tmp_path)
     assert sys.modules["gr2_user_policy_mine"].Tidy.events == ["act", "close"]
+
+
+def test_a_server_states_the_robot_of_its_policy(address: str, user_file: Path) -> None:
+    policy = RemotePolicy(address)
+    assert policy.embodiment == small_policy().embodiment
+    policy.close()
+    server = PolicyServer(policy_maker(f"{user_file}:Still"))
+    assert server.embodiment is None
+    server.close()
+
+
+def other_robot() -> Embodiment:
+    joints = (Signal(name="joint_positions", width=6, kind="joint_position"),)
+    return Embodiment(name="so101", cameras=("static",), state=joints, action=joints, control_hz=30.0)
+
+
+def test_a_policy_of_another_robot_is_refused(world: PlayTable) -> None:
+    policy = small_policy()
+    check_fit(policy, world)
+    model = policy.model
+    for robot, sentence in (
+        (
+            other_robot(),
+            r"signals of .*, got a policy trained on so101 \(state signal joint_positions",
+        ),
+        (replace(TOOL_ARM, cameras=("wrist", "front")), r"one of the cameras static, gripper .* sees wrist, front"),
+    ):
+        policy.model = SimpleNamespace(config=replace(model.config, embodiment=robot))  # type: ignore[assignment]
+        with pytest.raises(PolicyError, match=sentence):
+            check_fit(policy, world)
+    policy.model = SimpleNamespace(config=replace(model.config, embodiment=replace(TOOL_ARM, control_hz=10.0)))  # type: ignore[assignment]
+    check_fit(policy, world)
+
+
+def test_an_evaluation_refuses_another_robot_before_any_episode(tmp_path: Path) -> None:
+    file = tmp_path / "stranger.py"
+    robot = f"Embodiment.from_dict({other_robot().to_dict()!r})"
+    file.write_text(f"""
+from gr2.embodiment import Embodiment
+
+class Stranger:
+    embodiment = {robot}
+    def reset(self):
+        raise AssertionError("an episode began")
+    def act(self, observation):
+        raise AssertionError("an episode began")
+""")
+    config = EvaluationConfig(
+        policy=f"{file}:Stranger", weights="", scene="D", calvin_root="", executed_steps=5, max_steps=5, image_px=16,
+        renderer="tiny", fast_drawing=False, backend="gr2", seed=0,
+    )  # fmt: skip
+    with pytest.raises(PolicyError, match="got a policy trained on so101"):
+        run_jobs(config, [Job(control="calvin", kind="open_drawer", index=0)], "none", tmp_path)
+    with pytest.raises(PolicyError, match="got a policy trained on so101"):
+        rollout(policy=f"{file}:Stranger", tasks="open_drawer", control="calvin", out=tmp_path / "rollout.mp4")
 
 
 def test_a_server_says_what_is_wrong(address: str) -> None:

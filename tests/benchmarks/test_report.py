@@ -40,7 +40,7 @@ TASKS = [
     "push_pink_block_left",
     "push_pink_block_right",
 ]
-SENTENCES = (
+INSTRUCTIONS = (
     "open the drawer",
     "push the <red> block to the left",
     "turn on the light bulb",
@@ -164,7 +164,7 @@ def _video_metrics(rng: np.random.Generator) -> dict[str, object]:
 def _write_episodes(folder: Path, rng: np.random.Generator, episodes: int) -> None:
     records = []
     for index in range(episodes):
-        record = {"instruction": SENTENCES[index % 4], "task": TASKS[index], "camera": "static"}
+        record = {"instruction": INSTRUCTIONS[index % 4], "task": TASKS[index], "camera": "static"}
         for role, frames in (("predicted", 8), ("real", 8), ("rollout", 12)):
             image = np.full((frames, 64, 64, 3), (196, 178, 150), dtype=np.uint8)
             image[:, 40:] = (120, 98, 80)

@@ -21,7 +21,7 @@ TARGETS = {"left": -0.2, "right": 0.2}
 
 
 class PointSimulator:
-    """A tool without an arm that jumps where it is told; a task is done at its target."""
+    """A tool without an arm that jumps where it is commanded; a task is done at its target."""
 
     name, cameras, control_hz = "point", ("eye",), 10.0
 

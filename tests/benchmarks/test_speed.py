@@ -56,7 +56,7 @@ def no_transformers(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"only": "trainin"}, "did you mean 'training'"),
         ({"only": " , "}, "got nothing"),
@@ -65,8 +65,8 @@ def no_transformers(monkeypatch):
         ({"seconds": float("nan")}, "positive rounds"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(options, says):
-    with pytest.raises(ConfigError, match=says):
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
         speed(**options)
 
 
@@ -85,8 +85,8 @@ def test_command_times_what_it_is_asked_for(tmp_path, capsys, no_transformers):
     assert found["training_bars"] == []
     assert not {"metrics", "generation"} & set(found)
     assert found["encoding"][OUR_VQGAN]["rate"]["median"] > 0
-    said = capsys.readouterr().out
-    assert said.count("the package transformers is missing") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("the package transformers is missing") == 1
     assert main(["benchmark", "speed", "--only", "nothing"]) == 1
     assert set(PARTS) == {"control", "training", "generation", "tokenizer"}
 
@@ -170,7 +170,7 @@ def test_generation_is_measured_with_or_without_huggingface():
     assert set(table.rows) == {RASTER, MASKED} | ({GENERATE} if present else set())
     (wall, low, high), processor = table.ratio(MASKED, RASTER)
     assert low <= wall <= high
-    assert min(wall, processor[0]) > 1, "two passes are faster than one for each of 33 positions"
+    assert min(wall, processor[0]) > 1, "two decoding steps are faster than one for each of 33 positions"
     assert "32 to predict, 1 codes each" in notes[0] and "cut" not in notes[0]
 
 
@@ -195,9 +195,9 @@ def test_trained_model_is_timed_with_and_without_drafts(tmp_path, capsys):
     assert main([*time, "--policy", str(tmp_path / "raster"), "--json", str(out)]) == 0
     found = json.loads(out.read_text(encoding="utf-8"))
     assert set(found["generation"]) - {GENERATE} == {RASTER, DRAFTED, MASKED}
-    said = {bar["what"] for bar in found["generation_bars"]}
-    assert said >= {f"{MASKED} over {RASTER}", f"{MASKED} over {DRAFTED}"}
-    note = re.search(r"6 clips; with drafts ([0-9.]+) passes a frame and ([0-9.]+) %", found["notes"][0])
+    printed = {bar["what"] for bar in found["generation_bars"]}
+    assert printed >= {f"{MASKED} over {RASTER}", f"{MASKED} over {DRAFTED}"}
+    note = re.search(r"6 clips; with drafts ([0-9.]+) steps a frame and ([0-9.]+) %", found["notes"][0])
     assert note is not None
     assert 0 < float(note[1]) <= 33
     assert float(note[2]) > 99

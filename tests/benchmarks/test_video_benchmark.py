@@ -18,7 +18,7 @@ from gr2.benchmarks.video.compare import CLIP_FEATURES, FRAME_FEATURES, Measures
 from gr2.benchmarks.video.frechet import estimate_frechet
 from gr2.benchmarks.video.likelihood import clip_losses, codes_per_frame, other_group, shuffle_controls
 from gr2.benchmarks.video.originals import original_frames
-from gr2.benchmarks.video.predictions import sampled_codes, set_sentences
+from gr2.benchmarks.video.predictions import sampled_codes, set_captions
 from gr2.benchmarks.video.run import benchmark
 from gr2.benchmarks.video.scores import summarize
 from gr2.benchmarks.video.tables import steps_ahead
@@ -31,6 +31,7 @@ from gr2.gr_model.cli import main
 from gr2.gr_model.model.normalization import measure_statistics
 from gr2.gr_model.model.objectives import evaluation_metrics
 from gr2.gr_model.model.sampling import SamplingConfig
+from gr2.gr_model.model.texts import TextTable
 from gr2.gr_model.model.world_model import WorldModel
 from gr2.gr_model.train.tokenizer_stages import tokens
 
@@ -210,7 +211,7 @@ def test_video_features_see_the_context_in_best_of_n_alone(
 
 def test_samples_do_not_depend_on_the_batch(corpus: Path, parts: Assembled) -> None:
     _, clips = clips_of(corpus, parts, num_clips=4, num_frames=2)
-    set_sentences(parts, clips)
+    set_captions(parts, clips)
     drawn = SamplingConfig(temperature=1.0, top_k=100, seed=3)
     whole = sampled_codes(parts, clips, sampling=drawn, samples=2, batch_size=4)["static"]
     pieces = sampled_codes(parts, clips, sampling=drawn, samples=2, batch_size=3)["static"]
@@ -218,10 +219,10 @@ def test_samples_do_not_depend_on_the_batch(corpus: Path, parts: Assembled) -> N
     assert not np.array_equal(whole[:, 0], whole[:, 1])
 
 
-def clips_from(batch: dict[str, Any], context: int, sentences: int = 4) -> VideoClips:
+def clips_from(batch: dict[str, Any], context: int, captions: int = 4) -> VideoClips:
     size, frames = batch["frame_mask"].shape
     return VideoClips(
-        batch=batch, sentences=tuple(f"sentence {i}" for i in range(sentences)), episodes=np.arange(size),
+        batch=batch, captions=tuple(f"caption {i}" for i in range(captions)), episodes=np.arange(size),
         anchors=np.zeros(size, int), context=context, num_frames=frames - context, frame_step=1,
     )  # fmt: skip
 
@@ -282,7 +283,7 @@ def test_a_shuffle_moves_as_many_as_it_can_beside_a_majority() -> None:
 
 
 def spoken_batch(config: Any, size: int) -> dict[str, Any]:
-    """Make clips whose next frame is one of four images, the one that the sentence names; contexts are alike."""
+    """Make clips whose next frame is one of four images, the one that the caption names; contexts are alike."""
     batch = make_batch(config, size=size)
     for camera, codes in batch["codes"].items():
         images = torch.randint(config.codebook_size, (4, codes.shape[-1]), generator=torch.Generator().manual_seed(7))
@@ -310,7 +311,7 @@ def test_shuffled_captions_cost_nothing_where_the_text_says_nothing() -> None:
     moved = shuffle_controls(model, clips_from(batch, 1))[0].gap
     assert moved.low < 0 < moved.high and moved.high - moved.low > 1e-4
     features, mask = make_texts(model.config)
-    model.set_texts(torch.zeros_like(features), torch.ones_like(mask))  # all sentences are alike to it
+    model.set_texts(TextTable(torch.zeros_like(features), torch.ones_like(mask)))  # all captions are alike to it
     blind = shuffle_controls(model, clips_from(batch, 1))[0].gap
     assert blind.low <= 0 <= blind.high and abs(blind.value) < 1e-6
 
@@ -327,7 +328,7 @@ def test_states_and_actions_are_shuffled_for_a_model_that_acts() -> None:
     batch = make_batch(config, size=16)
     model = acting(make_model(config), batch)
     batch["states"][:, 0], batch["text_id"] = batch["states"][0, 0], torch.zeros(16, dtype=torch.long)
-    for codes in batch["codes"].values():  # the next frame shows where the robot will be, and nothing else tells
+    for codes in batch["codes"].values():  # the next frame shows where the robot will be, and nothing else shows it
         codes[:, 0] = 3
         codes[:, 1] = (batch["states"][:, 1, :1] > 0).long() * 5
     fit(model, batch, steps=80)

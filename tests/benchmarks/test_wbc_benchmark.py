@@ -228,10 +228,10 @@ def test_limits_are_judged_tick_by_tick() -> None:
     q = np.tile(ROBOT.home, (5, 1))
     q[1:, 0] += step * np.array([1.0, 2.0, 3.0, 4.0])
     quiet = evaluate(ROBOT, case, ran(q, ("track",) * 4), "x")
-    told = evaluate(ROBOT, case, ran(q, ("emergency_brake", "track", "track", "track")), "x")
+    emergency = evaluate(ROBOT, case, ran(q, ("emergency_brake", "track", "track", "track")), "x")
     assert quiet.acceleration_violations == 1 and quiet.acceleration_ratio == pytest.approx(2.0)
-    assert told.acceleration_violations == 0 and told.emergency_violations == 0
-    assert any("acceleration" in fault for fault in broken(quiet)) and broken(told) == []
+    assert emergency.acceleration_violations == 0 and emergency.emergency_violations == 0
+    assert any("acceleration" in fault for fault in broken(quiet)) and broken(emergency) == []
     q = np.tile(ROBOT.home, (5, 1))
     q[3, 1] = ROBOT.upper[1] + 0.1
     over = evaluate(ROBOT, case, ran(q), "x")
@@ -354,8 +354,8 @@ def test_a_broken_limit_is_the_status_and_names_the_case(
 ) -> None:
     monkeypatch.setattr(run, "drive", partial(drive, make=Leaping))
     assert main(["benchmark", "wbc", str(file), "--noise-seeds", "0"]) == 1
-    said = capsys.readouterr().err
-    assert "broken: 00_lift: velocity" in said and "broken: ball: velocity" in said
+    printed = capsys.readouterr().err
+    assert "broken: 00_lift: velocity" in printed and "broken: ball: velocity" in printed
 
 
 def test_bad_arguments_end_in_one_sentence(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -370,8 +370,8 @@ def test_bad_arguments_end_in_one_sentence(file: Path, tmp_path: Path, capsys: p
         (["wbc", "track", str(file), "--robot", "r2d2"], "there is no robot"),
     ):
         assert main(argv) == 1
-        said = capsys.readouterr().err
-        assert words in said and said.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert words in printed and printed.count("\n") == 1
 
 
 def test_pybullet_follows_the_lift_and_a_missing_peer_is_named(

@@ -14,7 +14,7 @@ from gr2.cvae_head.cvae import COLLAPSED_KL, CVAEConfig, CVAEHead
 from gr2.cvae_head.diffusion import cosine_schedule
 from gr2.cvae_head.head import ChunkShape, TrajectoryHead
 from gr2.cvae_head.kinds import HeadConfig, HeadOptions, head_config_from_dict, make_head
-from gr2.cvae_head.losses import kl_between_normals, kl_to_standard_normal
+from gr2.cvae_head.losses import continuous_loss, kl_between_normals, kl_to_standard_normal, masked_mean
 from gr2.cvae_head.networks import time_features
 from gr2.cvae_head.regression import RegressionConfig
 from gr2.cvae_head.tokens import TokensConfig, TokensHead
@@ -187,8 +187,8 @@ def test_tokens_follow_their_distribution() -> None:
     with torch.no_grad():
         head.logits.weight.zero_()
         head.logits.bias.copy_(torch.tensor([0.1, 0.4, 0.3, 0.2]).log())
-        tokens = head.draw(torch.zeros(4000, 16), torch.randn(4000, generator=torch.Generator().manual_seed(0)))
-        assert int(head.draw(torch.zeros(1, 16), None)) == 1  # the median
+        tokens = head.sample_token(torch.zeros(4000, 16), torch.randn(4000, generator=torch.Generator().manual_seed(0)))
+        assert int(head.sample_token(torch.zeros(1, 16), None)) == 1  # the median
     shares = torch.bincount(tokens, minlength=4) / 4000
     torch.testing.assert_close(shares, torch.tensor([0.1, 0.4, 0.3, 0.2]), atol=0.03, rtol=0)
 
@@ -222,3 +222,12 @@ def test_two_ways_round_a_tree(name: str) -> None:
 
 def test_the_tree_stands_in_the_way() -> None:
     assert TREE.distance(np.zeros((1, 3, 2)) + [[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])[0] < 0 < COLLAPSED_KL
+
+
+def test_masked_steps_do_not_count() -> None:
+    predicted, target = torch.randn(3, 4, 6), torch.randn(3, 4, 6)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]).bool()[..., None].expand(3, 4, 6)
+    before = continuous_loss(predicted, target, mask, "smooth_l1")
+    predicted = torch.where(mask, predicted, predicted + 100)
+    assert continuous_loss(predicted, target, mask, "smooth_l1") == before
+    assert masked_mean(torch.ones(2, 2), torch.zeros(2, 2).bool()) == 0

@@ -10,7 +10,6 @@ from scipy.spatial.transform import Rotation
 from gr2.contracts import ActionTrajectory, JointTrajectory, SignalTrajectory
 from gr2.cvae_head.rotations import from_quaternion, to_quaternion
 from gr2.cvae_head.signals import SignalCoding, coding_of, place_chunk
-from gr2.cvae_head.trajectory import chunk_targets, state_after, state_features
 from gr2.embodiment import TOOL_ARM, Embodiment, Signal
 from gr2.errors import ShapeError
 
@@ -76,15 +75,58 @@ def test_rotations_come_back_from_every_convention(convention: str) -> None:
 
 
 def test_the_usual_arm_is_coded_as_in_the_first_release() -> None:
+    """Distance, rotation vector of `R_target R_current^T` and gripper; columns of the rotation matrix as features."""
     states, actions = numbers(TOOL_ARM.state, 20, 1), numbers(TOOL_ARM.action, 60, 2).reshape(20, 3, 8)
     coding = coding_of(TOOL_ARM)
     assert (coding.num_features, coding.width, coding.shape(3).binary) == (11, 7, (6,))
-    np.testing.assert_array_equal(coding.features(states), state_features(states))
-    np.testing.assert_array_equal(coding_of(TOOL_ARM, True).features(states), state_features(states, joints=True))
+    columns = Rotation.from_quat(states[:, 3:7]).as_matrix()[:, :, :2].transpose(0, 2, 1).reshape(20, 6)
+    features = np.concatenate([states[:, :3], columns, states[:, 7:9]], axis=1)
+    np.testing.assert_allclose(coding.features(states), features, atol=1e-12)
+    with_joints = np.concatenate([features, states[:, 9:]], axis=1)
+    np.testing.assert_allclose(coding_of(TOOL_ARM, True).features(states), with_joints, atol=1e-12)
     chunk = coding.encode(states, actions)
-    np.testing.assert_array_equal(chunk, chunk_targets(states, actions))
-    np.testing.assert_allclose(coding.after(states, chunk, 2), state_after(states, chunk, 2), atol=1e-12)
+    for i, j in np.ndindex(20, 3):
+        turn = Rotation.from_quat(actions[i, j, 3:7]) * Rotation.from_quat(states[i, 3:7]).inv()
+        np.testing.assert_allclose(chunk[i, j, 3:6], turn.as_rotvec(), atol=1e-9)
+    np.testing.assert_allclose(chunk[..., :3], actions[..., :3] - states[:, None, :3])
+    np.testing.assert_array_equal(chunk[..., 6], actions[..., 7])
+    after = coding.after(states, chunk, 2)
+    np.testing.assert_allclose(after[:, :3], actions[:, 1, :3], atol=1e-12)
+    np.testing.assert_allclose(np.abs((after[:, 3:7] * actions[:, 1, 3:7]).sum(-1)), 1, atol=1e-12)
+    np.testing.assert_allclose(after[:, 7], 0.5 * (states[:, 7] + actions[:, 1, 7]), atol=1e-12)
+    np.testing.assert_array_equal(after[:, 8:], np.concatenate([actions[:, 1, 7:], states[:, 9:]], axis=1))
     assert coding.read_columns == tuple(range(9))
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-5, 1e-3, 1.0, np.pi - 1e-6])
+def test_rotation_of_any_size_survives(angle: float) -> None:
+    state, action = np.zeros(16), np.zeros((1, 8))
+    state[6] = 1
+    action[0, 3:7] = Rotation.from_rotvec([0, angle, 0]).as_quat()
+    chunk = coding_of(TOOL_ARM).encode(state, action)
+    np.testing.assert_allclose(chunk[0, 3:6], [0, angle, 0], rtol=1e-6, atol=1e-12)
+
+
+def test_signs_of_quaternions_do_not_matter() -> None:
+    states, actions = numbers(TOOL_ARM.state, 50, 5), numbers(TOOL_ARM.action, 100, 6).reshape(50, 2, 8)
+    flipped_states, flipped_actions = states.copy(), actions.copy()
+    flipped_states[:, 3:7] *= -1
+    flipped_actions[..., 3:7] *= -1
+    coding = coding_of(TOOL_ARM)
+    np.testing.assert_allclose(coding.features(states), coding.features(flipped_states))
+    flipped = coding.encode(flipped_states, flipped_actions)
+    np.testing.assert_allclose(coding.encode(states, actions), flipped, atol=1e-9)
+
+
+def test_a_placed_chunk_gives_the_tool_poses_back() -> None:
+    states, actions = numbers(TOOL_ARM.state, 10, 7), numbers(TOOL_ARM.action, 40, 8).reshape(10, 4, 8)
+    coding = coding_of(TOOL_ARM)
+    for state, action in zip(states, actions, strict=True):
+        trajectory = place_chunk(coding, coding.encode(state, action), state, dt=1 / 30, start_time=2.0)
+        assert isinstance(trajectory, ActionTrajectory) and trajectory.start_time == 2.0
+        np.testing.assert_allclose(trajectory.positions, action[:, :3], atol=1e-6)
+        np.testing.assert_allclose(np.abs((trajectory.quaternions * action[:, 3:7]).sum(-1)), 1, atol=1e-6)
+        np.testing.assert_array_equal(trajectory.gripper, action[:, 7])
 
 
 @pytest.mark.parametrize("robot", [TOOL_ARM, ARM, EULER, DELTA], ids=lambda robot: robot.name)

@@ -1,4 +1,4 @@
-"""Specs of datasets, and episodes kept as npz files: every form of image gives the same pixels, or says why not."""
+"""Specs of datasets, and episodes as npz files: every form of image gives the same pixels, or the reason why not."""
 
 import pickle
 import zipfile
@@ -138,7 +138,7 @@ def test_damaged_files_are_a_problem(tmp_path: Path) -> None:
         header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999, 9), }"
         members.writestr("image.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     (record,) = ArraysSource(tmp_path)
-    assert "less than its shape says" in record.problem
+    assert "less than its shape states" in record.problem
 
 
 @needs_samples

@@ -38,7 +38,7 @@ LANGUAGE = Path("lang_annotations") / "auto_lang_ann.npy"
 
 
 def write_split(path: Path, num_frames: int = 60, gap: int = 40) -> CalvinSplit:
-    """Write two ranges of frames with a moving arm; the first half of the first range has a sentence."""
+    """Write two ranges of frames with a moving arm; the first half of the first range has an instruction."""
     rng = np.random.default_rng(0)
     robot = np.zeros((num_frames + 1, 15))
     robot[:, :3] = [0.0, -0.2, 0.55] + np.cumsum(rng.normal(0, 0.004, (num_frames + 1, 3)), 0)
@@ -53,11 +53,13 @@ def write_split(path: Path, num_frames: int = 60, gap: int = 40) -> CalvinSplit:
         }
         frame |= {"robot_obs": robot[i], "actions": actions[i], "rel_actions": relative[i]}
         assert writer.write_frame(frame) == i
-    sentence = Annotation(start=0, stop=gap // 2, sentence="open the drawer", task="open_drawer")
+    instruction = Annotation(start=0, stop=gap // 2, instruction="open the drawer", task="open_drawer")
     statistics = RunningStatistics()
     for piece in (slice(0, gap), slice(gap, num_frames)):
         statistics.add(robot[piece], rng.normal(size=(len(actions[piece]), 24)), actions[piece])
-    writer.finish([(0, gap - 1), (gap, num_frames - 1)], [sentence], {"A": (0, num_frames - 1)}, statistics.as_dict())
+    writer.finish(
+        [(0, gap - 1), (gap, num_frames - 1)], [instruction], {"A": (0, num_frames - 1)}, statistics.as_dict()
+    )
     return CalvinSplit(path)
 
 
@@ -156,7 +158,7 @@ def test_a_wrong_scene_file_is_overruled_and_named(tmp_path: Path) -> None:
     assert "scene_info" in {problem["reason"] for problem in inspect_calvin(tmp_path)["problems"]}
 
 
-def test_sentences_of_another_dataset_are_refused(tmp_path: Path) -> None:
+def test_instructions_of_another_dataset_are_refused(tmp_path: Path) -> None:
     found = write_split(tmp_path / "training")
     content = load_pickled_array(found.path / LANGUAGE)
     content["info"]["indx"] = [(35, 60)]
@@ -211,7 +213,7 @@ def test_demonstrations_are_recorded_in_this_layout(tmp_path: Path) -> None:
     found = CalvinSplit(out)
     assert done["labeled"] == len(found.annotations) == len(found.ranges) > 2
     for a, (first, last) in zip(found.annotations, found.ranges.tolist(), strict=True):
-        assert (a.start, a.stop) == (first, last + 1) and a.sentence and a.task in options["tasks"]
+        assert (a.start, a.stop) == (first, last + 1) and a.instruction and a.task in options["tasks"]
         robot, actions = found.column("robot_obs", first, last + 1), found.column("actions", first, last + 1)
         assert np.array_equal(actions[:-1], absolute_actions(robot))
         assert np.array_equal(found.column("rel_actions", first, last + 1), relative_actions(actions, robot))

@@ -34,7 +34,7 @@ from gr2.gr_model.cli import main
 
 QUICK = AskConfig(attempts=4, first_wait_seconds=0.01, timeout_seconds=20)
 LEVELS = 12
-"""Frames of a clip; each is of one gray level, so that the server can tell clip and frame from the image."""
+"""Frames of a clip; each is of one gray level, so that the server can infer clip and frame from the image."""
 
 
 def gray_of(clip: int, frame: int) -> int:
@@ -65,7 +65,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class FakeServer:
-    """What a test says and sees of the server.
+    """What a test sets and sees of the server.
 
     reply: request number, request -> status, body, headers.
     """
@@ -143,7 +143,7 @@ def text_of(request: dict) -> str:
 
 
 def frames_of(request: dict) -> list[tuple[int, int]]:
-    """Tell (clip, frame) of every image of a request from its gray level."""
+    """Return (clip, frame) of every image of a request from its gray level."""
     levels = [round((float(np.asarray(image).mean()) - 20) / 3) for image in images_of(request)]
     return [divmod(level, LEVELS) for level in levels]
 
@@ -198,7 +198,7 @@ def test_each_window_is_shown_as_it_is_and_gets_its_own_answer(shards: Path, tmp
     assert manifest["parameters"] | wanted == manifest["parameters"]
 
 
-def test_videos_and_steps_keep_their_bytes_and_tokens_take_the_new_sentence(shards: Path, tmp_path: Path) -> None:
+def test_videos_and_steps_keep_their_bytes_and_tokens_take_the_new_caption(shards: Path, tmp_path: Path) -> None:
     with serve(describe) as server:
         caption(shards=str(shards), out=tmp_path / "out", model="fake", endpoint=server.url, ask=QUICK)
     for old, new in zip(list_shards(shards), list_shards(tmp_path / "out"), strict=True):

@@ -10,7 +10,13 @@ import torch
 from gr2.contracts import Episode
 from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.curation.ingest import write_video_shards
-from gr2.data_pipeline.loading.augment import UNCHANGED, Augmentation, AugmentConfig, augment_frames, draw_augmentation
+from gr2.data_pipeline.loading.augment import (
+    UNCHANGED,
+    Augmentation,
+    AugmentConfig,
+    augment_frames,
+    sample_augmentation,
+)
 from gr2.data_pipeline.loading.clip_windows import ClipWindows
 from gr2.data_pipeline.loading.loader import BatchLoader, LoaderConfig
 from gr2.data_pipeline.store.episodes import write_episode
@@ -114,7 +120,7 @@ def test_augmented_stream_resumes_with_other_workers(shards: list[Path]) -> None
 def test_all_frames_and_cameras_of_a_clip_change_alike() -> None:
     rng = np.random.default_rng(3)
     for _ in range(20):
-        change = draw_augmentation(AugmentConfig(min_crop=0.5), rng)
+        change = sample_augmentation(AugmentConfig(min_crop=0.5), rng)
         left, top, right, bottom = change.box
         assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
         assert (right - left) == pytest.approx(bottom - top) and 0.5 - 1e-9 <= (right - left) ** 2 <= 1

@@ -1,4 +1,4 @@
-"""The captioned-video corpora: what a reader yields is what the annotations say, whatever state they are in."""
+"""The captioned-video corpora: what a reader yields is what the annotations hold, whatever state they are in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from gr2.data_pipeline.readers import corpus_files
 from gr2.data_pipeline.readers.corpus_files import index_videos, json_entries
-from gr2.data_pipeline.readers.ego4d import Ego4dSource, mean_gap, plain_sentence
+from gr2.data_pipeline.readers.ego4d import Ego4dSource, mean_gap, plain_caption
 from gr2.data_pipeline.readers.epic import EpicSource, find_epic, seconds_of
 from gr2.data_pipeline.readers.howto100m import (
     HowTo100mSource,
@@ -543,7 +543,7 @@ def test_ego4d_without_whole_narrations_is_refused(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
-def test_narrations_become_plain_sentences() -> None:
+def test_narrations_become_plain_captions() -> None:
     for marked, plain in (
         ("#C C picks up a cup", "C picks up a cup"),
         ("#c c  opens the  door. ", "C opens the door."),
@@ -555,7 +555,7 @@ def test_narrations_become_plain_sentences() -> None:
         ("#", ""),
         ("plays in C # major", "plays in C major"),
     ):
-        assert plain_sentence(marked) == plain
+        assert plain_caption(marked) == plain
     assert mean_gap({"one": narrated((5.0, "x")), "two": narrated((9.0, "a"), (1.0, "b"), (2.0, "c"))}) == 4.0
     assert mean_gap({"one": None, "two": narrated((5.0, "x"))}) == 0.0
 
@@ -581,8 +581,8 @@ def test_speech_windows_keep_their_laws() -> None:
         assert all(2.0 - 1e-9 <= window.stop - window.start <= 10.0 + 1e-9 for window in windows)
         assert all(a.stop <= b.start for a, b in itertools.pairwise(windows))
         assert {window.start for window in windows} <= {line.start for line in lines}
-        said = [word for window in windows for word in window.text.split()]
-        assert list(dict.fromkeys(said)) == [f"w{i}" for i in range(len(lines) + 2)]
+        words = [word for window in windows for word in window.text.split()]
+        assert list(dict.fromkeys(words)) == [f"w{i}" for i in range(len(lines) + 2)]
 
 
 def spans(*times: tuple[float, float]) -> list[tuple[float, float]]:

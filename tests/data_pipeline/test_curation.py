@@ -196,7 +196,7 @@ def start_curation(shards: Path, out: Path, *options: str) -> subprocess.Popen[b
 
 
 def kill_and_resume(shards: Path, out: Path, after_s: float, *options: str) -> bool:
-    """Kill a curation after some seconds, run it again to its end, and tell whether the kill met it at work."""
+    """Kill a curation after some seconds, run it again to its end, and return whether the kill met it at work."""
     first = start_curation(shards, out, *options)
     time.sleep(after_s)
     at_work = first.poll() is None

@@ -39,9 +39,9 @@ def encode_images(frames: np.ndarray) -> np.ndarray:
     return frames[:, 8::16, 8::16, 0].reshape(len(frames), 16).astype(np.int64)
 
 
-def encode_texts(sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Stand in for the text encoder: the length of each sentence."""
-    lengths = np.array([len(sentence) for sentence in sentences], np.float32)
+def encode_texts(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Stand in for the text encoder: the length of each text."""
+    lengths = np.array([len(text) for text in texts], np.float32)
     return np.broadcast_to(lengths[:, None, None], (len(lengths), 4, 3)), np.ones((len(lengths), 4), bool)
 
 
@@ -347,10 +347,10 @@ def test_every_real_file_is_kept_or_named(tmp_path: Path) -> None:
 
 
 @needs_samples
-@pytest.mark.parametrize(("name", "sentence"), [("rt1", "pick brown chip bag"), ("bridge", "Place the cloth")])
-def test_robot_annotations_give_sentences_states_and_actions(tmp_path: Path, name: str, sentence: str) -> None:
+@pytest.mark.parametrize(("name", "caption"), [("rt1", "pick brown chip bag"), ("bridge", "Place the cloth")])
+def test_robot_annotations_give_captions_states_and_actions(tmp_path: Path, name: str, caption: str) -> None:
     records = list(open_source(SAMPLES / name))
-    assert len(records) == 2 and any(record.caption.startswith(sentence) for record in records)
+    assert len(records) == 2 and any(record.caption.startswith(caption) for record in records)
     for record in records:
         assert record.states is not None and record.actions is not None
         assert len(record.states) == len(record.actions) and record.actions.shape[1] == 7

@@ -1,4 +1,4 @@
-"""The data report: its counts are the manifests', every reason has its row, and nothing a caption says runs."""
+"""The data report: its counts are the manifests', every reason has its row, and no code in a caption runs."""
 
 from __future__ import annotations
 
@@ -281,8 +281,8 @@ def test_rewritten_earlier_shards_are_said(chain: Path, tmp_path: Path) -> None:
         path.write_text(path.read_text().replace(str(chain), str(tmp_path / "chain")))
     write_video_shards(source=str(chain / "in"), out=tmp_path / "chain/shards", part="0/9", overwrite=True)
     report = collect_report(tmp_path / "chain/tokens", 9)
-    said = {clip.missing for sheet in report.sheets if sheet.stage == "curated_shards" for clip in sheet.clips}
-    assert any("any more" in words or "written anew" in words for words in said)
+    reasons = {clip.missing for sheet in report.sheets if sheet.stage == "curated_shards" for clip in sheet.clips}
+    assert any("any more" in words or "written again" in words for words in reasons)
 
 
 def test_folders_without_a_finished_stage_are_refused(chain: Path, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_lists_without_names_are_none() -> None:
 
 
 def described(spec: EpisodeSpec, num_states: int, num_actions: int, /, **columns: Column) -> Embodiment:
-    """Return what a spec and columns tell of steps of some width."""
+    """Return what a spec and columns state about steps of some width."""
     signals = RobotSignals(spec=spec, robot="r", where="here", columns=columns)
     found = signals.embodiment(np.zeros((2, num_states)), np.zeros((2, num_actions)), 10.0)
     assert found is not None
@@ -165,10 +165,10 @@ def test_what_nobody_tells_is_unknown() -> None:
     assert found.state == (Signal(name="state", width=5),)
     assert found.action == (Signal(name="action", width=4, reference="unknown"),)
     assert found.action[0].unknown(is_action=True) == ["what the numbers are", "absolute or delta"]
-    told = described(replace(SPEC, action_kind="joint", gripper="opening", state_gripper=True), 5, 4)
-    assert shape_of(told.action) == [("joint_positions", 3, "joint_position"), ("gripper", 1, "gripper")]
-    assert shape_of(told.state) == [("state", 4, "other"), ("gripper", 1, "gripper")]
-    assert told.state[-1].unit == AS_STORED and told.action[-1].is_opening
+    signals = described(replace(SPEC, action_kind="joint", gripper="opening", state_gripper=True), 5, 4)
+    assert shape_of(signals.action) == [("joint_positions", 3, "joint_position"), ("gripper", 1, "gripper")]
+    assert shape_of(signals.state) == [("state", 4, "other"), ("gripper", 1, "gripper")]
+    assert signals.state[-1].unit == AS_STORED and signals.action[-1].is_opening
     assert described(SPEC, 0, 4).state == ()
 
 
@@ -249,7 +249,7 @@ def test_robots_of_other_widths_and_cameras_share_a_store(tmp_path: Path) -> Non
     one, two = store.embodiments
     assert (one.name, one.cameras, one.control_hz) == ("small", ("top", "wrist-left_2"), 5)
     assert (two.name, two.state_dim, two.action_dim, two.control_hz) == ("large", 6, 7, 10)
-    assert one.action[-1].binary is True and two.action[-1].binary is False  # told by the numbers
+    assert one.action[-1].binary is True and two.action[-1].binary is False  # inferred from the numbers
     assert (store.state_dim, store.action_dim) == (6, 7)
     batch = TokenWindows(store, num_frames=2, frame_step=1, chunk_length=3).gather(np.arange(4), np.array([0, 1, 0, 5]))
     assert batch["embodiment"].tolist() == [0, 0, 1, 1]
@@ -320,7 +320,7 @@ def test_tokens_of_the_first_version_of_other_robots_are_refused(tmp_path: Path)
 
 def test_a_folder_of_two_robots_needs_a_name_at_every_episode(tmp_path: Path) -> None:
     folder = write_bare_tokens(tmp_path / "mixed", [(6, 6)], {}, embodiments=[])
-    with pytest.raises(DataError, match="episodes that say which robot they are of"):
+    with pytest.raises(DataError, match="episodes that state which robot they are of"):
         TokenStore.open([folder])
 
 

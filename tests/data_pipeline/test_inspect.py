@@ -179,7 +179,7 @@ def test_slow_codec_is_advised_with_the_measured_factor(tmp_path: Path, monkeypa
         container.mux(stream.encode())
     monkeypatch.setattr(inspection, "cost_of_decoding", lambda video: 3.2)
     (line,) = advice_of(root)
-    assert line.startswith("Encode 1 videos anew, mpeg4 takes 3.2 times as long as H.264")
+    assert line.startswith("Encode 1 videos again, mpeg4 takes 3.2 times as long as H.264")
     monkeypatch.setattr(inspection, "cost_of_decoding", lambda video: 1.2)
     assert advice_of(root) == []
     assert 0.05 < cost_of_decoding(root / "clip_01.mp4") < 20
@@ -368,12 +368,12 @@ def test_each_damage_of_a_shard_is_named(tmp_path: Path, kind: int) -> None:
     content["samples"][0]["members"]["json"][0] += 512
     index.write_text(json.dumps(content))
     summary = inspect_source(source=str(folder))
-    said = [f"{e['source']} {e['detail']}" for group in summary["problems"] for e in group["examples"]]
-    assert any(first.name in s and sample["key"] in s and f"{suffix} has another checksum" in s for s in said)
-    assert any(second.name in s and "is cut off" in s for s in said)
-    assert any(second.name in s and "bytes, got 1024" in s for s in said)
-    assert any(third.name in s and "json has another checksum" in s for s in said)
-    assert any(third.name in s and "disagree on where 1 members lie" in s for s in said)
+    problems = [f"{e['source']} {e['detail']}" for group in summary["problems"] for e in group["examples"]]
+    assert any(first.name in s and sample["key"] in s and f"{suffix} has another checksum" in s for s in problems)
+    assert any(second.name in s and "is cut off" in s for s in problems)
+    assert any(second.name in s and "bytes, got 1024" in s for s in problems)
+    assert any(third.name in s and "json has another checksum" in s for s in problems)
+    assert any(third.name in s and "disagree on where 1 members lie" in s for s in problems)
     assert summary["broken"] == 3 and "Copy the damaged shards again" in summary["advice"][0]
 
 
@@ -386,13 +386,13 @@ def test_missing_tars_indexes_and_manifests_are_named(tmp_path: Path) -> None:
     assert summary["records"] == 3 and summary["broken"] == 2
     third.unlink()
     third.with_suffix(".index.json").unlink()
-    said = json.dumps(inspect_source(source=str(video))["problems"])
-    assert "the manifest names it, but neither the tar nor its index is there" in said
+    problems = json.dumps(inspect_source(source=str(video))["problems"])
+    assert "the manifest names it, but neither the tar nor its index is there" in problems
     manifest = json.loads((tokens / "manifest.json").read_text())
     (tokens / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
     (tokens / "columns/frames.npy").unlink()
-    said = json.dumps(inspect_source(source=str(tokens))["problems"])
-    assert "is not finished" in said and "frames.npy" in said
+    problems = json.dumps(inspect_source(source=str(tokens))["problems"])
+    assert "is not finished" in problems and "frames.npy" in problems
 
 
 def test_codes_outside_of_the_codebook_are_named(tmp_path: Path) -> None:

@@ -138,8 +138,8 @@ def write_v3(root: Path, fixed: bool = True, group: int | None = None, cameras: 
                 row |= {f"videos/{camera}/from_timestamp": start, f"videos/{camera}/to_timestamp": stop}
             rows.append(row)
     write_rows(root, rows)
-    sentences = pa.table({"task_index": pa.array(range(len(TASKS))), "__index_level_0__": pa.array(TASKS)})
-    pq.write_table(sentences, root / "meta/tasks.parquet")
+    instructions = pa.table({"task_index": pa.array(range(len(TASKS))), "__index_level_0__": pa.array(TASKS)})
+    pq.write_table(instructions, root / "meta/tasks.parquet")
     return root
 
 
@@ -541,7 +541,7 @@ def test_other_versions_and_broken_tables_stop_at_opening(tmp_path: Path) -> Non
     episodes, tasks = tmp_path / "meta/episodes/chunk-000/file-000.parquet", tmp_path / "meta/tasks.parquet"
     whole = episodes.read_bytes()
     pq.write_table(pa.table({"task_index": pa.array([0])}), tasks)
-    with pytest.raises(DataError, match="expected `task_index` and a column of sentences"):
+    with pytest.raises(DataError, match="expected `task_index` and a column of instructions"):
         LeRobotSource(tmp_path)
     tasks.unlink()
     assert [record.caption for record in LeRobotSource(tmp_path)] == [TASKS[0], TASKS[1]] * 2
@@ -554,7 +554,7 @@ def test_other_versions_and_broken_tables_stop_at_opening(tmp_path: Path) -> Non
     for path in (episodes.parent, episodes.parent.parent):
         path.rmdir()
     change_info(tmp_path, codebase_version="v1.6")
-    with pytest.raises(DataError, match=r"got neither \(the file says 'v1.6'\); .* convert the dataset"):
+    with pytest.raises(DataError, match=r"got neither \(the file states 'v1.6'\); .* convert the dataset"):
         LeRobotSource(tmp_path)
 
 

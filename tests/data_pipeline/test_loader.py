@@ -27,7 +27,7 @@ from gr2.embodiment import Embodiment, Signal
 from gr2.errors import ConfigError, DataError
 
 FACTS = {"codebook_size": 1000, "grid": [2, 3], "image_size": 64}
-SENTENCES = ["", "lift it", "push it"]
+TEXTS = ["", "lift it", "push it"]
 ROBOT = Embodiment(
     name="robot",
     cameras=("static", "gripper"),
@@ -37,17 +37,17 @@ ROBOT = Embodiment(
 )
 
 
-def encode_texts(sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Stand in for the text encoder: the place of each sentence in `SENTENCES`."""
-    numbers = np.array([SENTENCES.index(sentence) for sentence in sentences], np.float32)
-    return numbers[:, None, None] * np.ones((1, 4, 2), np.float32), np.ones((len(sentences), 4), bool)
+def encode_texts(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Stand in for the text encoder: the place of each text in `TEXTS`."""
+    numbers = np.array([TEXTS.index(text) for text in texts], np.float32)
+    return numbers[:, None, None] * np.ones((1, 4, 2), np.float32), np.ones((len(texts), 4), bool)
 
 
 def write_tokens(out: Path, episodes: list[dict], facts: dict = FACTS, *, texts: bool = True) -> Path:
     """Write token shards of random codes; an episode names cameras, frames, stride, steps and caption.
 
     Args:
-        texts: write the features of the sentences; without, the sentences alone.
+        texts: write the features of the texts, too.
     """
     rng = np.random.default_rng(len(episodes))
     begin_stage(out, "token_shards", {}, overwrite=False)
@@ -65,26 +65,26 @@ def write_tokens(out: Path, episodes: list[dict], facts: dict = FACTS, *, texts:
             has_steps = bool(episode["steps"])
             row = {name: episode[name] for name in ("frames", "stride", "steps", "cameras")}
             row |= {"state_dim": 5 * has_steps, "action_dim": 4 * has_steps, "code_bytes": 12}
-            row |= {"text": SENTENCES.index(episode["caption"]), "video": f"{out.name}-{i // 2}"}
+            row |= {"text": TEXTS.index(episode["caption"]), "video": f"{out.name}-{i // 2}"}
             row |= {"embodiment": 0 if has_steps else -1}
             writer.write(f"episode_{i}", members | {"json": b"{}"}, row)
             if writer.is_full:
-                writer.finish_shard({"sentences": SENTENCES, "embodiments": robots.to_list()})
-        writer.finish_shard({"sentences": SENTENCES, "embodiments": robots.to_list()})
+                writer.finish_shard({"sentences": TEXTS, "embodiments": robots.to_list()})
+        writer.finish_shard({"sentences": TEXTS, "embodiments": robots.to_list()})
     names = [shard.name for shard in finished_shards(out)]
     finish_token_shards(out, {"texts": texts}, Tally(), names, facts, encode_texts if texts else None)
     return out
 
 
 def robot_episodes(count: int, stride: int = 3) -> list[dict]:
-    """Describe labeled episodes of different lengths, every third without a sentence."""
+    """Describe labeled episodes of different lengths, every third without a text."""
     return [
         {
             "cameras": ["static", "gripper"],
             "frames": -(-(20 + 7 * i) // stride),
             "stride": stride,
             "steps": 20 + 7 * i,
-            "caption": SENTENCES[i % 3],
+            "caption": TEXTS[i % 3],
         }
         for i in range(count)
     ]
@@ -164,8 +164,8 @@ def test_windows_equal_a_slow_reference(store: TokenStore) -> None:
         assert batch["action_mask"][i].tolist() == expected["action_mask"]
         assert batch["state_mask"][i].tolist() == [f and store.num_steps[e] > 0 for f in expected["frame"]]
         text = int(batch["text_id"][i])
-        assert store.sentence(text) == (SENTENCES[e % 3] if e < 8 else "push it")
-        assert store.texts[0][text, 0, 0] == SENTENCES.index(store.sentence(text))
+        assert store.text(text) == (TEXTS[e % 3] if e < 8 else "push it")
+        assert store.text_features[0][text, 0, 0] == TEXTS.index(store.text(text))
     assert batch["codes"]["static"].dtype == torch.int64 and batch["actions"].dtype == torch.float32
     assert store.key(0).endswith("robot: episode_0") and store.key(18).endswith("web: episode_10")
 
@@ -281,7 +281,7 @@ def test_splits_divide_videos_and_labels_select_episodes(store: TokenStore) -> N
     assert videos("train") | videos("validation") == set(store.column("video").tolist())
     labeled = make_loader(store, 2, labeled_only=True)
     chosen = {episode for episode, _ in draws(labeled, len(labeled))}
-    assert chosen == {i for i in range(8) if SENTENCES[i % 3]}
+    assert chosen == {i for i in range(8) if TEXTS[i % 3]}
 
 
 def test_store_refuses_what_does_not_fit(tmp_path: Path) -> None:
@@ -311,33 +311,33 @@ def test_truncated_shard_and_broken_column_are_named(tmp_path: Path) -> None:
         TokenStore.open([folder], ["static"])
 
 
-def test_sentences_alone_give_the_same_batches_and_say_that_features_are_missing(tmp_path: Path) -> None:
+def test_texts_alone_give_the_same_batches_and_say_that_features_are_missing(tmp_path: Path) -> None:
     robot = write_tokens(tmp_path / "robot", robot_episodes(5))
     store = TokenStore.open([robot, write_tokens(tmp_path / "features/web", web_clips(4))], ["static"])
     bare = TokenStore.open([robot, write_tokens(tmp_path / "alone/web", web_clips(4), texts=False)], ["static"])
     assert store.has_text_features and not bare.has_text_features
-    assert [bare.sentence(number) for number in range(6)] == SENTENCES * 2
+    assert [bare.text(number) for number in range(6)] == TEXTS * 2
     for options in ({}, {"labeled_only": True}):
         pairs = zip(make_loader(store, 2, **options), make_loader(bare, 2, **options), strict=False)
         assert all(same(a, b) for a, b in itertools.islice(pairs, 9))
-    assert len(store.texts[0]) == 6
-    with pytest.raises(DataError, match="alone/web: expected features of the sentences, got sentences alone"):
-        _ = bare.texts
+    assert len(store.text_features[0]) == 6
+    with pytest.raises(DataError, match="alone/web: expected text features, got texts alone"):
+        _ = bare.text_features
 
 
-def test_sentences_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_texts_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     folder = write_tokens(tmp_path / "web", web_clips(2), texts=False)
     store = TokenStore.open([folder], ["static"])
     for number in (-1, 3):
-        with pytest.raises(DataError, match=f"number of a sentence below 3, got {number}"):
-            store.sentence(number)
-    data = "".join(SENTENCES).encode()
+        with pytest.raises(DataError, match=f"text_id below 3, got {number}"):
+            store.text(number)
+    data = "".join(TEXTS).encode()
     for broken, reason in ((data[:-2], "it ends after 12 bytes"), (b"\xff" * len(data), "can't decode byte 0xff")):
         (folder / "columns/sentence_bytes.npy").write_bytes(array_bytes(np.frombuffer(broken, np.uint8)))
         store = TokenStore.open([folder], ["static"])
-        assert store.sentence(0) == ""
-        with pytest.raises(DataError, match=rf"web: sentence 2 cannot be read from sentence_bytes\.npy \(.*{reason}"):
-            store.sentence(2)
+        assert store.text(0) == ""
+        with pytest.raises(DataError, match=rf"web: text 2 cannot be read from sentence_bytes\.npy \(.*{reason}"):
+            store.text(2)
 
 
 def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +361,7 @@ def test_a_shard_written_again_is_read_anew(tmp_path: Path) -> None:
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @pytest.fixture

@@ -182,7 +182,8 @@ def test_normalizer_inverts_and_leaves_grippers_and_constants(mode: str) -> None
 
 def test_buffers_of_the_model_are_what_they_were() -> None:
     """They are numpy's mean and deviation, 1 where that is under 1e-5, of each step of a chunk, bit for bit."""
-    from gr2.cvae_head.trajectory import chunk_targets, state_features
+    from gr2.cvae_head.signals import coding_of
+    from gr2.embodiment import TOOL_ARM
 
     states = np.stack([random_steps(60, seed)[0][:40] for seed in range(20)]).reshape(-1, 16).astype(np.float64)
     actions = np.stack([random_steps(60, seed)[1][i : i + 10] for seed in range(20) for i in range(40)]).astype(
@@ -190,7 +191,8 @@ def test_buffers_of_the_model_are_what_they_were() -> None:
     )
     mask = np.arange(10)[None] < np.arange(800)[:, None] % 11 + 1
     got = measure_statistics(states, actions, mask)
-    features, poses = state_features(states), chunk_targets(states, actions)[..., :6]
+    coding = coding_of(TOOL_ARM)
+    features, poses = coding.features(states), coding.encode(states, actions)[..., :6]
     deviation = features.std(axis=0)
     assert got.state_mean == tuple(features.mean(axis=0).tolist())
     assert got.state_std == tuple(np.where(deviation < 1e-5, 1.0, deviation).tolist())
@@ -235,7 +237,7 @@ def test_faults_are_found_with_their_record(tmp_path: Path, capsys: pytest.Captu
     assert "WARNING" in printed and "WRAPS 114" in printed and "gripper, unchanged" in printed
     swapped = write_shards(tmp_path / "swapped", [1], scale(1, slice(7, 8), -1, 1))
     assert main(["data", "statistics", str(swapped)]) == 0
-    assert "told to open, the gripper closes" in capsys.readouterr().out
+    assert "commanded to open, the gripper closes" in capsys.readouterr().out
 
 
 def test_records_that_cannot_be_used_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,7 +306,7 @@ def test_one_dataset_has_one_fingerprint_in_every_form(tmp_path: Path) -> None:
             scale(0, slice(7, 8), 0.08),
             r"states, gripper opening: from 0 to 0\.9\d+ in training, from 0 to 0\.07\d+ here",
         ),
-        (scale(1, slice(7, 8), -1, 1), r"told to open, the opening changed by \+0\.89 in training, -0\.89 here"),
+        (scale(1, slice(7, 8), -1, 1), r"commanded to open, the opening changed by \+0\.89 in training, -0\.89 here"),
         (scale(0, slice(2, 3), 1, 2), r"states, z \[m\]: from .* in training \(1 % to 99 %\), 2\.\d+ on average here"),
     ],
 )
@@ -390,9 +392,9 @@ def test_starting_from_a_model_of_other_data_needs_a_word(tmp_path: Path) -> Non
     assert choose(tmp_path / "a", [alike, first], init=init).statistics == FRESH
     with pytest.raises(CheckpointError) as refused:
         choose(tmp_path / "b", [alike, other], init=init)
-    said = str(refused.value)
-    assert "/other: expected data like those" in said and "joint" in said and "--statistics measure" in said
-    assert "up to" in said and "\n" not in said
+    message = str(refused.value)
+    assert "/other: expected data like those" in message and "joint" in message and "--statistics measure" in message
+    assert "up to" in message and "\n" not in message
     assert not (tmp_path / "b" / "statistics.json").exists()
     measured = choose(tmp_path / "b", [other], "measure", init)
     assert measured.statistics == FRESH and len(measured.datasets) == 1
@@ -483,17 +485,17 @@ def observation(state: np.ndarray) -> Observation:
 
 
 @pytest.mark.parametrize(
-    ("column", "factor", "said"),
+    ("column", "factor", "message"),
     [(0, 1000, "x [m]"), (7, 255, "gripper opening"), (8, -1, "gripper command"), (9, 57.3, "")],
 )
-def test_a_policy_refuses_states_of_other_units(tmp_path: Path, column: int, factor: float, said: str) -> None:
+def test_a_policy_refuses_states_of_other_units(tmp_path: Path, column: int, factor: float, message: str) -> None:
     one = measure(range(6))
     save(tmp_path, {one.fingerprint: one})
 
     def encode_images(frames: np.ndarray) -> np.ndarray:
         return np.zeros((len(frames), 24), np.int64)
 
-    def encode_text(sentences: object) -> tuple[np.ndarray, np.ndarray]:
+    def encode_text(texts: object) -> tuple[np.ndarray, np.ndarray]:
         return np.ones((1, 6, 12), np.float32), np.ones((1, 6), bool)
 
     policy = ReleasedPolicy(
@@ -503,7 +505,7 @@ def test_a_policy_refuses_states_of_other_units(tmp_path: Path, column: int, fac
     state[7:9] = 1.0
     assert len(policy.act(observation(state)).positions) == 5
     state[column] *= factor
-    if not said:  # the model does not read joints, so that their unit cannot harm
+    if not message:  # the model does not read joints, so that their unit cannot harm
         assert len(policy.act(observation(state)).positions) == 5
         assert state_contradiction({"one": one}, np.where(np.arange(16) == 9, 90.0, state), range(16)).startswith(
             "joint 1 [rad]"
@@ -511,7 +513,7 @@ def test_a_policy_refuses_states_of_other_units(tmp_path: Path, column: int, fac
         return
     with pytest.raises(ShapeError) as refused:
         policy.act(observation(state))
-    assert said in str(refused.value) and "in training" in str(refused.value)
+    assert message in str(refused.value) and "in training" in str(refused.value)
     assert len(policy.history) == 1
 
 

@@ -209,7 +209,7 @@ def test_rt1_gripper_is_integrated(tmp_path: Path) -> None:
     assert first.states.shape == (STEPS, 8) and first.instruction == "pick apple"
 
 
-def test_droid_takes_the_first_sentence_and_turns_the_gripper(tmp_path: Path) -> None:
+def test_droid_takes_the_first_instruction_and_turns_the_gripper(tmp_path: Path) -> None:
     leaves = dict.fromkeys(DROID.cameras.values(), PLAIN["steps/observation/image"])
     leaves |= {name: leaf("text") for name in DROID.instructions}
     for name in (*DROID.states, *DROID.actions):
@@ -315,7 +315,7 @@ def test_missing_and_foreign_descriptions(tmp_path: Path) -> None:
         ("[", "cannot be read as JSON"),
         ('{"type": "FeaturesDict", "content": "{}"}', "tensorflow_datasets 4.5"),
         (json.dumps(tree({"image": leaf("image", "uint8")})), "expected episodes with `steps`"),
-        (json.dumps(tree({"steps/action": PLAIN["steps/action"]})), "say in a spec where"),
+        (json.dumps(tree({"steps/action": PLAIN["steps/action"]})), "state in a spec where"),
     ]
     for content, words in foreign:
         features.write_text(content)

@@ -1,4 +1,4 @@
-"""Video reading and writing: what is written comes back, turned images stand, broken files say why."""
+"""Video reading and writing: what is written comes back, turned images stand, broken files give the reason."""
 
 from pathlib import Path
 

@@ -76,7 +76,7 @@ def test_truncated_files_are_refused_at_every_tenth(tmp_path: Path, container: s
                 found, numbers = reader.get_batch(range(len(reader))), np.rint(reader.times * 10).astype(int)
         except DataError:
             continue
-        # Nothing tells that the last few frames are gone; those that are given are right.
+        # Nothing shows that the last few frames are gone; those that are given are right.
         assert len(found) >= 27 and np.array_equal(found, everything[numbers]), tenth
 
 

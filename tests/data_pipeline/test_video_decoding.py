@@ -163,7 +163,7 @@ def test_of_two_videos_all_decoders_read_the_same(backend: str) -> None:
     "name", ["web/armwrestling_k400.mp4", "rt1/videos/val/10/rgb.mp4", "bridge/videos/val/10/rgb.mp4"]
 )
 def test_reading_costs_no_more_than_bare_decord(name: str) -> None:
-    # Processor time of the whole process: wall time says little on a machine that is shared.
+    # Processor time of the whole process: wall time shows little on a machine that is shared.
     decord = load_decord()
     path = SAMPLES / name
     count = len(decord.VideoReader(str(path), num_threads=1))

@@ -36,6 +36,7 @@ from gr2.gr_model.failures import describe_failure
 from gr2.gr_model.model import presets
 from gr2.gr_model.model.config import ModelConfig
 from gr2.gr_model.model.objectives import training_losses
+from gr2.gr_model.model.texts import TextTable
 from gr2.gr_model.model.world_model import WorldModel
 from gr2.gr_model.train.distributed import Distribution
 from gr2.gr_model.train.loop import train
@@ -293,7 +294,7 @@ def test_signal_saves_at_the_next_step_and_asks_to_be_requeued(unbroken: Path, t
     process.send_signal(number)
     status, errors = finish(process)
     assert status == EXIT_STATUS == 75
-    assert "the same command goes on" in errors
+    assert "the same command resumes" in errors
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
     assert 3 <= saved < 16 and saved == max(read_losses(tmp_path))
     run(out=str(tmp_path), **RANDOM)
@@ -397,7 +398,7 @@ def test_counted_operations_are_those_of_torch(decoding: Any, frames: bool, acti
     for config in (small_config(decoding), presets.tiny(decoding=decoding)):
         torch.manual_seed(0)
         model = WorldModel(config).train()
-        model.set_texts(torch.randn(4, 6, config.text_dim), torch.ones(4, 6, dtype=torch.bool))
+        model.set_texts(TextTable(torch.randn(4, 6, config.text_dim), torch.ones(4, 6, dtype=torch.bool)))
         batch = make_batch(config, 32)
         # torch counts the products of plain attention, not those of its fused kernel for CPUs
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -418,7 +419,7 @@ def test_peaks_of_known_devices() -> None:
 def test_estimated_memory_is_that_of_the_tensors() -> None:
     config = replace(presets.tiny(), scored_share=1.0)
     model = WorldModel(config).train()
-    model.set_texts(torch.randn(4, 6, config.text_dim), torch.ones(4, 6, dtype=torch.bool))
+    model.set_texts(TextTable(torch.randn(4, 6, config.text_dim), torch.ones(4, 6, dtype=torch.bool)))
     options: dict[str, Any] = {
         "batch_size": 32, "text_length": 6, "with_actions": True, "weight_average": True, "bfloat16": False,
         "fused_attention": False,

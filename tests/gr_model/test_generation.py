@@ -18,12 +18,12 @@ from gr2.errors import ConfigError, ShapeError
 from gr2.gr_model.model.context import Context, Targets
 from gr2.gr_model.model.generation import FrameDecoder, imagine_frames, slide, stream_frames
 from gr2.gr_model.model.objectives import read_targets
-from gr2.gr_model.model.sampling import SampleNoise, SamplingConfig, draw, guide, gumbel, probabilities
+from gr2.gr_model.model.sampling import SampleNoise, SamplingConfig, guide, gumbel, probabilities, sample_codes
 from gr2.gr_model.model.sequence import unpack_codes
 from gr2.gr_model.model.world_model import WorldModel
 
 MODES = pytest.mark.parametrize("decoding", ["masked", "raster"])
-DRAWN = SamplingConfig(temperature=1.0, choice_temperature=1.0, passes=3, seed=5)
+SAMPLED = SamplingConfig(temperature=1.0, choice_temperature=1.0, passes=3, seed=5)
 
 
 def lively_model(decoding: Any, **changes: Any) -> WorldModel:
@@ -67,7 +67,7 @@ def next_scores(decoder: FrameDecoder, packed: Tensor, index: int) -> Tensor:
 
 
 def uncached_logits(model: WorldModel, context: Context, packed: Tensor, hidden: Tensor | None) -> Tensor:
-    """Score every position in one pass over the whole sequence."""
+    """Score every position in one forward pass over the whole sequence."""
     _, features = model.predict(context, Targets(packed=packed, masked=hidden), with_actions=False)
     assert features is not None
     return model.frame_logits(features, model.reference(context).expand_as(packed))
@@ -170,7 +170,7 @@ def test_a_position_of_a_raster_frame_can_be_decoded_again() -> None:
             assert torch.equal(next_scores(decoder, packed, i), first[i])
 
 
-@pytest.mark.parametrize("sampling", [SamplingConfig(), DRAWN, replace(DRAWN, guidance=1.5)])
+@pytest.mark.parametrize("sampling", [SamplingConfig(), SAMPLED, replace(SAMPLED, guidance=1.5)])
 @pytest.mark.parametrize(("targets", "missing"), [(1, ()), (2, (1,))])
 @pytest.mark.parametrize("gate", [0.0, 40.0])
 def test_drafts_change_no_code_and_save_passes_where_they_are_right(
@@ -205,7 +205,7 @@ def test_a_single_sample_is_drawn_alike_with_wide_weights_by_column(
     guidance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = lively_model("raster")
-    lone, sampling = sample(start(model), [1]), replace(DRAWN, guidance=guidance, draft_rows=1)
+    lone, sampling = sample(start(model), [1]), replace(SAMPLED, guidance=guidance, draft_rows=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     by_row = imagine_frames(model, lone, num_frames=3, sampling=sampling)
     monkeypatch.setattr(layers, "_LARGE", 1)
@@ -259,8 +259,8 @@ def test_changing_a_code_leaves_earlier_cached_logits_bit_identical() -> None:
 @MODES
 def test_asking_for_more_frames_leaves_earlier_frames_as_they_are(decoding: Any) -> None:
     model = lively_model(decoding, num_targets=2)
-    few = imagine_frames(model, start(model), num_frames=3, sampling=DRAWN)
-    many = imagine_frames(model, start(model), num_frames=8, sampling=DRAWN)
+    few = imagine_frames(model, start(model), num_frames=3, sampling=SAMPLED)
+    many = imagine_frames(model, start(model), num_frames=8, sampling=SAMPLED)
     assert few["static"].shape == (3, 3, 24) and many["gripper"].shape == (3, 8, 16)
     assert same(few, {name: codes[:, :3] for name, codes in many.items()})
 
@@ -268,8 +268,8 @@ def test_asking_for_more_frames_leaves_earlier_frames_as_they_are(decoding: Any)
 @MODES
 def test_an_endless_stream_goes_on_and_is_what_a_collected_one_is(decoding: Any) -> None:
     model = lively_model(decoding, max_context=1)
-    frames = list(islice(stream_frames(model, start(model), sampling=DRAWN), 9))
-    collected = imagine_frames(model, start(model), num_frames=9, sampling=DRAWN)
+    frames = list(islice(stream_frames(model, start(model), sampling=SAMPLED), 9))
+    collected = imagine_frames(model, start(model), num_frames=9, sampling=SAMPLED)
     assert same({name: torch.stack([f[name] for f in frames], dim=1) for name in frames[0]}, collected)
     assert all(int(codes.min()) >= 0 and int(codes.max()) < 20 for codes in collected.values())
 
@@ -280,7 +280,7 @@ def test_padding_of_the_text_changes_nothing(decoding: Any) -> None:
     context = start(model)
     text = torch.cat((context.text, 50 * torch.randn(3, 1, 12)), dim=1)
     padded = replace(context, text=text, text_mask=torch.cat((context.text_mask, torch.zeros(3, 1).bool()), dim=1))
-    for sampling in (SamplingConfig(passes=3), DRAWN, replace(DRAWN, guidance=2.0)):
+    for sampling in (SamplingConfig(passes=3), SAMPLED, replace(SAMPLED, guidance=2.0)):
         first = imagine_frames(model, context, num_frames=3, sampling=sampling)
         assert same(first, imagine_frames(model, padded, num_frames=3, sampling=sampling))
 
@@ -293,7 +293,7 @@ def test_a_hidden_camera_is_an_absent_camera_whatever_it_shows(decoding: Any, ke
     absent = replace(context, codes={kept: context.codes[kept]})
     other = {**context.codes, gone: (context.codes[gone] + 7) % 20}
     off = {gone: torch.zeros(3, dtype=torch.bool)}
-    for sampling in (SamplingConfig(passes=3), DRAWN):
+    for sampling in (SamplingConfig(passes=3), SAMPLED):
         expected = imagine_frames(model, absent, num_frames=3, sampling=sampling)
         assert list(expected) == [kept]
         for codes in (context.codes, other):
@@ -301,8 +301,8 @@ def test_a_hidden_camera_is_an_absent_camera_whatever_it_shows(decoding: Any, ke
             got = imagine_frames(model, hidden, num_frames=3, sampling=sampling)
             assert torch.equal(got[kept], expected[kept])
             assert torch.equal(got[gone], codes[gone][:, -1:].expand(-1, 3, -1))
-    with_both = imagine_frames(model, context, num_frames=3, sampling=DRAWN)
-    assert not torch.equal(with_both[kept], imagine_frames(model, absent, num_frames=3, sampling=DRAWN)[kept])
+    with_both = imagine_frames(model, context, num_frames=3, sampling=SAMPLED)
+    assert not torch.equal(with_both[kept], imagine_frames(model, absent, num_frames=3, sampling=SAMPLED)[kept])
 
 
 @MODES
@@ -310,7 +310,7 @@ def test_hidden_old_frames_are_no_frames(decoding: Any) -> None:
     model = lively_model(decoding)
     hidden = replace(start(model), frame_mask=torch.tensor([[False, True]]).expand(3, -1))
     assert same(
-        imagine_frames(model, hidden, sampling=DRAWN), imagine_frames(model, start(model, frames=1), sampling=DRAWN)
+        imagine_frames(model, hidden, sampling=SAMPLED), imagine_frames(model, start(model, frames=1), sampling=SAMPLED)
     )
 
 
@@ -321,7 +321,7 @@ def test_permuting_the_texts_permutes_the_futures(decoding: Any) -> None:
     alike = replace(context, codes={name: codes[:1].expand(3, -1, -1) for name, codes in context.codes.items()})
     order = [2, 0, 1]
     permuted = replace(alike, text=alike.text[order], text_mask=alike.text_mask[order])
-    for sampling in (SamplingConfig(passes=3), DRAWN, replace(DRAWN, guidance=1.5)):
+    for sampling in (SamplingConfig(passes=3), SAMPLED, replace(SAMPLED, guidance=1.5)):
         first = imagine_frames(model, alike, num_frames=2, sampling=sampling)
         assert not torch.equal(first["static"][0], first["static"][1])
         again = imagine_frames(model, permuted, num_frames=2, sampling=sampling)
@@ -333,7 +333,7 @@ def test_a_sample_does_not_depend_on_its_batch(decoding: Any) -> None:
     model = lively_model(decoding)
     context = start(model)
     context = replace(context, camera_mask={"gripper": torch.tensor([True, False, True])})
-    sampling = replace(DRAWN, passes=50, top_k=9, top_p=0.95, guidance=1.5)
+    sampling = replace(SAMPLED, passes=50, top_k=9, top_p=0.95, guidance=1.5)
     together = imagine_frames(model, context, num_frames=3, sampling=sampling, seeds=[4, 5, 6])
     for row, seed in enumerate([4, 5, 6]):
         alone = imagine_frames(model, sample(context, [row]), num_frames=3, sampling=sampling, seeds=[seed])
@@ -344,12 +344,12 @@ def test_a_sample_does_not_depend_on_its_batch(decoding: Any) -> None:
 def test_seeds_say_everything(decoding: Any) -> None:
     model = lively_model(decoding)
     twins = sample(start(model), [0, 0, 0])
-    first = imagine_frames(model, twins, num_frames=2, sampling=DRAWN)
-    torch.rand(7)  # the global generator has no say
-    assert same(first, imagine_frames(model, twins, num_frames=2, sampling=DRAWN))
+    first = imagine_frames(model, twins, num_frames=2, sampling=SAMPLED)
+    torch.rand(7)  # the global generator has no effect
+    assert same(first, imagine_frames(model, twins, num_frames=2, sampling=SAMPLED))
     assert torch.equal(first["static"][0], first["static"][2])
-    assert not same(first, imagine_frames(model, twins, num_frames=2, sampling=replace(DRAWN, seed=6)))
-    several = imagine_frames(model, twins, num_frames=2, sampling=DRAWN, seeds=[5, 8, 5])
+    assert not same(first, imagine_frames(model, twins, num_frames=2, sampling=replace(SAMPLED, seed=6)))
+    several = imagine_frames(model, twins, num_frames=2, sampling=SAMPLED, seeds=[5, 8, 5])
     assert torch.equal(several["static"][0], first["static"][0])
     assert torch.equal(several["static"][0], several["static"][2])
     assert not torch.equal(several["static"][0], several["static"][1])
@@ -363,7 +363,7 @@ def test_the_narrowest_draws_are_the_likeliest_codes(decoding: Any) -> None:
         sampling = SamplingConfig(**{"passes": 3, "temperature": 1.0, **narrow})  # type: ignore[arg-type]
         assert same(likeliest, imagine_frames(model, start(model), num_frames=2, sampling=sampling)), narrow
     assert not same(
-        likeliest, imagine_frames(model, start(model), num_frames=2, sampling=replace(DRAWN, choice_temperature=0.0))
+        likeliest, imagine_frames(model, start(model), num_frames=2, sampling=replace(SAMPLED, choice_temperature=0.0))
     )
 
 
@@ -371,8 +371,8 @@ def test_equal_scores_are_settled_as_argmax_settles_them() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0, 3.0]])
     for sampling in (SamplingConfig(), SamplingConfig(temperature=1.0, top_k=1)):
         assert probabilities(logits, sampling).tolist() == [[0.0, 1.0, 0.0, 0.0]]
-        assert draw(logits, sampling, torch.tensor([7])).tolist() == [1]
-    assert draw(logits, SamplingConfig(temperature=1.0, top_p=1e-9), torch.tensor([7])).tolist() == [1]
+        assert sample_codes(logits, sampling, torch.tensor([7])).tolist() == [1]
+    assert sample_codes(logits, SamplingConfig(temperature=1.0, top_p=1e-9), torch.tensor([7])).tolist() == [1]
     assert probabilities(logits, SamplingConfig(temperature=1.0, top_k=2)).tolist() == [[0.0, 0.5, 0.5, 0.0]]
 
 
@@ -399,16 +399,16 @@ def test_draws_follow_their_distribution(temperature: float, top_k: int, top_p: 
     expected = expected_probabilities(logits.double().numpy(), temperature, top_k, top_p)
     np.testing.assert_allclose(probabilities(logits, sampling).numpy(), expected, atol=1e-9)
     seeds = SampleNoise([3]).seeds((40000,), torch.device("cpu"))
-    counts = draw(logits.expand(1, 40000, -1), sampling, seeds).flatten().bincount(minlength=12).numpy()
+    counts = sample_codes(logits.expand(1, 40000, -1), sampling, seeds).flatten().bincount(minlength=12).numpy()
     assert counts[expected == 0].sum() == 0
-    drawn = expected > 0
-    assert chisquare(counts[drawn], 40000 * expected[drawn]).pvalue > 1e-3
+    sampled = expected > 0
+    assert chisquare(counts[sampled], 40000 * expected[sampled]).pvalue > 1e-3
 
 
 def test_impossible_codes_are_never_drawn() -> None:
     logits = torch.tensor([-torch.inf, 0.0, 4.0, -torch.inf]).expand(5000, -1)
-    drawn = draw(logits, SamplingConfig(temperature=1.0), torch.arange(5000))
-    assert set(drawn.tolist()) == {1, 2}
+    sampled = sample_codes(logits, SamplingConfig(temperature=1.0), torch.arange(5000))
+    assert set(sampled.tolist()) == {1, 2}
 
 
 def test_noise_is_that_of_splitmix64_and_of_gumbel() -> None:
@@ -426,7 +426,7 @@ def test_close_logits_draw_the_same_codes() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(4000, 50, generator=generator)
     near = logits + 0.1 * torch.randn(4000, 50, generator=generator)
-    first, second = (draw(x, SamplingConfig(temperature=1.0), torch.arange(4000)) for x in (logits, near))
+    first, second = (sample_codes(x, SamplingConfig(temperature=1.0), torch.arange(4000)) for x in (logits, near))
     apart = (logits.softmax(-1) - near.softmax(-1)).abs().sum(-1).mean() / 2
     assert (first != second).float().mean() < 2 * apart
 
@@ -453,7 +453,7 @@ def test_drawn_frames_follow_the_softmax_of_the_model() -> None:
 @MODES
 def test_guidance_one_is_none_and_costs_no_second_pass(decoding: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = lively_model(decoding)
-    plain = imagine_frames(model, start(model), num_frames=2, sampling=DRAWN)
+    plain = imagine_frames(model, start(model), num_frames=2, sampling=SAMPLED)
     sizes, extend = set(), model.gpt.extend
 
     def watched(x: Tensor, mask: Tensor, past: Any, read: Any = None) -> Any:
@@ -461,10 +461,10 @@ def test_guidance_one_is_none_and_costs_no_second_pass(decoding: Any, monkeypatc
         return extend(x, mask, past, read)
 
     monkeypatch.setattr(model.gpt, "extend", watched)
-    unguided = imagine_frames(model, start(model), num_frames=2, sampling=replace(DRAWN, guidance=1.0))
+    unguided = imagine_frames(model, start(model), num_frames=2, sampling=replace(SAMPLED, guidance=1.0))
     assert same(plain, unguided)
     assert sizes == {3}
-    guided = imagine_frames(model, start(model), num_frames=2, sampling=replace(DRAWN, guidance=3.0))
+    guided = imagine_frames(model, start(model), num_frames=2, sampling=replace(SAMPLED, guidance=3.0))
     assert sizes == {3, 6} and not same(plain, guided)
 
 
@@ -473,10 +473,10 @@ def test_guidance_zero_is_the_future_without_text(decoding: Any) -> None:
     model = lively_model(decoding)
     context = start(model)
     without = replace(context, text_mask=torch.zeros_like(context.text_mask))
-    expected = imagine_frames(model, without, num_frames=2, sampling=DRAWN)
-    assert same(expected, imagine_frames(model, context, num_frames=2, sampling=replace(DRAWN, guidance=0.0)))
-    assert not same(expected, imagine_frames(model, context, num_frames=2, sampling=DRAWN))
-    assert same(expected, imagine_frames(model, without, num_frames=2, sampling=replace(DRAWN, guidance=4.0)))
+    expected = imagine_frames(model, without, num_frames=2, sampling=SAMPLED)
+    assert same(expected, imagine_frames(model, context, num_frames=2, sampling=replace(SAMPLED, guidance=0.0)))
+    assert not same(expected, imagine_frames(model, context, num_frames=2, sampling=SAMPLED))
+    assert same(expected, imagine_frames(model, without, num_frames=2, sampling=replace(SAMPLED, guidance=4.0)))
 
 
 def test_guidance_goes_from_the_prediction_without_text_through_the_one_with_it() -> None:

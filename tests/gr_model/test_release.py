@@ -62,6 +62,26 @@ def edit(folder: Path, **changes: Any) -> None:
     (folder / RECORD).write_text(json.dumps({**record, **changes}))
 
 
+def test_whether_a_model_acts_is_kept_and_an_old_record_tells_by_its_statistics(tmp_path: Path) -> None:
+    model = make_model(small_config())
+    for acts in (False, True):
+        model.acts = acts
+        save_release(
+            tmp_path, model, tokenizer="vq", text="clip", frame_step=5, control_hz=30.0, provenance={"seed": 0}
+        )
+        assert load_release(tmp_path).model.acts == acts  # with statistics that are the identity
+    for statistics in (None, STATISTICS):
+        if statistics is not None:
+            model.set_statistics(statistics)
+        save_release(
+            tmp_path, model, tokenizer="vq", text="clip", frame_step=5, control_hz=30.0, provenance={"seed": 0}
+        )
+        record = json.loads((tmp_path / RECORD).read_text())
+        del record["acts"]
+        (tmp_path / RECORD).write_text(json.dumps(record))
+        assert load_release(tmp_path).model.acts == (statistics is not None)
+
+
 def test_unusable_releases_say_why(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="got no config"):
         load_release(tmp_path)
@@ -126,8 +146,8 @@ def make_policy(model: WorldModel, **changes: Any) -> GR2Policy:
     def encode_images(images: np.ndarray) -> np.ndarray:
         return np.full((len(images), num_codes[images.shape[1]]), int(images.sum()) % 20)
 
-    def encode_text(sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng(len(sentences[0]))
+    def encode_text(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(len(texts[0]))
         return rng.normal(size=(1, 6, 12)), np.array([[True, True, True, False, False, False]])
 
     return GR2Policy(model, encode_images=encode_images, encode_text=encode_text, control_hz=30.0, **changes)

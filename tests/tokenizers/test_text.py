@@ -25,7 +25,7 @@ from gr2.tokenizers.text import (
     vocabulary_of,
 )
 from gr2.tokenizers.text_training import (
-    EqualSentencesClipLoss,
+    EqualCaptionsClipLoss,
     TextTrainingConfig,
     drop_words,
     frame_channels,
@@ -35,7 +35,7 @@ from gr2.tokenizers.text_weights import build_text_tower, load_text_encoder
 
 torch.set_num_threads(1)
 
-SENTENCES = ["push the red block left", "open the drawer", "Lift the BLUE block, please!", ""]
+TEXTS = ["push the red block left", "open the drawer", "Lift the BLUE block, please!", ""]
 MODEL_CFG = {
     "embed_dim": 16,
     "vision_cfg": {"layers": 1, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32},
@@ -62,7 +62,7 @@ def write_folder(folder: Path, clip: CLIP, quick_gelu: bool = False) -> Path:
 
 
 def reference_features(clip: CLIP) -> np.ndarray:
-    tokens = open_clip.SimpleTokenizer()(SENTENCES, context_length=77)
+    tokens = open_clip.SimpleTokenizer()(TEXTS, context_length=77)
     with torch.no_grad():
         out = clip.forward_intermediates(text=tokens, text_indices=1, normalize_intermediates=True)
     return out["text_intermediates"][-1].numpy()
@@ -73,7 +73,7 @@ def reference_features(clip: CLIP) -> np.ndarray:
 def test_token_features_equal_open_clip(tmp_path: Path, quick_gelu: bool, prefix: str) -> None:
     clip = tiny_clip(quick_gelu)
     encoder = load_text_encoder(f"{prefix}{write_folder(tmp_path / 'clip', clip, quick_gelu)}")
-    features, mask = encoder.encode(SENTENCES)
+    features, mask = encoder.encode(TEXTS)
     expected = reference_features(clip)
     assert features.shape == (4, 77, 32)
     assert features.dtype == np.float32
@@ -95,9 +95,9 @@ def test_bare_file_must_state_its_activation(tmp_path: Path) -> None:
         load_text_encoder(path, architecture="gr2-test-clip")
     right = load_text_encoder(path, architecture="gr2-test-clip", quick_gelu=True)
     wrong = load_text_encoder(path, architecture="gr2-test-clip", quick_gelu=False)
-    features, mask = right.encode(SENTENCES)
+    features, mask = right.encode(TEXTS)
     np.testing.assert_allclose(features[mask], reference_features(clip)[mask], atol=1e-5)
-    assert np.abs(wrong.encode(SENTENCES)[0] - features).max() > 1e-3
+    assert np.abs(wrong.encode(TEXTS)[0] - features).max() > 1e-3
 
 
 def test_random_weights_are_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -133,23 +133,23 @@ def small_encoder(vocabulary: Vocabulary | None = None, width: int = 32) -> Text
 
 
 def test_small_vocabulary_gives_the_features_of_the_whole_table() -> None:
-    vocabulary = vocabulary_of(SENTENCES)
+    vocabulary = vocabulary_of(TEXTS)
     small, whole = small_encoder(vocabulary), small_encoder()
     state = small.tower.state_dict()
     table = whole.tower.token_embedding.weight.clone()
     table[torch.as_tensor(vocabulary.token_ids)] = state.pop("token_embedding.weight")[1:]
     whole.tower.load_state_dict({**state, "token_embedding.weight": table})
-    np.testing.assert_allclose(small.encode(SENTENCES)[0], whole.encode(SENTENCES)[0], atol=1e-6)
+    np.testing.assert_allclose(small.encode(TEXTS)[0], whole.encode(TEXTS)[0], atol=1e-6)
     assert small.fingerprint != whole.fingerprint
 
 
 def test_pooling_position_survives_the_small_vocabulary() -> None:
-    tokens = tokenize(SENTENCES, 12)
-    assert torch.equal(vocabulary_of(SENTENCES).rows[tokens].argmax(1), tokens.argmax(1))
+    tokens = tokenize(TEXTS, 12)
+    assert torch.equal(vocabulary_of(TEXTS).rows[tokens].argmax(1), tokens.argmax(1))
 
 
 def test_unknown_words_warn_and_read_alike() -> None:
-    encoder = small_encoder(vocabulary_of(SENTENCES))
+    encoder = small_encoder(vocabulary_of(TEXTS))
     with pytest.warns(UserWarning, match="zebra"):
         zebra, _ = encoder.encode(["push the zebra left"])
     with pytest.warns(UserWarning, match="violin"):
@@ -157,14 +157,14 @@ def test_unknown_words_warn_and_read_alike() -> None:
     np.testing.assert_array_equal(zebra, violin)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        encoder.encode(SENTENCES[:2])
+        encoder.encode(TEXTS[:2])
 
 
-def test_each_sentence_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = small_encoder(vocabulary_of(SENTENCES))
-    first, mask = encoder.encode([*SENTENCES, SENTENCES[0]])
+def test_each_text_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = small_encoder(vocabulary_of(TEXTS))
+    first, mask = encoder.encode([*TEXTS, TEXTS[0]])
     monkeypatch.setattr(encoder, "features", lambda tokens: pytest.fail("computed again"))
-    again, _ = encoder.encode(SENTENCES[::-1])
+    again, _ = encoder.encode(TEXTS[::-1])
     np.testing.assert_array_equal(again, first[:4][::-1])
     np.testing.assert_array_equal(first[4], first[0])
     assert mask[:, 0].all()
@@ -174,24 +174,24 @@ def test_each_sentence_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_cache_is_bounded_and_never_wrong() -> None:
-    vocabulary = vocabulary_of(SENTENCES)
+    vocabulary = vocabulary_of(TEXTS)
     encoder = small_encoder(vocabulary)
-    encoder.cache_sentences = 2
-    expected = small_encoder(vocabulary).encode(SENTENCES)[0]
+    encoder.cache_texts = 2
+    expected = small_encoder(vocabulary).encode(TEXTS)[0]
     for _ in range(2):
-        np.testing.assert_allclose(encoder.encode(SENTENCES)[0], expected, atol=1e-5)
+        np.testing.assert_allclose(encoder.encode(TEXTS)[0], expected, atol=1e-5)
     assert len(encoder._cache) == 2
 
 
-def test_long_sentences_are_cut_with_a_warning() -> None:
+def test_long_texts_are_cut_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="are cut"):
         tokens = tokenize(["block " * 40], 12)
     assert tokens[0, -1] == BPE_SIZE - 1
 
 
 def test_dropped_words_are_words() -> None:
-    tokens = tokenize(SENTENCES, 12)
-    rows = vocabulary_of(SENTENCES).rows[tokens]
+    tokens = tokenize(TEXTS, 12)
+    rows = vocabulary_of(TEXTS).rows[tokens]
     dropped = drop_words(rows, tokens, 1.0, seed=0)
     words = (tokens > 0) & (tokens < BPE_SIZE - 2)
     assert torch.equal(dropped == UNKNOWN_ROW, words)
@@ -199,19 +199,19 @@ def test_dropped_words_are_words() -> None:
     assert torch.equal(drop_words(rows, tokens, 0.0, seed=0), rows)
 
 
-def test_loss_equals_open_clip_where_sentences_differ() -> None:
+def test_loss_equals_open_clip_where_captions_differ() -> None:
     images, texts = torch.nn.functional.normalize(torch.randn(2, 6, 8), dim=-1)
     scale = torch.tensor(7.0)
-    ours = EqualSentencesClipLoss()(images, texts, scale, torch.arange(6))
+    ours = EqualCaptionsClipLoss()(images, texts, scale, torch.arange(6))
     torch.testing.assert_close(ours, open_clip.ClipLoss()(images, texts, scale))
 
 
-def test_equal_sentences_are_not_pushed_apart() -> None:
+def test_equal_captions_are_not_pushed_apart() -> None:
     features = torch.eye(8)[[0, 1, 2, 0]]
-    features[0, 7], features[3, 7] = 0.1, -0.1  # two pairs with the same sentence, a little apart
+    features[0, 7], features[3, 7] = 0.1, -0.1  # two pairs with the same caption, a little apart
     images = features.clone().requires_grad_()
-    sentences = torch.tensor([0, 1, 2, 0])
-    equal = EqualSentencesClipLoss()(images, features, torch.tensor(20.0), sentences)
+    caption_ids = torch.tensor([0, 1, 2, 0])
+    equal = EqualCaptionsClipLoss()(images, features, torch.tensor(20.0), caption_ids)
     plain = open_clip.ClipLoss()(images, features, torch.tensor(20.0))
     steps = [-torch.autograd.grad(loss, images)[0][0, 7] for loss in (equal, plain)]
     assert steps[0] < 0 < steps[1]  # ours draws the first towards the last, the plain loss pushes it away
@@ -240,20 +240,20 @@ TINY = TextTrainingConfig(
 def moving_blocks(count: int, generator: np.random.Generator) -> tuple[np.ndarray, list[str]]:
     """Return before/after images of two blocks, of which one has moved."""
     frames = np.full((count, 2, 32, 32, 3), 120, np.uint8)
-    sentences = [TASKS[i] for i in generator.integers(0, len(TASKS), count)]
-    for frame, sentence in zip(frames, sentences, strict=True):
+    captions = [TASKS[i] for i in generator.integers(0, len(TASKS), count)]
+    for frame, caption in zip(frames, captions, strict=True):
         for name, color in COLORS.items():
             row, column = generator.integers(4, 24, 2)
-            shift = (-4 if sentence.endswith("left") else 4) if name in sentence else 0
+            shift = (-4 if caption.endswith("left") else 4) if name in caption else 0
             frame[0, row : row + 4, column : column + 4] = color
             frame[1, row : row + 4, column + shift : column + shift + 4] = color
-    return frames, sentences
+    return frames, captions
 
 
 def train(out: Path, steps: int, stop_after: int | None = None) -> TextEncoder:
     return train_text(
         sample_pairs=moving_blocks,
-        sentences=TASKS,
+        captions=TASKS,
         validation=moving_blocks(64, np.random.default_rng(99)),
         out=out,
         training=TINY,
@@ -283,7 +283,7 @@ def test_words_that_images_never_tell_apart_stay_apart(tmp_path: Path) -> None:
         return frames, [pairs[i] for i in generator.integers(2, size=size)]
 
     encoder = train_text(
-        sample_pairs=same_images, sentences=pairs, validation=same_images(8, np.random.default_rng(1)),
+        sample_pairs=same_images, captions=pairs, validation=same_images(8, np.random.default_rng(1)),
         out=tmp_path, training=TINY, steps=80, batch_size=16,
     )  # fmt: skip
     features, mask = encoder.encode(pairs)
@@ -301,16 +301,16 @@ def test_resuming_equals_an_uninterrupted_run(tmp_path: Path) -> None:
 
 def test_single_frames_train_too_and_wrong_shapes_are_refused(tmp_path: Path) -> None:
     def singles(count: int, generator: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-        frames, sentences = moving_blocks(count, generator)
-        return frames[:, 1], sentences
+        frames, captions = moving_blocks(count, generator)
+        return frames[:, 1], captions
 
     validation = singles(8, np.random.default_rng(0))
     encoder = train_text(
-        sample_pairs=singles, sentences=TASKS, validation=validation, out=tmp_path, training=TINY, steps=2
+        sample_pairs=singles, captions=TASKS, validation=validation, out=tmp_path, training=TINY, steps=2
     )
     assert encoder.encode(TASKS[:1])[0].shape == (1, 10, 32)
     with pytest.raises(ShapeError, match="square frames"):
-        train_text(sample_pairs=singles, sentences=TASKS, validation=(validation[0][..., :2], []), out=tmp_path)
+        train_text(sample_pairs=singles, captions=TASKS, validation=(validation[0][..., :2], []), out=tmp_path)
 
 
 def test_vocabulary_must_have_the_end_of_text() -> None:

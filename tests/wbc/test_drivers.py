@@ -79,7 +79,7 @@ class Script:
 
 
 class Arm:
-    """A driver that is where it was told to be, `lag` commands ago, and notes every command."""
+    """A driver that is where it was commanded to be, `lag` commands ago, and notes every command."""
 
     def __init__(self, rate_hz: float = 1000.0, lag: int = 0, robot: RobotModel = GEN3) -> None:
         self.robot, self.rate_hz, self.lag = robot, rate_hz, lag

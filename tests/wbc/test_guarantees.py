@@ -327,21 +327,21 @@ def test_the_commands_are_on_the_plan_and_swaps_are_twice_differentiable(robot: 
     controller, plan_errors, jumps = started(robot), [], []
     for index in range(400):
         if index % 37 == 0:
-            before = controller._state_at(controller._reference_time)
+            before = controller._queue.state_at(controller._clock.reference)
             due = index * DT + 0.05 * (np.arange(12) + 1)
             assert controller.accept(chunk_along(robot, 0.5 * _wavy(due), index * DT)) == "accepted"
-            after = controller._state_at(controller._reference_time)
+            after = controller._queue.state_at(controller._clock.reference)
             jumps.append([np.abs(getattr(after, n) - getattr(before, n)).max() for n in ("q", "dq", "ddq")])
         command = controller.step(index * DT)
-        assert isinstance(controller._motion, JointSpline)
+        assert isinstance(controller._queue.motion, JointSpline)
         plan_errors.append(tool_error(robot, command.positions, _tool_at(robot, controller)))
     assert np.max(plan_errors) < 5e-5
     assert np.all(np.max(jumps, axis=0) < [1e-9, 1e-6, 1e-3])
 
 
 def _tool_at(robot: RobotModel, controller: WholeBodyController) -> np.ndarray:
-    assert isinstance(controller._motion, JointSpline)
-    return Kinematics(robot).forward(controller._motion.positions(controller._reference_time)).tool[:3, 3]
+    assert isinstance(controller._queue.motion, JointSpline)
+    return Kinematics(robot).forward(controller._queue.motion.positions(controller._clock.reference)).tool[:3, 3]
 
 
 def test_the_same_input_gives_the_same_bits(robot: RobotModel) -> None:
@@ -438,7 +438,7 @@ def test_a_failed_optimization_degrades_without_a_jump(monkeypatch: pytest.Monke
 
 
 def test_a_planner_that_is_too_late_degrades_without_a_jump(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ticks go on in this thread while another plans; a plan that comes after its switch is not used."""
+    """Ticks continue in this thread while another plans; a plan that comes after its switch is not used."""
     controller = started(GEN3, dataclasses.replace(FREE, lead=0.02))
     original, go, began = optimization.ChunkOptimizer.plan, threading.Event(), threading.Event()
 

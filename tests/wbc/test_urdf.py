@@ -362,7 +362,7 @@ LIFT_LIMIT = '<limit lower="-3.1" upper="3.1" velocity="2" effort="150"/>'
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "message"),
     [
         (SIX_AXES, ENTITIES, "document type"),
         (SIX_AXES, FILES, "document type"),
@@ -399,15 +399,15 @@ LIFT_LIMIT = '<limit lower="-3.1" upper="3.1" velocity="2" effort="150"/>'
         ('<sphere radius="0.07"/>', '<mesh filename="a.stl" scale="1 1 0"/>', "expected no zero"),
     ],
 )
-def test_bad_files_are_refused_in_one_sentence(old: str, new: str, says: str) -> None:
+def test_bad_files_are_refused_in_one_sentence(old: str, new: str, message: str) -> None:
     assert old in SIX_AXES
-    with pytest.raises(ConfigError, match=says) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         robot_from_urdf(SIX_AXES.replace(old, new), tool_link="tool0" if "prismatic" in new or "mimic" in new else None)
     assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"base_link": "no"}, "no link 'no'"),
         ({"base_link": "w3", "tool_link": "upper"}, "does not hang on"),
@@ -422,8 +422,8 @@ def test_bad_files_are_refused_in_one_sentence(old: str, new: str, says: str) ->
         ({"capsules": [Capsule(link=9, start=(0, 0, 0), end=(0, 0, 1), radius=0.1)]}, "expected a link of 0 to 6"),
     ],
 )
-def test_bad_options_are_refused_in_one_sentence(options: dict, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_bad_options_are_refused_in_one_sentence(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         robot_from_urdf(SIX_AXES, **options)
 
 

@@ -119,7 +119,7 @@ class KortexDriver:
             raise
 
     def read(self) -> Measurement:
-        """Return the state that came with the last frame; read it anew while nothing is sent.
+        """Return the state that came with the last frame; read it again while nothing is sent.
 
         Raises:
             ControlError: the arm does not answer, or is not connected.

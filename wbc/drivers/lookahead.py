@@ -51,7 +51,7 @@ class LookAhead:
         return self._closed
 
     def tick(self, index: int) -> JointCommand:
-        """Return a tick that is still kept; behind a brake the last one lasts for ever."""
+        """Return a tick that is still kept; behind a brake the last one lasts indefinitely."""
         with self._lock:
             return self._ticks[min(index, self._last)]
 

@@ -31,7 +31,7 @@ STOPPED = "stopped"
 """Status of the commands with which the loop itself brakes the arm."""
 
 CONTROLLER_STOPS = (EMERGENCY_STOP, PROTECTIVE_STOP)
-"""Status names with which a controller says that it brakes for good; the loop then drops what is buffered."""
+"""Status names with which a controller reports that it brakes for good; the loop then drops what is buffered."""
 
 _SPEED_TOLERANCE = 1e-3
 """Share by which a tick may exceed a velocity limit before the loop stops the arm."""

@@ -87,7 +87,7 @@ def robot_from_urdf(
         self_pairs: capsules to keep apart; by default those of `separable_pairs`.
 
     Raises:
-        ConfigError: no serial arm of this kind can be read; the message says where and what to do.
+        ConfigError: no serial arm of this kind can be read; the message states where and what to do.
     """
     file = read_urdf(path_or_text)
     arm = _folded(file, _chain(file, base_link, tool_link), base_link, side_joints or {})
@@ -109,7 +109,7 @@ def separable_pairs(model: RobotModel) -> tuple[tuple[int, int], ...]:
     """List the pairs of capsules at least two joints apart that can be kept apart.
 
     Left out are those nearer than `HOME_GAP` at `home`, and those that touch in all of `NUM_SAMPLES` postures
-    drawn within the limits (and one turn) with seed 0: their capsules are too wide to tell anything.
+    sampled within the limits (and one turn) with seed 0: their capsules are too wide to tell anything.
     """
     links = np.array([capsule.link for capsule in model.capsules], dtype=np.intp)
     first, second = np.triu_indices(len(links), 1)

@@ -1,7 +1,7 @@
 """Text features of a corpus in which every clip has its own caption: computed when a batch asks for them.
 
-Where token shards hold the features of their sentences, a model keeps them as one table (`WorldModel.set_texts`).
-Shards written with `--text-features false` hold the sentences alone; the frozen text encoder stands in for the table.
+Where token shards hold the features of their texts, a model has a `TextTable`. Shards written with
+`--text-features false` hold the texts alone; the frozen text encoder takes the place of the table.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from torch import Tensor
 from ...tokenizers.text import END_OF_TEXT, UNKNOWN_ROW, TextEncoder, token_features, token_mask, tokenize
 
 GROUP = 16
-"""Sentences that pass through the encoder together; matrix products round differently for another number of rows."""
+"""Texts that are encoded together; matrix products round differently for another number of rows."""
 
 KEPT_BYTES = 256 * 2**20
-"""Memory for features of sentences seen lately [byte]: about 6,500 of twenty tokens with CLIP ViT-B/32."""
+"""Memory for features of recent texts [byte]: about 6,500 of twenty tokens with CLIP ViT-B/32."""
 
 _QUOTED = 120
-"""Characters of a sentence that a warning quotes."""
+"""Characters of a text that a warning quotes."""
 
 _UNCUT = 1024
-"""Tokens up to which a sentence is read before it is cut, to know whether it is."""
+"""Tokens up to which a text is read before it is cut, to know whether it is."""
 
 
-class SentenceFeatures:
-    """Features of numbered sentences by a frozen encoder; those of sentences asked for lately are kept.
+class EncodedTexts:
+    """Features of numbered texts by a frozen encoder; those of recent texts are kept.
 
-    Sentences pass through the encoder in groups of one size, so that the features of a sentence are the same bits
+    Texts are encoded in groups of one size, so that the features of a text are the same bits
     whatever stands beside it and whether they were kept or are computed again: a resumed run begins with nothing kept
     and repeats the unbroken one.
 
     Args:
         encoder: frozen, moved to the device that features are asked for on.
-        sentence: gives the sentence of a number.
+        text: returns the text of an id.
         kept_bytes: bound of the memory for features that are kept [byte].
     """
 
-    def __init__(self, encoder: TextEncoder, sentence: Callable[[int], str], *, kept_bytes: int = KEPT_BYTES) -> None:
-        self.encoder, self.sentence, self.kept_bytes = encoder, sentence, kept_bytes
+    def __init__(self, encoder: TextEncoder, text: Callable[[int], str], *, kept_bytes: int = KEPT_BYTES) -> None:
+        self.encoder, self.text, self.kept_bytes = encoder, text, kept_bytes
         self.num_kept_bytes = 0
         self.num_encoded = 0
         self._kept: OrderedDict[int, Tensor] = OrderedDict()
@@ -56,11 +56,11 @@ class SentenceFeatures:
 
     @property
     def length(self) -> int:
-        """Positions of every sentence, padding included."""
+        """Positions of every text, padding included."""
         return self.encoder.context_length
 
     def of(self, text_ids: Sequence[int], device: torch.device) -> tuple[Float[Tensor, "b l t"], Bool[Tensor, "b l"]]:
-        """Return features and mask of sentences on a device, without gradients; a negative number has none."""
+        """Return features and mask of texts on a device, without gradients; a negative number has none."""
         self._move_to(device)
         found = self._find(text_ids)
         features = torch.zeros(len(text_ids), self.length, self.width, device=device)
@@ -79,13 +79,13 @@ class SentenceFeatures:
             self.num_kept_bytes = 0
 
     def _find(self, text_ids: Sequence[int]) -> dict[int, Float[Tensor, "n t"]]:
-        """Return the features of each sentence up to its end, kept ones or new ones."""
+        """Return the features of each text up to its end, kept ones or new ones."""
         wanted = list(dict.fromkeys(number for number in text_ids if number >= 0))
         found = {number: self._kept[number] for number in wanted if number in self._kept}
         missing = [number for number in wanted if number not in found]
         for start in range(0, len(missing), GROUP):
             part = missing[start : start + GROUP]
-            found.update(zip(part, self._encode([self.sentence(number) for number in part]), strict=True))
+            found.update(zip(part, self._encode([self.text(number) for number in part]), strict=True))
         for number in wanted:
             if number not in self._kept:
                 self.num_kept_bytes += found[number].nbytes
@@ -96,51 +96,51 @@ class SentenceFeatures:
         return found
 
     @torch.no_grad()
-    def _encode(self, sentences: Sequence[str]) -> list[Float[Tensor, "n t"]]:
-        tokens = self._tokens([*sentences, *[""] * (GROUP - len(sentences))])
-        rows = tokens if self.encoder.vocabulary is None else self._known_rows(tokens, sentences)
+    def _encode(self, texts: Sequence[str]) -> list[Float[Tensor, "n t"]]:
+        tokens = self._tokens([*texts, *[""] * (GROUP - len(texts))])
+        rows = tokens if self.encoder.vocabulary is None else self._known_rows(tokens, texts)
         device = self.encoder.tower.positional_embedding.device
         with torch.autocast(device.type, enabled=False):  # training's precision is not the encoder's
             features = token_features(self.encoder.tower, rows.to(device)).float()
-        self.num_encoded += len(sentences)
+        self.num_encoded += len(texts)
         ends = token_mask(tokens).sum(1).tolist()
-        return [features[i, : ends[i]].clone() for i in range(len(sentences))]
+        return [features[i, : ends[i]].clone() for i in range(len(texts))]
 
-    def _tokens(self, sentences: Sequence[str]) -> Int[Tensor, "b l"]:
-        """Return byte-pair tokens, long sentences cut as open_clip cuts them; warn of the first one."""
-        whole = tokenize(sentences, max(_UNCUT, self.length))
+    def _tokens(self, texts: Sequence[str]) -> Int[Tensor, "b l"]:
+        """Return byte-pair tokens, long texts cut as open_clip cuts them; warn of the first one."""
+        whole = tokenize(texts, max(_UNCUT, self.length))
         tokens = whole[:, : self.length].clone()
         is_cut = (whole[:, self.length :] == END_OF_TEXT).any(1)
         tokens[is_cut, -1] = END_OF_TEXT
         if bool(is_cut.any()):
             self._warn_once(
                 "cut",
-                f"Text: {_first(sentences, is_cut)} is longer than {self.length} tokens and is cut, and so are others "
+                f"Text: {_first(texts, is_cut)} is longer than {self.length} tokens and is cut, and so are others "
                 "from here on, unsaid; shorten the captions where their ends matter.",
             )
         return tokens
 
-    def _known_rows(self, tokens: Int[Tensor, "b l"], sentences: Sequence[str]) -> Int[Tensor, "b l"]:
-        """Return rows of the encoder's own vocabulary; warn of the first sentence with an unknown word."""
+    def _known_rows(self, tokens: Int[Tensor, "b l"], texts: Sequence[str]) -> Int[Tensor, "b l"]:
+        """Return rows of the encoder's own vocabulary; warn of the first text with an unknown word."""
         assert self.encoder.vocabulary is not None
         rows = self.encoder.vocabulary.rows[tokens]
         unknown = (rows == UNKNOWN_ROW).any(1)
         if bool(unknown.any()):
             self._warn_once(
                 "unknown",
-                f"Text: the encoder was trained without some words of {_first(sentences, unknown)}, which read as an "
+                f"Text: the encoder was trained without some words of {_first(texts, unknown)}, which read as an "
                 "unknown word, and so do words of others from here on, unsaid; name an encoder of all words to "
                 "`gr2 data tokens --text` where they matter.",
             )
         return rows
 
     def _warn_once(self, kind: str, message: str) -> None:
-        """Warn of the first sentence of a kind: a long run would say it in every batch."""
+        """Warn of the first text of a kind: a long run would repeat it in every batch."""
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=2)
 
 
-def _first(sentences: Sequence[str], chosen: Bool[Tensor, " b"]) -> str:
-    sentence = sentences[int(chosen.int().argmax())]
-    return repr(sentence if len(sentence) <= _QUOTED else f"{sentence[:_QUOTED]} ...")
+def _first(texts: Sequence[str], chosen: Bool[Tensor, " b"]) -> str:
+    text = texts[int(chosen.int().argmax())]
+    return repr(text if len(text) <= _QUOTED else f"{text[:_QUOTED]} ...")
