@@ -23,7 +23,7 @@ from .playtable.environment import PlayTable
 from .playtable.tasks import task
 from .simulation.control import make_control
 from .simulation.episodes import TaskResult, run_task
-from .simulation.fit import check_fit
+from .simulation.fit import check_fit, embodiment_of
 from .simulation.simulator import Simulator
 from .simulation.suite import Suite
 
@@ -87,7 +87,10 @@ def rollout(
     with closing(CalvinSuite(PlayTable(scene, camera=camera, render_mode=None, window=window), seed=seed)) as suite:
         expert = partial(suite.expert, control, executed_steps)
         source = "pretrained" if pretrained else policy
-        with closing(open_policy(source, executed_steps=executed_steps, expert=expert)) as actor:
+        opened = open_policy(
+            source, executed_steps=executed_steps, expert=expert, embodiment=embodiment_of(suite.simulator)
+        )
+        with closing(opened) as actor:
             check_fit(actor, suite.simulator)
             results, total = _act_out(suite, actor, names, control, video, executed_steps, max_steps)
         control_hz = suite.simulator.control_hz

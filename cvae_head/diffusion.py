@@ -115,7 +115,10 @@ class DiffusionHead(TrajectoryHead):
         return out
 
     def sample(
-        self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"] | None = None
+        self,
+        condition: Float[Tensor, "b d"],
+        noise: Float[Tensor, "b z"] | None = None,
+        present: Bool[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b k c"]:
         """Denoise a chunk by DDIM without fresh noise."""
         c = self.config
@@ -130,6 +133,8 @@ class DiffusionHead(TrajectoryHead):
             else:
                 clean = out
             clean = clean.clamp(-c.clip, c.clip)
+            if present is not None:  # as in training
+                clean = clean * present[:, None]
             rest = (chunk - signal.sqrt() * clean) / (1 - signal).sqrt()
             if i + 1 < len(levels):
                 after = self.signal[levels[i + 1]]

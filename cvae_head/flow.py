@@ -101,12 +101,17 @@ class FlowHead(TrajectoryHead):
         }
 
     def sample(
-        self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"] | None = None
+        self,
+        condition: Float[Tensor, "b d"],
+        noise: Float[Tensor, "b z"] | None = None,
+        present: Bool[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b k c"]:
         """Carry noise to a chunk."""
         steps = self.config.steps
-        chunk = self.expect_noise(condition, noise).unflatten(-1, (self.shape.length, self.shape.width))
+        start = chunk = self.expect_noise(condition, noise).unflatten(-1, (self.shape.length, self.shape.width))
         for i in range(steps):
             time = condition.new_full((len(condition),), i / steps)
             chunk = chunk + self.velocity(chunk, condition, time) / steps
+            if present is not None:  # in training, what is absent is carried from noise to 0
+                chunk = torch.where(present[:, None], chunk, (1 - (i + 1) / steps) * start)
         return self.unsigned(chunk)

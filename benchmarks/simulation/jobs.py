@@ -24,7 +24,7 @@ from ...errors import ConfigError, DataError
 from ...gr_model.act.opening import open_policy
 from .control import make_control
 from .episodes import as_record, run_chain
-from .fit import check_fit
+from .fit import check_fit, embodiment_of
 from .suite import Suite
 from .videos import Video
 
@@ -82,7 +82,9 @@ def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder
         for control, mine in groupby(jobs, key=lambda job: job.control):
             steps = evaluation.executed_steps
             expert = partial(suite.expert, control, steps)
-            with closing(open_policy(evaluation.policy, executed_steps=steps, expert=expert)) as policy:
+            robot = embodiment_of(suite.simulator)
+            opened = open_policy(evaluation.policy, executed_steps=steps, expert=expert, embodiment=robot)
+            with closing(opened) as policy:
                 check_fit(policy, suite.simulator)
                 records += [_run_job(evaluation, suite, policy, job, videos, folder) for job in mine]
     return records

@@ -8,6 +8,7 @@ from pathlib import Path
 from ...contracts import Array, Observation
 from ...data_pipeline.statistics.check import state_contradiction
 from ...data_pipeline.video.frames import resize_frames
+from ...embodiment import Embodiment
 from ...errors import CheckpointError, ShapeError
 from ...tokenizers.text import TextEncoder
 from ...tokenizers.text_weights import load_text_encoder
@@ -85,28 +86,41 @@ def load_world_model(source: str | Path) -> Assembled:
     return assemble(source)
 
 
-def load_policy(source: str | Path, *, executed_steps: int = 5) -> GR2Policy:
+def load_policy(
+    source: str | Path, *, executed_steps: int = 5, embodiment: str | Embodiment | None = None
+) -> GR2Policy:
     """Load a released model as a policy.
 
     Args:
         source: "pretrained" or a folder that `gr2 finetune` wrote.
         executed_steps: control steps of each chunk carried out before the next call.
+        embodiment: the robot to act for, where the model serves several: its name, or one that it must fit.
+
+    Raises:
+        ConfigError: the model does not know the robot, or knows several and none is named.
     """
-    return policy_of(assemble(source), executed_steps=executed_steps)
+    return policy_of(assemble(source), executed_steps=executed_steps, embodiment=embodiment)
 
 
 class ReleasedPolicy(GR2Policy):
     """A policy that refuses states unlike all that its model was trained on: in [mm], degrees, of another gripper."""
 
     def __init__(
-        self, release: Release, *, encode_images: EncodeImages, encode_text: EncodeText, executed_steps: int = 5
+        self,
+        release: Release,
+        *,
+        encode_images: EncodeImages,
+        encode_text: EncodeText,
+        executed_steps: int = 5,
+        embodiment: str | Embodiment | None = None,
     ) -> None:
         super().__init__(
             release.model,
             encode_images=encode_images,
             encode_text=encode_text,
-            control_hz=release.control_hz,
+            control_hz=release.clocks_of(release.model.config.place_of(embodiment))[1],
             executed_steps=executed_steps,
+            embodiment=embodiment,
         )
         self.datasets = release.datasets
 
@@ -117,7 +131,7 @@ class ReleasedPolicy(GR2Policy):
             ShapeError: the state contradicts the statistics that the release keeps of its data.
         """
         state = observation.state_vector()
-        reason = state_contradiction(self.datasets, state, self.model.config.coding.read_columns)
+        reason = state_contradiction(self.datasets, state, self.coding.read_columns)
         if reason:
             raise ShapeError(
                 f"observation: expected a state like those the policy was trained on, got {reason}; give [m], [rad] "
@@ -126,7 +140,7 @@ class ReleasedPolicy(GR2Policy):
         return super().remember(observation, codes)
 
 
-def policy_of(parts: Assembled, *, executed_steps: int) -> GR2Policy:
+def policy_of(parts: Assembled, *, executed_steps: int, embodiment: str | Embodiment | None = None) -> GR2Policy:
     """Make a policy with a history of its own over a loaded model; images of any size are resized as in training."""
 
     def encode_images(frames: Array) -> Array:
@@ -137,4 +151,5 @@ def policy_of(parts: Assembled, *, executed_steps: int) -> GR2Policy:
         encode_images=encode_images,
         encode_text=parts.text.encode,
         executed_steps=executed_steps,
+        embodiment=embodiment,
     )

@@ -18,7 +18,13 @@ from .remote import RemotePolicy
 SCRIPTED = "scripted"
 
 
-def open_policy(source: str, *, executed_steps: int = 5, expert: Callable[[], Policy] | None = None) -> Policy:
+def open_policy(
+    source: str,
+    *,
+    executed_steps: int = 5,
+    expert: Callable[[], Policy] | None = None,
+    embodiment: str | Embodiment | None = None,
+) -> Policy:
     """Return the policy called `source`; who opens it closes it.
 
     Args:
@@ -27,15 +33,22 @@ def open_policy(source: str, *, executed_steps: int = 5, expert: Callable[[], Po
             that makes, without arguments, an object with `reset()` and `act(Observation) -> ActionTrajectory`.
         executed_steps: control steps of each chunk carried out before the next call.
         expert: makes the scripted policy, where there is a simulator that has one.
+        embodiment: the robot to act for, where a released model serves several: its name, or one that it must fit.
 
     Raises:
+        ConfigError: a released model that does not know the robot.
         PolicyError: there is no such module or name, or it makes something else.
     """
-    return policy_maker(source, executed_steps=executed_steps, expert=expert)()
+    return policy_maker(source, executed_steps=executed_steps, expert=expert, embodiment=embodiment)()
 
 
 def policy_maker(
-    source: str, *, executed_steps: int = 5, device: str = "cpu", expert: Callable[[], Policy] | None = None
+    source: str,
+    *,
+    executed_steps: int = 5,
+    device: str = "cpu",
+    expert: Callable[[], Policy] | None = None,
+    embodiment: str | Embodiment | None = None,
 ) -> Callable[[], Policy]:
     """Return what makes policies called `source`, each with a past of its own; a released model is loaded once.
 
@@ -44,6 +57,7 @@ def policy_maker(
         executed_steps: control steps of each chunk carried out before the next call.
         device: where a released model runs.
         expert: makes the scripted policy, where there is a simulator that has one.
+        embodiment: as for `open_policy`.
 
     Raises:
         PolicyError: there is no such module or name, or no simulator for the experts.
@@ -62,7 +76,7 @@ def policy_maker(
         return partial(_checked, _find(place, name, source), name, source, executed_steps)
     from .loading import assemble, policy_of
 
-    return partial(policy_of, assemble(source).to(device), executed_steps=executed_steps)
+    return partial(policy_of, assemble(source).to(device), executed_steps=executed_steps, embodiment=embodiment)
 
 
 def _find(place: str, name: str, source: str) -> Callable[[], object]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ...contracts import ActionTrajectory, Array, Observation, Trajectory
 from ...cvae_head.ensemble import TemporalEnsemble
-from ...cvae_head.signals import place_chunk
+from ...cvae_head.signals import SignalCoding, place_chunk
 from ...embodiment import Embodiment
 from ...errors import ConfigError, ShapeError
 from ..model.context import Context
@@ -38,6 +38,10 @@ class GR2Policy:
         ensemble: averages overlapping trajectories; None executes the newest.
         seed: of the choice among motions. The choice follows from it, the time and the state alone, so that an
             episode is the same whichever others are acted out beside it.
+        embodiment: the robot to act for, where the model serves several: its name, or one that it must fit.
+
+    Raises:
+        ConfigError: a number of executed steps beyond the chunk, or a robot that the model does not know.
     """
 
     def __init__(
@@ -50,7 +54,9 @@ class GR2Policy:
         executed_steps: int = 5,
         ensemble: TemporalEnsemble | None = None,
         seed: int = 0,
+        embodiment: str | Embodiment | None = None,
     ) -> None:
+        self.place_in_model = model.config.place_of(embodiment)
         if not 1 <= executed_steps <= model.config.chunk_length:
             raise ConfigError(
                 f"GR2Policy.executed_steps: expected 1 to {model.config.chunk_length} (the chunk), got "
@@ -102,13 +108,24 @@ class GR2Policy:
 
     @property
     def embodiment(self) -> Embodiment:
-        """The robot that the policy was trained on."""
-        return self.model.config.embodiment
+        """The robot that the policy acts for."""
+        return self.model.config.embodiments[self.place_in_model]
+
+    @property
+    def coding(self) -> SignalCoding:
+        """What the policy has learned of the robot's states and actions."""
+        return self.model.config.slots.codings[self.place_in_model]
+
+    @property
+    def cameras(self) -> list[str]:
+        """Cameras that are read: of several robots, this one's alone."""
+        names = [camera.name for camera in self.model.config.cameras]
+        return [n for n in names if n in self.embodiment.cameras] if self.model.config.is_mixture else names
 
     def place(self, chunk: Array, observation: Observation) -> Trajectory:
         """Turn a predicted chunk `[k c]` into what is to be followed."""
-        state, coding = observation.state_vector(), self.model.config.coding
-        trajectory = place_chunk(coding, chunk, state, dt=self.dt, start_time=observation.time)
+        own, state = self.model.config.slots.own(chunk, self.place_in_model), observation.state_vector()
+        trajectory = place_chunk(self.coding, own, state, dt=self.dt, start_time=observation.time)
         if self.ensemble is None or not isinstance(trajectory, ActionTrajectory):
             return trajectory
         return self.ensemble.blend(trajectory)
@@ -123,7 +140,11 @@ class GR2Policy:
             for name in cameras
         }
         states = torch.as_tensor(np.stack([state for _, state in self.history]))[None].to(device)
-        return Context(codes=codes, text=text, text_mask=text_mask, states=states)
+        if not self.model.config.is_mixture:
+            return Context(codes=codes, text=text, text_mask=text_mask, states=states)
+        states = functional.pad(states, (0, self.model.config.slots.state_dim - states.shape[-1]))
+        robot = torch.full((1,), self.place_in_model, device=device)
+        return Context(codes=codes, text=text, text_mask=text_mask, states=states, embodiment=robot)
 
     def _encode_text(self, instruction: str) -> tuple[Tensor, Tensor]:
         if self._text is None or instruction != self._instruction:
@@ -148,7 +169,7 @@ def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observati
     Raises:
         ShapeError: none of the model's cameras is observed.
     """
-    codes = _encode_all(policies[0], observations)
+    codes = _encode_all(policies, observations)
     histories = [policy.history.copy() for policy in policies]
     try:
         return _pass_together(policies, observations, codes)
@@ -176,22 +197,21 @@ def _pass_together(
     return [trajectories[i] for i in range(len(policies))]
 
 
-def _encode_all(policy: GR2Policy, observations: Sequence[Observation]) -> list[dict[str, Array]]:
+def _encode_all(policies: Sequence[GR2Policy], observations: Sequence[Observation]) -> list[dict[str, Array]]:
     """Encode the images of all observations, those of one size in one go."""
-    cameras = [c.name for c in policy.model.config.cameras]
     places: dict[tuple[int, ...], list[tuple[int, str]]] = {}
-    for i, observation in enumerate(observations):
-        names = [name for name in cameras if name in observation.images]
+    for i, (policy, observation) in enumerate(zip(policies, observations, strict=True)):
+        names = [name for name in policy.cameras if name in observation.images]
         if not names:
             raise ShapeError(
-                f"GR2Policy: expected an image of one of {cameras}, got {sorted(observation.images)}; switch the "
-                "cameras on."
+                f"GR2Policy: expected an image of one of {policy.cameras}, got {sorted(observation.images)}; switch "
+                "the cameras on."
             )
         for name in names:
             places.setdefault(np.shape(observation.images[name]), []).append((i, name))
     codes: list[dict[str, Array]] = [{} for _ in observations]
     for members in places.values():
-        found = policy.encode_images(np.stack([np.asarray(observations[i].images[name]) for i, name in members]))
+        found = policies[0].encode_images(np.stack([np.asarray(observations[i].images[name]) for i, name in members]))
         for (i, name), code in zip(members, found, strict=True):
             codes[i][name] = np.asarray(code, np.int64)
     return codes
@@ -208,9 +228,11 @@ def _merge(contexts: Sequence[Context]) -> Context:
         texts.append(functional.pad(context.text, (0, 0, 0, missing)))
         masks.append(functional.pad(context.text_mask, (0, missing)))
     states = [context.states for context in contexts if context.states is not None]
+    robots = [context.embodiment for context in contexts if context.embodiment is not None]
     return Context(
         codes={name: torch.cat([context.codes[name] for context in contexts]) for name in contexts[0].codes},
         text=torch.cat(texts),
         text_mask=torch.cat(masks),
         states=torch.cat(states) if states else None,
+        embodiment=torch.cat(robots) if robots else None,
     )

@@ -179,6 +179,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     executed_steps: int = 5,
+    embodiment: str | None = None,
     max_batch: int = 64,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int = 2,
@@ -191,12 +192,13 @@ def serve(
         host: address to listen at; 0.0.0.0 lets other machines ask (there is no password: use a trusted network).
         port: port to listen at.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
+        embodiment: name of the robot to act for, where a released model serves several.
         max_batch: most observations in one forward pass.
         device: where a released model runs; auto takes a GPU where there is one.
         threads: CPU threads, 0 leaves torch's choice.
 
     Raises:
-        ConfigError: an impossible number.
+        ConfigError: an impossible number, or a robot that the model does not know.
         EnvironmentMissing: the port is taken, or there is no CUDA device.
     """
     import torch
@@ -207,7 +209,7 @@ def serve(
         raise ConfigError(f"serve: expected --max-batch >= 1 and a port up to 65535, got {max_batch} and {port}.")
     if threads:
         torch.set_num_threads(threads)
-    make = policy_maker(policy, executed_steps=executed_steps, device=torch_device(device))
+    make = policy_maker(policy, executed_steps=executed_steps, device=torch_device(device), embodiment=embodiment)
     sessions = PolicyServer(make, max_batch=max_batch)
     with closing(sessions), make_server(sessions, policy, host, port) as server:
         print(f"policy {policy} listens at http://{host}:{port}", file=sys.stderr, flush=True)
