@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from .errors import ConfigError
@@ -262,6 +262,26 @@ class Embodiment:
         """Return how the state and action signals of `other` depart from these; empty where they agree."""
         state = _signal_differences("state", self.state, other.state)
         return state + _signal_differences("action", self.action, other.action)
+
+
+def fitting(known: Sequence[Embodiment], robot: Embodiment) -> list[int]:
+    """Return the places in `known` of those with the signals and the rate of `robot`, whatever their cameras.
+
+    Where one of them has its name, too, that one alone.
+    """
+    places = [i for i, other in enumerate(known) if not other.differences(replace(robot, cameras=other.cameras))]
+    return [i for i in places if known[i].name == robot.name][:1] or places
+
+
+def with_different_names(embodiments: Sequence[Embodiment]) -> tuple[Embodiment, ...]:
+    """Number those whose name an earlier one has: `arm`, `arm_2`."""
+    found: list[Embodiment] = []
+    for embodiment in embodiments:
+        names, number, name = {other.name for other in found}, 2, embodiment.name
+        while name in names:
+            name, number = f"{embodiment.name}_{number}", number + 1
+        found.append(embodiment if name == embodiment.name else replace(embodiment, name=name))
+    return tuple(found)
 
 
 def _slices(signals: Sequence[Signal]) -> dict[str, slice]:

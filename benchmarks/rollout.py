@@ -23,7 +23,7 @@ from .playtable.environment import PlayTable
 from .playtable.tasks import task
 from .simulation.control import make_control
 from .simulation.episodes import TaskResult, check_latency, last_step, run_task
-from .simulation.fit import check_fit
+from .simulation.fit import check_fit, embodiment_of
 from .simulation.simulator import Simulator
 from .simulation.suite import Suite
 
@@ -95,6 +95,7 @@ def rollout(
         actor = open_policy(
             "pretrained" if pretrained else policy, executed_steps=executed_steps, chunking=chunking, latency=latency,
             expert=partial(suite.expert, control, last_step(executed_steps, latency, control_hz)),
+            embodiment=embodiment_of(suite.simulator),
         )  # fmt: skip
         with closing(actor):
             check_fit(actor, suite.simulator)

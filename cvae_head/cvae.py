@@ -210,7 +210,10 @@ class CVAEHead(TrajectoryHead):
         return z
 
     def sample(
-        self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"] | None = None
+        self,
+        condition: Float[Tensor, "b d"],
+        noise: Float[Tensor, "b z"] | None = None,
+        present: Bool[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b k c"]:
         """Decode a latent of the prior."""
         if noise is None or not self.noise_dim:

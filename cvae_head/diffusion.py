@@ -127,6 +127,7 @@ class DiffusionHead(InpaintingHead):
         self,
         condition: Float[Tensor, "b d"],
         noise: Float[Tensor, "b z"] | None = None,
+        present: Bool[Tensor, "b c"] | None = None,
         *,
         running: Running | None = None,
     ) -> Float[Tensor, "b k c"]:
@@ -142,7 +143,9 @@ class DiffusionHead(InpaintingHead):
             else:
                 scales = {"signal": float(signal.sqrt()), "noise": float((1 - signal).sqrt())}
                 kept = replace(running, chunk=self.signed(running.chunk))
-                clean = guide(partial(self._clean, level=level), chunk, condition, kept, **scales)
+                clean = guide(partial(self._clean, level=level), chunk, condition, kept, present, **scales)
+            if present is not None:  # as in training
+                clean = clean * present[:, None]
             rest = (chunk - signal.sqrt() * clean) / (1 - signal).sqrt()
             if i + 1 < len(levels):
                 after = self.signal[levels[i + 1]]

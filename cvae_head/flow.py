@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -105,29 +106,26 @@ class FlowHead(InpaintingHead):
         self,
         condition: Float[Tensor, "b d"],
         noise: Float[Tensor, "b z"] | None = None,
+        present: Bool[Tensor, "b c"] | None = None,
         *,
         running: Running | None = None,
     ) -> Float[Tensor, "b k c"]:
         """Carry noise to a chunk, one that continues the running one where there is one."""
         steps = self.config.steps
-        chunk = self.expect_noise(condition, noise).unflatten(-1, (self.shape.length, self.shape.width))
-        if running is not None:
-            return self._continue(chunk, condition, replace(running, chunk=self.signed(running.chunk)))
+        start = chunk = self.expect_noise(condition, noise).unflatten(-1, (self.shape.length, self.shape.width))
+        kept = None if running is None else replace(running, chunk=self.signed(running.chunk))
         for i in range(steps):
-            time = condition.new_full((len(condition),), i / steps)
-            chunk = chunk + self.velocity(chunk, condition, time) / steps
+            if kept is None:
+                time = condition.new_full((len(condition),), i / steps)
+                chunk = chunk + self.velocity(chunk, condition, time) / steps
+            else:
+                clean = partial(self._clean, at=i / steps)
+                end = guide(clean, chunk, condition, kept, present, signal=i / steps, noise=1 - i / steps)
+                chunk = chunk + (end - chunk) / (steps - i)
+            if present is not None:  # in training, what is absent is carried from noise to 0
+                chunk = torch.where(present[:, None], chunk, (1 - (i + 1) / steps) * start)
         return self.unsigned(chunk)
 
-    def _continue(self, chunk: Tensor, condition: Tensor, running: Running) -> Float[Tensor, "b k c"]:
-        """Carry noise to a chunk; each velocity leads to the clean chunk as guided by the running one."""
-        steps = self.config.steps
-        for i in range(steps):
-            at = i / steps
-
-            def clean(noisy: Tensor, condition: Tensor, at: float = at) -> Tensor:
-                time = condition.new_full((len(condition),), at)
-                return noisy + (1 - at) * self.velocity(noisy, condition, time)
-
-            end = guide(clean, chunk, condition, running, signal=at, noise=1 - at)
-            chunk = chunk + (end - chunk) / (steps - i)
-        return self.unsigned(chunk)
+    def _clean(self, chunk: Tensor, condition: Tensor, at: float) -> Float[Tensor, "b k c"]:
+        """Predict the chunk that the velocity at a time leads to."""
+        return chunk + (1 - at) * self.velocity(chunk, condition, condition.new_full((len(condition),), at))

@@ -88,13 +88,18 @@ class TrajectoryHead(nn.Module, ABC):
 
     @abstractmethod
     def sample(
-        self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"] | None = None
+        self,
+        condition: Float[Tensor, "b d"],
+        noise: Float[Tensor, "b z"] | None = None,
+        present: Bool[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b k c"]:
         """Answer with a chunk; equal noise gives equal chunks.
 
         Args:
             condition: outputs of the action query, side by side.
             noise: standard normal numbers, `noise_dim` a sample; None is zeros: the most typical answer.
+            present: True = keep; a column that is absent in the embodiment of a sample has any value in the answer, and
+                must not change the others. None keeps all.
         """
 
     def warning(self, losses: Mapping[str, float]) -> str:
@@ -122,6 +127,7 @@ class InpaintingHead(TrajectoryHead):
         self,
         condition: Float[Tensor, "b d"],
         noise: Float[Tensor, "b z"] | None = None,
+        present: Bool[Tensor, "b c"] | None = None,
         *,
         running: Running | None = None,
     ) -> Float[Tensor, "b k c"]:
@@ -130,5 +136,7 @@ class InpaintingHead(TrajectoryHead):
         Args:
             condition: outputs of the action query, side by side.
             noise: standard normal numbers, `noise_dim` a sample; None is zeros: the most typical answer.
+            present: True = keep; a column that is absent in the embodiment of a sample has any value in the answer, and
+                must not change the others. None keeps all.
             running: what the chunk is to continue; None leaves it free.
         """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..contracts import Array
@@ -55,6 +55,7 @@ def guide(
     noisy: Float[Tensor, "b k c"],
     condition: Float[Tensor, "b d"],
     running: Running,
+    present: Bool[Tensor, "b c"] | None = None,
     *,
     signal: float,
     noise: float,
@@ -66,6 +67,7 @@ def guide(
 
     Args:
         predict: from noisy chunk and condition to the clean chunk, differentiable.
+        present: True = keep; a column that is absent in the embodiment of a sample pulls nothing. None keeps all.
         signal: factor of the clean chunk in the noisy one.
         noise: factor of the standard normal noise in it.
 
@@ -77,6 +79,7 @@ def guide(
         clean = predict(start, condition.clone().detach())
         kept = clean.detach()
         error = running.weight[..., None] * (running.chunk - kept)
+        error = error if present is None else error * present[:, None]
         (pull,) = torch.autograd.grad(clean, start, error.to(clean.dtype))
     both = signal * noise
     weight = min(MAX_GUIDANCE, (signal**2 + noise**2) / both) if both > 0 else MAX_GUIDANCE

@@ -66,7 +66,10 @@ class RegressionHead(TrajectoryHead):
         return {"action_loss": total, "continuous_loss": continuous, "binary_loss": binary}
 
     def sample(
-        self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"] | None = None
+        self,
+        condition: Float[Tensor, "b d"],
+        noise: Float[Tensor, "b z"] | None = None,
+        present: Bool[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b k c"]:
         """Decode the condition."""
         rows = self.decoder(condition.new_zeros(len(condition), 0), condition)

@@ -92,6 +92,12 @@ class TokensHead(TrajectoryHead):
         share = 0.5 * (numbers / self.bound + 1)
         return (share * self.config.bins).floor().long().clamp(0, self.config.bins - 1)
 
+    def tokens_of_absent(self, present: Bool[Tensor, "b c"]) -> Int[Tensor, "b n"]:
+        """Return the tokens of columns that are absent, which are those of 0 as in training, and -1 for the others."""
+        rows = self.num_tokens // self.shape.width
+        zero = self.tokenize(self.transform.new_zeros(1, self.shape.length, self.shape.width))
+        return torch.where(present.repeat(1, rows), -1, zero)
+
     def detokenize(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b k c"]:
         """Turn tokens into chunks: the middle of each bin."""
         numbers = (2 * (tokens + 0.5) / self.config.bins - 1) * self.bound
@@ -136,7 +142,10 @@ class TokensHead(TrajectoryHead):
         return reached.sum(-1).clamp(max=self.config.bins - 1)
 
     def sample(
-        self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"] | None = None
+        self,
+        condition: Float[Tensor, "b d"],
+        noise: Float[Tensor, "b z"] | None = None,
+        present: Bool[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b k c"]:
         """Refuse: a token follows from those before it, so `WorldModel.act` samples them one by one.
 

@@ -23,6 +23,19 @@ JOINTS = (
     Signal(name="gripper", width=1, kind="gripper", unit="as stored", binary=False),
 )
 SO101 = Embodiment(name="so101", cameras=CAMERAS, state=JOINTS, action=JOINTS, control_hz=5)
+SIX_JOINTS = Embodiment(
+    name="six_joints",
+    cameras=CAMERAS,
+    state=(
+        Signal(name="joint_positions", width=6, kind="joint_position"),
+        Signal(name="gripper", width=1, kind="gripper", binary=False),
+    ),
+    action=(
+        Signal(name="joint_positions", width=6, kind="joint_position"),
+        Signal(name="gripper", width=1, kind="gripper", binary=True),
+    ),
+    control_hz=5,
+)
 STEPS: dict[str, Any] = {"steps": 2, "batch_size": 4, "threads": 1, "device": "cpu"}
 
 

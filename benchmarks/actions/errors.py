@@ -94,24 +94,27 @@ def hold_chunk(coding: SignalCoding, state: Array, length: int) -> Array:
     return chunk
 
 
-def mean_chunk(model: WorldModel, count: int) -> Array:
-    """Return the mean chunk of the training data `[b k c]`; binary columns are closed."""
-    chunk = np.zeros((count, model.config.chunk_length, model.config.coding.width))
-    chunk[..., model.continuous] = model.action_normalizer.mean.cpu().numpy()
-    return chunk
+def mean_chunk(model: WorldModel, count: int, robot: int = 0) -> Array:
+    """Return the mean chunk of the training data of a robot `[b k c]`; binary columns are closed."""
+    slots, mean = model.config.slots, model.action_normalizer.mean.cpu().numpy()
+    chunk = np.zeros((count, model.config.chunk_length, slots.width))
+    chunk[..., model.continuous] = mean[robot] if slots.is_mixture else mean
+    own: Array = slots.own(chunk, robot)
+    return own
 
 
-def add_batch(model: WorldModel, batch: Batch, tally: ErrorTally, generator: torch.Generator) -> None:
-    """Let the model and both guesses answer a batch of windows, and add their errors."""
+def add_batch(model: WorldModel, batch: Batch, tally: ErrorTally, generator: torch.Generator, robot: int = 0) -> None:
+    """Let the model and both guesses answer a batch of windows of one robot, and add their errors."""
     context, h = read_context(model, batch)
-    coding, keep = model.config.coding, batch["action_mask"].numpy()
+    slots, keep = model.config.slots, batch["action_mask"].numpy()
+    coding = slots.codings[robot]
     state = batch["states"][:, h - 1, : coding.embodiment.state_dim].double().numpy()
     wanted = batch["actions"][..., : coding.embodiment.action_dim].double().numpy()
     noise = torch.randn(len(state), model.head.noise_dim, generator=generator)
     with torch.no_grad():
-        predicted = model.act(context, noise=noise.to(model.device)).float().cpu().numpy()
+        predicted = slots.own(model.act(context, noise=noise.to(model.device)), robot).float().cpu().numpy()
     held = hold_chunk(coding, state, keep.shape[1])
-    chunks = {"policy": predicted, "hold": held, "mean": mean_chunk(model, len(state))}
+    chunks = {"policy": predicted, "hold": held, "mean": mean_chunk(model, len(state), robot)}
     for method, chunk in chunks.items():
         actions = coding.decode(state, chunk)
         for part in coding.parts:
@@ -120,14 +123,14 @@ def add_batch(model: WorldModel, batch: Batch, tally: ErrorTally, generator: tor
                 tally.add(part.signal.name, method, episode, errors[i], keep[i])
 
 
-def collect(model: WorldModel, batches: Iterator[Any], seed: int = 0) -> list[SignalErrors]:
-    """Return the errors of every action signal over batches of windows."""
+def collect(model: WorldModel, batches: Iterator[Any], seed: int = 0, robot: int = 0) -> list[SignalErrors]:
+    """Return the errors of every action signal over batches of windows of one robot."""
     tally = ErrorTally(model.config.chunk_length)
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
-        add_batch(model, batch, tally, generator)
+        add_batch(model, batch, tally, generator, robot)
     found = []
-    for part in model.config.coding.parts:
+    for part in model.config.slots.codings[robot].parts:
         name = part.signal.name
         by_method = {method: tally.table(name, method) for method in METHODS}
         found.append(SignalErrors(name=name, unit=unit_of(part)[1], by_method=by_method))

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...data_pipeline.files import write_json
+from ...embodiment import Embodiment, fitting
 from ...errors import ConfigError, DataError
 from ..metrics.statistics import Interval, bootstrap_mean, paired_difference
 from .errors import METHODS, SignalErrors, collect
+
+if TYPE_CHECKING:
+    from ...data_pipeline.loading.token_store import TokenStore
+    from ...gr_model.model.release import Release
 
 
 def benchmark(
@@ -28,14 +33,15 @@ def benchmark(
     """Measure predicted chunks against recorded actions, signal by signal, in their units and for each horizon step.
 
     Holding still and the mean chunk of the training data are measured beside; intervals are over episodes. The errors
-    do not rank heads: an average of several motions has a small error and a low success.
+    do not rank heads: an average of several motions has a small error and a low success. A model of several robots is
+    measured on each robot of the tokens by itself.
 
     Args:
         policy: folder with a finetuned model.
         tokens: token shards with states and actions.
         held_out: share of the videos that training held out (`gr2 finetune`: 0.03), from which alone windows are
             taken; 0 takes all, for shards that training never saw.
-        max_windows: most windows, spread over all episodes.
+        max_windows: most windows of a robot, spread over all its episodes.
         batch_size: windows of one forward pass.
         json: file for the results.
         seed: of the order of windows and of the policy's noise.
@@ -44,9 +50,7 @@ def benchmark(
         ConfigError: the model was never finetuned, or the data are of another robot.
         DataError: fewer than two held-out episodes.
     """
-    from ...data_pipeline.loading.loader import BatchLoader, LoaderConfig
     from ...data_pipeline.loading.token_store import TokenStore
-    from ...data_pipeline.loading.token_windows import TokenWindows
     from ...gr_model.act.loading import release_folder
     from ...gr_model.model.release import load_release
     from ...gr_model.train.texts import give_texts
@@ -56,44 +60,62 @@ def benchmark(
     if not model.acts:
         raise ConfigError(f"--policy {policy}: expected a finetuned model, got one that never saw actions.")
     store = TokenStore.open(tokens, [camera.name for camera in model.config.cameras])
-    robots = [robot for robot in store.embodiments if _differences(model.config.embodiment, robot)]
-    if robots:
-        reasons = "; ".join(_differences(model.config.embodiment, robots[0])[:3])
-        raise ConfigError(f"--tokens: expected episodes of {model.config.embodiment.name}, got others ({reasons}).")
+    known = model.config.embodiments
+    others = [robot for robot in store.embodiments if not fitting(known, robot)]
+    if others:
+        told = "; ".join(d for d in known[0].differences(others[0]) if not d.startswith("camera "))
+        raise ConfigError(f"--tokens: expected episodes of {_names(known)}, got others ({told}).")
+    store.number_embodiments(known)
     give_texts(model, store, None)
-    windows = TokenWindows(
-        store,
-        num_frames=model.config.max_context,
-        frame_step=max(1, release.frame_step // int(np.median(store.frame_stride))),
-        chunk_length=model.config.chunk_length,
-        context=model.config.max_context,
-        labeled_only=True,
-        split="validation" if held_out else "all",
-        validation_fraction=held_out,
-    )
-    loader = BatchLoader(windows, batch_size=batch_size, seed=seed, config=LoaderConfig())
-    batches: Iterator[Any] = islice(iter(loader), max(1, min(len(loader), max_windows // batch_size)))
-    errors = collect(model, batches, seed)
-    episodes = len(errors[0].by_method["policy"]) if errors else 0
-    if episodes < 2:
-        raise DataError(f"--tokens: expected two or more held-out episodes, got {episodes}; raise --held-out.")
-    result = {
-        "policy": policy,
-        "tokens": tokens,
-        "held_out": held_out,
-        "episodes": episodes,
-        "seed": seed,
-        "control_hz": release.control_hz,
-        "signals": {signal.name: _summary(signal) for signal in errors},
-    }
-    print("\n".join(_lines(result)))
+    places = np.unique(store.embodiment_of(np.flatnonzero(store.labeled))).tolist()
+    options: dict[str, Any] = {"held_out": held_out, "max_windows": max_windows, "batch_size": batch_size, "seed": seed}
+    measured = {known[place].name: _measure(release, store, place, **options) for place in places}
+    if not measured:
+        raise DataError("--tokens: expected labeled episodes with actions, got none.")
+    result = {"policy": policy, "tokens": tokens, "held_out": held_out, "seed": seed}
+    result |= {"robots": measured} if model.config.is_mixture else next(iter(measured.values()))
+    for name, values in measured.items():
+        print("\n".join([name] * model.config.is_mixture + list(_lines(values))))
     if json is not None:
         write_json(json, result)
     return result
 
 
-def _differences(ours: Any, theirs: Any) -> list[str]:
-    return [d for d in ours.differences(theirs) if not d.startswith("camera ")]
+def _measure(
+    release: Release, store: TokenStore, place: int, *, held_out: float, max_windows: int, batch_size: int, seed: int
+) -> dict[str, Any]:
+    """Measure the windows of the robot at a place of the model's configuration."""
+    from ...data_pipeline.loading.loader import BatchLoader, LoaderConfig
+    from ...data_pipeline.loading.token_windows import TokenWindows
+
+    config, (frame_step, control_hz) = release.model.config, release.clocks_of(place)
+    mine = store.embodiment_of(np.arange(len(store))) == place
+    windows = TokenWindows(
+        store,
+        num_frames=config.max_context,
+        frame_step=max(1, frame_step // int(np.median(store.frame_stride[mine]))),
+        chunk_length=config.chunk_length,
+        context=config.max_context,
+        labeled_only=True,
+        split="validation" if held_out else "all",
+        validation_fraction=held_out,
+    )
+    windows.counts[~mine] = 0
+    loader = BatchLoader(windows, batch_size=batch_size, seed=seed, config=LoaderConfig())
+    batches: Iterator[Any] = islice(iter(loader), max(1, min(len(loader), max_windows // batch_size)))
+    errors = collect(release.model, batches, seed, place)
+    episodes = len(errors[0].by_method["policy"]) if errors else 0
+    if episodes < 2:
+        name = config.embodiments[place].name
+        raise DataError(
+            f"--tokens: expected two or more held-out episodes of {name}, got {episodes}; raise --held-out."
+        )
+    signals = {signal.name: _summary(signal) for signal in errors}
+    return {"episodes": episodes, "control_hz": control_hz, "signals": signals}
+
+
+def _names(robots: Sequence[Embodiment]) -> str:
+    return " or ".join(robot.name for robot in robots)
 
 
 def _summary(signal: SignalErrors) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ...data_pipeline.curation.ingest import write_video_shards
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_json
 from ...data_pipeline.store.episodes import write_episode
+from ...embodiment import TOOL_ARM
 from ...errors import ConfigError, DataError
 from ..playtable.cameras import CALVIN_PX, CameraConfig
 from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
@@ -301,7 +302,7 @@ def _load_policy(source: str, executed_steps: int) -> Policy:
     from ...gr_model.act.loading import load_policy
 
     torch.set_num_threads(1)
-    return load_policy(source, executed_steps=executed_steps)
+    return load_policy(source, executed_steps=executed_steps, embodiment=TOOL_ARM)
 
 
 def _batches(config: RecordConfig, chains: int, finished: set[int], size: int = 8) -> list[tuple[str, list[int]]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...contracts import Array
+from ...embodiment import TOOL_ARM
 
 if TYPE_CHECKING:
     from ...gr_model.act.loading import Assembled
@@ -71,7 +72,12 @@ class Imagination:
             text=torch.as_tensor(features[:, :length]).float().to(device),
             text_mask=torch.as_tensor(mask[:, :length]).to(device),
             states=None if states is None else torch.as_tensor(states).float().to(device),
+            embodiment=None if states is None else torch.full((len(states),), self._place(), device=device),
         )
+
+    def _place(self) -> int:
+        """Return the place of the simulated arm in the model's configuration."""
+        return self.parts.release.model.config.place_of(TOOL_ARM)
 
     def stream(self, images: Mapping[str, Array], text: str, num_frames: int) -> Iterator[dict[str, Array]]:
         """Yield the codes `[n]` of each camera, frame by frame, after images uint8 `[f h w 3]` of each camera.
@@ -101,7 +107,7 @@ class Imagination:
         release = self.parts.release
         seen = None if states is None or not release.model.acts else states[:, None]
         context = self.read_context({name: frames[:, None] for name, frames in first.items()}, texts, seen)
-        step = 0 if seen is None else release.frame_step
+        step = 0 if seen is None else release.clocks_of(self._place())[0]
         with torch.inference_mode():
             predicted = imagine_frames(
                 release.model, context, num_frames=num_frames, sampling=self.sampling, frame_step=step

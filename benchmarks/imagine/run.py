@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ...data_pipeline.files import write_json
 from ...data_pipeline.video.reader import write_video
+from ...embodiment import TOOL_ARM
 from ...errors import ConfigError
 from ..playtable.environment import CAMERAS, CONTROL_HZ
 from .drawing import Strip, write_sheet, write_strips
@@ -94,7 +95,7 @@ def imagine(
     if image is not None or clip is not None:
         return _go_on(out, dream, read_start(parts, image, clip, num_frames), text, num_frames, grid)
     acted = act_out_all(
-        policy_of(parts, executed_steps=executed_steps), scene=scene, num_shown=episodes,
+        policy_of(parts, executed_steps=executed_steps, embodiment=TOOL_ARM), scene=scene, num_shown=episodes,
         num_measured=metric_episodes, executed_steps=executed_steps, image_size=image_size, stride=frame_stride,
         seed=seed,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from ...errors import ConfigError, DataError
 from ...gr_model.act.opening import open_policy
 from .control import make_control
 from .episodes import as_record, asking_period, last_step, run_chain
-from .fit import check_fit
+from .fit import check_fit, embodiment_of
 from .suite import Suite
 from .videos import Video
 
@@ -89,7 +89,7 @@ def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder
         for control, mine in groupby(jobs, key=lambda job: job.control):
             policy = open_policy(
                 evaluation.policy, executed_steps=steps, expert=partial(suite.expert, control, reach),
-                chunking=chunking, latency=latency,
+                chunking=chunking, latency=latency, embodiment=embodiment_of(suite.simulator),
             )  # fmt: skip
             with closing(policy):
                 check_fit(policy, suite.simulator)

@@ -56,6 +56,7 @@ def open_store(tokens: str, release: Release) -> TokenStore:
     """Open token shards for a model: its cameras, and robot states where it has learned what they mean.
 
     Raises:
+        ConfigError: episodes of several robots.
         DataError: the shards cannot be used, or other tokenizers than the model's made them.
     """
     store = TokenStore.open([tokens], [c.name for c in release.model.config.cameras], load_steps=release.model.acts)
@@ -66,7 +67,20 @@ def open_store(tokens: str, release: Release) -> TokenStore:
                 f"{tokens}: expected codes of the model's image tokenizer ({wanted[:12]}), got those of another one "
                 f"({got[:12]}); encode the shards with the tokenizer of the release: `gr2 data tokens --tokenizer ...`."
             )
+    if release.model.acts and release.model.config.is_mixture:
+        store.number_embodiments(release.model.config.embodiments)
+        robots = [store.embodiments[i].name for i in _robots(store)]
+        if len(robots) > 1:
+            raise ConfigError(
+                f"--tokens {tokens}: expected episodes of one robot, got {', '.join(robots)}; measure them one by one."
+            )
     return store
+
+
+def _robots(store: TokenStore) -> list[int]:
+    """Return the places of the robots that episodes are of."""
+    found: list[int] = np.unique(store.embodiment_of(np.arange(len(store)))).tolist()
+    return [place for place in found if place >= 0]
 
 
 def frames_between(store: TokenStore, release: Release) -> int:
@@ -76,12 +90,13 @@ def frames_between(store: TokenStore, release: Release) -> int:
         ConfigError: the store has no frames at that distance.
     """
     stride = int(np.median(store.frame_stride))
-    if release.frame_step % stride:
+    frame_step = release.clocks_of(next(iter(_robots(store)), 0))[0]
+    if frame_step % stride:
         raise ConfigError(
-            f"--frame-step: the model predicts frames {release.frame_step} steps apart, the tokens hold one every "
+            f"--frame-step: the model predicts frames {frame_step} steps apart, the tokens hold one every "
             f"{stride}; set with --frame-step how many frames of the store one prediction goes ahead."
         )
-    return release.frame_step // stride
+    return frame_step // stride
 
 
 def choose_clips(

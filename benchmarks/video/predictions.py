@@ -41,6 +41,8 @@ def part_of(model: WorldModel, clips: VideoClips, rows: slice, *, start: int, nu
     for name in _BY_FRAME if model.acts else _BY_FRAME[:1]:
         if name in clips.batch:
             batch[name] = clips.batch[name][rows, frames].to(device)
+    if "embodiment" in clips.batch:
+        batch["embodiment"] = clips.batch["embodiment"][rows].to(device)
     return batch
 
 
@@ -61,7 +63,8 @@ def sampled_codes(
     with tqdm(total=len(clips) * samples, desc="imagine", unit="clip", leave=False) as progress:
         for rows in slices(len(clips), batch_size):
             context, _ = read_context(model, part_of(model, clips, rows, start=0, num_frames=clips.context))
-            step = 0 if context.states is None else parts.release.frame_step
+            robot = 0 if context.embodiment is None else int(context.embodiment.max())
+            step = 0 if context.states is None else parts.release.clocks_of(robot)[0]
             sampled: dict[str, list[Tensor]] = {}
             for sample in range(samples):
                 seeds = [sampling.seed + sample + samples * clip for clip in range(rows.start, rows.stop)]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...contracts import Array
-from ...embodiment import TOOL_ARM, Embodiment
+from ...embodiment import TOOL_ARM, Embodiment, fitting
 from ...errors import DataError
 from ..embodiments import joined_embodiments
 from ..locations import Location, as_location, cached, joined
@@ -251,6 +251,24 @@ class TokenStore:
             out[here] = ids[out[here]]
         out[self.values("steps", episodes) == 0] = ABSENT
         return out
+
+    def number_embodiments(self, known: Sequence[Embodiment]) -> None:
+        """Number the robots of the episodes as a model does; `embodiments` is `known` from then on.
+
+        Raises:
+            DataError: a robot that is none of them.
+        """
+        places = [next(iter(fitting(known, robot)), ABSENT) for robot in self.embodiments]
+        if ABSENT in places:
+            robot = self.embodiments[places.index(ABSENT)]
+            names = ", ".join(other.name for other in known)
+            raise DataError(
+                f"token store: expected episodes of {names}, got some of {robot.name} "
+                f"({'; '.join(known[0].differences(robot)[:3])}); leave out the folders with them."
+            )
+        numbers = np.array([*places, ABSENT], np.int64)  # -1, the last, stays
+        self._embodiment_ids = [numbers[ids] for ids in self._embodiment_ids]
+        self.embodiments = tuple(known)
 
     @property
     def num_frames(self) -> Array:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ...contracts import Array, Chunking, Observation
 from ...data_pipeline.statistics.check import state_contradiction
 from ...data_pipeline.video.frames import resize_frames
+from ...embodiment import Embodiment
 from ...errors import CheckpointError, ShapeError
 from ...tokenizers.text import TextEncoder
 from ...tokenizers.text_weights import load_text_encoder
@@ -86,7 +87,12 @@ def load_world_model(source: str | Path) -> Assembled:
 
 
 def load_policy(
-    source: str | Path, *, executed_steps: int = 5, chunking: Chunking = "independent", latency: float = 0.0
+    source: str | Path,
+    *,
+    executed_steps: int = 5,
+    chunking: Chunking = "independent",
+    latency: float = 0.0,
+    embodiment: str | Embodiment | None = None,
 ) -> GR2Policy:
     """Load a released model as a policy.
 
@@ -95,8 +101,13 @@ def load_policy(
         executed_steps: control steps of each chunk carried out before the next call.
         chunking: how a chunk relates to the running one.
         latency: how long after its observation a chunk becomes available [s].
+        embodiment: the robot to act for, where the model serves several: its name, or one that it must fit.
+
+    Raises:
+        ConfigError: the model does not know the robot, or knows several and none is named.
     """
-    return policy_of(assemble(source), executed_steps=executed_steps, chunking=chunking, latency=latency)
+    parts = assemble(source)
+    return policy_of(parts, executed_steps=executed_steps, chunking=chunking, latency=latency, embodiment=embodiment)
 
 
 class ReleasedPolicy(GR2Policy):
@@ -111,15 +122,17 @@ class ReleasedPolicy(GR2Policy):
         executed_steps: int = 5,
         chunking: Chunking = "independent",
         latency: float = 0.0,
+        embodiment: str | Embodiment | None = None,
     ) -> None:
         super().__init__(
             release.model,
             encode_images=encode_images,
             encode_text=encode_text,
-            control_hz=release.control_hz,
+            control_hz=release.clocks_of(release.model.config.place_of(embodiment))[1],
             executed_steps=executed_steps,
             chunking=chunking,
             latency=latency,
+            embodiment=embodiment,
         )
         self.datasets = release.datasets
 
@@ -130,7 +143,7 @@ class ReleasedPolicy(GR2Policy):
             ShapeError: the state contradicts the statistics that the release keeps of its data.
         """
         state = observation.state_vector()
-        reason = state_contradiction(self.datasets, state, self.model.config.coding.read_columns)
+        reason = state_contradiction(self.datasets, state, self.coding.read_columns)
         if reason:
             raise ShapeError(
                 f"observation: expected a state like those the policy was trained on, got {reason}; give [m], [rad] "
@@ -140,7 +153,12 @@ class ReleasedPolicy(GR2Policy):
 
 
 def policy_of(
-    parts: Assembled, *, executed_steps: int, chunking: Chunking = "independent", latency: float = 0.0
+    parts: Assembled,
+    *,
+    executed_steps: int,
+    chunking: Chunking = "independent",
+    latency: float = 0.0,
+    embodiment: str | Embodiment | None = None,
 ) -> GR2Policy:
     """Make a policy with a history of its own over a loaded model; images of any size are resized as in training."""
 
@@ -154,4 +172,5 @@ def policy_of(
         executed_steps=executed_steps,
         chunking=chunking,
         latency=latency,
+        embodiment=embodiment,
     )

@@ -25,6 +25,7 @@ def open_policy(
     expert: Callable[[], Policy] | None = None,
     chunking: Chunking = "independent",
     latency: float = 0.0,
+    embodiment: str | Embodiment | None = None,
 ) -> Policy:
     """Return the policy called `source`; who opens it closes it.
 
@@ -36,11 +37,16 @@ def open_policy(
         expert: makes the scripted policy, where there is a simulator that has one.
         chunking: how a chunk of a released model relates to the running one.
         latency: how long after its observation a chunk of a released model becomes available [s].
+        embodiment: the robot to act for, where a released model serves several: its name, or one that it must fit.
 
     Raises:
+        ConfigError: a released model that does not know the robot.
         PolicyError: there is no such module or name, or it makes something else.
     """
-    return policy_maker(source, executed_steps=executed_steps, expert=expert, chunking=chunking, latency=latency)()
+    make = policy_maker(
+        source, executed_steps=executed_steps, expert=expert, chunking=chunking, latency=latency, embodiment=embodiment
+    )
+    return make()
 
 
 def policy_maker(
@@ -51,6 +57,7 @@ def policy_maker(
     expert: Callable[[], Policy] | None = None,
     chunking: Chunking = "independent",
     latency: float = 0.0,
+    embodiment: str | Embodiment | None = None,
 ) -> Callable[[], Policy]:
     """Return what makes policies called `source`, each with a past of its own; a released model is loaded once.
 
@@ -61,6 +68,7 @@ def policy_maker(
         expert: makes the scripted policy, where there is a simulator that has one.
         chunking: how a chunk of a released model relates to the running one.
         latency: how long after its observation a chunk of a released model becomes available [s].
+        embodiment: as for `open_policy`.
 
     Raises:
         PolicyError: there is no such module or name, no simulator for the experts, or chunks that are not gr2's are
@@ -88,7 +96,9 @@ def policy_maker(
     from .loading import assemble, policy_of
 
     parts = assemble(source).to(device)
-    return partial(policy_of, parts, executed_steps=executed_steps, chunking=chunking, latency=latency)
+    return partial(
+        policy_of, parts, executed_steps=executed_steps, chunking=chunking, latency=latency, embodiment=embodiment
+    )
 
 
 def _find(place: str, name: str, source: str) -> Callable[[], object]:

@@ -17,7 +17,7 @@ from ...contracts import Array, Chunking, Observation, Trajectory
 from ...cvae_head.ensemble import TemporalEnsemble
 from ...cvae_head.head import InpaintingHead
 from ...cvae_head.inpainting import Running, soft_mask
-from ...cvae_head.signals import place_actions
+from ...cvae_head.signals import SignalCoding, place_actions
 from ...embodiment import Embodiment
 from ...errors import ConfigError, ShapeError
 from ..model.context import Context
@@ -45,9 +45,11 @@ class GR2Policy:
         ensemble: averages overlapping trajectories; None executes the newest, or makes one for `chunking="ensemble"`.
         seed: of the choice among motions. The choice follows from it, the time and the state alone, so that an
             episode is the same whichever others are acted out beside it.
+        embodiment: the robot to act for, where the model serves several: its name, or one that it must fit.
 
     Raises:
-        ConfigError: a number out of range, or a way of chunking that the head does not have.
+        ConfigError: a number out of range, a way of chunking that the head does not have, or a robot that the model
+            does not know.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class GR2Policy:
         latency: float = 0.0,
         ensemble: TemporalEnsemble | None = None,
         seed: int = 0,
+        embodiment: str | Embodiment | None = None,
     ) -> None:
+        self.place_in_model = model.config.place_of(embodiment)
         if not 1 <= executed_steps <= model.config.chunk_length:
             raise ConfigError(
                 f"GR2Policy.executed_steps: expected 1 to {model.config.chunk_length} (the chunk), got "
@@ -123,16 +127,27 @@ class GR2Policy:
 
     @property
     def embodiment(self) -> Embodiment:
-        """The robot that the policy was trained on."""
-        return self.model.config.embodiment
+        """The robot that the policy acts for."""
+        return self.model.config.embodiments[self.place_in_model]
+
+    @property
+    def coding(self) -> SignalCoding:
+        """What the policy has learned of the robot's states and actions."""
+        return self.model.config.slots.codings[self.place_in_model]
+
+    @property
+    def cameras(self) -> list[str]:
+        """Cameras that are read: of several robots, this one's alone."""
+        names = [camera.name for camera in self.model.config.cameras]
+        return [n for n in names if n in self.embodiment.cameras] if self.model.config.is_mixture else names
 
     def place(self, chunk: Array, observation: Observation) -> Trajectory:
         """Turn a predicted chunk `[k c]` into what is to be followed."""
-        coding = self.model.config.coding
-        actions = coding.decode(observation.state_vector(), chunk)
+        own = self.model.config.slots.own(chunk, self.place_in_model)
+        actions = self.coding.decode(observation.state_vector(), own)
         if self.chunking == "inpaint":
             self._running = (actions, observation.time)
-        trajectory = place_actions(coding, actions, dt=self.dt, start_time=observation.time)
+        trajectory = place_actions(self.coding, actions, dt=self.dt, start_time=observation.time)
         if self.ensemble is None:
             return trajectory
         return self.ensemble.blend(trajectory, signals=self.embodiment.action)
@@ -140,7 +155,8 @@ class GR2Policy:
     def rest(self, observation: Observation) -> tuple[Array, Array] | None:
         """Return the rest of the running chunk as seen from an observation `[k c]` and how much to keep of it `[k]`.
 
-        Rows past its end repeat its last action and weigh 0. None where nothing runs that is to be continued.
+        It stands in the model's slots. Rows past its end repeat its last action and weigh 0. None where nothing runs
+        that is to be continued.
         """
         if self._running is None:
             return None
@@ -150,7 +166,8 @@ class GR2Policy:
         if passed < 0 or left < 1:
             return None
         rows = actions[np.minimum(np.arange(len(actions)) + passed, len(actions) - 1)]
-        chunk = self.model.config.coding.encode(observation.state_vector().astype(np.float64), rows)
+        own = self.coding.encode(observation.state_vector().astype(np.float64), rows)
+        chunk = self.model.config.slots.put(own, self.place_in_model)
         return chunk, soft_mask(len(actions), frozen=self._frozen_steps, overlap=left)
 
     def context(self, instruction: str) -> Context:
@@ -163,7 +180,11 @@ class GR2Policy:
             for name in cameras
         }
         states = torch.as_tensor(np.stack([state for _, state in self.history]))[None].to(device)
-        return Context(codes=codes, text=text, text_mask=text_mask, states=states)
+        if not self.model.config.is_mixture:
+            return Context(codes=codes, text=text, text_mask=text_mask, states=states)
+        states = functional.pad(states, (0, self.model.config.slots.state_dim - states.shape[-1]))
+        robot = torch.full((1,), self.place_in_model, device=device)
+        return Context(codes=codes, text=text, text_mask=text_mask, states=states, embodiment=robot)
 
     def _encode_text(self, instruction: str) -> tuple[Tensor, Tensor]:
         if self._text is None or instruction != self._instruction:
@@ -208,7 +229,7 @@ def act_together(policies: Sequence[GR2Policy], observations: Sequence[Observati
     Raises:
         ShapeError: none of the model's cameras is observed.
     """
-    codes = _encode_all(policies[0], observations)
+    codes = _encode_all(policies, observations)
     before = [(policy.history.copy(), policy._running) for policy in policies]
     try:
         return _pass_together(policies, observations, codes)
@@ -230,15 +251,17 @@ def _pass_together(
     for members in alike.values():
         model = policies[0].model
         noise = torch.as_tensor(np.stack([policies[i].noise(observations[i]) for i in members]), device=model.device)
-        running = _stack_running([policies[i].rest(observations[i]) for i in members], model)
         merged = _merge([contexts[i] for i in members])
+        running = _stack_running([policies[i].rest(observations[i]) for i in members], model, merged.embodiment)
         chunks = model.act(merged, noise=noise, running=running).float().cpu().numpy()
         for i, chunk in zip(members, chunks, strict=True):
             trajectories[i] = policies[i].place(chunk, observations[i])
     return [trajectories[i] for i in range(len(policies))]
 
 
-def _stack_running(rests: Sequence[tuple[Array, Array] | None], model: WorldModel) -> Running | None:
+def _stack_running(
+    rests: Sequence[tuple[Array, Array] | None], model: WorldModel, robots: Tensor | None
+) -> Running | None:
     """Stack the rests of running chunks, normalized; a policy without one is free beside others that have one."""
     found = [rest for rest in rests if rest is not None]
     if not found:
@@ -247,27 +270,26 @@ def _stack_running(rests: Sequence[tuple[Array, Array] | None], model: WorldMode
     chunk, weight = (np.stack(arrays) for arrays in zip(*(rest or free for rest in rests), strict=True))
     physical = torch.as_tensor(chunk, dtype=torch.float32, device=model.device)
     return Running(
-        chunk=model.normalize_chunk(physical),
+        chunk=model.normalize_chunk(physical, robots),
         weight=torch.as_tensor(weight, dtype=torch.float32, device=model.device),
     )
 
 
-def _encode_all(policy: GR2Policy, observations: Sequence[Observation]) -> list[dict[str, Array]]:
+def _encode_all(policies: Sequence[GR2Policy], observations: Sequence[Observation]) -> list[dict[str, Array]]:
     """Encode the images of all observations, those of one size in one go."""
-    cameras = [c.name for c in policy.model.config.cameras]
     places: dict[tuple[int, ...], list[tuple[int, str]]] = {}
-    for i, observation in enumerate(observations):
-        names = [name for name in cameras if name in observation.images]
+    for i, (policy, observation) in enumerate(zip(policies, observations, strict=True)):
+        names = [name for name in policy.cameras if name in observation.images]
         if not names:
             raise ShapeError(
-                f"GR2Policy: expected an image of one of {cameras}, got {sorted(observation.images)}; switch the "
-                "cameras on."
+                f"GR2Policy: expected an image of one of {policy.cameras}, got {sorted(observation.images)}; switch "
+                "the cameras on."
             )
         for name in names:
             places.setdefault(np.shape(observation.images[name]), []).append((i, name))
     codes: list[dict[str, Array]] = [{} for _ in observations]
     for members in places.values():
-        found = policy.encode_images(np.stack([np.asarray(observations[i].images[name]) for i, name in members]))
+        found = policies[0].encode_images(np.stack([np.asarray(observations[i].images[name]) for i, name in members]))
         for (i, name), code in zip(members, found, strict=True):
             codes[i][name] = np.asarray(code, np.int64)
     return codes
@@ -284,9 +306,11 @@ def _merge(contexts: Sequence[Context]) -> Context:
         texts.append(functional.pad(context.text, (0, 0, 0, missing)))
         masks.append(functional.pad(context.text_mask, (0, missing)))
     states = [context.states for context in contexts if context.states is not None]
+    robots = [context.embodiment for context in contexts if context.embodiment is not None]
     return Context(
         codes={name: torch.cat([context.codes[name] for context in contexts]) for name in contexts[0].codes},
         text=torch.cat(texts),
         text_mask=torch.cat(masks),
         states=torch.cat(states) if states else None,
+        embodiment=torch.cat(robots) if robots else None,
     )

@@ -181,6 +181,7 @@ def serve(
     executed_steps: int = 5,
     chunking: Chunking = "independent",
     latency: float = 0.0,
+    embodiment: str | None = None,
     max_batch: int = 64,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int = 2,
@@ -196,12 +197,13 @@ def serve(
         chunking: how a chunk of a released model relates to the running one: independent, averaged with it (ensemble),
             sampled as its continuation (inpaint: flow, diffusion), or what its head can (auto).
         latency: how long after its observation a chunk is followed [s]; inpainting freezes what is executed until then.
+        embodiment: name of the robot to act for, where a released model serves several.
         max_batch: most observations in one forward pass.
         device: where a released model runs; auto takes a GPU where there is one.
         threads: CPU threads, 0 leaves torch's choice.
 
     Raises:
-        ConfigError: an impossible number.
+        ConfigError: an impossible number, or a robot that the model does not know.
         EnvironmentMissing: the port is taken, or there is no CUDA device.
     """
     import torch
@@ -213,7 +215,12 @@ def serve(
     if threads:
         torch.set_num_threads(threads)
     make = policy_maker(
-        policy, executed_steps=executed_steps, device=torch_device(device), chunking=chunking, latency=latency
+        policy,
+        executed_steps=executed_steps,
+        device=torch_device(device),
+        chunking=chunking,
+        latency=latency,
+        embodiment=embodiment,
     )
     sessions = PolicyServer(make, max_batch=max_batch)
     with closing(sessions), make_server(sessions, policy, host, port) as server:

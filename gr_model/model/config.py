@@ -8,8 +8,8 @@ from typing import Literal
 from ...cvae_head.cvae import CVAEConfig
 from ...cvae_head.head import ChunkShape
 from ...cvae_head.kinds import HeadConfig, num_queries
-from ...cvae_head.signals import SignalCoding, coding_of
-from ...embodiment import TOOL_ARM, Embodiment
+from ...cvae_head.slots import SlotCoding, slots_of
+from ...embodiment import TOOL_ARM, Embodiment, fitting
 from ...errors import ConfigError
 
 Decoding = Literal["masked", "raster"]
@@ -35,12 +35,12 @@ class ModelConfig:
         in one position need one).
     text_dim, text_length: width of the text features and the most positions they may take.
     state_joints: whether joint angles are read beside the tool's pose by a policy that commands tool poses.
-    embodiment: the robot's cameras, signals and rate.
+    embodiments: cameras, signals and rate of the robot, or of each of several that one model serves.
     max_context: most context frames; num_targets: frames predicted in one forward pass, each one frame step further.
     chunk_length: k, poses of a chunk.
     decoding: "masked" predicts a frame in parallel (bidirectional inside it), "raster" code by code.
     dropout: residual and attention dropout; the others are probabilities, in training, that a context code,
-        the states of a sample or its text are hidden.
+        the states of a sample, its text or one of its cameras are hidden (the last camera never is).
     code_permutation: probability, in training, that codes of a sample are permuted at random, in all frames alike: what
         stands still stays to be copied in scenes that training never showed.
     scored_share: share of the predicted positions, sampled at each step, on which the frame loss is computed; scoring
@@ -67,11 +67,12 @@ class ModelConfig:
     token_dropout: float = 0.05
     state_dropout: float = 0.0
     text_dropout: float = 0.0
+    camera_dropout: float = 0.0
     code_permutation: float = 0.0
     scored_share: float = 1.0
     gradient_checkpointing: bool = False
     head: HeadConfig = field(default_factory=CVAEConfig)
-    embodiment: Embodiment = TOOL_ARM
+    embodiments: tuple[Embodiment, ...] = (TOOL_ARM,)
 
     def __post_init__(self) -> None:
         for name in (
@@ -87,7 +88,14 @@ class ModelConfig:
             _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
         for name in ("text_length", "max_context", "num_targets", "chunk_length"):
             _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
-        for name in ("dropout", "token_dropout", "state_dropout", "text_dropout", "code_permutation"):
+        for name in (
+            "dropout",
+            "token_dropout",
+            "state_dropout",
+            "text_dropout",
+            "camera_dropout",
+            "code_permutation",
+        ):
             _require(0 <= getattr(self, name) <= 1, name, "a probability", getattr(self, name))
         _require(self.head_hidden >= 0, "head_hidden", "0 or a positive number", self.head_hidden)
         _require(0 < self.scored_share <= 1, "scored_share", "a share above 0 and up to 1", self.scored_share)
@@ -104,20 +112,54 @@ class ModelConfig:
                 camera.grid,
             )
 
+        _require(len(self.embodiments) > 0, "embodiments", "at least one robot", self.embodiments)
+        robots = [embodiment.name for embodiment in self.embodiments]
+        _require(len(set(robots)) == len(robots), "embodiments", "different names", robots)
+
     @property
-    def coding(self) -> SignalCoding:
-        """What is learned of the robot's states and actions."""
-        return coding_of(self.embodiment, self.state_joints)
+    def slots(self) -> SlotCoding:
+        """What is learned of the states and actions of the robots."""
+        return slots_of(self.embodiments, self.state_joints)
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the model serves more than one robot."""
+        return len(self.embodiments) > 1
+
+    def place_of(self, robot: str | Embodiment | None) -> int:
+        """Return the place in `embodiments` of the robot to act for.
+
+        Args:
+            robot: its name, or an embodiment whose signals and rate it must have; None where there is only one.
+
+        Raises:
+            ConfigError: none fits, or several do.
+        """
+        if not self.is_mixture and not isinstance(robot, str):
+            return 0
+        names = [embodiment.name for embodiment in self.embodiments]
+        if isinstance(robot, Embodiment):
+            places, wanted = fitting(self.embodiments, robot), f"one that fits {robot.name}"
+        else:
+            places, wanted = [i for i, name in enumerate(names) if name == robot], repr(robot) if robot else "none"
+        if len(places) != 1:
+            found = f", which {' and '.join(names[i] for i in places)} do" if places else ""
+            raise ConfigError(
+                f"embodiment: expected one of the robots that the model was trained on ({', '.join(names)}), got "
+                f"{wanted}{found}; name it, as in load_policy(..., embodiment={names[0]!r}) or "
+                f"`gr2 serve --embodiment {names[0]}`."
+            )
+        return places[0]
 
     @property
     def state_dim(self) -> int:
         """Number of state features."""
-        return self.coding.num_features
+        return self.slots.num_features
 
     @property
     def chunk_shape(self) -> ChunkShape:
         """Steps and columns of a chunk."""
-        return self.coding.shape(self.chunk_length)
+        return self.slots.shape(self.chunk_length)
 
     @property
     def num_queries(self) -> int:
@@ -144,8 +186,8 @@ class ModelChanges:
     width, depth, heads: of the GPT.
     token_packing: p x p codes share a position (tiny: a quarter of the grid, others 1).
     dropout: residual and attention dropout.
-    token_dropout, state_dropout, text_dropout: how often context codes, robot states and texts are hidden in
-        training; guidance needs some text dropout.
+    token_dropout, state_dropout, text_dropout, camera_dropout: how often context codes, robot states, texts
+        and single cameras are hidden in training; guidance needs some text dropout.
     code_permutation: how often codes of a sample are permuted in training, for scenes that it never shows.
     """
 
@@ -158,6 +200,7 @@ class ModelChanges:
     token_dropout: float | None = None
     state_dropout: float | None = None
     text_dropout: float | None = None
+    camera_dropout: float | None = None
     code_permutation: float | None = None
 
     def apply(self, config: ModelConfig) -> ModelConfig:

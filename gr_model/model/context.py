@@ -24,6 +24,8 @@ class Context:
         True = keep.
     target_states: `[b g 16]` or None: where a trajectory takes the robot by each target frame; only target frames see
         them, `target_state_mask` `[b g]` hides single ones.
+    embodiment: `[b]`, the place of each sample's robot in the configuration of a model of several, -1 for none;
+        states are as wide as the widest of them. A model of one robot needs none.
     """
 
     codes: Codes
@@ -35,6 +37,7 @@ class Context:
     camera_mask: Mapping[str, Bool[Tensor, " b"]] | None = None
     target_states: Float[Tensor, "b g 16"] | None = None
     target_state_mask: Bool[Tensor, "b g"] | None = None
+    embodiment: Int[Tensor, " b"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -14,15 +15,21 @@ from .config import ModelConfig
 from .normalization import Standardize
 from .sequence import SequenceLayout, attribute_sizes, pack_codes
 
+_USUAL_HZ = 10.0
+"""Control rate [Hz] whose logarithm is the origin of the rate's embedding."""
+
 
 class TokenEmbedding(nn.Module):
     """Embed every group of a `SequenceLayout`.
 
     Image codes enter as their frozen codebook vectors, p x p of them concatenated, through one linear layer.
     A row of zeros is appended to the codebook: it stands for begin tokens, dropped codes and masked codes.
+    A model of several embodiments reads beside a state which of its slots are there, and the control rate.
     """
 
     vectors: Tensor
+    present: Tensor
+    log_rates: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -32,12 +39,17 @@ class TokenEmbedding(nn.Module):
         self.image = nn.Linear(config.codes_per_position * config.codebook_dim, d)
         self.before = nn.Linear(config.codes_per_position * config.codebook_dim, d)
         self.text = nn.Linear(config.text_dim, d)
-        self.state = nn.Linear(config.state_dim, d)
-        self.state_normalizer = Standardize(config.state_dim)
+        n, robots = config.state_dim, config.embodiments
+        self.state = nn.Linear(2 * n if config.is_mixture else n, d)
+        self.state_normalizer = Standardize(*[len(robots)] * config.is_mixture, n)
         sizes = attribute_sizes(config.packed_grids, config.max_context, config.num_targets)
         self.attributes = nn.Parameter(0.3 * torch.randn(sum(sizes.values()), d))
         self.masked = nn.Parameter(0.3 * torch.randn(d))
         self.no_text = nn.Parameter(0.3 * torch.randn(d))
+        self.rate = nn.Linear(1, d) if config.is_mixture else None
+        rates = [math.log(robot.control_hz / _USUAL_HZ) for robot in robots]
+        self.register_buffer("log_rates", torch.tensor([*rates, 0.0])[:, None], persistent=False)
+        self.register_buffer("present", config.slots.present_states(), persistent=False)
 
     def set_codebook(self, codebook: Float[Tensor, "v c"]) -> None:
         """Copy the tokenizer's codebook, scaled to zero mean and unit deviation over all its numbers.
@@ -112,9 +124,21 @@ class TokenEmbedding(nn.Module):
         """Embed the codes that target frames are expected to repeat."""
         return self.before(F.embedding(reference, self.vectors).flatten(-2))
 
-    def states(self, states: Float[Tensor, "b f s"]) -> Float[Tensor, "b f d"]:
+    def states(
+        self, states: Float[Tensor, "b f s"], embodiment: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b f d"]:
         """Embed robot states."""
-        return self.state(self.state_normalizer(self.config.coding.features(states.float())))
+        features = self.config.slots.features(states.float(), embodiment)
+        if embodiment is None or self.rate is None:
+            return self.state(self.state_normalizer(features))
+        present = self.present[embodiment][:, None].expand_as(features).to(features.dtype)
+        x = self.state_normalizer(features, embodiment) * present
+        return self.state(torch.cat((x, present), dim=-1)) + self.rates(embodiment)[:, None]
+
+    def rates(self, embodiment: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """Embed the logarithm of the control rates of a mixture's embodiments."""
+        assert self.rate is not None
+        return self.rate(self.log_rates[embodiment])
 
     def prefix(self, text: Float[Tensor, "b l t"], dropped: Bool[Tensor, " b"] | None = None) -> Float[Tensor, "b l d"]:
         """Embed text features; samples `dropped` carry the no-text embedding instead."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...contracts import Array
 from ...cvae_head.signals import SignalCoding, coding_of
+from ...cvae_head.slots import SlotCoding
 from ...data_pipeline.files import read_json, write_json
 from ...data_pipeline.locations import Location
 from ...data_pipeline.statistics.check import contradictions
@@ -39,13 +40,13 @@ class Statistics:
     middle and half width of the 1 % to 99 % range.
 
     Poses have statistics for each step of the chunk: they spread with time, and the first ones, which are carried
-    out, must not count less than the last.
+    out, must not count less than the last. Those of several embodiments have one row each, `[e s]` and `[e k c]`.
     """
 
-    state_mean: tuple[float, ...]
-    state_std: tuple[float, ...]
-    action_mean: tuple[tuple[float, ...], ...]
-    action_std: tuple[tuple[float, ...], ...]
+    state_mean: tuple[Any, ...]
+    state_std: tuple[Any, ...]
+    action_mean: tuple[Any, ...]
+    action_std: tuple[Any, ...]
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return plain lists, for JSON."""
@@ -54,12 +55,31 @@ class Statistics:
     @staticmethod
     def from_dict(value: Mapping[str, Any]) -> Statistics:
         """Read what `to_dict` gave."""
-        return Statistics(
-            state_mean=tuple(value["state_mean"]),
-            state_std=tuple(value["state_std"]),
-            action_mean=tuple(map(tuple, value["action_mean"])),
-            action_std=tuple(map(tuple, value["action_std"])),
-        )
+        return Statistics(**{name: _tuples(value[name]) for name in Statistics.__dataclass_fields__})
+
+    def row(self, number: int) -> Statistics:
+        """Return the statistics of one of several embodiments."""
+        return Statistics(**{name: values[number] for name, values in asdict(self).items()})
+
+    @staticmethod
+    def stack(rows: Sequence[Statistics]) -> Statistics:
+        """Join the statistics of several embodiments, all in the same columns; `row` takes them apart."""
+        names = Statistics.__dataclass_fields__
+        return Statistics(**{name: tuple(getattr(row, name) for row in rows) for name in names})
+
+    def in_slots(self, slots: SlotCoding, number: int, chunk_length: int) -> Statistics:
+        """Place the statistics of one embodiment in the columns of its slots; others are left as they are."""
+        shape, own = slots.shape(chunk_length), slots.codings[number].shape(chunk_length).continuous
+        columns = slots.action_columns[number]
+        states = list(slots.state_columns[number])
+        actions = [shape.continuous.index(columns[i]) for i in own]
+        neutral = Statistics.neutral(slots.num_features, chunk_length, len(shape.continuous))
+        placed = {}
+        for name, at in zip(Statistics.__dataclass_fields__, (states, states, actions, actions), strict=True):
+            values = np.array(getattr(neutral, name))
+            values[..., at] = getattr(self, name)
+            placed[name] = _tuples(values.tolist())
+        return Statistics(**placed)
 
     @staticmethod
     def neutral(state_dim: int, chunk_length: int, num_continuous: int = 6) -> Statistics:
@@ -70,6 +90,11 @@ class Statistics:
             action_mean=((0.0,) * num_continuous,) * chunk_length,
             action_std=((1.0,) * num_continuous,) * chunk_length,
         )
+
+
+def _tuples(value: Any) -> Any:
+    """Return nested lists as nested tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def measure_statistics(
@@ -113,7 +138,10 @@ def measure_statistics(
 
 
 class Standardize(nn.Module):
-    """A `Normalizer` inside a model: offset and scale are the buffers `mean` and `std`."""
+    """A `Normalizer` inside a model: offset and scale are the buffers `mean` and `std`.
+
+    Those of several embodiments have one row each; `embodiment` `[b]` says which row a sample takes.
+    """
 
     mean: Tensor
     std: Tensor
@@ -128,19 +156,22 @@ class Standardize(nn.Module):
         self.mean.copy_(torch.tensor(mean))
         self.std.copy_(torch.tensor(std))
 
-    def forward(self, values: Tensor) -> Tensor:
-        """Normalize `[.. *size]`."""
-        normalized: Tensor = self._normalizer.apply(values)
+    def forward(self, values: Tensor, embodiment: Tensor | None = None) -> Tensor:
+        """Normalize `[.. *size]`; with embodiments `[b .. *size]`, where the buffers are `[e *size]`."""
+        normalized: Tensor = self._normalizer(values, embodiment).apply(values)
         return normalized
 
-    def invert(self, values: Tensor) -> Tensor:
+    def invert(self, values: Tensor, embodiment: Tensor | None = None) -> Tensor:
         """Undo `forward`."""
-        physical: Tensor = self._normalizer.invert(values)
+        physical: Tensor = self._normalizer(values, embodiment).invert(values)
         return physical
 
-    @property
-    def _normalizer(self) -> Normalizer:
-        return Normalizer(offset=self.mean, scale=self.std)
+    def _normalizer(self, values: Tensor, embodiment: Tensor | None) -> Normalizer:
+        if embodiment is None:
+            return Normalizer(offset=self.mean, scale=self.std)
+        offset, scale = self.mean[embodiment], self.std[embodiment]
+        between = (len(embodiment), *[1] * (values.ndim - offset.ndim), *offset.shape[1:])
+        return Normalizer(offset=offset.view(between), scale=scale.view(between))
 
 
 @dataclass(frozen=True, kw_only=True)

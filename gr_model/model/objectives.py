@@ -2,7 +2,9 @@
 
 Batch: `codes` {camera: int64 `[b f n]`} (context frames, then targets), `frame_mask` bool `[b f]` and `text_id` `[b]`
 (negative: no text). With a robot also `states` `[b f 16]`, and at the last context frame `actions` `[b k 8]` and
-`action_mask` `[b k]`. Optional are `camera_mask` {camera: bool `[b]`} and `state_mask` bool `[b f]`.
+`action_mask` `[b k]`. Optional are `camera_mask` {camera: bool `[b]`} and `state_mask` bool `[b f]`. A model of
+several robots needs `embodiment` `[b]`, their places in its configuration; `states` and `actions` are then as wide as
+the widest of them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,13 @@ from .context import Context, Targets
 from .world_model import WorldModel
 
 Batch = Mapping[str, Any]
+
+
+def rows_of(batch: Any, rows: Any) -> Any:
+    """Return the samples `rows` of a batch: a slice, or the numbers of the samples."""
+    if isinstance(batch, Mapping):
+        return {name: rows_of(item, rows) for name, item in batch.items()}
+    return batch[rows]
 
 
 def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
@@ -45,6 +54,7 @@ def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
         state_mask=None if state_mask is None else state_mask[:, :h],
         frame_mask=None if frame_mask is None else frame_mask[:, :h],
         camera_mask=batch.get("camera_mask"),
+        embodiment=batch.get("embodiment") if model.config.is_mixture else None,
     )
     return context, h
 
@@ -108,9 +118,21 @@ def code_loss(
 
 def read_chunk(model: WorldModel, batch: Batch, h: int) -> tuple[Float[Tensor, "b k c"], Bool[Tensor, "b k c"]]:
     """Return the normalized commands that follow the last context frame, and which numbers count."""
-    target = model.config.coding.encode(batch["states"][:, h - 1].float(), batch["actions"].float())
-    chunk = model.normalize_chunk(target)
-    return chunk, batch["action_mask"][..., None].expand_as(chunk)
+    robots = batch.get("embodiment") if model.config.is_mixture else None
+    target = model.config.slots.encode(batch["states"][:, h - 1].float(), batch["actions"].float(), robots)
+    chunk = model.normalize_chunk(target, robots)
+    mask = batch["action_mask"][..., None].expand_as(chunk)
+    return chunk, mask if robots is None else mask & model.present[robots][:, None]
+
+
+def drop_cameras(context: Context, probability: float) -> Context:
+    """Hide cameras of some samples, from the prediction and from its loss; a sample keeps one camera at least."""
+    masks = context.camera_mask or {}
+    everyone = torch.ones(len(context.text), dtype=torch.bool, device=context.text.device)
+    here = torch.stack([masks.get(name, everyone) for name in context.codes])
+    kept = here & (torch.rand(here.shape, device=here.device) >= probability)
+    kept = torch.where(kept.any(0), kept, here)
+    return replace(context, camera_mask=dict(zip(context.codes, kept, strict=True)))
 
 
 def permute_codes(
@@ -151,6 +173,8 @@ def training_losses(
         permuted = permute_codes(batch["codes"], model.config.codebook_size, model.config.code_permutation)
         batch = {**batch, "codes": permuted}
     context, h = read_context(model, batch)
+    if model.training and model.config.camera_dropout:
+        context = drop_cameras(context, model.config.camera_dropout)
     targets = None
     if with_frames:
         context = _show_states(model, context, batch, h, state_shares)
@@ -216,19 +240,22 @@ def evaluation_metrics(model: WorldModel, batch: Batch, *, with_actions: bool, w
 
 def _chunk_metrics(model: WorldModel, chunk: Float[Tensor, "b k c"], batch: Batch, h: int) -> dict[str, Tensor]:
     """Compare chunks signal by signal; positions in [mm], turns in [deg], others in their own units."""
-    target = model.config.coding.encode(batch["states"][:, h - 1].float(), batch["actions"].float())
-    keep = batch["action_mask"]
-    error, right = (chunk - target).abs()[keep], ((chunk > 0.5) == (target > 0.5))[keep].float()
+    slots, robots = model.config.slots, batch.get("embodiment")
+    target = slots.encode(batch["states"][:, h - 1].float(), batch["actions"].float(), robots)
     found: dict[str, list[Tensor]] = {}
-    for part in model.config.coding.parts:
-        if part.rule == "binary":
-            found.setdefault("gripper_accuracy", []).append(right[:, part.chunk].mean())
-        elif part.signal.kind == "position":
-            found.setdefault("action_l1_mm", []).append(1e3 * error[:, part.chunk].mean())
-        elif part.rule in ("turn", "step_turn"):
-            found.setdefault("action_l1_deg", []).append(torch.rad2deg(error[:, part.chunk].mean()))
-        else:
-            found.setdefault(f"action_l1_{part.signal.kind}", []).append(error[:, part.chunk].mean())
+    for number, rows in slots.groups(robots):
+        keep = batch["action_mask"][rows]
+        got, wanted = slots.own(chunk[rows], number)[keep], slots.own(target[rows], number)[keep]
+        error, right = (got - wanted).abs(), ((got > 0.5) == (wanted > 0.5)).float()
+        for part in slots.codings[number].parts:
+            if part.rule == "binary":
+                found.setdefault("gripper_accuracy", []).append(right[:, part.chunk].mean())
+            elif part.signal.kind == "position":
+                found.setdefault("action_l1_mm", []).append(1e3 * error[:, part.chunk].mean())
+            elif part.rule in ("turn", "step_turn"):
+                found.setdefault("action_l1_deg", []).append(torch.rad2deg(error[:, part.chunk].mean()))
+            else:
+                found.setdefault(f"action_l1_{part.signal.kind}", []).append(error[:, part.chunk].mean())
     return {name: torch.stack(values).mean() for name, values in found.items()}
 
 

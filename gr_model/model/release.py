@@ -37,7 +37,9 @@ WEIGHTS, RECORD = "model.safetensors", "config.json"
 class Release:
     """A loaded model and what is known about it.
 
-    frame_step: distance of successive frames [control steps]; control_hz: rate of the chunk's poses [Hz].
+    frame_step: distance of successive frames [control steps]; control_hz: rate of the chunk's poses [Hz]; of several
+        robots, those of the first.
+    frame_steps: robot -> its own frame_step, where there are several.
     provenance: command, seed, steps and whatever the writer added.
     datasets: fingerprint -> statistics of the states and actions it was trained on; empty where nobody kept them.
     """
@@ -49,6 +51,14 @@ class Release:
     control_hz: float
     provenance: Mapping[str, Any]
     datasets: Mapping[str, DatasetStatistics] = field(default_factory=dict)
+    frame_steps: Mapping[str, int] = field(default_factory=dict)
+
+    def clocks_of(self, place: int) -> tuple[int, float]:
+        """Return distance of frames [control steps] and rate [Hz] of the robot at a place of the configuration."""
+        if not self.model.config.is_mixture:
+            return self.frame_step, self.control_hz
+        robot = self.model.config.embodiments[place]
+        return self.frame_steps[robot.name], robot.control_hz
 
     @property
     def normalization(self) -> Normalization | None:
@@ -71,6 +81,8 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     try:
         known = {entry.name for entry in fields(ModelConfig)}
         values = {_RENAMED.get(name, name): value for name, value in values.items()}
+        if "embodiment" in values:  # one robot, as gr2 0.1.0 kept it
+            values["embodiments"] = [values.pop("embodiment")]
         unknown = sorted(set(values) - known)
         if unknown:
             raise CheckpointError(
@@ -81,7 +93,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
             for camera in values["cameras"]
         )
         return ModelConfig(
-            **{**values, "cameras": cameras, "head": head_config_from_dict(values["head"]), **_embodiment(values)}
+            **{**values, "cameras": cameras, "head": head_config_from_dict(values["head"]), **_embodiments(values)}
         )
     except (KeyError, TypeError, IndexError, ConfigError) as error:
         raise CheckpointError(
@@ -90,9 +102,9 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
         ) from error
 
 
-def _embodiment(values: Mapping[str, Any]) -> dict[str, Embodiment]:
-    """Read the embodiment; a record of gr2 0.1.0 has none."""
-    return {"embodiment": Embodiment.from_dict(values["embodiment"])} if "embodiment" in values else {}
+def _embodiments(values: Mapping[str, Any]) -> dict[str, tuple[Embodiment, ...]]:
+    """Read the embodiments; the oldest records have none."""
+    return {"embodiments": tuple(map(Embodiment.from_dict, values["embodiments"]))} if "embodiments" in values else {}
 
 
 def save_release(
@@ -105,6 +117,7 @@ def save_release(
     control_hz: float,
     provenance: Mapping[str, Any],
     datasets: Mapping[str, DatasetStatistics] | None = None,
+    frame_steps: Mapping[str, int] | None = None,
 ) -> Path:
     """Write a release; the record comes last, so that a folder with a record is whole.
 
@@ -114,6 +127,7 @@ def save_release(
         control_hz: steps a second of the predicted chunk [Hz].
         provenance: seed, steps, data; the command line is added.
         datasets: fingerprint -> statistics of the states and actions it was trained on.
+        frame_steps: robot -> its own frame_step, needed where there are several.
 
     Returns:
         The folder.
@@ -135,6 +149,7 @@ def save_release(
         "text": text,
         "frame_step": frame_step,
         "control_hz": control_hz,
+        "frame_steps": dict(frame_steps or {}),
         "sha256": _sha256(weights),
         "provenance": {"command": " ".join(["gr2", *sys.argv[1:]]), **provenance},
     }
@@ -190,7 +205,19 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
         control_hz=record["control_hz"],
         provenance=record["provenance"],
         datasets=_read_datasets(folder, record),
+        frame_steps=_read_frame_steps(folder, record, model.config),
     )
+
+
+def _read_frame_steps(folder: Path, record: Mapping[str, Any], config: ModelConfig) -> dict[str, int]:
+    steps = dict(record.get("frame_steps", {}))
+    missing = [robot.name for robot in config.embodiments if config.is_mixture and robot.name not in steps]
+    if missing:
+        raise CheckpointError(
+            f"{folder / RECORD}: expected frame_steps of every robot, got none of {', '.join(missing)}; export the "
+            "model again."
+        )
+    return steps
 
 
 def _acts(record: Mapping[str, Any]) -> bool:

@@ -44,8 +44,8 @@ def own_states(model: WorldModel, context: Context, frame_step: int) -> Float[Te
     if context.states is None or not 0 < frame_step * g <= model.config.chunk_length:
         return None
     state, chunk = context.states[:, -1], model.act(context)
-    after = model.config.coding.after
-    return torch.stack([after(state, chunk, frame_step * (i + 1)) for i in range(g)], dim=1)
+    after = model.config.slots.after
+    return torch.stack([after(state, chunk, frame_step * (i + 1), context.embodiment) for i in range(g)], dim=1)
 
 
 def beside_without_text(context: Context) -> Context:
@@ -65,6 +65,7 @@ def beside_without_text(context: Context) -> Context:
         camera_mask=None if cameras is None else {n: torch.cat((m, m)) for n, m in cameras.items()},
         target_states=two(context.target_states),
         target_state_mask=two(context.target_state_mask),
+        embodiment=two(context.embodiment),
     )
 
 

@@ -36,6 +36,8 @@ class WorldModel(nn.Module):
         and trajectories mean nothing to it. Neither is part of the state dict; a release records `acts`.
     """
 
+    present: Tensor
+
     def __init__(
         self, config: ModelConfig, *, codebook: Tensor | None = None, statistics: Statistics | None = None
     ) -> None:
@@ -57,7 +59,9 @@ class WorldModel(nn.Module):
         self.head = make_head(config.head, condition_dim=config.width, shape=config.chunk_shape)
         shape = config.chunk_shape
         self.continuous = list(shape.continuous)
-        self.action_normalizer = Standardize(config.chunk_length, len(self.continuous))
+        robots = [len(config.embodiments)] * config.is_mixture
+        self.action_normalizer = Standardize(*robots, config.chunk_length, len(self.continuous))
+        self.register_buffer("present", config.slots.present_actions(), persistent=False)
         self.texts: Texts = TextTable.empty(config.text_dim)
         self.acts = False
         self._cached: dict[tuple[SequenceLayout, torch.device], dict[str, Tensor]] = {}
@@ -94,12 +98,9 @@ class WorldModel(nn.Module):
     def get_statistics(self) -> Statistics:
         """Return the statistics in use."""
         state, action = self.embed.state_normalizer, self.action_normalizer
-        return Statistics(
-            state_mean=tuple(state.mean.tolist()),
-            state_std=tuple(state.std.tolist()),
-            action_mean=tuple(tuple(row) for row in action.mean.tolist()),
-            action_std=tuple(tuple(row) for row in action.std.tolist()),
-        )
+        tensors = {"state_mean": state.mean, "state_std": state.std}
+        tensors |= {"action_mean": action.mean, "action_std": action.std}
+        return Statistics.from_dict({name: tensor.tolist() for name, tensor in tensors.items()})
 
     def layout(self, context: Context, *, with_frames: bool, with_action: bool) -> SequenceLayout:
         """Return the layout of a forward pass over `context`."""
@@ -172,7 +173,10 @@ class WorldModel(nn.Module):
             keeps += [camera_keep & frame_keep[:, step, None], state_keep[:, step : step + 1]]
         if layout.num_queries:
             nothing = frames.new_zeros(b, layout.num_queries, frames.shape[-1])
-            parts.append(nothing if queries is None else queries)
+            asked = nothing if queries is None else queries
+            if context.embodiment is not None and self.config.is_mixture:
+                asked = asked + self.embed.rates(context.embodiment)[:, None]
+            parts.append(asked)
             keeps.append(torch.ones_like(nothing[..., 0], dtype=torch.bool))
         if layout.num_targets:
             ahead, ahead_keep = self._embed_target_states(context, layout.num_targets, frames)
@@ -188,14 +192,15 @@ class WorldModel(nn.Module):
             keep = keep & context.frame_mask
         if self.training and self.config.state_dropout:
             keep = keep & (torch.rand(b, 1, device=keep.device) >= self.config.state_dropout)
-        return self.embed.states(context.states), keep
+        return self.embed.states(context.states, context.embodiment), keep
 
     def _embed_target_states(self, context: Context, g: int, like: Tensor) -> tuple[Tensor, Tensor]:
         b = len(like)
         if context.target_states is None:
             return like.new_zeros(b, g, like.shape[-1]), like.new_zeros(b, g, dtype=torch.bool)
         keep = context.target_state_mask
-        return self.embed.states(context.target_states), like.new_ones(b, g, dtype=torch.bool) if keep is None else keep
+        keep = like.new_ones(b, g, dtype=torch.bool) if keep is None else keep
+        return self.embed.states(context.target_states, context.embodiment), keep
 
     def camera_keep(self, context: Context, b: int) -> Bool[Tensor, "b frame"]:
         """Return which positions of a frame belong to cameras that are present."""
@@ -241,35 +246,51 @@ class WorldModel(nn.Module):
             running: the rest of the running chunk, normalized, which the chunk is to continue.
 
         Returns:
-            Numbers as `config.coding` describes them, in physical units; binary columns are probabilities.
+            Numbers in `config.slots`, in physical units; binary columns are probabilities, absent ones 0.
 
         Raises:
             ConfigError: a running chunk, and a head that cannot continue one.
+            ShapeError: a model of several robots, and nobody says which one acts.
         """
         if running is not None and not isinstance(self.head, InpaintingHead):
             raise ConfigError(
                 f"WorldModel.act: expected no running chunk for the head {self.config.head.kind}, got one; only flow "
                 "and diffusion continue it."
             )
+        present = self.present_actions(context)
         layout = self.layout(context, with_frames=False, with_action=True)
         x, mask = self.assemble(layout, context, None)
         if isinstance(self.head, TokensHead):
-            chunk = self._sample_tokens(self.head, x, mask, noise)
+            chunk = self._sample_tokens(self.head, x, mask, noise, present)
         else:
             condition = self.gpt(x, mask, self.constants(layout)["action"])[:, 0]
             if running is None:
-                chunk = self.head.sample(condition, noise)
+                chunk = self.head.sample(condition, noise, present)
             else:
                 assert isinstance(self.head, InpaintingHead)
-                chunk = self.head.sample(condition, noise, running=running)
+                chunk = self.head.sample(condition, noise, present, running=running)
         physical = chunk.clone()
-        physical[..., self.continuous] = self.action_normalizer.invert(chunk[..., self.continuous])
-        return physical
+        physical[..., self.continuous] = self.action_normalizer.invert(
+            chunk[..., self.continuous], None if present is None else context.embodiment
+        )
+        return physical if present is None else physical * present[:, None]
 
-    def normalize_chunk(self, chunk: Float[Tensor, "b k c"]) -> Float[Tensor, "b k c"]:
+    def present_actions(self, context: Context) -> Bool[Tensor, "b c"] | None:
+        """Say which columns of a chunk each sample's robot has; None, all, where the model serves one robot.
+
+        Raises:
+            ShapeError: a model of several robots, and nobody says which one a sample is of.
+        """
+        if not self.config.is_mixture:
+            return None
+        return self.present[self.config.slots.expect(context.embodiment)]
+
+    def normalize_chunk(
+        self, chunk: Float[Tensor, "b k c"], embodiment: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b k c"]:
         """Normalize the continuous columns of a chunk; the head learns the result."""
         normalized = chunk.clone()
-        normalized[..., self.continuous] = self.action_normalizer(chunk[..., self.continuous])
+        normalized[..., self.continuous] = self.action_normalizer(chunk[..., self.continuous], embodiment)
         return normalized
 
     @torch.no_grad()
@@ -279,8 +300,10 @@ class WorldModel(nn.Module):
         x: Float[Tensor, "b n d"],
         mask: Bool[Tensor, "b 1 n n"],
         noise: Float[Tensor, "b z"] | None,
+        present: Bool[Tensor, "b c"] | None,
     ) -> Float[Tensor, "b k c"]:
-        """Sample action tokens one by one, over the keys and values of what came before."""
+        """Sample action tokens one by one, over the keys and values of what came before; absent ones are those of 0."""
+        fixed = None if present is None else head.tokens_of_absent(present)
         start = x.shape[1] - head.num_tokens
         past = self.gpt.make_past(x, x.shape[1])
         tokens = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
@@ -290,6 +313,8 @@ class WorldModel(nn.Module):
             here = x[:, stop - 1 : stop] + head.inputs(tokens)[:, -1:]
             y = self.gpt.extend(here, mask[:, :, stop - 1 : stop, :stop], past)[:, 0]
             token = head.sample_token(y, None if noise is None or not head.noise_dim else noise[:, i])
+            if fixed is not None:
+                token = torch.where(fixed[:, i] >= 0, fixed[:, i], token)
             tokens = torch.cat((tokens, token[:, None]), dim=1)
         return head.detokenize(tokens)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..model.objectives import Batch
+from ..model.objectives import Batch, rows_of
 
 _NAMED = 8
 """Samples that a message lists."""
@@ -33,7 +32,7 @@ def find_bad_samples(batch: Batch, loss_of: Callable[[Batch], Tensor] | None) ->
     if found or loss_of is None:
         return found
     with torch.no_grad():
-        losses = [float(loss_of(_row(batch, row))) for row in range(size)]
+        losses = [float(loss_of(rows_of(batch, slice(row, row + 1)))) for row in range(size)]
     return {row: f"loss {loss}" for row, loss in enumerate(losses) if loss - loss != 0}
 
 
@@ -62,9 +61,3 @@ def _floats(batch: Batch, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _floats(value, f"{prefix}{name}.")
         elif isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
             yield f"{prefix}{name}", value
-
-
-def _row(value: Any, row: int) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _row(item, row) for name, item in value.items()}
-    return value[row : row + 1]

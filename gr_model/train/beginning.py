@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...cvae_head.kinds import HeadOptions
-from ...embodiment import Embodiment
+from ...embodiment import Embodiment, fitting
 from ...errors import ConfigError
 from ..model import presets
 from ..model.config import CameraSpec, ModelChanges, ModelConfig
@@ -20,7 +20,7 @@ from .options import FinetuneOptions, TrainingOptions
 
 
 def model_config(
-    options: TrainingOptions, facts: Mapping[str, Any], cameras: Sequence[str], robot: Embodiment
+    options: TrainingOptions, facts: Mapping[str, Any], cameras: Sequence[str], robots: Sequence[Embodiment]
 ) -> ModelConfig:
     """Return the configuration of the size that is asked for, for the tokenizers that `facts` describes."""
     grid = (int(facts["grid"][0]), int(facts["grid"][1]))
@@ -36,29 +36,30 @@ def model_config(
         max_context=options.context,
         state_dropout=0.1,
         head=options.head.apply(config.head),
-        embodiment=robot,
+        embodiments=tuple(robots),
     )
     return options.model.apply(config)
 
 
 def new_model(
-    options: TrainingOptions, facts: Mapping[str, Any], cameras: Sequence[str], robot: Embodiment
+    options: TrainingOptions, facts: Mapping[str, Any], cameras: Sequence[str], robots: Sequence[Embodiment]
 ) -> WorldModel:
     """Make a model with weights that follow from the seed."""
     torch.manual_seed(options.seed)
-    return WorldModel(model_config(options, facts, cameras, robot))
+    return WorldModel(model_config(options, facts, cameras, robots))
 
 
 def first_model(
-    options: FinetuneOptions, facts: Mapping[str, Any], cameras: Sequence[str], robot: Embodiment
+    options: FinetuneOptions, facts: Mapping[str, Any], cameras: Sequence[str], robots: Sequence[Embodiment]
 ) -> tuple[WorldModel, Normalization | None]:
     """Return the model that finetuning begins with, and what it normalizes with, None for one that never acted.
 
     Raises:
-        ConfigError: `init` has another chunk or context than asked for, or changes of its model are asked for.
+        ConfigError: `init` has another chunk or context than asked for, changes of its model are asked for, or it acts
+            for other robots than those of the data.
     """
     if options.init is None:
-        return new_model(options, facts, cameras, robot), None
+        return new_model(options, facts, cameras, robots), None
     if options.model != ModelChanges():
         raise ConfigError(f"--init {options.init}: its model is what it is, got changes of it, too; leave --model out.")
     encoders = {"tokenizer": str(facts["sha256"]), "text": str(facts["text_fingerprint"])}
@@ -78,23 +79,27 @@ def first_model(
     if extra := [name for name in cameras if name not in names]:
         print(f"{options.init}: was not made for the cameras {extra} of the data; they are left out")
     torch.manual_seed(options.seed)
-    different = found.embodiment.differences(replace(robot, cameras=found.embodiment.cameras))
-    if different and release.normalization is not None:
+    other = [robot for robot in robots if not fitting(found.embodiments, robot)]
+    if other and release.normalization is not None:
+        known = " and ".join(robot.name for robot in found.embodiments)
+        reasons = [d for d in found.embodiments[0].differences(other[0]) if not d.startswith("camera ")]
         raise ConfigError(
-            f"--init {options.init}: finetuned for {found.embodiment.name}, got data of {robot.name} "
-            f"({'; '.join(different[:3])}); start from a pretrained model, or train on data of that robot."
+            f"--init {options.init}: finetuned for {known}, got data of {other[0].name} ({'; '.join(reasons[:3])}); "
+            "start from a pretrained model, or train on data of that robot."
         )
-    return _adapted(release.model, options.head, robot if different else found.embodiment), release.normalization
+    acts = release.normalization is not None
+    kept = acts or (not other and len(robots) == len(found.embodiments))
+    return _adapted(release.model, options.head, found.embodiments if kept else robots), release.normalization
 
 
-def _adapted(model: WorldModel, options: HeadOptions, robot: Embodiment) -> WorldModel:
-    """Return the model for a robot and with the chosen head; what depends on either and differs begins again."""
-    wanted = replace(model.config, head=options.apply(model.config.head), embodiment=robot)
+def _adapted(model: WorldModel, options: HeadOptions, robots: Sequence[Embodiment]) -> WorldModel:
+    """Return the model for some robots and with the chosen head; what depends on either and differs begins again."""
+    wanted = replace(model.config, head=options.apply(model.config.head), embodiments=tuple(robots))
     if wanted == model.config:
         return model.train()
     adapted = WorldModel(wanted)
     weights, kept = adapted.state_dict(), model.state_dict()
-    same_head = wanted.head == model.config.head and wanted.embodiment == model.config.embodiment
+    same_head = wanted.head == model.config.head and wanted.embodiments == model.config.embodiments
     for name, value in kept.items():
         if name in weights and weights[name].shape == value.shape and (same_head or not name.startswith("head.")):
             weights[name] = value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError, DataError
-from ..model.objectives import Batch, evaluation_metrics, training_losses
+from ..model.config import ModelConfig
+from ..model.objectives import Batch, evaluation_metrics, rows_of, training_losses
 from ..model.release import config_from_dict
 from ..model.world_model import WorldModel
 from .averaging import WeightAverage
@@ -310,14 +311,16 @@ def evaluate(
 ) -> dict[str, float]:
     """Average `evaluation_metrics` over batches, in evaluation mode; the model's mode is restored.
 
+    A model of several robots is measured robot by robot; `NAME/` leads the metrics of each.
+
     Args:
         compute: how a function of the model is run (see `TrainingModule.compute`); None calls it.
     """
     was_training = model.training
     model.eval()
     totals: dict[str, float] = {}
-    weight = 0
-    for batch in batches:
+    weights: dict[str, int] = {}
+    for robot, batch in (part for whole in batches for part in by_robot(model.config, whole)):
         moved = _to_device(batch, model.device)
 
         def measure(model: WorldModel, moved: Batch = moved) -> dict[str, Tensor]:
@@ -326,11 +329,21 @@ def evaluate(
         with torch.no_grad():
             metrics = measure(model) if compute is None else compute(measure)
         size = len(batch["text_id"])
-        weight += size
         for name, value in metrics.items():
-            totals[name] = totals.get(name, 0.0) + size * float(value)
+            for key in (name, f"{robot}/{name}") if robot else (name,):
+                totals[key] = totals.get(key, 0.0) + size * float(value)
+                weights[key] = weights.get(key, 0) + size
     model.train(was_training)
-    return {name: total / weight for name, total in totals.items()}
+    return {name: total / weights[name] for name, total in totals.items()}
+
+
+def by_robot(config: ModelConfig, batch: Batch) -> Iterator[tuple[str, Batch]]:
+    """Yield the samples of each robot of a mixture with its name; those of other models together, without one."""
+    if not config.is_mixture or "embodiment" not in batch:
+        yield "", batch
+        return
+    for number, rows in config.slots.groups(batch["embodiment"]):
+        yield config.embodiments[number].name, rows_of(batch, rows)
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ...data_pipeline.loading.loader import LoaderConfig
-from ...embodiment import TOOL_ARM, Embodiment
+from ...embodiment import TOOL_ARM, with_different_names
 from ...errors import DataError
 from .encoders import FrozenEncoders, keep_encoders, load_encoders
 from .options import FinetuneOptions, TrainingOptions
 
 if TYPE_CHECKING:
-    from ...cvae_head.signals import SignalCoding
+    from ...cvae_head.slots import SlotCoding
     from ...data_pipeline.loading.loader import BatchLoader
     from ...data_pipeline.loading.token_store import TokenStore
     from ...data_pipeline.loading.token_windows import TokenWindows
     from ...data_pipeline.statistics.datasets import DatasetStatistics
-    from ..model.normalization import Statistics
+    from ..model.normalization import Normalization, Statistics
     from ..model.world_model import WorldModel
     from .distributed import Distribution
     from .recipe import TrainingConfig
@@ -110,8 +110,8 @@ def _run(
     from .texts import give_texts
 
     store, encoders = inputs.store, inputs.encoders
-    embodiment = model.config.embodiment
-    rates = [embodiment.control_hz] if recipe.with_actions else store.step_rates() or [TOOL_ARM.control_hz]
+    robots = model.config.embodiments
+    rates = [robots[0].control_hz] if recipe.with_actions else store.step_rates() or [TOOL_ARM.control_hz]
     model.embed.set_codebook(encoders.vqgan.codebook.detach())
     give_texts(model, store, encoders.text)
     module = TrainingModule(model, recipe, steps=options.steps)
@@ -135,33 +135,30 @@ def _run(
         return metrics
     windows = {"steps": options.steps, "windows": inputs.loader.num_windows}
     sources = keep_encoders(encoders, options.out)
+    frame_steps = _frame_steps(store, options.frame_step) if model.config.is_mixture else {}
+    usual = options.frame_step * int(np.median(store.frame_stride))
     save_release(
         options.out,
         module.use_average(),
         tokenizer=str(encoders.facts["sha256"]),
         text=str(encoders.facts["text_fingerprint"]),
-        frame_step=options.frame_step * int(np.median(store.frame_stride)),
+        frame_step=frame_steps.get(robots[0].name, usual),
         control_hz=float(np.median(rates)),
         provenance={"seed": options.seed, **windows, **sources},
         datasets=datasets,
+        frame_steps=frame_steps,
     )
     return metrics | windows
 
 
-def _robot(store: TokenStore, *, acts: bool) -> Embodiment:
-    """Return the robot of the data; of video alone, or of several robots before any acts, the usual arm.
-
-    Raises:
-        DataError: a policy would learn from several robots.
-    """
-    found = store.embodiments
-    if acts and len(found) > 1:
-        reasons = found[0].differences(found[1]) or [f"{found[0].name} and {found[1].name}"]
-        raise DataError(
-            f"--tokens: expected episodes of one robot, got {len(found)} ({'; '.join(reasons[:3])}); finetune a policy "
-            "for each, from one pretrained model."
-        )
-    return found[0] if len(found) == 1 else TOOL_ARM
+def _frame_steps(store: TokenStore, frame_step: int) -> dict[str, int]:
+    """Return how many control steps of each robot lie between two frames of a window."""
+    robot_of, strides = store.embodiment_of(np.arange(len(store))), store.frame_stride
+    steps = {}
+    for number, robot in enumerate(store.embodiments):
+        own = strides[robot_of == number]
+        steps[robot.name] = frame_step * int(np.median(own)) if len(own) else frame_step
+    return steps
 
 
 def pretrain(options: TrainingOptions) -> dict[str, float]:
@@ -173,13 +170,14 @@ def pretrain(options: TrainingOptions) -> dict[str, float]:
     from .beginning import new_model
 
     inputs = _open(options, labeled_only=False)
-    robot = _robot(inputs.store, acts=False)
-    model = new_model(options, inputs.encoders.facts, inputs.store.cameras, robot)
+    found = inputs.store.embodiments
+    robots = found if len(found) == 1 else (TOOL_ARM,)  # of several, finetuning says for which ones
+    model = new_model(options, inputs.encoders.facts, inputs.store.cameras, robots)
     return _run(model, inputs, options, options.recipe(with_actions=False))
 
 
 def finetune(options: FinetuneOptions) -> dict[str, float]:
-    """Train frames and trajectories together on labeled robot episodes.
+    """Train frames and trajectories together on labeled robot episodes, of one robot or of several.
 
     Returns:
         Metrics on held-out windows, and how many windows there are to train on.
@@ -188,24 +186,33 @@ def finetune(options: FinetuneOptions) -> dict[str, float]:
     from .beginning import first_model
 
     inputs = _open(options, labeled_only=True)
-    robot = _robot(inputs.store, acts=True)
-    model, start = first_model(options, inputs.encoders.facts, inputs.store.cameras, robot)
+    robots = with_different_names(inputs.store.embodiments)
+    model, start = first_model(options, inputs.encoders.facts, inputs.store.cameras, robots)
+    inputs.store.number_embodiments(model.config.embodiments)
     chosen = choose_normalization(
         options.statistics,
         tokens=options.tokens,
         out=options.out,
         init=options.init,
         start=start,
-        measure=lambda: _measure(inputs.loader, options, model.config.coding),
+        measure=lambda: _measure(inputs.loader, options, model.config.slots, start),
     )
     model.set_statistics(chosen.statistics)
     recipe = options.recipe(with_actions=True, frame_weight=options.frame_weight, frame_fraction=options.frame_fraction)
     return _run(model, inputs, options, recipe, chosen.datasets)
 
 
-def _measure(loader: BatchLoader, options: FinetuneOptions, coding: SignalCoding) -> Statistics:
-    """Measure normalization statistics on up to 20,000 windows of the training split."""
-    from ..model.normalization import measure_statistics
+def _measure(
+    loader: BatchLoader, options: FinetuneOptions, slots: SlotCoding, start: Normalization | None
+) -> Statistics:
+    """Measure normalization statistics on up to 20,000 windows of the training split, those of each robot apart.
+
+    A robot that the data lack keeps those of `start`.
+
+    Raises:
+        DataError: no windows, or none of a robot that nothing is known of.
+    """
+    from ..model.normalization import Statistics, measure_statistics
 
     state = loader.state_dict()
     batches = list(islice(iter(loader), max(1, min(len(loader), 20_000 // options.batch_size))))
@@ -216,7 +223,21 @@ def _measure(loader: BatchLoader, options: FinetuneOptions, coding: SignalCoding
     def gather(name: str) -> np.ndarray:
         return np.concatenate([batch[name].numpy() for batch in batches])
 
-    states = gather("states")[:, options.context - 1]
-    return measure_statistics(
-        states, gather("actions"), gather("action_mask"), coding=coding, mode=options.normalization
-    )
+    states, actions, mask = gather("states")[:, options.context - 1], gather("actions"), gather("action_mask")
+    if not slots.is_mixture:
+        return measure_statistics(states, actions, mask, coding=slots.codings[0], mode=options.normalization)
+    robot_of, rows = gather("embodiment"), []
+    for number, (robot, coding) in enumerate(zip(slots.embodiments, slots.codings, strict=True)):
+        mine = robot_of == number
+        if mine.any():
+            own = states[mine, : robot.state_dim], actions[mine, :, : robot.action_dim], mask[mine]
+            measured = measure_statistics(*own, coding=coding, mode=options.normalization)
+            rows.append(measured.in_slots(slots, number, options.chunk_length))
+        elif start is not None:
+            rows.append(start.statistics.row(number))
+        else:
+            raise DataError(
+                f"finetune: expected windows of {robot.name} among the first {len(states)}, got none; give its folder "
+                "a greater share with --loader.weights, or leave it out."
+            )
+    return Statistics.stack(rows)

@@ -102,7 +102,7 @@ def test_imagined_frames_follow_the_models_own_trajectory() -> None:
     context = make_context(model, make_batch(model.config))
     assert context.states is not None
     frames = {name: codes[:, :1] + 0 for name, codes in context.codes.items()}
-    moved = model.config.coding.after(context.states[:, -1], model.act(context), 2)[:, None]
+    moved = model.config.slots.after(context.states[:, -1], model.act(context), 2)[:, None]
     slid = slide(context, frames, 1, moved)
     assert slid.states is not None and slid.state_mask is not None and bool(slid.state_mask.all())
     assert torch.equal(slid.states, moved) and moved.shape == (3, 1, 16)
@@ -128,7 +128,7 @@ def test_several_target_frames_follow_the_trajectory_step_by_step() -> None:
         model.copy_gate.bias.zero_()
         model.embed.state.weight.mul_(50)
         chunk = model.act(context)
-    ahead = torch.stack([model.config.coding.after(context.states[:, -1], chunk, steps) for steps in (2, 4)], dim=1)
+    ahead = torch.stack([model.config.slots.after(context.states[:, -1], chunk, steps) for steps in (2, 4)], dim=1)
     expected = imagine_frames(model, replace(context, target_states=ahead), num_frames=2)
     got = imagine_frames(model, context, num_frames=2, frame_step=2)
     assert all(torch.equal(got[name], expected[name]) for name in got)

@@ -371,10 +371,10 @@ def test_a_policy_of_another_robot_is_refused(world: PlayTable) -> None:
         ),
         (replace(TOOL_ARM, cameras=("wrist", "front")), r"one of the cameras static, gripper .* sees wrist, front"),
     ):
-        policy.model = SimpleNamespace(config=replace(model.config, embodiment=robot))  # type: ignore[assignment]
+        policy.model = SimpleNamespace(config=replace(model.config, embodiments=(robot,)))  # type: ignore[assignment]
         with pytest.raises(PolicyError, match=sentence):
             check_fit(policy, world)
-    policy.model = SimpleNamespace(config=replace(model.config, embodiment=replace(TOOL_ARM, control_hz=10.0)))  # type: ignore[assignment]
+    policy.model = SimpleNamespace(config=replace(model.config, embodiments=(replace(TOOL_ARM, control_hz=10.0),)))  # type: ignore[assignment]
     check_fit(policy, world)
 
 

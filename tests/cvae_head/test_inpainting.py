@@ -83,3 +83,15 @@ def test_a_chunk_without_weight_is_free(kind: str) -> None:
     torch.testing.assert_close(
         head.sample(condition, noise, running=running), head.sample(condition, noise), atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_what_an_embodiment_lacks_pulls_nothing(kind: str) -> None:
+    head = trained(kind)
+    condition, noise = torch.ones(2, 8), torch.randn(2, head.noise_dim, generator=torch.Generator().manual_seed(1))
+    present, answers = torch.tensor([[True, False], [True, True]]), []
+    for filling in (0.0, 5.0):
+        chunk = torch.zeros(2, 10, 2)
+        chunk[0, :, 1] = filling
+        answers.append(head.sample(condition, noise, present, running=Running(chunk=chunk, weight=torch.ones(2, 10))))
+    assert torch.equal(answers[0], answers[1])

@@ -10,7 +10,7 @@ from robot_cases import CAMERAS, SO101, STEPS, write_tokens
 
 from gr2.contracts import ActionTrajectory, Observation, SignalTrajectory
 from gr2.embodiment import TOOL_ARM, Embodiment
-from gr2.errors import ConfigError, DataError, ShapeError
+from gr2.errors import ConfigError, ShapeError
 from gr2.gr_model.act.loading import load_policy
 from gr2.gr_model.act.remote import pack_observation, pack_trajectory, unpack_observation, unpack_trajectory
 from gr2.gr_model.model.release import load_release
@@ -28,7 +28,7 @@ def test_five_joints_at_five_hertz_become_a_policy(tmp_path: Path) -> None:
     tokens, out = write_tokens(tmp_path / "tokens", SO101), tmp_path / "run"
     finetune(FinetuneOptions(tokens=[str(tokens)], out=out, **STEPS))
     release = load_release(out)
-    assert release.control_hz == 5 and release.model.config.embodiment.differences(SO101) == []
+    assert release.control_hz == 5 and release.model.config.embodiments[0].differences(SO101) == []
     assert {camera.name for camera in release.model.config.cameras} == set(CAMERAS)
     policy = load_policy(out)
     answer = policy.act(observe(SO101))
@@ -49,12 +49,13 @@ def test_a_model_of_one_robot_starts_another_only_before_it_acts(tmp_path: Path)
     pretrain(TrainingOptions(tokens=[str(first)], out=tmp_path / "pretrained", **STEPS))
     kept = load_release(tmp_path / "pretrained").model
     finetune(FinetuneOptions(tokens=[str(second)], out=tmp_path / "run", init=tmp_path / "pretrained", **STEPS))
-    assert load_release(tmp_path / "run").model.config.embodiment.name == "so101"
-    assert kept.config.embodiment.name == "arm"
+    assert load_release(tmp_path / "run").model.config.embodiments[0].name == "so101"
+    assert kept.config.embodiments[0].name == "arm"
     with pytest.raises(ConfigError, match=r"finetuned for so101, got data of arm \(.*start from a pretrained model"):
         finetune(FinetuneOptions(tokens=[str(first)], out=tmp_path / "no", init=tmp_path / "run", **STEPS))
-    with pytest.raises(DataError, match=r"expected episodes of one robot, got 2 .*finetune a policy for each"):
-        finetune(FinetuneOptions(tokens=[str(first), str(second)], out=tmp_path / "no", **STEPS))
+    both = [str(second), str(first)]
+    with pytest.raises(ConfigError, match=r"finetuned for so101, got data of arm \(.*start from a pretrained model"):
+        finetune(FinetuneOptions(tokens=both, out=tmp_path / "no", init=tmp_path / "run", **STEPS))
     assert not (tmp_path / "no").exists()
 
 

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 from model_cases import make_model, small_config
+from robot_cases import SIX_JOINTS
 
 from gr2.contracts import Observation
 from gr2.cvae_head import kinds
 from gr2.cvae_head.ensemble import TemporalEnsemble
 from gr2.cvae_head.inpainting import soft_mask
+from gr2.embodiment import TOOL_ARM
 from gr2.errors import ConfigError, PolicyError
 from gr2.gr_model.act.opening import policy_maker
 from gr2.gr_model.act.policy import GR2Policy, act_together
+from gr2.gr_model.model.config import CameraSpec
 
 STEP = 1 / 30
 
@@ -60,7 +63,7 @@ def test_the_rest_of_a_chunk_is_the_same_motion_seen_from_the_new_state() -> Non
     rest = policy.rest(later)
     assert rest is not None
     chunk, weight = rest
-    actions = policy.model.config.coding.decode(later.state_vector(), chunk)
+    actions = policy.coding.decode(later.state_vector(), chunk)
     np.testing.assert_allclose(actions[:5, :3], first.positions[3:], atol=1e-6)
     np.testing.assert_allclose(np.abs((actions[:5, 3:7] * first.quaternions[3:]).sum(1)), 1.0, atol=1e-6)
     np.testing.assert_array_equal(actions[:5, 7], first.gripper[3:])
@@ -126,6 +129,25 @@ def test_what_cannot_be_is_refused() -> None:
         with pytest.raises(PolicyError, match="--chunking auto: expected a released model here, got --policy"):
             policy_maker(source, chunking="auto", expert=lambda: None)  # type: ignore[arg-type,return-value]
     policy = make_policy("cvae")
-    policy._running = (policy.model.config.coding.decode(observe(0.0).state_vector(), np.zeros((8, 7))), 0.0)
+    policy._running = (policy.coding.decode(observe(0.0).state_vector(), np.zeros((8, 7))), 0.0)
     with pytest.raises(ConfigError, match="expected no running chunk for the head cvae"):
         policy.act(observe(0.0))
+
+
+def test_a_robot_of_several_continues_its_own_chunk() -> None:
+    cameras = tuple(CameraSpec(name=name, grid=(4, 4)) for name in (*TOOL_ARM.cameras, *SIX_JOINTS.cameras))
+    config = small_config(cameras=cameras, embodiments=(TOOL_ARM, SIX_JOINTS), head=kinds.small("flow"))
+    model = make_model(config)
+    for number, robot in enumerate((TOOL_ARM, SIX_JOINTS)):
+        policy = GR2Policy(
+            model, encode_images=lambda images: images, encode_text=lambda text: (np.ones(1), np.ones(1)),
+            control_hz=30.0, chunking="inpaint", embodiment=robot,
+        )  # fmt: skip
+        state = np.full(robot.state_dim, 0.5)
+        seen = [Observation(images={}, instruction="", time=t, state=state) for t in (0.0, STEP)]
+        chunk = config.slots.put(np.random.default_rng(0).random((5, policy.coding.width)).round(2), number)
+        policy.place(chunk, seen[0])
+        rest = policy.rest(seen[1])
+        assert rest is not None and rest[0].shape == chunk.shape
+        actions = [policy.coding.decode(state, config.slots.own(rows, number)) for rows in (chunk, rest[0])]
+        np.testing.assert_allclose(actions[1][:4], actions[0][1:], atol=1e-6)
