@@ -59,7 +59,7 @@ class ChainPreset:
 
 
 def demo_preset() -> ChainPreset:
-    """Return the ten-minute chain: scene D, shipped tokenizers."""
+    """Return the chain of a quarter of an hour: scene D, shipped tokenizers."""
     return ChainPreset(
         name="demo", scenes="D", chains=300, tokenizer_steps=0, text_steps=0, pretrain_steps=150,
         correction_chains=0, imitation_steps=0, finetune_steps=3000, batch_size=32, learning_rate=1e-3,
@@ -181,7 +181,7 @@ def demo(
 
     Args:
         out: folder of the run.
-        preset: "demo" (ten minutes on two cores) or "reference" (ninety minutes, tokenizers included).
+        preset: "demo" (a quarter of an hour on two cores) or "reference" (ninety minutes, tokenizers included).
         videos: folder of your own clips, with or without captions, that pretraining sees too.
         fresh: start over: empty the folder first.
         num_workers: processes for recording and acting.

@@ -157,7 +157,7 @@ def read_frames(file: Path) -> np.ndarray:
         return reader.get_batch(range(len(reader)))
 
 
-def test_a_image_of_one_camera_goes_on_without_the_other(tmp_path: Path) -> None:
+def test_an_image_of_one_camera_goes_on_without_the_other(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8)).save(tmp_path / "start.png")
     done = imagine_files(
         image=tmp_path / "start.png", text="open the drawer", num_frames=5, decoding_steps=2, grid=True,

@@ -14,7 +14,7 @@ import pybullet
 import pytest
 
 from gr2.benchmarks.wbc import picking
-from gr2.benchmarks.wbc.picking import Policy, Trial, Video, along, passed, report, run_trial
+from gr2.benchmarks.wbc.picking import Policy, Trial, VideoRecorder, along, passed, report, run_trial
 from gr2.benchmarks.wbc.picking_scenes import (
     HAND,
     HOME_YAW,
@@ -289,12 +289,12 @@ def test_one_contact_fails_the_whole() -> None:
     assert not passed([*fine[:90], *(Trial(trial=k, cause="out of time in stage carry") for k in range(6))])
 
 
-def test_a_video_takes_a_image_in_its_time(judged: tuple[Judge, FingerDriver], tmp_path: Path) -> None:
+def test_a_video_takes_an_image_in_its_time(judged: tuple[Judge, FingerDriver], tmp_path: Path) -> None:
     _, driver = judged
-    video = Video()
+    video = VideoRecorder()
     for now in (0.0, 0.02, 0.04, 1 / 15, 0.1, 0.0, 1 / 15):
         video(driver.client, now)
-    assert [frame.shape for frame in video.frames] == [(Video.HEIGHT, Video.WIDTH, 3)] * 4
+    assert [frame.shape for frame in video.frames] == [(VideoRecorder.HEIGHT, VideoRecorder.WIDTH, 3)] * 4
     assert len(np.unique(video.frames[0].reshape(-1, 3), axis=0)) > 100
     video.write(tmp_path / "video.mp4")
     with open_video(tmp_path / "video.mp4") as reader:
