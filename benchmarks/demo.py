@@ -6,11 +6,14 @@ skipped, a stopped one resumes where it was.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +34,7 @@ class ChainPreset:
     scenes: scenes of the demonstrations; chains: recorded chains of up to six skills.
     tokenizer_steps, text_steps: training of the tokenizers, 0 takes the shipped ones.
     pretrain_steps, finetune_steps: optimization steps; batch_size: windows a step.
+    processes: processes that share the finetuning on a machine without a GPU; small models gain little from threads.
     correction_chains: chains in which a first policy, finetuned for `imitation_steps`, drives and the expert corrects
     it (DAgger), before the finetuning on both; 0 leaves them out.
     frame_fraction: share of the last finetuning's steps that predict frames too.
@@ -54,6 +58,7 @@ class ChainPreset:
     starts: int
     test_chains: int
     max_steps: int
+    processes: int = 1
     shown_episodes: int = 8
     metric_episodes: int = 34
 
@@ -61,9 +66,9 @@ class ChainPreset:
 def demo_preset() -> ChainPreset:
     """Return the chain of a quarter of an hour: scene D, shipped tokenizers."""
     return ChainPreset(
-        name="demo", scenes="D", chains=300, tokenizer_steps=0, text_steps=0, pretrain_steps=150,
-        correction_chains=0, imitation_steps=0, finetune_steps=3000, batch_size=32, learning_rate=1e-3,
-        frame_fraction=0.1, starts=10, test_chains=10, max_steps=180,
+        name="demo", scenes="D", chains=300, tokenizer_steps=0, text_steps=0, pretrain_steps=100,
+        correction_chains=0, imitation_steps=0, finetune_steps=1800, batch_size=64, learning_rate=1e-3,
+        frame_fraction=0.1, starts=10, test_chains=10, max_steps=180, processes=2,
     )  # fmt: skip
 
 
@@ -100,7 +105,7 @@ class _Journal:
             print(f"    done before, in {done['seconds']:.0f} s", flush=True)
             return done["summary"]
         started_at, begin = time.strftime("%Y-%m-%dT%H:%M:%S"), time.monotonic()
-        result = call(target, options)
+        result = _run_apart(command, options["out"]) if options.get("devices", 1) > 1 else call(target, options)
         seconds = time.monotonic() - begin
         summary = (
             {k: v for k, v in result.items() if isinstance(v, int | float | str)} if isinstance(result, dict) else {}
@@ -118,6 +123,40 @@ class _Journal:
         write_json(self.file, self.rows)
         print(f"    finished in {seconds:.0f} s", flush=True)
         return summary
+
+
+def _run_apart(command: str, out: Path) -> dict[str, float]:
+    """Run a training command of several processes; return its last validation metrics.
+
+    Lightning starts the other processes by repeating the command line, so it must be that of the training.
+    """
+    with subprocess.Popen([sys.executable, "-m", "gr2.gr_model.cli", *shlex.split(command)[1:]]) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            status = process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if status:
+        raise SystemExit(status)  # the command has printed why
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = [{k: v for k, v in row.items() if k.startswith("val/") and v} for row in csv.DictReader(file)]
+    return {
+        name.removeprefix("val/"): float(value) for name, value in ([row for row in rows if row] or [{}])[-1].items()
+    }
+
+
+def _spread(preset: ChainPreset, num_workers: int) -> dict[str, int]:
+    """Return options that spread a finetuning over processes where there is no GPU."""
+    import torch
+
+    processes = 1 if torch.cuda.is_available() else min(preset.processes, num_workers)
+    if processes == 1:
+        return {}
+    return {
+        "devices": processes,
+        "threads": max(1, num_workers // processes),
+        "batch_size": preset.batch_size // processes,
+    }
 
 
 def _text(value: object) -> str:
@@ -268,7 +307,7 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
     demonstrated = {"tokens": [out / "tokens"], "init": pretrained, **common}
     last = {"out": final, "steps": preset.finetune_steps, "frame_fraction": preset.frame_fraction}
     if not preset.correction_chains:
-        journal.run("finetune", finetune, demonstrated | last)
+        journal.run("finetune", finetune, demonstrated | last | _spread(preset, workers))
         return
     first, corrections = out / "imitate", out / "corrections"
     imitate = {"out": first, "steps": preset.imitation_steps, "frame_fraction": _IMITATION_FRAMES}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gr2.benchmarks import demo as demo_module
 from gr2.benchmarks.calvin.evaluate import evaluate
 from gr2.benchmarks.calvin.results import summarize
 from gr2.benchmarks.calvin.suite import EvaluationConfig
@@ -199,3 +200,26 @@ def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatc
     assert capsys.readouterr().out.count("done before") == len(stages)
     with pytest.raises(DataError, match="add --fresh"):
         demo(out=tmp_path / "run", num_workers=1, seed=1)
+
+
+def test_training_on_two_processes_is_a_command_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+    monkeypatch.setattr(
+        demo_module, "_run_apart", lambda command, out: commands.append(command) or {"action_l1_mm": 9.0}
+    )
+    journal = demo_module._Journal(tmp_path, 2)
+    options = {"tokens": [tmp_path / "a b"], "out": tmp_path / "x", **demo_module._spread(demo_module.demo_preset(), 2)}
+    assert journal.run("finetune", lambda **_: pytest.fail("in this process"), options) == {"action_l1_mm": 9.0}
+    assert commands[0].endswith("--devices 2 --threads 1 --batch-size 32") and journal.rows[0]["command"] == commands[0]
+    assert (
+        demo_module._spread(demo_module.demo_preset(), 1)
+        == demo_module._spread(demo_module.reference_preset(), 8)
+        == {}
+    )
+
+
+def test_a_command_of_its_own_gives_its_metrics_or_its_status(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,train/loss,val/action_l1_mm\n1,2.0,9.5\n2,1.0,\n")
+    assert demo_module._run_apart("gr2 --version", tmp_path) == {"action_l1_mm": 9.5}
+    with pytest.raises(SystemExit, match="2"):
+        demo_module._run_apart("gr2 finetun", tmp_path)
