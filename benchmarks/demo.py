@@ -64,7 +64,7 @@ class ChainPreset:
 
 
 def demo_preset() -> ChainPreset:
-    """Return the chain of a quarter of an hour: scene D, shipped tokenizers."""
+    """Return the quarter-hour chain: scene D, shipped tokenizers."""
     return ChainPreset(
         name="demo", scenes="D", chains=300, tokenizer_steps=0, text_steps=0, pretrain_steps=100,
         correction_chains=0, imitation_steps=0, finetune_steps=1800, batch_size=64, learning_rate=1e-3,
@@ -136,6 +136,11 @@ def _run_apart(command: str, out: Path) -> dict[str, float]:
             status = process.wait()
         finally:
             signal.signal(signal.SIGTERM, before)
+    if status < 0:
+        raise DataError(
+            f"{out}: the training was killed by signal {-status}, for lack of memory as a rule; free some, and run the "
+            "same command again to resume."
+        )
     if status:
         raise SystemExit(status)  # the command has printed why
     with (out / "metrics.csv").open(newline="") as file:

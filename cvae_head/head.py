@@ -131,12 +131,4 @@ class InpaintingHead(TrajectoryHead):
         *,
         running: Running | None = None,
     ) -> Float[Tensor, "b k c"]:
-        """Answer with a chunk; equal noise gives equal chunks.
-
-        Args:
-            condition: outputs of the action query, side by side.
-            noise: standard normal numbers, `noise_dim` a sample; None is zeros: the most typical answer.
-            present: True = keep; a column that is absent in the embodiment of a sample has any value in the answer, and
-                must not change the others. None keeps all.
-            running: what the chunk is to continue; None leaves it free.
-        """
+        """Answer as every head does; `running` is what the chunk is to continue, None leaves it free."""

@@ -309,11 +309,11 @@ def find_command(argv: Sequence[str], commands: Sequence[Command] = COMMANDS) ->
     """
     for num_words in (3, 2, 1):
         words = " ".join(argv[:num_words])
+        if new := RENAMED_COMMANDS.get(words):
+            raise UsageError(f"gr2 {words} is now gr2 {new}.")
         for command in commands:
             if command.words == words:
                 return command, list(argv[num_words:])
-    if new := RENAMED_COMMANDS.get(" ".join(argv[:2])):
-        raise UsageError(f"gr2 {' '.join(argv[:2])} is now gr2 {new}.")
     inside = [c.words for c in commands if c.words.split()[0] == argv[0]]
     typed = " ".join([argv[0], *[word for word in argv[1:2] if not word.startswith("-")]])
     if inside and typed == argv[0]:

@@ -24,7 +24,7 @@ _CUDA_MISSING = (
 
 
 RENAMED_OPTIONS = {
-    "workers": "num_workers", "scene_name": "scene", "image_px": "image_size", "out": "json", "film": "video",
+    "workers": "num_workers", "scene_name": "scene", "image_px": "image_size", "out": "json",
     "films": "videos", "model.code_renaming": "model.code_permutation",
 }  # fmt: skip
 """Old names of options; a hint is given where a command has the new one and no longer the old one."""

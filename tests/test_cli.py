@@ -184,6 +184,9 @@ def test_help_and_errors_spell_options_with_hyphens(capsys):
         (["benchmark", "calvin", "speed", "--out", "a.json"], "--out is now --json."),
         (["benchmark", "data", "--out", "a.json"], "--out is now --json."),
         (["benchmark", "wbc", "pick", "--workers", "1"], "--workers is now --num-workers."),
+        (["benchmark", "calvin", "--films", "failed"], "--films is now --videos."),
+        (["pretrain", "--model.code-renaming", "0.5"], "--model.code-renaming is now --model.code-permutation."),
+        (["benchmark", "calvin", "pictures"], "gr2 benchmark calvin pictures is now gr2 benchmark calvin images."),
         (["benchmark", "wbc-pick", "--trials", "1"], "gr2 benchmark wbc-pick is now gr2 benchmark wbc pick."),
     ],
 )

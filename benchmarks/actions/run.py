@@ -63,8 +63,8 @@ def benchmark(
     known = model.config.embodiments
     others = [robot for robot in store.embodiments if not fitting(known, robot)]
     if others:
-        told = "; ".join(d for d in known[0].differences(others[0]) if not d.startswith("camera "))
-        raise ConfigError(f"--tokens: expected episodes of {_names(known)}, got others ({told}).")
+        reason = "; ".join(d for d in known[0].differences(others[0]) if not d.startswith("camera "))
+        raise ConfigError(f"--tokens: expected episodes of {_names(known)}, got others ({reason}).")
     store.number_embodiments(known)
     give_texts(model, store, None)
     places = np.unique(store.embodiment_of(np.flatnonzero(store.labeled))).tolist()

@@ -65,7 +65,7 @@ def run_task(
         instruction: what the policy is asked to do.
         executed_steps: control steps of each chunk that are carried out before the policy is asked again.
         max_steps: time limit in control steps (CALVIN: 360).
-        latency: how long after its observation a chunk arrives [s]; what was followed before goes on until then.
+        latency: how long after its observation a chunk arrives [s]; what was followed before continues until then.
         video: collects what the policy sees.
     """
     period = asking_period(executed_steps, latency, simulator.control_hz)

@@ -42,7 +42,7 @@ def make_policy(head: str = "flow", **changes: Any) -> GR2Policy:
     config = kinds.small(head)  # type: ignore[arg-type]
     model = make_model(small_config(chunk_length=8, head=config))
 
-    def encode_text(sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_text(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return np.ones((1, 6, 12)), np.array([[True, True, False, False, False, False]])
 
     return GR2Policy(model, encode_images=lambda images: images, encode_text=encode_text, control_hz=30.0, **changes)

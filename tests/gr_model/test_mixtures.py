@@ -132,7 +132,10 @@ def test_the_control_rate_is_an_input(model: WorldModel) -> None:
     batch = rows_of(mixed_batch(model.config), slice(0, 1))
     chunks = [twins.act(read_context(twins, {**batch, "embodiment": torch.tensor([i])})[0]) for i in (0, 1)]
     assert (chunks[0] - chunks[1]).abs().max() > 1e-4
-    assert WorldModel(small_config()).embed.rate is None
+    states = [twins.embed.states(batch["states"], torch.tensor([i])) for i in (0, 1)]
+    rates = twins.embed.rates(torch.tensor([0, 1]))
+    torch.testing.assert_close(states[1] - states[0], (rates[1] - rates[0]).expand_as(states[0]))
+    assert (rates[1] - rates[0]).abs().max() > 0.1 and WorldModel(small_config()).embed.rate is None
 
 
 @pytest.mark.parametrize("kind", ["cvae", "flow", "diffusion", "tokens"])
@@ -189,8 +192,8 @@ def test_configurations_of_one_robot_and_of_several_are_read() -> None:
         config_from_dict(values | {"embodiments": [values["embodiments"][0]] * 2})
     assert [config.place_of(robot) for robot in ("six_joints", replace(TOOL_ARM, cameras=()))] == [1, 0]
     assert small_config().place_of(None) == small_config().place_of(SIX_JOINTS) == 0
-    for robot, told in ((None, "got none"), ("dog", "got 'dog'"), (SO101, "got one that fits so101")):
-        with pytest.raises(ConfigError, match=rf"\(tool_arm, six_joints\), {told}; name it, as in load_policy"):
+    for robot, reason in ((None, "got none"), ("dog", "got 'dog'"), (SO101, "got one that fits so101")):
+        with pytest.raises(ConfigError, match=rf"\(tool_arm, six_joints\), {reason}; name it, as in load_policy"):
             config.place_of(robot)
 
 
