@@ -52,7 +52,7 @@ def rollout(
     policy: str = "",
     tasks: str = "chain",
     scene: str = "D",
-    out: Path = Path("runs/rollout.mp4"),
+    video: Path = Path("runs/rollout.mp4"),
     window: bool = False,
     control: ControlMode = "wbc",
     executed_steps: int = 5,
@@ -69,7 +69,7 @@ def rollout(
         policy: another policy instead of the shipped one, named as for `gr2 benchmark calvin`.
         tasks: "chain" for five tasks in a row, or comma-separated task names, each from a start of its own.
         scene: A, B, C or D.
-        out: video to write.
+        video: file to write.
         window: open PyBullet's viewer instead of writing a video.
         control: our whole-body controller or CALVIN's own control.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
@@ -89,7 +89,7 @@ def rollout(
     check_latency(latency)
     camera = CameraConfig(static_px=image_size, gripper_px=image_size)
     names = [] if tasks == "chain" else [task(name.strip()).name for name in tasks.split(",")]
-    video = None if window else _Video()
+    recorder = None if window else _Video()
     with closing(CalvinSuite(PlayTable(scene, camera=camera, render_mode=None, window=window), seed=seed)) as suite:
         control_hz = suite.simulator.control_hz
         actor = open_policy(
@@ -99,10 +99,10 @@ def rollout(
         )  # fmt: skip
         with closing(actor):
             check_fit(actor, suite.simulator)
-            results, total = _act_out(suite, actor, names, control, video, executed_steps, max_steps, latency)
-    if video is not None:
-        write_video(out, np.stack(video.frames), control_hz / _STRIDE, crf=23, pixel_format="yuv420p")
-        print(out)
+            results, total = _act_out(suite, actor, names, control, recorder, executed_steps, max_steps, latency)
+    if recorder is not None:
+        write_video(video, np.stack(recorder.frames), control_hz / _STRIDE, crf=23, pixel_format="yuv420p")
+        print(video)
     return {"success": sum(result.success for result in results), "tasks": total}
 
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from ..contracts import Array
+from ..layers import Block
 from .head import ChunkShape, TrajectoryHead
 from .kinds import HeadConfig, make_head
+from .tokens import TokensConfig, TokensHead
 
 _LENGTH = 10
 _SHAPE = ChunkShape(length=_LENGTH, width=2)
@@ -52,11 +55,47 @@ def demonstrate(count: int, rng: np.random.Generator) -> Array:
     return np.stack((np.broadcast_to(along, across.shape), across), axis=-1)
 
 
+class _TokensAlone(TrajectoryHead):
+    """The head of tokens with a small trunk of its own, which it has in common with the frames otherwise."""
+
+    def __init__(self, config: TokensConfig, *, width: int = 64, num_blocks: int = 2) -> None:
+        super().__init__(_SHAPE)
+        self.head = TokensHead(config, width=width, shape=_SHAPE)
+        self.noise_dim = self.head.noise_dim
+        self.blocks = nn.ModuleList(Block(width, 4) for _ in range(num_blocks))
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        x = self.head.inputs(tokens)
+        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        for block in self.blocks:
+            x = block(x, seen)
+        return x
+
+    def loss(self, condition: Tensor, target: Tensor, mask: Tensor, *, step: int | None = None) -> dict[str, Tensor]:
+        """Return the losses of the head; there is one condition only, which says nothing."""
+        return self.head.loss(self._read(self.head.tokenize(target)).flatten(1), target, mask, step=step)
+
+    def sample(self, condition: Tensor, noise: Tensor | None = None, present: Tensor | None = None) -> Tensor:
+        """Sample token after token."""
+        assert noise is not None
+        tokens = torch.zeros(len(condition), 0, dtype=torch.long)
+        for number in range(self.head.num_tokens):
+            following = self.head.sample_token(self._read(tokens)[:, -1], noise[:, number])
+            tokens = torch.cat((tokens, following[:, None]), dim=1)
+        return self.head.detokenize(tokens)
+
+
+def _make(config: HeadConfig) -> TrajectoryHead:
+    if isinstance(config, TokensConfig):
+        return _TokensAlone(config)
+    return make_head(config, condition_dim=_CONDITION, shape=_SHAPE)
+
+
 def train_two_ways(config: HeadConfig, *, steps: int = 800, batch_size: int = 64, seed: int = 0) -> TrajectoryHead:
     """Train a head on demonstrations of both ways, all seen from one place."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    head = make_head(config, condition_dim=_CONDITION, shape=_SHAPE)
+    head = _make(config)
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     condition, mask = torch.ones(batch_size, _CONDITION), torch.ones(batch_size, _LENGTH, 2, dtype=torch.bool)

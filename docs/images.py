@@ -58,7 +58,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     video = RUN / "rollout.mp4"
     subprocess.run(
-        [Path(sys.executable).with_name("gr2"), "rollout", "--pretrained", "--seed", "3", "--out", video], check=True
+        [Path(sys.executable).with_name("gr2"), "rollout", "--pretrained", "--seed", "3", "--video", video], check=True
     )
     animate(read(video)[::2], IMAGES / "rollout.webp", width=560, fps=10)
     strips(RUN / "imagine", IMAGES / "imagined.png")

@@ -24,10 +24,10 @@ _CUDA_MISSING = (
 
 
 RENAMED_OPTIONS = {
-    "workers": "num_workers", "scene_name": "scene", "image_px": "image_size", "out": "json",
-    "films": "videos", "model.code_renaming": "model.code_permutation",
+    "workers": ("num_workers",), "scene_name": ("scene",), "image_px": ("image_size",), "films": ("videos",),
+    "out": ("json", "video", "image", "html"), "model.code_renaming": ("model.code_permutation",),
 }  # fmt: skip
-"""Old names of options; a hint is given where a command has the new one and no longer the old one."""
+"""Old names of options; a hint is given where a command has a new one and no longer the old one."""
 
 
 class UsageError(ConfigError):
@@ -47,8 +47,9 @@ def spelled(option: str) -> str:
 
 def renamed_option(option: str, options: Sequence[str]) -> str | None:
     """Return the new name of an option that a command had before, None where it never had one or has it still."""
-    new = RENAMED_OPTIONS.get(option)
-    return new if new in options and option not in options else None
+    if option in options:
+        return None
+    return next((new for new in RENAMED_OPTIONS.get(option, ()) if new in options), None)
 
 
 def flatten_usage_error(message: str, options: Sequence[str]) -> str:

@@ -129,6 +129,8 @@ def _summary(signal: SignalErrors) -> dict[str, Any]:
         "error": means,
         "gain": gains,
         "beats_both": all(gain[1] > 0 for gain in gains.values()),
+        "constant": not kept["hold"][seen].any() and not kept["mean"][seen].any(),
+        "by_episode": {method: values[seen].tolist() for method, values in kept.items()},
         "by_step": {method: np.nanmean(table, axis=0).tolist() for method, table in signal.by_method.items()},
     }
 
@@ -142,6 +144,7 @@ def _lines(result: dict[str, Any]) -> Sequence[str]:
     for name, row in result["signals"].items():
         parts = [f"{m} {v[0]:.3g} [{v[1]:.3g}, {v[2]:.3g}]" for m, v in row["error"].items()]
         verdict = "beats both" if row["beats_both"] else "does not beat both"
+        verdict = "constant, so that there is nothing to beat" if row["constant"] else verdict
         lines.append(f"{name} [{row['unit']}]: {', '.join(parts)}; {verdict}")
         steps = row["by_step"]["policy"]
         at = sorted({0, len(steps) // 2, len(steps) - 1})

@@ -22,19 +22,19 @@ _PX, _GAP, _CAPTION = 200, 4, 22
 _TIMED = 5
 
 
-def images(*, out: Path = Path("runs/scenes.png"), calvin_root: Path | None = None, seed: int = 1) -> int:
+def images(*, image: Path = Path("runs/scenes.png"), calvin_root: Path | None = None, seed: int = 1) -> int:
     """Draw scenes A to D with both cameras, one column for each way of drawing, and write one image.
 
     Args:
-        out: the sheet; its name ends in .png or .webp.
+        image: the sheet; its name ends in .png or .webp.
         calvin_root: a clone of mees/calvin, for columns with the official files.
         seed: of the places of blocks, doors and lights, the same in every column.
 
     Raises:
-        ConfigError: `out` is no name of such an image.
+        ConfigError: `image` is no name of such an image.
     """
-    if out.suffix not in (".png", ".webp"):
-        raise ConfigError(f"--out {out}: expected a name that ends in .png or .webp, got {out.suffix!r}; fix it.")
+    if image.suffix not in (".png", ".webp"):
+        raise ConfigError(f"--image {image}: expected a name that ends in .png or .webp, got {image.suffix!r}; fix it.")
     ways: list[tuple[str, Path | None, CameraConfig]] = [("built-in", None, CameraConfig())]
     if calvin_root is not None:
         ways += [
@@ -49,9 +49,9 @@ def images(*, out: Path = Path("runs/scenes.png"), calvin_root: Path | None = No
         except EnvironmentMissing as error:
             print(error)
     encoded = io.BytesIO()
-    Image.fromarray(np.concatenate(columns, axis=1)).save(encoded, format=out.suffix[1:], quality=70)
-    write_bytes(out, encoded.getvalue())
-    print(out)
+    Image.fromarray(np.concatenate(columns, axis=1)).save(encoded, format=image.suffix[1:], quality=70)
+    write_bytes(image, encoded.getvalue())
+    print(image)
     return 0
 
 

@@ -28,20 +28,20 @@ SECTIONS: tuple[tuple[str, str, Callable[[RunFiles], str]], ...] = (
 """Anchor, title and maker of every section, in the order of the page."""
 
 
-def write_report(*, run: Path, out: Path | None = None) -> Path:
+def write_report(*, run: Path, html: Path | None = None) -> Path:
     """Write the report of a run as one HTML file that needs nothing from outside.
 
     Parts that the folder lacks are left out with a note.
 
     Args:
         run: Folder that the training and evaluation commands wrote.
-        out: HTML file to write; `report.html` in the run folder where it is not given.
+        html: file to write; `report.html` in the run folder where it is not given.
 
     Raises:
         DataError: The folder does not exist or holds no known file.
     """
     files = read_run(run)
-    target = out if out is not None else run / "report.html"
+    target = html if html is not None else run / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.write_text(build_page(files), encoding="utf-8")

@@ -84,19 +84,19 @@ details { border-bottom: 1px solid var(--rule); padding: 8px 0; } summary { curs
 """
 
 
-def write_data_report(*, folder: Path, out: Path | None = None, num_clips: int = 12) -> Path:
+def write_data_report(*, folder: Path, html: Path | None = None, num_clips: int = 12) -> Path:
     """Write one self-contained HTML page about a folder of video or token shards and the stages before it.
 
     Args:
         folder: of finished shards.
-        out: HTML file to write; `report.html` in the folder where it is not given.
+        html: file to write; `report.html` in the folder where it is not given.
         num_clips: clips shown of those that are left, and for every reason to drop one.
 
     Raises:
         DataError: the folder holds no finished stage, or its shards are damaged.
         ConfigError: a negative number of clips.
     """
-    target = out if out is not None else folder / "report.html"
+    target = html if html is not None else folder / "report.html"
     write_bytes(target, build_page(collect_report(folder, num_clips)).encode())
     return target
 

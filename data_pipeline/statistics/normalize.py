@@ -196,16 +196,23 @@ class Normalizer:
     scale: Any
 
     @classmethod
-    def fit(cls, statistics: RowStatistics, mode: Mode = "moments", unchanged: Sequence[int] = ()) -> Normalizer:
+    def fit(
+        cls,
+        statistics: RowStatistics,
+        mode: Mode = "moments",
+        unchanged: Sequence[int] = (),
+        constant_scale: float = 1.0,
+    ) -> Normalizer:
         """Choose offset and scale, float64 `[d]`.
 
-        A constant dimension is only centered. Where 98 % of a dimension are equal its quantiles coincide, and the full
+        A constant dimension is only centered, unless it has a scale of its own. Where 98 % of a dimension are equal its quantiles coincide, and the full
         range takes their place.
 
         Args:
             statistics: of the training data.
             mode: what is mapped to where.
             unchanged: dimensions left as they are (gripper commands).
+            constant_scale: of constant dimensions.
         """
         if mode == "moments":
             offset, scale = statistics.mean, statistics.std
@@ -215,7 +222,7 @@ class Normalizer:
             low, high = np.where(flat, statistics.min, low), np.where(flat, statistics.max, high)
             offset, scale = (low + high) / 2, (high - low) / 2
         offset = np.where(statistics.constant, statistics.mean, offset)
-        scale = np.where(statistics.constant, 1.0, scale)
+        scale = np.where(statistics.constant, constant_scale, scale)
         offset[list(unchanged)], scale[list(unchanged)] = 0.0, 1.0
         return cls(offset=offset, scale=scale)
 

@@ -30,6 +30,9 @@ StatisticsChoice = Literal["check", "keep", "measure"]
 """What to do with the statistics of a checkpoint: check that the new data fit and measure theirs, keep them, or measure
 unchecked."""
 
+_CONSTANT_ACTION = 1e-3
+"""Scale of an action that never changes: what a head adds to 0 must not move it."""
+
 STATISTICS_FILE = "statistics.json"
 """What a training run began with, beside its `last.ckpt`."""
 
@@ -128,7 +131,10 @@ def measure_statistics(
             f"{' and NaN or infinity' if len(kept) else ''}; check the episodes of the training set."
         )
     state = Normalizer.fit(measure_rows(features), mode)
-    steps = [Normalizer.fit(measure_rows(poses[keep[:, i], i]), mode) for i in range(poses.shape[1])]
+    steps = [
+        Normalizer.fit(measure_rows(poses[keep[:, i], i]), mode, constant_scale=_CONSTANT_ACTION)
+        for i in range(poses.shape[1])
+    ]
     return Statistics(
         state_mean=tuple(state.offset.tolist()),
         state_std=tuple(state.scale.tolist()),

@@ -10,8 +10,8 @@ import pytest
 from robot_cases import SO101, STEPS, write_tokens
 from scipy.spatial.transform import Rotation
 
-from gr2.benchmarks.actions.errors import ErrorTally, hold_chunk, part_errors, unit_of
-from gr2.benchmarks.actions.run import benchmark
+from gr2.benchmarks.actions.errors import METHODS, ErrorTally, SignalErrors, hold_chunk, part_errors, unit_of
+from gr2.benchmarks.actions.run import _summary, benchmark
 from gr2.cvae_head.signals import SignalCoding, coding_of
 from gr2.embodiment import TOOL_ARM
 from gr2.errors import ConfigError
@@ -61,3 +61,9 @@ def test_the_command_measures_a_policy_beside_both_guesses(tmp_path: Path) -> No
     pretrain(TrainingOptions(tokens=[str(tokens)], out=tmp_path / "pretrained", **STEPS))
     with pytest.raises(ConfigError, match="expected a finetuned model"):
         benchmark(policy=str(tmp_path / "pretrained"), tokens=[str(tokens)])
+
+
+def test_a_signal_that_never_moves_has_nothing_to_beat() -> None:
+    still = {method: np.zeros((3, 4)) for method in METHODS}
+    summary = _summary(SignalErrors(name="wheel", unit="m/s", by_method=still))
+    assert summary["constant"] and not summary["beats_both"]

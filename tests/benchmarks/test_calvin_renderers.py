@@ -142,7 +142,7 @@ def test_the_folder_of_the_clone_is_not_taken_for_the_package(monkeypatch: pytes
 
 
 def test_the_gallery_shows_four_scenes(tmp_path: Path) -> None:
-    assert images(out=tmp_path / "sheets" / "scenes.png") == 0
+    assert images(image=tmp_path / "sheets" / "scenes.png") == 0
     sheet = np.asarray(Image.open(tmp_path / "sheets" / "scenes.png"))
     rows = sheet[22:].reshape(4, 204, *sheet.shape[1:])[:, :200]
     assert rows.shape[2] == 404 and rows.std(axis=(1, 2)).min() > 10
@@ -151,7 +151,7 @@ def test_the_gallery_shows_four_scenes(tmp_path: Path) -> None:
 
 def test_a_gallery_of_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ends in \.png or \.webp, got '\.gif'"):
-        images(out=tmp_path / "scenes.gif")
+        images(image=tmp_path / "scenes.gif")
     assert not list(tmp_path.iterdir())
 
 

@@ -398,7 +398,7 @@ class Stranger:
     with pytest.raises(PolicyError, match="got a policy trained on so101"):
         run_jobs(config, [Job(control="calvin", kind="open_drawer", index=0)], "none", tmp_path)
     with pytest.raises(PolicyError, match="got a policy trained on so101"):
-        rollout(policy=f"{file}:Stranger", tasks="open_drawer", control="calvin", out=tmp_path / "rollout.mp4")
+        rollout(policy=f"{file}:Stranger", tasks="open_drawer", control="calvin", video=tmp_path / "rollout.mp4")
 
 
 def test_a_server_says_what_is_wrong(address: str) -> None:

@@ -329,7 +329,7 @@ def test_a_missing_part_is_left_out_with_a_note(run_folder: Path, tmp_path: Path
         shutil.rmtree(target)
     else:
         target.unlink()
-    page = write_report(run=copy, out=tmp_path / "page.html").read_text()
+    page = write_report(run=copy, html=tmp_path / "page.html").read_text()
     for anchor, _, _ in SECTIONS:
         assert f'<section id="{anchor}">' in page
     assert "another layout" not in page

@@ -190,8 +190,8 @@ def test_nothing_that_a_caption_says_becomes_a_tag(chain: Path) -> None:
 
 
 def test_clips_are_chosen_the_same_way_each_time(chain: Path, tmp_path: Path) -> None:
-    one = write_data_report(folder=chain / "tokens", out=tmp_path / "one.html").read_bytes()
-    assert write_data_report(folder=chain / "tokens", out=tmp_path / "two.html").read_bytes() == one
+    one = write_data_report(folder=chain / "tokens", html=tmp_path / "one.html").read_bytes()
+    assert write_data_report(folder=chain / "tokens", html=tmp_path / "two.html").read_bytes() == one
     few, more = (collect_report(chain / "captioned", number) for number in (2, 3))
     for small, large in zip(few.sheets, more.sheets, strict=True):
         assert len(small.clips) == min(2, small.count) and len(large.clips) == min(3, large.count)
@@ -303,7 +303,7 @@ def test_folders_without_a_finished_stage_are_refused(chain: Path, tmp_path: Pat
 
 def test_the_command_line_prints_the_page(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "page.html"
-    assert main(["data", "report", str(chain / "curated"), "--out", str(out), "--num-clips", "1"]) == 0
+    assert main(["data", "report", str(chain / "curated"), "--html", str(out), "--num-clips", "1"]) == 0
     assert capsys.readouterr().out.strip() == str(out) and out.read_text().startswith("<!doctype html>")
 
 
