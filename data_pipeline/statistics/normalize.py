@@ -205,8 +205,8 @@ class Normalizer:
     ) -> Normalizer:
         """Choose offset and scale, float64 `[d]`.
 
-        A constant dimension is only centered, unless it has a scale of its own. Where 98 % of a dimension are equal its quantiles coincide, and the full
-        range takes their place.
+        A constant dimension is only centered, unless it has a scale of its own. Where 98 % of a dimension are equal its
+        quantiles coincide, and the full range takes their place.
 
         Args:
             statistics: of the training data.

@@ -183,7 +183,7 @@ def test_normalizer_inverts_and_leaves_grippers_and_constants(mode: str) -> None
 
 
 def test_buffers_of_the_model_are_what_they_were() -> None:
-    """They are numpy's mean and deviation, bit for bit; where that is under 1e-5, 1 for a state, 0.001 for an action."""
+    """Numpy's mean and deviation, bit for bit; where that is under 1e-5, 1 for a state, 0.001 for an action."""
     from gr2.embodiment import TOOL_ARM
 
     states = np.stack([random_steps(60, seed)[0][:40] for seed in range(20)]).reshape(-1, 16).astype(np.float64)
