@@ -12,6 +12,7 @@ from ...data_pipeline.files import write_json
 from ...errors import ConfigError
 from ..playtable.cameras import Renderer
 from ..playtable.environment import CAMERAS
+from ..playtable.instructions import Wording, evaluation_instructions
 from ..playtable.scenes import scene as find_scene
 from ..playtable.tasks import choose_tasks
 from ..simulation.episodes import check_latency
@@ -31,6 +32,7 @@ def evaluate(
     tasks: str = "demonstrated",
     scene: str = "D",
     calvin_root: Path | None = None,
+    wording: Wording = "trained",
     control: Literal["wbc", "calvin", "both"] = "wbc",
     executed_steps: int = 5,
     chunking: Chunking = "independent",
@@ -57,6 +59,7 @@ def evaluate(
         tasks: for `starts`: "demonstrated" (17), "all" (34), or names separated by commas.
         scene: A, B, C or D.
         calvin_root: a clone of mees/calvin: its assets and validation instructions instead of ours.
+        wording: of our instructions: the one that demonstrations have most often, or one that they never have.
         control: our whole-body controller, CALVIN's own control, or both from the same starts.
         executed_steps: control steps of each chunk carried out before the policy is asked again.
         chunking: whether a model's chunk continues the running one, averaged (ensemble) or sampled so (inpaint).
@@ -76,18 +79,16 @@ def evaluate(
         DataError: `out` holds results of another configuration.
         PolicyError: the policy was trained on another robot.
     """
-    find_scene(scene)
     names = choose_tasks(tasks)
     _check_numbers((executed_steps, max_steps, num_workers), (starts, chains, sequences))
-    if sequences and scene != "D":
-        raise ConfigError(f"--sequences: they fit scene D alone, got --scene {scene}; add --sequences 0.")
+    _check_scene(scene, sequences, calvin_root, wording)
     config = EvaluationConfig(
         policy=policy, weights=fingerprint(policy), scene=scene, calvin_root=str(calvin_root or ""),
         executed_steps=executed_steps, max_steps=max_steps, image_px=image_size, renderer=renderer,
         fast_drawing=fast_drawing, backend=backend, seed=seed, latency=check_latency(latency), chunking=chunking,
+        wording=wording,
     )  # fmt: skip
-    if backend == "official" and control != "calvin":
-        raise ConfigError(f"--backend official: expected --control calvin, got {control}; add it.")
+    _check_backend(backend, control)
     controls = ["wbc", "calvin"] if control == "both" else [control]
     kinds = [("sequence", sequences), ("chain", chains), *((name, starts) for name in names)]
     every = [Job(control=c, kind=kind, index=i) for c in controls for kind, number in kinds for i in range(number)]
@@ -116,7 +117,9 @@ def _circumstances(config: EvaluationConfig) -> dict[str, Any]:
         "scene": config.scene,
         "backend": config.backend,
         "assets": "CALVIN's" if config.calvin_root or official else "built-in",
-        "instructions": "CALVIN's validation annotations" if config.calvin_root else "our own wording",
+        "instructions": "CALVIN's validation annotations"
+        if config.calvin_root
+        else f"our own, {config.wording} wording",
         "renderer": renderer + (", light arm without shadows" if light else ""),
         "renderer_fingerprint": _draw_fingerprint(config),
         "seed": config.seed,
@@ -131,6 +134,19 @@ def _draw_fingerprint(config: EvaluationConfig) -> str:
         return hashlib.sha256(b"".join(env.draw(name).tobytes() for name in CAMERAS)).hexdigest()[:16]
     finally:
         env.close()
+
+
+def _check_scene(scene: str, sequences: int, calvin_root: Path | None, wording: Wording) -> None:
+    """Refuse here rather than in a worker."""
+    find_scene(scene)
+    evaluation_instructions(calvin_root, wording)
+    if sequences and scene != "D":
+        raise ConfigError(f"--sequences: they fit scene D alone, got --scene {scene}; add --sequences 0.")
+
+
+def _check_backend(backend: Backend, control: str) -> None:
+    if backend == "official" and control != "calvin":
+        raise ConfigError(f"--backend official: expected --control calvin, got {control}; add it.")
 
 
 def _check_numbers(positive: Sequence[int], episodes: Sequence[int]) -> None:

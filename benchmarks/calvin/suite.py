@@ -10,7 +10,7 @@ from typing import Literal
 from ...contracts import Chunking, Policy
 from ..playtable.cameras import CALVIN_PX, CameraConfig, Renderer
 from ..playtable.environment import PlayTable
-from ..playtable.instructions import evaluation_instructions
+from ..playtable.instructions import Wording, evaluation_instructions
 from ..playtable.world import World
 from ..policies.scripted import ScriptedPolicy
 from .episodes import chain_start, sequence_start, task_start
@@ -35,7 +35,7 @@ class EvaluationConfig:
     max_steps: time limit a task [1/30 s]; image_px: image side of both cameras [px], 0 for CALVIN's own; fast_drawing:
     light arm without shadows where CALVIN's files are used; backend: our simulator ("gr2") or the installed official
     one; latency: how long after its observation a chunk arrives [s]; chunking: how a chunk of a released model relates
-    to the running one.
+    to the running one; wording: of the instructions.
     """
 
     policy: str
@@ -51,6 +51,7 @@ class EvaluationConfig:
     seed: int
     latency: float = 0.0
     chunking: Chunking = "independent"
+    wording: Wording = "trained"
 
     @property
     def root(self) -> Path | None:
@@ -69,7 +70,7 @@ class EvaluationConfig:
 
     def open_suite(self) -> CalvinSuite:
         """Open the simulator with the test episodes of this seed."""
-        return CalvinSuite(self.open_world(), seed=self.seed, instructions_root=self.root)
+        return CalvinSuite(self.open_world(), seed=self.seed, instructions_root=self.root, wording=self.wording)
 
 
 class CalvinSuite:
@@ -79,11 +80,14 @@ class CalvinSuite:
         world: the simulator; `close` closes it.
         seed: seed of the random starts.
         instructions_root: clone of CALVIN whose validation instructions are used; ours where it is None.
+        wording: of our instructions.
     """
 
-    def __init__(self, world: World, *, seed: int, instructions_root: Path | None = None) -> None:
+    def __init__(
+        self, world: World, *, seed: int, instructions_root: Path | None = None, wording: Wording = "trained"
+    ) -> None:
         self.simulator, self.seed = world, seed
-        self._instructions = evaluation_instructions(instructions_root)
+        self._instructions = evaluation_instructions(instructions_root, wording)
 
     def start(self, kind: str, index: int) -> Sequence[str]:
         """Start the official sequence ("sequence") or chain of our own ("chain") of this index, or a task from a random

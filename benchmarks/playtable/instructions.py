@@ -1,13 +1,20 @@
-"""Instructions for each of the 34 tasks, in our own words; evaluation uses the first, demonstrations use all."""
+"""Instructions for each of the 34 tasks, in our own words.
+
+Demonstrations use all of `instructions_of`, evaluation the first, or one that no demonstration has.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ...errors import ConfigError
 from .tasks import ALL_TASKS
+
+Wording = Literal["trained", "held-out"]
+"""The wording that demonstrations have most often, or one in the same words that they never have."""
 
 _FIXED = {
     "open_drawer": ("open the drawer", "pull the drawer open", "slide the drawer out", "pull out the drawer"),
@@ -129,13 +136,44 @@ _BLOCK = {
     ),
 }
 
+_HELD_OUT = {
+    "open_drawer": "move the drawer out",
+    "close_drawer": "shut the drawer",
+    "move_slider_left": "push the sliding door left",
+    "move_slider_right": "push the sliding door right",
+    "turn_on_lightbulb": "light up the bulb",
+    "turn_off_lightbulb": "make the bulb go dark",
+    "turn_on_led": "make the green light go on",
+    "turn_off_led": "make the green light go off",
+    "place_in_slider": "put the grasped block on the shelf",
+    "place_in_drawer": "set the held block down in the drawer",
+    "stack_block": "place the held block on top of the other",
+    "unstack_block": "take the top block off the other one",
+    "push_into_drawer": "slide the block from the table into the open drawer",
+    "push_left": "move the {} block towards the left",
+    "push_right": "move the {} block towards the right",
+    "rotate_left": "turn the {} block anticlockwise",
+    "rotate_right": "turn the {} block clockwise",
+    "lift_table": "take the {} block from the table",
+    "lift_slider": "take the {} block out of the cabinet",
+    "lift_drawer": "lift the {} block from the drawer",
+}
+
 
 def instructions_of(task: str) -> tuple[str, ...]:
-    """Return all instructions of a task, evaluation's first."""
+    """Return all instructions of a task that demonstrations have, evaluation's first."""
     if task in _FIXED:
         return _FIXED[task]
     verb, color, _, place = task.split("_")
     return tuple(text.format(color) for text in _BLOCK[f"{verb}_{place}"])
+
+
+def held_out_instruction(task: str) -> str:
+    """Return an instruction of a task that no demonstration has, in words that demonstrations have."""
+    if task in _FIXED:
+        return _HELD_OUT[task]
+    verb, color, _, place = task.split("_")
+    return _HELD_OUT[f"{verb}_{place}"].format(color)
 
 
 def sample_instruction(task: str, rng: np.random.Generator) -> str:
@@ -144,12 +182,19 @@ def sample_instruction(task: str, rng: np.random.Generator) -> str:
     return options[0] if rng.random() < 0.5 else options[1 + rng.integers(len(options) - 1)]
 
 
-def evaluation_instructions(calvin_root: Path | None = None) -> dict[str, str]:
+def evaluation_instructions(calvin_root: Path | None = None, wording: Wording = "trained") -> dict[str, str]:
     """Return the instruction of each task that evaluation uses: ours, or CALVIN's validation annotations.
 
     Raises:
-        ConfigError: the clone has no usable annotations.
+        ConfigError: the clone has no usable annotations, or another wording of them is wanted.
     """
+    if wording == "held-out":
+        if calvin_root is not None:
+            raise ConfigError(
+                "--wording held-out: CALVIN's validation instructions are held out already; leave out one of "
+                "--wording and --calvin-root."
+            )
+        return {name: held_out_instruction(name) for name in ALL_TASKS}
     if calvin_root is None:
         return {name: instructions_of(name)[0] for name in ALL_TASKS}
     import yaml

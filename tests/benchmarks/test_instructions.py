@@ -1,0 +1,41 @@
+"""Instructions: every task has its own, and evaluation has some that no demonstration has."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gr2.benchmarks.calvin.evaluate import evaluate
+from gr2.benchmarks.playtable.instructions import (
+    evaluation_instructions,
+    held_out_instruction,
+    instructions_of,
+    sample_instruction,
+)
+from gr2.benchmarks.playtable.tasks import ALL_TASKS
+from gr2.errors import ConfigError
+
+
+def test_no_instruction_names_two_tasks() -> None:
+    all_of = {name: {*instructions_of(name), held_out_instruction(name)} for name in ALL_TASKS}
+    assert not [(a, b) for a, b in combinations(ALL_TASKS, 2) if all_of[a] & all_of[b]]
+
+
+def test_held_out_instructions_are_new_sentences_of_known_words() -> None:
+    rng = np.random.default_rng(0)
+    words = {word for name in ALL_TASKS for text in instructions_of(name) for word in text.split()}
+    for name in ALL_TASKS:
+        demonstrated = {sample_instruction(name, rng) for _ in range(100)}
+        assert demonstrated == set(instructions_of(name)) and held_out_instruction(name) not in demonstrated
+        assert set(held_out_instruction(name).split()) <= words
+
+
+def test_evaluation_takes_either_wording(tmp_path: Path) -> None:
+    assert evaluation_instructions()["open_drawer"] == "open the drawer"
+    assert evaluation_instructions(wording="held-out")["push_red_block_left"] == "move the red block towards the left"
+    with pytest.raises(ConfigError, match="held out already"):
+        evaluate(out=tmp_path / "out", wording="held-out", calvin_root=tmp_path)
+    assert not (tmp_path / "out").exists()
