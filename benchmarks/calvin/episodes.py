@@ -7,11 +7,11 @@ import numpy as np
 from ...errors import SimulationError
 from ..demonstrations.expert_motion import ExpertStyle
 from ..demonstrations.experts import act
-from ..playtable.feasibility import feasible
+from ..playtable.feasibility import feasible, sample_prerequisites
 from ..playtable.robot import FINGER_OPEN
 from ..playtable.sampling import sample_scene
 from ..playtable.scenes import NEUTRAL_JOINTS
-from ..playtable.tasks import ALL_TASKS, COLORS, TASKS, task
+from ..playtable.tasks import ALL_TASKS, TASKS, task
 from ..playtable.world import World
 from .sequences import EvaluationSequence, initial_scene
 
@@ -49,7 +49,7 @@ def task_start(env: World, name: str, seed: int, index: int) -> np.ndarray:
     task(name)
     rng = np.random.default_rng([seed, _ORDER.index(name), index])
     for _ in range(500):
-        before = _prerequisites(name, rng)
+        before = sample_prerequisites(name, rng)
         scene_obs = _sample_start(env, rng)
         if not feasible(before[0] if before else name, env.world_state(), env.spec_scene):
             continue
@@ -61,16 +61,6 @@ def task_start(env: World, name: str, seed: int, index: int) -> np.ndarray:
 
 _ORDER = [*TASKS, *(name for name in ALL_TASKS if name not in TASKS)]
 """The demonstrated tasks first: their starts stay what they were when others were added."""
-
-
-def _prerequisites(name: str, rng: np.random.Generator) -> list[str]:
-    """Return the tasks that the experts do before `name` can be begun from a fresh scene."""
-    if name.startswith("lift_") and name.endswith("_drawer"):
-        return [name.replace("_drawer", "_table"), "place_in_drawer"]
-    if name not in ("place_in_slider", "place_in_drawer", "stack_block", "unstack_block"):
-        return []
-    lift = f"lift_{COLORS[rng.integers(len(COLORS))]}_block_table"
-    return [lift, "stack_block"] if name == "unstack_block" else [lift]
 
 
 def demonstrate(env: World, name: str, *, style: ExpertStyle | None = None, max_steps: int = 200) -> bool:

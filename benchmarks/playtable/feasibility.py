@@ -35,9 +35,33 @@ def feasible(name: str, state: WorldState, spec: SceneSpec) -> bool:
     return _way_is_free(color, 1 if name.endswith("right") else -1, state, spec)
 
 
+_AFTER_A_LIFT = ("place_in_slider", "place_in_drawer", "stack_block", "unstack_block")
+
+
+def prerequisites(name: str, color: str) -> list[str]:
+    """Return the tasks to do before `name` can be begun from a fresh scene, with the block of a color where any will
+    do."""
+    if name.startswith("lift_") and name.endswith("_drawer"):
+        return [name.replace("_drawer", "_table"), "place_in_drawer"]
+    if name not in _AFTER_A_LIFT:
+        return []
+    lift = f"lift_{color}_block_table"
+    return [lift, "stack_block"] if name == "unstack_block" else [lift]
+
+
+def sample_prerequisites(name: str, rng: np.random.Generator) -> list[str]:
+    """Return `prerequisites` with a block of a random color."""
+    return prerequisites(name, COLORS[rng.integers(len(COLORS))] if name in _AFTER_A_LIFT else "")
+
+
+def drawer_is_open(state: WorldState) -> bool:
+    """Return whether the drawer is far enough out for a block."""
+    return state.drawer > 0.15
+
+
 _FURNITURE: dict[str, Callable[[WorldState], bool]] = {
     "open_drawer": lambda state: state.drawer < 0.06,
-    "close_drawer": lambda state: state.drawer > 0.15,
+    "close_drawer": drawer_is_open,
     "move_slider_left": lambda state: state.slider < 0.06,
     "move_slider_right": lambda state: state.slider > 0.18,
     "turn_on_lightbulb": lambda state: not state.bulb,
@@ -56,12 +80,12 @@ def _can_stack(state: WorldState, spec: SceneSpec) -> bool:
 
 def _can_push_into_drawer(state: WorldState, spec: SceneSpec) -> bool:
     alone = [c for c in COLORS if state.contacts[c] == {("table", "base_link")}]
-    return state.drawer > 0.15 and any(_on_desk(c, state, spec) and _free(c, state, spec) for c in alone)
+    return drawer_is_open(state) and any(_on_desk(c, state, spec) and _free(c, state, spec) for c in alone)
 
 
 _HANDLING: dict[str, Callable[[WorldState, SceneSpec], bool]] = {
     "place_in_slider": lambda state, spec: held_alone(state) is not None,
-    "place_in_drawer": lambda state, spec: held_alone(state) is not None and state.drawer > 0.15,
+    "place_in_drawer": lambda state, spec: held_alone(state) is not None and drawer_is_open(state),
     "stack_block": _can_stack,
     "unstack_block": lambda state, spec: any(on_a_block_alone(c, state) for c in COLORS),
     "push_into_drawer": _can_push_into_drawer,
