@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,32 +23,20 @@ from ...embodiment import TOOL_ARM
 from ...errors import ConfigError, DataError
 from ..playtable.cameras import CALVIN_PX, CameraConfig
 from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
-from ..playtable.feasibility import drawer_is_open, feasible, prerequisites, sample_prerequisites
+from ..playtable.feasibility import feasible
 from ..playtable.instructions import sample_instruction
-from ..playtable.robot import FINGER_OPEN
-from ..playtable.sampling import sample_joints, sample_scene
 from ..playtable.scenes import ROBOT_BASE, scene
-from ..playtable.tasks import ALL_TASKS, COLORS, choose_tasks
+from ..playtable.tasks import ALL_TASKS, choose_tasks
 from ..playtable.world import WorldState
 from ..simulation.control import make_control
 from .calvin_pieces import join_pieces, write_piece
 from .expert_motion import ExpertStyle
 from .experts import act
+from .next_task import choose_next, deal, deals_again, dealt, hand_is_free
 
 Layout = Literal["episodes", "shards", "calvin"]
 
 SEGMENTS_PER_CHAIN = 6
-_TASK_WEIGHT = {"drawer": 1.0, "slider": 1.0, "lightbulb": 1.0, "led": 1.0, "push": 5.0, "lift": 3.0,
-                "rotate": 2.0, "push_into": 2.0, "unstack": 6.0, "place": 8.0, "stack": 8.0}  # fmt: skip
-"""How often a family is sampled. Few states allow a push, and what can be done with a block in the hand only then."""
-
-_DEAL_WEIGHT = {"drawer": 3.0, "slider": 4.0, "lightbulb": 2.5, "led": 2.5, "push": 3.0, "lift": 2.0,
-                "rotate": 2.5, "push_into": 4.0, "unstack": 4.0, "place": 2.0, "stack": 4.0}  # fmt: skip
-"""The same where a scene is arranged for a task and for what the experts do before it, which is lifting mostly."""
-
-_NEEDS_BLOCK_IN_HAND = ("place", "stack")
-_DEAL_SHARE = 0.5
-"""How often the scene is arranged again before a skill, for a task sampled by its weight; few states allow a push."""
 _MAX_STEPS = 200
 _PILOT_STEPS = (10, 90)
 """Range of control steps for which a policy drives."""
@@ -191,56 +179,6 @@ def _run_segment(
     return False, _MAX_STEPS
 
 
-def _sample_task(names: Sequence[str], rng: np.random.Generator, family_weight: Mapping[str, float]) -> str:
-    weights = np.array([family_weight[ALL_TASKS[name].family] for name in names])
-    return names[rng.choice(len(names), p=weights / weights.sum())]
-
-
-def _choose(env: PlayTable, config: RecordConfig, previous: str | None, rng: np.random.Generator) -> str | None:
-    """Sample a task that can be begun from where the world is."""
-    state, spec = env.world_state(), env.spec_scene
-    names = [n for n in choose_tasks(config.tasks) if n != previous and feasible(n, state, spec)]
-    return _sample_task(names, rng, _TASK_WEIGHT) if names else None
-
-
-def _deal(env: PlayTable, config: RecordConfig, rng: np.random.Generator, *, keep_arm: bool) -> list[str]:
-    """Sample a task by its weight, put the scene into a state in which it can be begun, and return the task, after
-    those that the experts must do before it."""
-    chosen = choose_tasks(config.tasks)
-    names = [name for name in chosen if all(set(prerequisites(name, color)) <= set(chosen) for color in COLORS)]
-    weights = _DEAL_WEIGHT if any(prerequisites(name, COLORS[0]) for name in names) else _TASK_WEIGHT
-    spec, robot_obs = env.spec_scene, env.robot_obs()
-    if not keep_arm:
-        robot_obs[6], robot_obs[14] = 2 * FINGER_OPEN, 1.0
-        robot_obs[7:14] = sample_joints(rng)
-    while True:
-        wanted = _sample_task(names, rng, weights)
-        plan = [*sample_prerequisites(wanted, rng), wanted]
-        for _ in range(100):
-            env.set_state(robot_obs, sample_scene(spec, rng))
-            state = env.world_state()
-            if feasible(plan[0], state, spec) and ("place_in_drawer" not in plan or drawer_is_open(state)):
-                return plan
-
-
-def _can_use_what_it_holds(env: PlayTable, config: RecordConfig) -> bool:
-    """Return whether the block in the hand allows a task that no deal can begin."""
-    wanted = [n for n in choose_tasks(config.tasks) if ALL_TASKS[n].family in _NEEDS_BLOCK_IN_HAND]
-    state = env.world_state() if wanted else None
-    return state is not None and any(feasible(name, state, env.spec_scene) for name in wanted)
-
-
-def _deals(env: PlayTable, config: RecordConfig, success: bool, rng: np.random.Generator) -> bool:
-    """Return whether the scene is arranged again before the next skill."""
-    return (not success or rng.random() < _DEAL_SHARE) and not _can_use_what_it_holds(env, config)
-
-
-def _hand_is_free(env: PlayTable) -> bool:
-    """Return whether the hand is clear of everything that a new deal could put in its place."""
-    _, y, z = env.world_state().tool_position
-    return bool(z > 0.5 and y < -0.08)
-
-
 def _record_chain(
     env: PlayTable, config: RecordConfig, chain: int, policy: Policy | None
 ) -> Iterator[tuple[_Tape, str, dict[str, Any]]]:
@@ -249,13 +187,13 @@ def _record_chain(
     env.reset()
     play = rng.random() < config.play_share
     whole, task, success, offset = _Tape.empty(), None, False, 0
-    plan: list[str] = []
+    names, plan = choose_tasks(config.tasks), list[str]()
     for segment in range(SEGMENTS_PER_CHAIN):
         if plan and not (success and feasible(plan[0], env.world_state(), env.spec_scene)):
             plan = []
-        if segment == 0 or (not plan and not play and _deals(env, config, success, rng)):
-            plan = _deal(env, config, rng, keep_arm=success and _hand_is_free(env))
-        task = plan.pop(0) if plan else _choose(env, config, task, rng)
+        if segment == 0 or (not plan and not play and deals_again(env, names, success=success, rng=rng)):
+            plan = deal(env, names, rng, keep_arm=success and hand_is_free(env))
+        task = plan.pop(0) if plan else choose_next(env, names, task, rng)
         if task is None:
             break
         tape = whole if play else _Tape.empty()
@@ -382,8 +320,8 @@ def record(
         )
     if layout == "calvin" and stride != 1:
         raise ConfigError(f"--frame-stride: CALVIN's layout holds every step, got {stride}; leave the option out.")
-    if all(ALL_TASKS[name].family in _NEEDS_BLOCK_IN_HAND for name in choose_tasks(tasks)):
-        raise ConfigError(f"--tasks {tasks}: expected a task that can be begun with an empty hand; add one that lifts.")
+    if not dealt(choose_tasks(tasks)):
+        raise ConfigError(f"--tasks {tasks}: expected what must be done before one of them, too; add tasks that lift.")
     config = RecordConfig(
         scenes=scenes, tasks=tasks, layout="calvin" if layout == "calvin" else "episodes",
         chains=0 if episodes else chains, episodes=episodes or 0,

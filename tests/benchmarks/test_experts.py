@@ -24,7 +24,7 @@ from gr2.benchmarks.demonstrations.expert_clearance import (
 from gr2.benchmarks.demonstrations.expert_motion import ExpertStyle
 from gr2.benchmarks.demonstrations.expert_shelf import place_on_shelf, take_again
 from gr2.benchmarks.demonstrations.experts import act
-from gr2.benchmarks.demonstrations.record import RecordConfig, _deal
+from gr2.benchmarks.demonstrations.next_task import deal
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.playtable.feasibility import drawer_is_open, feasible, prerequisites
 from gr2.benchmarks.playtable.scenes import scene
@@ -286,21 +286,17 @@ def test_a_block_that_fell_is_taken_again(env: PlayTable) -> None:
 
 
 def test_a_scene_is_arranged_for_a_task_and_for_what_comes_before_it() -> None:
-    config = RecordConfig(
-        scenes="D", tasks="all", layout="episodes", chains=1, episodes=0, play_share=0.0, noise_share=0.0, image_px=64,
-        frame_stride=5, policy="", calvin_root="", seed=0,
-    )  # fmt: skip
     rng = np.random.default_rng(0)
     with closing(PlayTable("D", render_mode=None)) as env:
         env.reset()
         plans = []
         for _ in range(40):
-            plans.append(_deal(env, config, rng, keep_arm=False))
+            plans.append(deal(env, list(ALL_TASKS), rng, keep_arm=False))
             state = env.world_state()
             assert feasible(plans[-1][0], state, env.spec_scene)
             assert "place_in_drawer" not in plans[-1] or drawer_is_open(state)
-        few = replace(config, tasks="lift_red_block_table,stack_block,open_drawer")
-        assert {tuple(_deal(env, few, rng, keep_arm=False)) for _ in range(20)} == {
+        few = ["lift_red_block_table", "stack_block", "open_drawer"]
+        assert {tuple(deal(env, few, rng, keep_arm=False)) for _ in range(20)} == {
             ("lift_red_block_table",), ("open_drawer",),
         }  # fmt: skip
     assert {1, 2, 3} == {len(plan) for plan in plans}
