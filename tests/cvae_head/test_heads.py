@@ -206,6 +206,7 @@ TWO_WAYS = {
     "cvae with a learned prior": (HeadOptions(kind="cvae", prior="flow"), True),
     "flow": (HeadOptions(kind="flow", draws=1), True),
     "diffusion": (HeadOptions(kind="diffusion", draws=1), True),
+    "tokens": (HeadOptions(kind="tokens"), True),
 }
 
 
@@ -218,6 +219,13 @@ def test_two_ways_round_a_tree(name: str) -> None:
         assert result.hits < 0.1 and min(result.left, result.right) > 0.25, result
     else:
         assert max(result.hits, result.left, result.right) > 0.99, result
+
+
+def test_the_default_head_knows_two_ways_round_a_tree() -> None:
+    """A latent without modes of its own has a seam between them, which grows narrow with training."""
+    seam = judge(train_two_ways(kinds.small(), steps=800, seed=0), count=400, seed=1).hits
+    result = judge(train_two_ways(kinds.small(), steps=3000, seed=0), count=400, seed=1)
+    assert result.hits < min(0.12, seam) and min(result.left, result.right) > 0.4, result
 
 
 def test_the_tree_stands_in_the_way() -> None:
