@@ -81,7 +81,7 @@ def evaluate(
     """
     names = choose_tasks(tasks)
     _check_numbers((executed_steps, max_steps, num_workers), (starts, chains, sequences))
-    _check_scene(scene, sequences, calvin_root, wording)
+    _check_episodes(scene, sequences, calvin_root, wording)
     config = EvaluationConfig(
         policy=policy, weights=fingerprint(policy), scene=scene, calvin_root=str(calvin_root or ""),
         executed_steps=executed_steps, max_steps=max_steps, image_px=image_size, renderer=renderer,
@@ -136,7 +136,7 @@ def _draw_fingerprint(config: EvaluationConfig) -> str:
         env.close()
 
 
-def _check_scene(scene: str, sequences: int, calvin_root: Path | None, wording: Wording) -> None:
+def _check_episodes(scene: str, sequences: int, calvin_root: Path | None, wording: Wording) -> None:
     """Refuse here rather than in a worker."""
     find_scene(scene)
     evaluation_instructions(calvin_root, wording)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from itertools import combinations
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from gr2.benchmarks.calvin.evaluate import evaluate
+from gr2.benchmarks.calvin.suite import EvaluationConfig
 from gr2.benchmarks.playtable.instructions import (
+    Wording,
     evaluation_instructions,
     held_out_instruction,
     instructions_of,
@@ -39,3 +42,13 @@ def test_evaluation_takes_either_wording(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="held out already"):
         evaluate(out=tmp_path / "out", wording="held-out", calvin_root=tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("wording", "text"), [("trained", "open the drawer"), ("held-out", "move the drawer out")])
+def test_a_suite_speaks_in_the_wording_of_its_evaluation(wording: Wording, text: str) -> None:
+    config = EvaluationConfig(
+        policy="scripted", weights="", scene="D", calvin_root="", executed_steps=5, max_steps=10, image_px=64,
+        renderer="tiny", fast_drawing=False, backend="gr2", seed=0, wording=wording,
+    )  # fmt: skip
+    with closing(config.open_suite()) as suite:
+        assert suite.instruction("open_drawer") == text
