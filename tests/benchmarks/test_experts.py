@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from gr2.benchmarks.demonstrations import record as recording
 from gr2.benchmarks.demonstrations.expert_clearance import (
     block_at_hand,
     free_desk_place,
@@ -302,3 +304,26 @@ def test_a_scene_is_arranged_for_a_task_and_for_what_comes_before_it() -> None:
     assert {1, 2, 3} == {len(plan) for plan in plans}
     for plan in plans:
         assert plan[:-1] in [prerequisites(plan[-1], color) for color in COLORS]
+
+
+def test_a_recording_follows_its_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows a skill that succeeded is what was planned, not what is sampled."""
+    plans: list[list[str]] = []
+
+    def deal_and_note(*args: Any, **options: Any) -> list[str]:
+        plans.append(deal(*args, **options))
+        return list(plans[-1])
+
+    monkeypatch.setattr(recording, "deal", deal_and_note)
+    config = recording.RecordConfig(
+        scenes="D", tasks="all", layout="episodes", chains=5, episodes=0, play_share=0.0, noise_share=0.0, image_px=64,
+        frame_stride=50, policy="", calvin_root="", seed=2,
+    )  # fmt: skip
+    followed = 0
+    with closing(PlayTable("D", render_mode=None)) as env:
+        for chain in range(config.chains):
+            plans.clear()
+            done = [facts["task"] for _, _, facts in recording._record_chain(env, config, chain, None)]
+            assert done[: len(plans[0])] == plans[0][: len(done)]
+            followed += sum(plan == done[i : i + len(plan)] for plan in plans for i in range(len(done)) if plan[1:])
+    assert followed >= 2
