@@ -316,14 +316,14 @@ def test_a_recording_follows_its_plans(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(recording, "deal", deal_and_note)
     config = recording.RecordConfig(
-        scenes="D", tasks="all", layout="episodes", chains=5, episodes=0, play_share=0.0, noise_share=0.0, image_px=64,
+        scenes="D", tasks="all", layout="episodes", chains=8, episodes=0, play_share=0.0, noise_share=0.0, image_px=64,
         frame_stride=50, policy="", calvin_root="", seed=2,
     )  # fmt: skip
     followed = 0
     with closing(PlayTable("D", render_mode=None)) as env:
-        for chain in range(config.chains):
+        for chain in (5, 6):
             plans.clear()
             done = [facts["task"] for _, _, facts in recording._record_chain(env, config, chain, None)]
             assert done[: len(plans[0])] == plans[0][: len(done)]
             followed += sum(plan == done[i : i + len(plan)] for plan in plans for i in range(len(done)) if plan[1:])
-    assert followed >= 2
+    assert followed == 2
