@@ -37,7 +37,7 @@ def choose_next(env: PlayTable, names: Sequence[str], previous: str | None, rng:
     return _sample_task(names, rng, _TASK_WEIGHT) if names else None
 
 
-def dealt(names: Sequence[str]) -> list[str]:
+def dealable(names: Sequence[str]) -> list[str]:
     """Return the tasks for which a scene can be arranged: what must be done before them is among `names`, too."""
     return [name for name in names if all(set(prerequisites(name, color)) <= set(names) for color in COLORS)]
 
@@ -47,10 +47,10 @@ def deal(env: PlayTable, names: Sequence[str], rng: np.random.Generator, *, keep
     those that the experts must do before it.
 
     Args:
-        names: of which `dealt` leaves some.
+        names: of which `dealable` leaves some.
         keep_arm: whether the arm stays where it is.
     """
-    names = dealt(names)
+    names = dealable(names)
     weights = _DEAL_WEIGHT if any(prerequisites(name, COLORS[0]) for name in names) else _TASK_WEIGHT
     spec, robot_obs = env.spec_scene, env.robot_obs()
     if not keep_arm:
@@ -58,12 +58,12 @@ def deal(env: PlayTable, names: Sequence[str], rng: np.random.Generator, *, keep
         robot_obs[7:14] = sample_joints(rng)
     while True:
         wanted = _sample_task(names, rng, weights)
-        plan = [*sample_prerequisites(wanted, rng), wanted]
+        upcoming = [*sample_prerequisites(wanted, rng), wanted]
         for _ in range(100):
             env.set_state(robot_obs, sample_scene(spec, rng))
             state = env.world_state()
-            if feasible(plan[0], state, spec) and ("place_in_drawer" not in plan or drawer_is_open(state)):
-                return plan
+            if feasible(upcoming[0], state, spec) and ("place_in_drawer" not in upcoming or drawer_is_open(state)):
+                return upcoming
 
 
 def _can_use_what_it_holds(env: PlayTable, names: Sequence[str]) -> bool:

@@ -32,7 +32,7 @@ from ..simulation.control import make_control
 from .calvin_pieces import join_pieces, write_piece
 from .expert_motion import ExpertStyle
 from .experts import act
-from .next_task import choose_next, deal, deals_again, dealt, hand_is_free
+from .next_task import choose_next, deal, dealable, deals_again, hand_is_free
 
 Layout = Literal["episodes", "shards", "calvin"]
 
@@ -187,13 +187,13 @@ def _record_chain(
     env.reset()
     play = rng.random() < config.play_share
     whole, task, success, offset = _Tape.empty(), None, False, 0
-    names, plan = choose_tasks(config.tasks), list[str]()
+    names, upcoming = choose_tasks(config.tasks), list[str]()
     for segment in range(SEGMENTS_PER_CHAIN):
-        if plan and not (success and feasible(plan[0], env.world_state(), env.spec_scene)):
-            plan = []
-        if segment == 0 or (not plan and not play and deals_again(env, names, success=success, rng=rng)):
-            plan = deal(env, names, rng, keep_arm=success and hand_is_free(env))
-        task = plan.pop(0) if plan else choose_next(env, names, task, rng)
+        if upcoming and not (success and feasible(upcoming[0], env.world_state(), env.spec_scene)):
+            upcoming = []
+        if segment == 0 or (not upcoming and not play and deals_again(env, names, success=success, rng=rng)):
+            upcoming = deal(env, names, rng, keep_arm=success and hand_is_free(env))
+        task = upcoming.pop(0) if upcoming else choose_next(env, names, task, rng)
         if task is None:
             break
         tape = whole if play else _Tape.empty()
@@ -320,7 +320,7 @@ def record(
         )
     if layout == "calvin" and stride != 1:
         raise ConfigError(f"--frame-stride: CALVIN's layout holds every step, got {stride}; leave the option out.")
-    if not dealt(choose_tasks(tasks)):
+    if not dealable(choose_tasks(tasks)):
         raise ConfigError(f"--tasks {tasks}: expected what must be done before one of them, too; add tasks that lift.")
     config = RecordConfig(
         scenes=scenes, tasks=tasks, layout="calvin" if layout == "calvin" else "episodes",

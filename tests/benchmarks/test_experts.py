@@ -291,28 +291,28 @@ def test_a_scene_is_arranged_for_a_task_and_for_what_comes_before_it() -> None:
     rng = np.random.default_rng(0)
     with closing(PlayTable("D", render_mode=None)) as env:
         env.reset()
-        plans = []
+        dealt = []
         for _ in range(40):
-            plans.append(deal(env, list(ALL_TASKS), rng, keep_arm=False))
+            dealt.append(deal(env, list(ALL_TASKS), rng, keep_arm=False))
             state = env.world_state()
-            assert feasible(plans[-1][0], state, env.spec_scene)
-            assert "place_in_drawer" not in plans[-1] or drawer_is_open(state)
+            assert feasible(dealt[-1][0], state, env.spec_scene)
+            assert "place_in_drawer" not in dealt[-1] or drawer_is_open(state)
         few = ["lift_red_block_table", "stack_block", "open_drawer"]
         assert {tuple(deal(env, few, rng, keep_arm=False)) for _ in range(20)} == {
             ("lift_red_block_table",), ("open_drawer",),
         }  # fmt: skip
-    assert {1, 2, 3} == {len(plan) for plan in plans}
-    for plan in plans:
-        assert plan[:-1] in [prerequisites(plan[-1], color) for color in COLORS]
+    assert {1, 2, 3} == {len(upcoming) for upcoming in dealt}
+    for upcoming in dealt:
+        assert upcoming[:-1] in [prerequisites(upcoming[-1], color) for color in COLORS]
 
 
-def test_a_recording_follows_its_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What follows a skill that succeeded is what was planned, not what is sampled."""
-    plans: list[list[str]] = []
+def test_a_recording_does_what_its_scene_was_arranged_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows a skill that succeeded is what the scene was arranged for, not what is sampled."""
+    dealt: list[list[str]] = []
 
     def deal_and_note(*args: Any, **options: Any) -> list[str]:
-        plans.append(deal(*args, **options))
-        return list(plans[-1])
+        dealt.append(deal(*args, **options))
+        return list(dealt[-1])
 
     monkeypatch.setattr(recording, "deal", deal_and_note)
     config = recording.RecordConfig(
@@ -322,8 +322,9 @@ def test_a_recording_follows_its_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     followed = 0
     with closing(PlayTable("D", render_mode=None)) as env:
         for chain in (5, 6):
-            plans.clear()
+            dealt.clear()
             done = [facts["task"] for _, _, facts in recording._record_chain(env, config, chain, None)]
-            assert done[: len(plans[0])] == plans[0][: len(done)]
-            followed += sum(plan == done[i : i + len(plan)] for plan in plans for i in range(len(done)) if plan[1:])
+            assert done[: len(dealt[0])] == dealt[0][: len(done)]
+            several = [upcoming for upcoming in dealt if len(upcoming) > 1]
+            followed += sum(tasks == done[i : i + len(tasks)] for tasks in several for i in range(len(done)))
     assert followed == 2
