@@ -32,6 +32,7 @@ from .row_generation import Limit, solve_by_row_generation
 from .spline_grid import SplineGrid
 from .splines import JointSpline, clamped_basis
 from .waypoints import (
+    AnyWaypoints,
     BlendConfig,
     JointWaypoints,
     Waypoints,
@@ -39,7 +40,10 @@ from .waypoints import (
     blended_joints,
     drawn_to_joints,
     drawn_to_tool,
+    eased,
+    eased_joints,
     roughness,
+    with_end,
 )
 
 SHARE = 0.05
@@ -56,6 +60,8 @@ class OptimizationConfig:
     jerk_weight: weight of the joint jerk squared against a meter squared; grows with the square of the waypoints'
         noise above noise_floor [m], up to max_smoothing times.
     blend: how a chunk is pulled towards the plan before it.
+    response: natural frequency [rad/s] of the critically damped motion in which the arm closes in on its waypoints,
+        `2 / response` [s] late; 0 passes them on time.
     rotation_weight: weight of a radian of the tool's rotation against a meter; joint_weight: of a joint.
     posture_weight: weight of the spare freedom's distance from the posture; posture_step: most that one plan moves
         it [rad].
@@ -81,6 +87,7 @@ class OptimizationConfig:
     max_smoothing: float = 8.0
     noise_floor: float = 1e-3
     blend: BlendConfig = field(default_factory=BlendConfig)
+    response: float = 0.0
     rotation_weight: float = 0.3
     joint_weight: float = 0.5
     posture_weight: float = 1e-3
@@ -106,6 +113,10 @@ class OptimizationConfig:
         for name in ("velocity_share", "acceleration_share"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ConfigError(f"optimization.{name}: expected a number in (0, 1], got {getattr(self, name)}.")
+        if not 0.0 <= self.response <= 1000.0:
+            raise ConfigError(
+                f"optimization.response: expected 0..1000 rad/s, got {self.response}; 0 passes waypoints on time."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,7 +138,7 @@ class _Goal(NamedTuple):
     the age of the obstacles [s]; now: `[num_pairs]` their distances [m] where one is too small already, else None.
     """
 
-    wanted: Waypoints | JointWaypoints
+    wanted: AnyWaypoints
     shares: Array
     posture: Array
     jerk_weight: float
@@ -153,7 +164,7 @@ class ChunkOptimizer:
         self,
         start: tuple[Array, Array, Array],
         time: float,
-        waypoints: Waypoints | JointWaypoints,
+        waypoints: AnyWaypoints,
         posture: Array,
         collisions: CollisionModel,
         *,
@@ -183,7 +194,7 @@ class ChunkOptimizer:
         grid = SplineGrid(clamped_basis(spans), spans, span, np.append(waypoints.times - time, horizon))
         toward = shortest_turn(posture - start[0], self._endless)
         goal = _Goal(
-            wanted=_with_end(waypoints, time + horizon),
+            wanted=self._eased(start, time, with_end(waypoints, time + horizon)),
             shares=np.append(waypoints.weights, config.settle) / SHARE,
             posture=start[0] + np.clip(toward, -config.posture_step, config.posture_step),
             jerk_weight=jerk_weight,
@@ -202,10 +213,10 @@ class ChunkOptimizer:
             if float(np.abs(step).max()) < config.tolerance:
                 break
         control = grid.control(origin, free)
-        if isinstance(waypoints, JointWaypoints):
-            worst = float(np.abs(grid.at_samples[:-1] @ control - waypoints.joints).max())
+        if isinstance(goal.wanted, JointWaypoints):
+            worst = float(np.abs(grid.at_samples @ control - goal.wanted.joints)[:-1].max())
         else:
-            worst = float(np.sqrt(np.square(posed.tool[:-1, :3, 3] - waypoints.positions).sum(1).max()))
+            worst = float(np.sqrt(np.square(posed.tool[:, :3, 3] - goal.wanted.positions)[:-1].sum(1).max()))
         coefficients = grid.basis.powers @ control
         trajectory = JointSpline(start_time=time, span=span, coefficients=coefficients)
         return Plan(trajectory=trajectory, iterations=solved, max_error=worst)
@@ -214,9 +225,9 @@ class ChunkOptimizer:
         self,
         start: tuple[Array, Array, Array],
         time: float,
-        waypoints: Waypoints | JointWaypoints,
+        waypoints: AnyWaypoints,
         earlier: JointSpline | None,
-    ) -> tuple[Waypoints | JointWaypoints, float]:
+    ) -> tuple[AnyWaypoints, float]:
         """Pull waypoints towards what is known already; return them and how noisy they are [m]."""
         if isinstance(waypoints, JointWaypoints):
             return self._calmed_joints(start, time, waypoints, earlier)
@@ -251,6 +262,15 @@ class ChunkOptimizer:
             return waypoints, noise
         waypoints, apart = blended_joints(waypoints, earlier.many(waypoints.times[:shared]), config.blend)
         return waypoints, max(noise, config.joint_weight * math.sqrt(float(np.square(apart).sum(1).mean())))
+
+    def _eased(self, start: tuple[Array, Array, Array], time: float, waypoints: AnyWaypoints) -> AnyWaypoints:
+        """Return waypoints as a damped arm passes them that moves as `start` says at `time` [s]."""
+        if self.config.response == 0.0:
+            return waypoints
+        if isinstance(waypoints, JointWaypoints):
+            return eased_joints(waypoints, time, start[0], start[1], self.config.response)
+        pose = self.kinematics.forward(start[0])
+        return eased(waypoints, time, pose.tool, pose.jacobian @ start[1], self.config.response)
 
     def _shared(self, times: Array, earlier: JointSpline) -> int:
         """Return how many of the first waypoints an earlier plan covers, its coming to rest left out."""
@@ -428,18 +448,3 @@ def _capped(errors: Array, limit: float) -> Array:
     """Shorten the errors `[m 3]` that are longer than `limit`."""
     length = np.sqrt(np.square(errors).sum(1, keepdims=True))
     return errors * np.minimum(1.0, limit / np.maximum(length, 1e-12))
-
-
-def _with_end(waypoints: Waypoints | JointWaypoints, end: float) -> Waypoints | JointWaypoints:
-    """Repeat the last waypoint at the time `end` [s]."""
-    times = np.append(waypoints.times, end)
-    weights = np.append(waypoints.weights, waypoints.weights[-1])
-    if isinstance(waypoints, JointWaypoints):
-        joints = np.concatenate([waypoints.joints, waypoints.joints[-1:]])
-        return JointWaypoints(times=times, joints=joints, weights=weights)
-    return Waypoints(
-        times=times,
-        positions=np.concatenate([waypoints.positions, waypoints.positions[-1:]]),
-        rotations=np.concatenate([waypoints.rotations, waypoints.rotations[-1:]]),
-        weights=weights,
-    )

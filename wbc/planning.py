@@ -18,7 +18,7 @@ from .robot.transforms import Array
 from .smoothing import smooth_chunk, smooth_joints
 from .splines import JointSpline, SmoothJointSpline
 from .status import EventLog
-from .waypoints import JointWaypoints, Waypoints, joint_waypoints_of, waypoints_of
+from .waypoints import AnyWaypoints, JointWaypoints, Waypoints, joint_waypoints_of, waypoints_of
 
 Motion = JointSpline | SmoothTrajectory
 """What the ticks follow: joint motion, or a smoothed chunk in tool space."""
@@ -113,7 +113,7 @@ class ChunkPlanner:
         elapsed: float,
     ) -> Plan:
         limit = optimizer.config.max_samples
-        waypoints: Waypoints | JointWaypoints
+        waypoints: AnyWaypoints
         if self.config.smooth_first:
             waypoints = _samples(self._smoothed(state, chunk), limit)
         elif isinstance(chunk, JointChunk):
@@ -136,7 +136,7 @@ class ChunkPlanner:
         )
 
 
-def _samples(motion: Smoothed, count: int) -> Waypoints | JointWaypoints:
+def _samples(motion: Smoothed, count: int) -> AnyWaypoints:
     """Return `count` targets of a smoothed chunk, evenly in time."""
     step = (motion.end_time - motion.start_time) / count
     times = motion.start_time + step * np.arange(1.0, count + 1.0)

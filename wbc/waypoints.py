@@ -32,6 +32,9 @@ class JointWaypoints:
     weights: Array
 
 
+AnyWaypoints = Waypoints | JointWaypoints
+
+
 def waypoints_of(positions: Array, quaternions: Array, due: Array, period: float, limit: int) -> Waypoints:
     """Return the waypoints of a chunk, neighbors averaged in groups where there are more than `limit`.
 
@@ -184,6 +187,63 @@ def _fade(squares: Array, count: int, config: BlendConfig) -> Array:
     """Return shares `[count 1]` that fall along the chunk, smaller the larger the squared differences are."""
     share = config.weight * math.exp(-float(squares.mean()))
     return share / (1.0 + share) * np.linspace(1.0, 0.0, count + 1)[:-1, None]
+
+
+def eased(waypoints: Waypoints, time: float, tool: Array, twist: Array, frequency: float) -> Waypoints:
+    """Return where a critically damped tool is at the times of the waypoints, each of them its goal since the one
+    before.
+
+    A policy learns from an arm that hangs back behind what it is told, and never from one that swings: an arm that
+    catches up with the waypoints has a speed with which it overshoots the next chunk.
+
+    Args:
+        waypoints: of the chunk.
+        time: now [s].
+        tool: `[4 4]` pose; twist: `[6]` motion of the tool [m/s, rad/s].
+        frequency: natural frequency [rad/s]; a steady motion is followed `2 / frequency` [s] late.
+    """
+    positions, rotations = np.empty_like(waypoints.positions), np.empty_like(waypoints.rotations)
+    rotation, motion, before = tool[:3, :3], twist, time
+    position = tool[:3, 3]
+    for index, now in enumerate(waypoints.times):
+        goal, turned = waypoints.positions[index], waypoints.rotations[index]
+        apart = np.concatenate([position - goal, rotation_logs((rotation @ turned.T)[None])[0]])
+        apart, motion = _damped(apart, motion, frequency, now - before)
+        position, rotation, before = goal + apart[:3], rotation_exp(apart[3:]) @ turned, now
+        positions[index], rotations[index] = position, rotation
+    return replace(waypoints, positions=positions, rotations=rotations)
+
+
+def eased_joints(waypoints: JointWaypoints, time: float, q: Array, dq: Array, frequency: float) -> JointWaypoints:
+    """Return where critically damped joints are that begin at `q` `[j]` [rad] and `dq` [rad/s], as `eased` does."""
+    joints, before = np.empty_like(waypoints.joints), time
+    for index, now in enumerate(waypoints.times):
+        apart, dq = _damped(q - waypoints.joints[index], dq, frequency, now - before)
+        joints[index] = q = waypoints.joints[index] + apart
+        before = now
+    return replace(waypoints, joints=joints)
+
+
+def _damped(apart: Array, motion: Array, frequency: float, duration: float) -> tuple[Array, Array]:
+    """Return distance from the goal and speed of a critically damped system after `duration` [s]."""
+    pull = motion + frequency * apart
+    rest = math.exp(-frequency * duration)
+    return rest * (apart + pull * duration), rest * (motion - frequency * pull * duration)
+
+
+def with_end(waypoints: AnyWaypoints, end: float) -> AnyWaypoints:
+    """Repeat the last waypoint at the time `end` [s]."""
+    times = np.append(waypoints.times, end)
+    weights = np.append(waypoints.weights, waypoints.weights[-1])
+    if isinstance(waypoints, JointWaypoints):
+        joints = np.concatenate([waypoints.joints, waypoints.joints[-1:]])
+        return JointWaypoints(times=times, joints=joints, weights=weights)
+    return Waypoints(
+        times=times,
+        positions=np.concatenate([waypoints.positions, waypoints.positions[-1:]]),
+        rotations=np.concatenate([waypoints.rotations, waypoints.rotations[-1:]]),
+        weights=weights,
+    )
 
 
 def roughness(positions: Array) -> float:

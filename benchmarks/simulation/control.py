@@ -31,6 +31,11 @@ _MOST_AHEAD = 0.06
 presses on is thrown back by the simulator's contacts, past its velocity limits."""
 
 
+RESPONSE = 20.0
+"""How fast the arm closes in on a policy's poses [rad/s]. An arm that passes them on time has to catch up after each
+change, and overshoots the next one; policies do best with one that hangs back, as CALVIN's does (docs/log.md)."""
+
+
 def tool_poses(trajectory: Trajectory) -> ActionTrajectory:
     """Return a trajectory of tool poses, which the simulators here follow.
 
@@ -265,11 +270,15 @@ def controller_config() -> ControllerConfig:
         smoothing=SmoothingConfig(
             linear_speed=1.0, angular_speed=2.5, linear_acceleration=10.0, angular_acceleration=30.0
         ),
-        # A policy's chunks are followed to the letter, since grasps forgive little. The elbow is drawn back to the
+        # A policy's chunks are not blended, since grasps forgive little. The elbow is drawn back to the
         # neutral posture about as fast as CALVIN's inverse kinematics does it: what a policy learned from images of
         # that arm fails under another posture (docs/log.md).
         optimization=OptimizationConfig(
-            jerk_weight=1e-8, blend=BlendConfig(weight=0.0), posture_weight=0.006, posture_step=0.3
+            jerk_weight=1e-8,
+            blend=BlendConfig(weight=0.0),
+            response=RESPONSE,
+            posture_weight=0.006,
+            posture_step=0.3,
         ),
         # CALVIN's inverse kinematics keeps the elbow near the neutral posture; so must the redundancy here, or
         # it drifts towards the elbow's limit within a chain.

@@ -15,7 +15,17 @@ from gr2.wbc.robot.robots import kinova_gen3
 from gr2.wbc.robot.transforms import quaternion_from_matrix, rotation_exp, rotation_logs
 from gr2.wbc.row_generation import Limit, solve_by_row_generation
 from gr2.wbc.splines import clamped_basis
-from gr2.wbc.waypoints import BlendConfig, Waypoints, blended, drawn_to_tool, roughness, waypoints_of
+from gr2.wbc.waypoints import (
+    BlendConfig,
+    JointWaypoints,
+    Waypoints,
+    blended,
+    drawn_to_tool,
+    eased,
+    eased_joints,
+    roughness,
+    waypoints_of,
+)
 
 ROBOT = kinova_gen3()
 KINEMATICS = Kinematics(ROBOT)
@@ -135,6 +145,60 @@ def test_a_first_chunk_that_begins_beside_the_tool_is_drawn_to_it() -> None:
     np.testing.assert_allclose(drawn_to_tool(clean, 0.0, tool, np.zeros(6), BlendConfig()).positions, clean.positions)
 
 
+def test_an_eased_tool_follows_a_steady_motion_late_and_overshoots_nothing() -> None:
+    waypoints = _waypoints(np.outer(np.arange(1, 25) * 0.005, [1.0, 0.0, 0.0]))  # 0.1 m/s
+    tool = KINEMATICS.forward(ROBOT.home).tool
+    late = eased(waypoints, 0.0, tool, np.zeros(6), 20.0)
+    # Each waypoint is the goal for the 0.05 s before its time, which takes half of that off the 2 / 20 s.
+    behind = (waypoints.positions - late.positions)[-1, 0]
+    assert behind == pytest.approx(0.1 * (2 / 20.0 - 0.05 / 2), abs=5e-4)
+    there = _waypoints(np.tile([0.1, 0.0, 0.0], (40, 1)))
+    way = eased(there, 0.0, tool, np.zeros(6), 20.0).positions[:, 0] - tool[0, 3]
+    assert np.all(np.diff(way) > 0) and way[-1] == pytest.approx(0.1, abs=1e-6) and way.max() <= 0.1
+
+
+def test_eased_joints_and_rotations_move_as_a_critically_damped_system_does() -> None:
+    times, frequency = np.array([0.1, 0.25, 0.3]), 8.0
+    joints = np.tile([0.5, -0.2], (3, 1))
+    got = eased_joints(
+        JointWaypoints(times=times, joints=joints, weights=np.ones(3)),
+        0.0,
+        np.zeros(2),
+        np.array([1.0, 0.0]),
+        frequency,
+    ).joints
+    for column, (goal, speed) in enumerate([(0.5, 1.0), (-0.2, 0.0)]):
+        x, v, step = 0.0, speed, 1e-5  # the differential equation, in small steps
+        passed = []
+        for index in range(30000):
+            v += step * (frequency**2 * (goal - x) - 2 * frequency * v)
+            x += step * v
+            if any(abs((index + 1) * step - t) < step / 2 for t in times):
+                passed.append(x)
+        np.testing.assert_allclose(got[:, column], passed, atol=1e-4)
+    tool = KINEMATICS.forward(ROBOT.home).tool
+    turned = rotation_exp(np.array([0.0, 0.0, 0.4])) @ tool[:3, :3]
+    still = np.tile(tool[:3, 3], (3, 1))
+    waypoints = Waypoints(times=times, positions=still, rotations=np.tile(turned, (3, 1, 1)), weights=np.ones(3))
+    way = eased(waypoints, 0.0, tool, np.zeros(6), frequency)
+    angles = rotation_logs(way.rotations @ tool[:3, :3].T)
+    expected = 0.4 * (1 - (1 + frequency * times) * np.exp(-frequency * times))
+    np.testing.assert_allclose(angles, expected[:, None] * [0.0, 0.0, 1.0], atol=1e-9)
+    np.testing.assert_allclose(way.positions, still, atol=1e-12)
+
+
+def test_a_plan_with_a_response_hangs_back_and_rests_on_its_last_waypoint() -> None:
+    share = 0.5 - 0.5 * np.cos(np.pi * np.linspace(0.05, 1.0, 20))
+    waypoints = _waypoints(share[:, None] * np.array([0.0, 0.2, 0.0]))
+    plan = _plan(waypoints, response=20.0)
+    assert plan.max_error < 5e-3  # of what it follows
+    tools = KINEMATICS.forward_many(plan.trajectory.many(waypoints.times)).tool[:, :3, 3]
+    behind = (waypoints.positions - tools)[:, 1]
+    assert behind[8:12].min() > 0.015  # 0.31 m/s, some 75 ms late
+    end = KINEMATICS.forward(plan.trajectory.positions(plan.trajectory.end_time)).tool[:3, 3]
+    np.testing.assert_allclose(end, waypoints.positions[-1], atol=2e-3)
+
+
 def test_roughness_is_the_noise() -> None:
     times = np.linspace(0.0, 1.0, 400)[:, None]
     noise = 0.002 * np.random.default_rng(0).normal(size=(400, 3))
@@ -147,3 +211,5 @@ def test_settings_that_cannot_be_are_named() -> None:
         OptimizationConfig(velocity_share=1.5)
     with pytest.raises(ConfigError, match="span"):
         dataclasses.replace(OptimizationConfig(), span=0.0)
+    with pytest.raises(ConfigError, match="response"):
+        OptimizationConfig(response=-1.0)
