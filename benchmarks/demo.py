@@ -31,7 +31,8 @@ from ..gr_model.targets import call
 class ChainPreset:
     """How much of everything a run makes.
 
-    scenes: scenes of the demonstrations; chains: recorded chains of up to six skills.
+    scenes: scenes of the demonstrations; tasks: "demonstrated" (17) or "all" (34); chains: recorded chains of up to
+    six skills.
     tokenizer_steps, text_steps: training of the tokenizers, 0 takes the shipped ones.
     pretrain_steps, finetune_steps: optimization steps; batch_size: windows a step.
     processes: processes that share the finetuning on a machine without a GPU; small models gain little from threads.
@@ -45,6 +46,7 @@ class ChainPreset:
 
     name: str
     scenes: str
+    tasks: str
     chains: int
     tokenizer_steps: int
     text_steps: int
@@ -66,7 +68,7 @@ class ChainPreset:
 def demo_preset() -> ChainPreset:
     """Return the quarter-hour chain: scene D, shipped tokenizers."""
     return ChainPreset(
-        name="demo", scenes="D", chains=300, tokenizer_steps=0, text_steps=0, pretrain_steps=100,
+        name="demo", scenes="D", tasks="all", chains=300, tokenizer_steps=0, text_steps=0, pretrain_steps=100,
         correction_chains=0, imitation_steps=0, finetune_steps=1800, batch_size=64, learning_rate=1e-3,
         frame_fraction=0.1, starts=10, test_chains=10, max_steps=180, processes=2,
     )  # fmt: skip
@@ -75,8 +77,8 @@ def demo_preset() -> ChainPreset:
 def reference_preset() -> ChainPreset:
     """Return the ninety-minute chain: scenes A to D, tokenizers trained from nothing."""
     return ChainPreset(
-        name="reference", scenes="ABCD", chains=640, tokenizer_steps=3000, text_steps=500, pretrain_steps=2000,
-        correction_chains=320, imitation_steps=8000, finetune_steps=12000, batch_size=32,
+        name="reference", scenes="ABCD", tasks="demonstrated", chains=640, tokenizer_steps=3000, text_steps=500,
+        pretrain_steps=2000, correction_chains=320, imitation_steps=8000, finetune_steps=12000, batch_size=32,
         learning_rate=1e-3, frame_fraction=1.0, starts=20, test_chains=200, max_steps=360,
     )  # fmt: skip
 
@@ -262,8 +264,8 @@ def _make_data(journal: _Journal, out: Path, preset: ChainPreset, videos: Path |
 
     journal.run(
         "data record", record,
-        {"out": out / "record", "scenes": preset.scenes, "chains": preset.chains, "num_workers": workers,
-         "seed": seed},
+        {"out": out / "record", "scenes": preset.scenes, "tasks": preset.tasks, "chains": preset.chains,
+         "num_workers": workers, "seed": seed},
     )  # fmt: skip
     journal.run(
         "data shards",
@@ -319,6 +321,7 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
     journal.run("finetune", finetune, demonstrated | imitate, name="imitate")
     recorded = {
         "scenes": preset.scenes,
+        "tasks": preset.tasks,
         "chains": preset.correction_chains,
         "play_share": 0.0,
         "num_workers": workers,
@@ -340,8 +343,8 @@ def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed
     journal.run(
         "benchmark calvin", evaluate,
         {"policy": str(out / "finetune"), "out": out / "act", "control": "both", "sequences": 0,
-         "starts": preset.starts, "chains": preset.test_chains, "max_steps": preset.max_steps, "num_workers": workers,
-         "seed": seed + 100},
+         "tasks": preset.tasks, "starts": preset.starts, "chains": preset.test_chains,
+         "max_steps": preset.max_steps, "num_workers": workers, "seed": seed + 100},
         name="act",
     )  # fmt: skip
     imagined = {"policy": str(out / "finetune"), "out": out / "imagine", "seed": seed + 300}

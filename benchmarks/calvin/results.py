@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from statistics import median
 from typing import Any
 
 from ...errors import Gr2Error
@@ -25,8 +27,9 @@ def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str])
     Returns:
         tasks: single tasks from random starts; chains, sequences: instructions solved in a row; attempts: every task
         that was begun inside of chains and sequences; scores: average length with its 95 % interval and SR1 to SR5 of
-        chains and sequences; joint_jerk: mean squared jerk of an episode's measured joints at the control rate
-        [rad^2/s^6] with its 95 % interval; limits, limits_measured: joint limits under our control.
+        chains and sequences; failures: of each task that failed, how often in which phase (`calvin.failures.Phase`)
+        and the median of the closest approaches [m]; joint_jerk: mean squared jerk of an episode's measured joints at
+        the control rate [rad^2/s^6] with its 95 % interval; limits, limits_measured: joint limits under our control.
     """
     summary: dict[str, Any] = {}
     for control in controls:
@@ -47,6 +50,7 @@ def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str])
                 row["steps"].append(result["steps"])
         summary[control] = {"tasks": tasks, "chains": lengths["chain"], "sequences": lengths["sequence"]}
         summary[control]["attempts"] = attempts
+        summary[control]["failures"] = _failures([r for record in mine.values() for r in record["results"]])
         summary[control]["scores"] = {f"{kind}s": _scores(one) for kind, one in lengths.items() if one}
         if jerks := [record["joint_jerk"] for record in mine.values() if "joint_jerk" in record]:
             summary[control]["joint_jerk"] = _jerk(jerks)
@@ -54,6 +58,22 @@ def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str])
             summary[control]["limits"] = _merge_limits([r["commanded"] for r in mine.values()])
             summary[control]["limits_measured"] = _merge_limits([r["measured"] for r in mine.values()])
     return summary
+
+
+def _failures(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Gather how tasks failed; episodes recorded by older versions do not say."""
+    failed: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        if "phase" in result:
+            failed.setdefault(result["task"], []).append(result)
+    return {
+        task: {
+            "failed": len(mine),
+            "phases": dict(Counter(r["phase"] for r in mine).most_common()),
+            "closest_m": median(r["closest_m"] for r in mine),
+        }
+        for task, mine in sorted(failed.items(), key=lambda row: -len(row[1]))
+    }
 
 
 def _jerk(values: Sequence[float]) -> dict[str, Any]:
@@ -121,6 +141,11 @@ def table(summary: Mapping[str, Any]) -> Iterator[str]:
         if result["attempts"]:
             yield f"{control}: tasks begun inside of chains"
             yield from _task_lines(result["attempts"])
+        if result["failures"]:
+            yield f"{control}: how tasks failed, and the closest approach (median)"
+            for task, row in result["failures"].items():
+                phases = ", ".join(f"{phase} {count}" for phase, count in row["phases"].items())
+                yield f"  {task:28s} {row['failed']:4d}: {phases}; {1000 * row['closest_m']:.0f} mm"
         if "joint_jerk" in result:
             jerk = result["joint_jerk"]
             interval = "[{:.0f}, {:.0f}]".format(*jerk["interval_95"])

@@ -11,9 +11,11 @@ from ...contracts import Chunking, Policy
 from ..playtable.cameras import CALVIN_PX, CameraConfig, Renderer
 from ..playtable.environment import PlayTable
 from ..playtable.instructions import Wording, evaluation_instructions
+from ..playtable.tasks import ALL_TASKS
 from ..playtable.world import World
 from ..policies.scripted import ScriptedPolicy
 from .episodes import chain_start, sequence_start, task_start
+from .failures import TaskWatch
 from .official import OfficialTable
 from .sequences import official_sequences
 
@@ -104,6 +106,10 @@ class CalvinSuite:
     def instruction(self, task: str) -> str:
         """Return the instruction of a task."""
         return self._instructions[task]
+
+    def watch(self, task: str) -> TaskWatch:
+        """Return what watches a task that begins now."""
+        return TaskWatch(task, ALL_TASKS[task].family, self.simulator)
 
     def expert(self, control: str, executed_steps: int) -> Policy:
         """Return the scripted policy; under CALVIN's control it plans no farther than what is executed."""

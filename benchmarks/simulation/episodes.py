@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...contracts import Observation, Policy
 from ...errors import ConfigError
 from .control import Control, delay_steps
 from .simulator import Simulator
+from .suite import TaskWatch
 
 Watch = Callable[[int], None]
 """Called before each control step with its number: draws videos."""
@@ -18,11 +19,12 @@ Watch = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """Outcome of one task: success and the control steps it took (`max_steps` when it failed)."""
+    """Outcome of one task: success, the control steps it took (`max_steps` when it failed), and how it failed."""
 
     task: str
     success: bool
     steps: int
+    failure: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_latency(latency: float) -> float:
@@ -57,6 +59,7 @@ def run_task(
     max_steps: int,
     latency: float = 0.0,
     watch: Watch | None = None,
+    explain: TaskWatch | None = None,
     video: Callable[[Observation], None] | None = None,
 ) -> TaskResult:
     """Let a policy act until its task is done or time is up; the simulator judges after every control step.
@@ -66,6 +69,7 @@ def run_task(
         executed_steps: control steps of each chunk that are carried out before the policy is asked again.
         max_steps: time limit in control steps (CALVIN: 360).
         latency: how long after its observation a chunk arrives [s]; what was followed before continues until then.
+        explain: says how the task failed.
         video: collects what the policy sees.
     """
     period = asking_period(executed_steps, latency, simulator.control_hz)
@@ -83,7 +87,9 @@ def run_task(
         control.step()
         if simulator.success():
             return TaskResult(task=task, success=True, steps=step + 1)
-    return TaskResult(task=task, success=False, steps=max_steps)
+        if explain is not None:
+            explain.see()
+    return TaskResult(task=task, success=False, steps=max_steps, failure={} if explain is None else explain.report())
 
 
 def run_chain(
@@ -96,6 +102,7 @@ def run_chain(
     executed_steps: int,
     max_steps: int,
     latency: float = 0.0,
+    explain: Callable[[str], TaskWatch | None] = lambda task: None,
     video: Callable[[Observation], None] | None = None,
 ) -> list[TaskResult]:
     """Run tasks one after another without resetting the simulator; stop at the first failure."""
@@ -103,7 +110,7 @@ def run_chain(
     for task in chain:
         result = run_task(
             simulator, policy, control, task, instruction=instruction(task), executed_steps=executed_steps,
-            max_steps=max_steps, latency=latency, video=video,
+            max_steps=max_steps, latency=latency, explain=explain(task), video=video,
         )  # fmt: skip
         results.append(result)
         if not result.success:
@@ -113,4 +120,4 @@ def run_chain(
 
 def as_record(results: Sequence[TaskResult]) -> list[dict[str, Any]]:
     """Return results as JSON values."""
-    return [{"task": r.task, "success": r.success, "steps": r.steps} for r in results]
+    return [{"task": r.task, "success": r.success, "steps": r.steps, **r.failure} for r in results]

@@ -111,7 +111,7 @@ def _run_job(
     video, latency = Video() if videos != "none" else None, _latency(evaluation)
     results = run_chain(
         simulator, policy, control, chain, instruction=suite.instruction, executed_steps=evaluation.executed_steps,
-        max_steps=evaluation.max_steps, latency=latency, video=video,
+        max_steps=evaluation.max_steps, latency=latency, explain=suite.watch, video=video,
     )  # fmt: skip
     if video is not None and (videos == "all" or not results[-1].success):
         period = asking_period(evaluation.executed_steps, latency, simulator.control_hz)

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from ...contracts import Policy
 from .simulator import Simulator
+
+
+class TaskWatch(Protocol):
+    """Watches one task, to say how it failed."""
+
+    def see(self) -> None:
+        """Look at the simulator after a control step."""
+
+    def report(self) -> dict[str, Any]:
+        """Return how a task failed, as JSON values."""
+        ...
 
 
 class Suite(Protocol):
@@ -28,6 +39,10 @@ class Suite(Protocol):
 
     def instruction(self, task: str) -> str:
         """Return what the policy is asked to do."""
+        ...
+
+    def watch(self, task: str) -> TaskWatch | None:
+        """Return what watches a task that begins now, None where failures are not explained."""
         ...
 
     def expert(self, control: str, executed_steps: int) -> Policy:

@@ -91,6 +91,9 @@ class PointSuite:
     def instruction(self, task: str) -> str:
         return f"go {task}"
 
+    def watch(self, task: str) -> None:
+        return None
+
     def expert(self, control: str, executed_steps: int) -> Policy:
         self.experts.append(PointExpert(self.simulator))
         return self.experts[-1]

@@ -1,0 +1,99 @@
+"""How a failed task is explained: what moved, and how near the tool came."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from gr2.benchmarks.calvin.episodes import demonstrate, neutral_robot, task_start
+from gr2.benchmarks.calvin.failures import NEAR, TaskWatch
+from gr2.benchmarks.calvin.results import summarize
+from gr2.benchmarks.playtable.environment import PlayTable
+from gr2.benchmarks.playtable.tasks import ALL_TASKS
+
+
+@pytest.fixture(scope="module")
+def env():
+    with closing(PlayTable("D", render_mode=None)) as table:
+        yield table
+
+
+def _watch(env: PlayTable, task: str) -> TaskWatch:
+    return TaskWatch(task, ALL_TASKS[task].family, env)
+
+
+def _moved_block(env: PlayTable, color: str, offset: float) -> None:
+    scene = env.scene_obs()
+    place = {"red": 6, "blue": 12, "pink": 18}[color]
+    scene[place] += offset
+    env.set_state(neutral_robot(env), scene)
+
+
+def test_a_tool_that_stays_away_fails_in_the_approach(env):
+    task_start(env, "push_red_block_left", 0, 0)
+    watch = _watch(env, "push_red_block_left")
+    watch.see()
+    report = watch.report()
+    assert report["phase"] == "approach" and report["closest_m"] > NEAR
+
+
+def test_what_moved_says_how_far_a_task_got(env):
+    task_start(env, "push_red_block_left", 0, 0)
+    right, wrong = _watch(env, "push_red_block_left"), _watch(env, "push_blue_block_left")
+    furniture = _watch(env, "open_drawer")
+    _moved_block(env, "red", -0.04)
+    for watch in (right, wrong, furniture):
+        watch.see()
+    assert right.report()["phase"] == "motion"
+    assert wrong.report()["phase"] == furniture.report()["phase"] == "wrong object"
+
+
+@pytest.mark.parametrize("task", ["open_drawer", "turn_on_led", "turn_on_lightbulb", "move_slider_left"])
+def test_furniture_that_moves_is_motion_and_the_tool_is_near_it(env, task):
+    task_start(env, task, 0, 1)
+    watch = _watch(env, task)
+    step = env.step_pose
+
+    def seen(*pose):
+        step(*pose)
+        watch.see()
+
+    env.step_pose = seen
+    try:
+        assert demonstrate(env, task)
+    finally:
+        del env.step_pose
+    report = watch.report()
+    assert report["phase"] == "motion" and report["closest_m"] < 2 * NEAR
+
+
+def test_a_block_in_the_hand_stays_there_or_is_let_go(env):
+    task_start(env, "place_in_drawer", 0, 0)
+    watch = _watch(env, "place_in_drawer")
+    watch.see()
+    assert watch.report()["phase"] == "in hand" and np.isfinite(watch.report()["closest_m"])
+    seen = env.observe("", images=False)
+    pose = env.world_state()
+    for _ in range(30):
+        env.step_pose(pose.tool_position, pose.tool_quaternion, 1.0)
+    watch.see()
+    assert watch.report()["phase"] == "let go", seen
+
+
+def test_failures_are_gathered_by_task_the_most_frequent_first():
+    def record(task: str, **more: object) -> dict[str, object]:
+        return {"results": [{"task": task, "success": not more, "steps": 9, **more}]}
+
+    far, near = {"phase": "approach", "closest_m": 0.2}, {"phase": "contact", "closest_m": 0.02}
+    records = {
+        "calvin/stack_block/0": record("stack_block", **far),
+        "calvin/stack_block/1": record("stack_block", **near),
+        "calvin/stack_block/2": record("stack_block", **near),
+        "calvin/open_drawer/0": record("open_drawer", **far),
+        "calvin/open_drawer/1": record("open_drawer"),
+    }
+    failures = summarize(records, ["calvin"])["calvin"]["failures"]
+    assert list(failures) == ["stack_block", "open_drawer"]
+    assert failures["stack_block"] == {"failed": 3, "phases": {"contact": 2, "approach": 1}, "closest_m": 0.02}
