@@ -185,8 +185,8 @@ def test_changes_of_a_size_reach_the_release_and_leave_an_initial_model_alone(ru
 def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatch, capsys):
     tiny = ChainPreset(
         name="demo", scenes="D", tasks="demonstrated", chains=4, tokenizer_steps=0, text_steps=0, pretrain_steps=2,
-        correction_chains=1, imitation_steps=2, finetune_steps=2, batch_size=8, learning_rate=1e-3, frame_fraction=0.5, starts=1,
-        test_chains=1, max_steps=3, shown_episodes=1, metric_episodes=2,
+        correction_chains=1, imitation_steps=2, finetune_steps=2, batch_size=8, learning_rate=1e-3,
+        frame_fraction=0.5, starts=1, test_chains=1, max_steps=3, shown_episodes=1, metric_episodes=2,
     )  # fmt: skip
     monkeypatch.setattr("gr2.benchmarks.demo.demo_preset", lambda: tiny)
     report = demo(out=tmp_path / "run", num_workers=1)
