@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .robot.transforms import Array, matrix_from_quaternion, rotation_exp, rotation_logs
+from .robot.transforms import Array, matrix_from_quaternion, rotation_exp, rotation_log, rotation_logs
 
 FIRST_LOOK = 0.5
 """How much of a chunk is used to carry it back to the present [s]."""
@@ -207,7 +207,7 @@ def eased(waypoints: Waypoints, time: float, tool: Array, twist: Array, frequenc
     position = tool[:3, 3]
     for index, now in enumerate(waypoints.times):
         goal, turned = waypoints.positions[index], waypoints.rotations[index]
-        apart = np.concatenate([position - goal, rotation_logs((rotation @ turned.T)[None])[0]])
+        apart = np.concatenate([position - goal, rotation_log(rotation @ turned.T)])
         apart, motion = _damped(apart, motion, frequency, now - before)
         position, rotation, before = goal + apart[:3], rotation_exp(apart[3:]) @ turned, now
         positions[index], rotations[index] = position, rotation
