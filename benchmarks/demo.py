@@ -6,25 +6,21 @@ skipped, a stopped one resumes where it was.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
-import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..data_pipeline.files import write_json
 from ..errors import ConfigError, DataError
-from ..gr_model.targets import call
+from .journal import Journal, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,90 +81,6 @@ def reference_preset() -> ChainPreset:
 
 _IMITATION_FRAMES = 0.3
 """Share of the steps that predict frames in the finetuning of the policy that only drives the corrections."""
-
-
-class _Journal:
-    """Remembers finished stages in `stages.json`, with their command, time and summary."""
-
-    def __init__(self, out: Path, stages: int) -> None:
-        self.file, self.stages, self.number = out / "stages.json", stages, 0
-        self.rows: list[dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else []
-
-    def run(self, words: str, target: Callable[..., Any], options: Mapping[str, Any], *, name: str = "") -> Any:
-        """Run a stage unless the same command is finished; return its summary."""
-        name = name or words.split()[-1]
-        command = " ".join(
-            ["gr2", words, *(f"--{key.replace('_', '-')} {_text(value)}" for key, value in options.items())]
-        )
-        self.number += 1
-        done = next((row for row in self.rows if row["name"] == name and row["command"] == command), None)
-        print(f"\n[{self.number}/{self.stages}] {name}: {command}", flush=True)
-        if done is not None:
-            print(f"    done before, in {done['seconds']:.0f} s", flush=True)
-            return done["summary"]
-        started_at, begin = time.strftime("%Y-%m-%dT%H:%M:%S"), time.monotonic()
-        result = _run_apart(command, options["out"]) if options.get("devices", 1) > 1 else call(target, options)
-        seconds = time.monotonic() - begin
-        summary = (
-            {k: v for k, v in result.items() if isinstance(v, int | float | str)} if isinstance(result, dict) else {}
-        )
-        self.rows = [row for row in self.rows if row["name"] != name]
-        self.rows.append(
-            {
-                "name": name,
-                "command": command,
-                "seconds": round(seconds, 1),
-                "started_at": started_at,
-                "summary": summary,
-            }
-        )
-        write_json(self.file, self.rows)
-        print(f"    finished in {seconds:.0f} s", flush=True)
-        return summary
-
-
-def _run_apart(command: str, out: Path) -> dict[str, float]:
-    """Run a training command of several processes; return its last validation metrics.
-
-    Lightning starts the other processes by repeating the command line, so it must be that of the training.
-    """
-    with subprocess.Popen([sys.executable, "-m", "gr2.gr_model.cli", *shlex.split(command)[1:]]) as process:
-        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        try:
-            status = process.wait()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    if status < 0:
-        raise DataError(
-            f"{out}: the training was killed by signal {-status}, for lack of memory as a rule; free some, and run the "
-            "same command again to resume."
-        )
-    if status:
-        raise SystemExit(status)  # the command has printed why
-    with (out / "metrics.csv").open(newline="") as file:
-        rows = [{k: v for k, v in row.items() if k.startswith("val/") and v} for row in csv.DictReader(file)]
-    return {
-        name.removeprefix("val/"): float(value) for name, value in ([row for row in rows if row] or [{}])[-1].items()
-    }
-
-
-def _spread(preset: ChainPreset, num_workers: int) -> dict[str, int]:
-    """Return options that spread a finetuning over processes where there is no GPU."""
-    import torch
-
-    processes = 1 if torch.cuda.is_available() else min(preset.processes, num_workers)
-    if processes == 1:
-        return {}
-    return {
-        "devices": processes,
-        "threads": max(1, num_workers // processes),
-        "batch_size": preset.batch_size // processes,
-    }
-
-
-def _text(value: object) -> str:
-    text = json.dumps([str(item) for item in value]) if isinstance(value, list) else str(value)
-    return shlex.quote(text)
 
 
 def _prepare(out: Path, preset: ChainPreset, seed: int, fresh: bool) -> None:
@@ -243,7 +155,7 @@ def demo(
     began = time.monotonic()
     trains_tokenizers = chosen.tokenizer_steps > 0
     stages = 8 + 2 * trains_tokenizers + 2 * (videos is not None) + 4 * bool(chosen.correction_chains)
-    journal = _Journal(out, stages)
+    journal = Journal(out, stages)
     _make_data(journal, out, chosen, videos, num_workers, seed)
     _train(journal, out, chosen, videos, num_workers, seed)
     _judge(journal, out, chosen, num_workers, seed)
@@ -257,7 +169,7 @@ def demo(
     return report
 
 
-def _make_data(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
+def _make_data(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
     from ..data_pipeline.curation.ingest import write_video_shards
     from ..gr_model.train.tokenizer_stages import tokens, train_text, train_tokenizer
     from .demonstrations.record import record
@@ -299,7 +211,7 @@ def _make_data(journal: _Journal, out: Path, preset: ChainPreset, videos: Path |
         )  # fmt: skip
 
 
-def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
+def _train(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
     """Pretrain, finetune on demonstrations, let that policy drive while the expert corrects, finetune on both."""
     from ..data_pipeline.curation.ingest import write_video_shards
     from ..gr_model.train.stages import finetune, pretrain
@@ -314,7 +226,7 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
     demonstrated = {"tokens": [out / "tokens"], "init": pretrained, **common}
     last = {"out": final, "steps": preset.finetune_steps, "frame_fraction": preset.frame_fraction}
     if not preset.correction_chains:
-        journal.run("finetune", finetune, demonstrated | last | _spread(preset, workers))
+        journal.run("finetune", finetune, demonstrated | last | spread(preset.processes, preset.batch_size, workers))
         return
     first, corrections = out / "imitate", out / "corrections"
     imitate = {"out": first, "steps": preset.imitation_steps, "frame_fraction": _IMITATION_FRAMES}
@@ -336,7 +248,7 @@ def _train(journal: _Journal, out: Path, preset: ChainPreset, videos: Path | Non
     journal.run("finetune", finetune, both | last | common)
 
 
-def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed: int) -> None:
+def _judge(journal: Journal, out: Path, preset: ChainPreset, workers: int, seed: int) -> None:
     from .calvin.evaluate import evaluate
     from .imagine.run import imagine
 
@@ -352,7 +264,7 @@ def _judge(journal: _Journal, out: Path, preset: ChainPreset, workers: int, seed
     journal.run("imagine", imagine, imagined)
 
 
-def journal_report(journal: _Journal, out: Path, write_report: Callable[..., Path]) -> Path:
+def journal_report(journal: Journal, out: Path, write_report: Callable[..., Path]) -> Path:
     """Write the report; it is cheap and made again each time."""
     journal.number += 1
     print(f"\n[{journal.number}/{journal.stages}] report: gr2 report --run {out}", flush=True)

@@ -112,6 +112,13 @@ def _finetune() -> Target:
     return finetune
 
 
+def _improve() -> Target:
+    """Measure a policy, correct it where it fails, finetune it, over rounds."""
+    from ..benchmarks.improve import improve
+
+    return improve
+
+
 def _imagine() -> Target:
     """Predict future frames of recorded episodes, an image or a video."""
     from ..benchmarks.imagine.run import imagine
@@ -264,6 +271,7 @@ COMMANDS = (
     Command(words="text train", target=_text_train, group="training", prints_options=True),
     Command(words="pretrain", target=_pretrain, group="training", prints_options=True),
     Command(words="finetune", target=_finetune, group="training", prints_options=True),
+    Command(words="improve", target=_improve, group="training", prints_options=True),
     Command(words="imagine", target=_imagine, group="results", prints_options=True),
     Command(words="rollout", target=_rollout, group="results", prints_options=True),
     Command(words="serve", target=_serve, group="results", prints_options=True),

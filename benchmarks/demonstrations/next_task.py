@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from ...errors import DataError
 from ..playtable.environment import PlayTable
 from ..playtable.feasibility import drawer_is_open, feasible, prerequisites, sample_prerequisites
 from ..playtable.robot import FINGER_OPEN
@@ -25,16 +29,50 @@ _DEAL_SHARE = 0.5
 """How often the scene is arranged again before a skill, for a task sampled by its weight; few states allow a push."""
 
 
-def _sample_task(names: Sequence[str], rng: np.random.Generator, family_weight: Mapping[str, float]) -> str:
-    weights = np.array([family_weight[ALL_TASKS[name].family] for name in names])
+def emphasis_of(results: Path) -> dict[str, float]:
+    """Return a factor for the weight of each task: its failure rate in a `results.json` of `gr2 benchmark calvin`, over
+    all controls, plus `LEAST_EMPHASIS`. Tasks that were not tried are taken to fail as often as not.
+
+    Raises:
+        DataError: no such results.
+    """
+    try:
+        controls = json.loads(results.read_text())["controls"].values()
+        rows = [row for c in controls for kind in ("tasks", "attempts") for row in c[kind].items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{results}: expected results.json of `gr2 benchmark calvin`, got {error!r}.") from error
+    done, tried = Counter[str](), Counter[str]()
+    for task, row in rows:
+        done[task] += row["success"]
+        tried[task] += row["total"]
+    return {name: LEAST_EMPHASIS + (1 - done[name] / tried[name] if tried[name] else 0.5) for name in ALL_TASKS}
+
+
+LEAST_EMPHASIS = 0.2
+"""Factor of a task that never fails."""
+
+
+def _sample_task(
+    names: Sequence[str],
+    rng: np.random.Generator,
+    family_weight: Mapping[str, float],
+    emphasis: Mapping[str, float],
+) -> str:
+    weights = np.array([family_weight[ALL_TASKS[name].family] * emphasis.get(name, 1.0) for name in names])
     return names[rng.choice(len(names), p=weights / weights.sum())]
 
 
-def choose_next(env: PlayTable, names: Sequence[str], previous: str | None, rng: np.random.Generator) -> str | None:
+def choose_next(
+    env: PlayTable,
+    names: Sequence[str],
+    previous: str | None,
+    rng: np.random.Generator,
+    emphasis: Mapping[str, float],
+) -> str | None:
     """Sample a task that can be begun from where the world is, other than the one before."""
     state, spec = env.world_state(), env.spec_scene
     names = [n for n in names if n != previous and feasible(n, state, spec)]
-    return _sample_task(names, rng, _TASK_WEIGHT) if names else None
+    return _sample_task(names, rng, _TASK_WEIGHT, emphasis) if names else None
 
 
 def dealable(names: Sequence[str]) -> list[str]:
@@ -42,13 +80,21 @@ def dealable(names: Sequence[str]) -> list[str]:
     return [name for name in names if all(set(prerequisites(name, color)) <= set(names) for color in COLORS)]
 
 
-def deal(env: PlayTable, names: Sequence[str], rng: np.random.Generator, *, keep_arm: bool) -> list[str]:
+def deal(
+    env: PlayTable,
+    names: Sequence[str],
+    rng: np.random.Generator,
+    *,
+    keep_arm: bool,
+    emphasis: Mapping[str, float],
+) -> list[str]:
     """Sample a task by its weight, put the scene into a state in which it can be begun, and return the task, after
     those that the experts must do before it.
 
     Args:
         names: of which `dealable` leaves some.
         keep_arm: whether the arm stays where it is.
+        emphasis: factors of the tasks' weights, 1 where a task has none.
     """
     names = dealable(names)
     weights = _DEAL_WEIGHT if any(prerequisites(name, COLORS[0]) for name in names) else _TASK_WEIGHT
@@ -57,7 +103,7 @@ def deal(env: PlayTable, names: Sequence[str], rng: np.random.Generator, *, keep
         robot_obs[6], robot_obs[14] = 2 * FINGER_OPEN, 1.0
         robot_obs[7:14] = sample_joints(rng)
     while True:
-        wanted = _sample_task(names, rng, weights)
+        wanted = _sample_task(names, rng, weights, emphasis)
         upcoming = [*sample_prerequisites(wanted, rng), wanted]
         for _ in range(100):
             env.set_state(robot_obs, sample_scene(spec, rng))

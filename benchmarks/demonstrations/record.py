@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from ..simulation.control import make_control
 from .calvin_pieces import join_pieces, write_piece
 from .expert_motion import ExpertStyle
 from .experts import act
-from .next_task import choose_next, deal, dealable, deals_again, hand_is_free
+from .next_task import choose_next, deal, dealable, deals_again, emphasis_of, hand_is_free
 
 Layout = Literal["episodes", "shards", "calvin"]
 
@@ -50,7 +50,8 @@ class RecordConfig:
     as many as it takes to get `episodes` labeled ones;
     play_share: share of chains kept whole and without an instruction; noise_share: share of segments with a disturbed
     hand; image_px: image side [px], 0 for CALVIN's two; frame_stride: control steps from image to image;
-    policy: folder of the policy that drives the first part of each skill, or ""; calvin_root: clone, or "".
+    policy: folder of the policy that drives the first part of each skill, or ""; calvin_root: clone, or "";
+    emphasis: factors of the tasks' weights.
     """
 
     scenes: str
@@ -65,6 +66,7 @@ class RecordConfig:
     policy: str
     calvin_root: str
     seed: int
+    emphasis: dict[str, float] = field(default_factory=dict)
 
 
 class _Pilot:
@@ -192,8 +194,9 @@ def _record_chain(
         if upcoming and not (success and feasible(upcoming[0], env.world_state(), env.spec_scene)):
             upcoming = []
         if segment == 0 or (not upcoming and not play and deals_again(env, names, success=success, rng=rng)):
-            upcoming = deal(env, names, rng, keep_arm=success and hand_is_free(env))
-        task = upcoming.pop(0) if upcoming else choose_next(env, names, task, rng)
+            free = success and hand_is_free(env)
+            upcoming = deal(env, names, rng, keep_arm=free, emphasis=config.emphasis)
+        task = upcoming.pop(0) if upcoming else choose_next(env, names, task, rng, config.emphasis)
         if task is None:
             break
         tape = whole if play else _Tape.empty()
@@ -280,6 +283,7 @@ def record(
     image_size: int | None = None,
     frame_stride: int | None = None,
     policy: str = "",
+    emphasis: Path | None = None,
     calvin_root: Path | None = None,
     num_workers: int = 2,
     seed: int = 0,
@@ -300,6 +304,7 @@ def record(
         frame_stride: control steps (30 Hz) from image to image; by default 5, and 1 in CALVIN's layout.
         policy: folder of a released model that drives the first part of each skill; the expert labels every step
             and finishes the skill (DAgger). Without it the expert acts alone.
+        emphasis: `results.json` of `gr2 benchmark calvin`: tasks that failed more often there are recorded more often.
         calvin_root: a clone of mees/calvin, whose assets are used instead of ours.
         num_workers: processes.
         seed: seed of everything that is sampled.
@@ -328,6 +333,7 @@ def record(
         play_share=play_share, noise_share=noise_share,
         image_px=image_size if image_size is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
         policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed,
+        emphasis=emphasis_of(emphasis) if emphasis else {},
     )  # fmt: skip
     place = out / "episodes" if layout == "shards" else out
     (place / "chains").mkdir(parents=True, exist_ok=True)
@@ -382,6 +388,8 @@ def _finished_chains(out: Path) -> dict[int, dict[str, int]]:
 
 def _check_configuration(file: Path, config: RecordConfig) -> None:
     wanted = asdict(config)
+    if not config.emphasis:
+        del wanted["emphasis"]  # as recordings of 0.1.0 have it
     if file.exists():
         found = json.loads(file.read_text())
         if found != wanted:

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gr2.benchmarks import demo as demo_module
+from gr2.benchmarks import journal as journal_module
 from gr2.benchmarks.calvin.evaluate import evaluate
 from gr2.benchmarks.calvin.results import summarize
 from gr2.benchmarks.calvin.suite import EvaluationConfig
 from gr2.benchmarks.demo import ChainPreset, demo
 from gr2.benchmarks.demonstrations.record import record
 from gr2.benchmarks.imagine.run import imagine
+from gr2.benchmarks.improve import improve
 from gr2.benchmarks.report.page import write_report
 from gr2.benchmarks.simulation.jobs import Job, choose_part, run_evaluation
 from gr2.data_pipeline.curation.filters import FilterConfig
@@ -202,24 +203,39 @@ def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatc
         demo(out=tmp_path / "run", num_workers=1, seed=1)
 
 
+def test_rounds_measure_correct_and_finetune_and_go_on(run: Path, tmp_path: Path, capsys) -> None:
+    options = {"policy": str(run / "finetune"), "tokens": [run / "tokens"], "out": tmp_path / "improve"}
+    options |= {"scenes": "D", "chains": 1, "steps": 2, "batch_size": 8, "starts": 0, "sequences": 1, "max_steps": 3}
+    rows = json.loads(improve(**options, rounds=1, num_workers=1).read_text())
+    assert [row["round"] for row in rows] == [0, 1] and rows[0]["weights"] != rows[1]["weights"]
+    assert rows[0]["average_length"] == 0 and rows[0]["sequences"] == 1 and rows[1]["corrections"] >= 0
+    assert len(rows[0]["most_failures"]) == 1
+    recording = json.loads((tmp_path / "improve" / "round_0" / "record" / "recording.json").read_text())
+    failed = next(iter(rows[0]["most_failures"]))
+    assert recording["emphasis"][failed] == 1.2 and min(recording["emphasis"].values()) == 0.7  # others: not tried
+    capsys.readouterr()
+    improve(**options, rounds=1, num_workers=1)
+    assert capsys.readouterr().out.count("done before") == 6
+    with pytest.raises(DataError, match="another --out"):
+        improve(**options, rounds=1, num_workers=1, seed=1)
+    with pytest.raises(DataError, match=r"results.json"):
+        record(out=tmp_path / "r", chains=1, emphasis=tmp_path / "improve" / "improve.json")
+
+
 def test_training_on_two_processes_is_a_command_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = []
     monkeypatch.setattr(
-        demo_module, "_run_apart", lambda command, out: commands.append(command) or {"action_l1_mm": 9.0}
+        journal_module, "run_apart", lambda command, out: commands.append(command) or {"action_l1_mm": 9.0}
     )
-    journal = demo_module._Journal(tmp_path, 2)
-    options = {"tokens": [tmp_path / "a b"], "out": tmp_path / "x", **demo_module._spread(demo_module.demo_preset(), 2)}
+    journal = journal_module.Journal(tmp_path, 2)
+    options = {"tokens": [tmp_path / "a b"], "out": tmp_path / "x", **journal_module.spread(2, 64, 2)}
     assert journal.run("finetune", lambda **_: pytest.fail("in this process"), options) == {"action_l1_mm": 9.0}
     assert commands[0].endswith("--devices 2 --threads 1 --batch-size 32") and journal.rows[0]["command"] == commands[0]
-    assert (
-        demo_module._spread(demo_module.demo_preset(), 1)
-        == demo_module._spread(demo_module.reference_preset(), 8)
-        == {}
-    )
+    assert journal_module.spread(2, 64, 1) == journal_module.spread(1, 32, 8) == {}
 
 
 def test_a_command_of_its_own_gives_its_metrics_or_its_status(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,train/loss,val/action_l1_mm\n1,2.0,9.5\n2,1.0,\n")
-    assert demo_module._run_apart("gr2 --version", tmp_path) == {"action_l1_mm": 9.5}
+    assert journal_module.run_apart("gr2 --version", tmp_path) == {"action_l1_mm": 9.5}
     with pytest.raises(SystemExit, match="2"):
-        demo_module._run_apart("gr2 finetun", tmp_path)
+        journal_module.run_apart("gr2 finetun", tmp_path)
