@@ -81,7 +81,7 @@ def improve(
     frozen = _encoders(first, assemble(first).release.provenance)
     _begin(out, str(first), seed)
     journal, rows = Journal(out, _STAGES * rounds + 1), list[dict[str, Any]]()
-    measured = {"tasks": tasks, "starts": starts, "sequences": sequences, "max_steps": max_steps}
+    measured: dict[str, Any] = {"tasks": tasks, "starts": starts, "sequences": sequences, "max_steps": max_steps}
     measured |= {"control": control, "num_workers": num_workers, "seed": seed + 100}
     drives, corrections = first, list[Path]()
     for number in range(rounds + 1):
