@@ -16,11 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..data_pipeline.files import write_json
 from ..errors import ConfigError, DataError
 from .journal import Journal, spread
+
+if TYPE_CHECKING:
+    from ..cvae_head.kinds import HeadKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class ChainPreset:
     scenes: scenes of the demonstrations; tasks: "demonstrated" (17) or "all" (34); chains: recorded chains of up to
     six skills.
     tokenizer_steps, text_steps: training of the tokenizers, 0 takes the shipped ones.
-    pretrain_steps, finetune_steps: optimization steps; batch_size: windows a step.
+    pretrain_steps, finetune_steps: optimization steps; batch_size: windows a step; head: the trajectory head.
     processes: processes that share the finetuning on a machine without a GPU; small models gain little from threads.
     correction_chains: chains in which a first policy, finetuned for `imitation_steps`, drives and the expert corrects
     it (DAgger), before the finetuning on both; 0 leaves them out.
@@ -56,6 +59,7 @@ class ChainPreset:
     starts: int
     test_chains: int
     max_steps: int
+    head: HeadKind = "cvae"
     processes: int = 1
     shown_episodes: int = 8
     metric_episodes: int = 34
@@ -64,9 +68,9 @@ class ChainPreset:
 def demo_preset() -> ChainPreset:
     """Return the quarter-hour chain: scene D, shipped tokenizers."""
     return ChainPreset(
-        name="demo", scenes="D", tasks="all", chains=300, tokenizer_steps=0, text_steps=0, pretrain_steps=100,
+        name="demo", scenes="D", tasks="demonstrated", chains=300, tokenizer_steps=0, text_steps=0, pretrain_steps=100,
         correction_chains=0, imitation_steps=0, finetune_steps=1800, batch_size=64, learning_rate=1e-3,
-        frame_fraction=0.1, starts=10, test_chains=10, max_steps=180, processes=2,
+        frame_fraction=0.1, starts=10, test_chains=10, max_steps=180, head="flow", processes=2,
     )  # fmt: skip
 
 
@@ -213,6 +217,7 @@ def _make_data(journal: Journal, out: Path, preset: ChainPreset, videos: Path | 
 
 def _train(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None, workers: int, seed: int) -> None:
     """Pretrain, finetune on demonstrations, let that policy drive while the expert corrects, finetune on both."""
+    from ..cvae_head.kinds import HeadOptions
     from ..data_pipeline.curation.ingest import write_video_shards
     from ..gr_model.train.stages import finetune, pretrain
     from ..gr_model.train.tokenizer_stages import tokens
@@ -223,6 +228,7 @@ def _train(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None
     sources = [out / "tokens"] + ([out / "video_tokens"] if videos is not None else [])
     pretrained, final = out / "pretrain", out / "finetune"
     journal.run("pretrain", pretrain, {"tokens": sources, "out": pretrained, "steps": preset.pretrain_steps, **common})
+    common |= {"head": HeadOptions(kind=preset.head)}
     demonstrated = {"tokens": [out / "tokens"], "init": pretrained, **common}
     last = {"out": final, "steps": preset.finetune_steps, "frame_fraction": preset.frame_fraction}
     if not preset.correction_chains:

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,7 @@ class Journal:
     def run(self, words: str, target: Callable[..., Any], options: Mapping[str, Any], *, name: str = "") -> Any:
         """Run a stage unless the same command is finished; return its summary."""
         name = name or words.split()[-1]
-        command = " ".join(
-            ["gr2", words, *(f"--{key.replace('_', '-')} {_text(value)}" for key, value in options.items())]
-        )
+        command = " ".join(["gr2", words, *_arguments(options)])
         self.number += 1
         done = next((row for row in self.rows if row["name"] == name and row["command"] == command), None)
         print(f"\n[{self.number}/{self.stages}] {name}: {command}", flush=True)
@@ -96,6 +95,16 @@ def spread(processes: int, batch_size: int, num_workers: int) -> dict[str, int]:
         "threads": max(1, num_workers // processes),
         "batch_size": batch_size // processes,
     }
+
+
+def _arguments(options: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield options as a command line has them; of groups of options those that differ from the default."""
+    for key, value in options.items():
+        if is_dataclass(value):
+            chosen = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
+            yield from _arguments(chosen, f"{prefix}{key}.")
+        else:
+            yield f"--{prefix}{key.replace('_', '-')} {_text(value)}"
 
 
 def _text(value: object) -> str:

@@ -18,6 +18,7 @@ from gr2.benchmarks.imagine.run import imagine
 from gr2.benchmarks.improve import improve
 from gr2.benchmarks.report.page import write_report
 from gr2.benchmarks.simulation.jobs import Job, choose_part, run_evaluation
+from gr2.cvae_head.kinds import HeadOptions
 from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.curation.ingest import write_video_shards
 from gr2.data_pipeline.store.episodes import list_episodes, read_episode, read_facts
@@ -232,6 +233,15 @@ def test_training_on_two_processes_is_a_command_of_its_own(tmp_path: Path, monke
     assert journal.run("finetune", lambda **_: pytest.fail("in this process"), options) == {"action_l1_mm": 9.0}
     assert commands[0].endswith("--devices 2 --threads 1 --batch-size 32") and journal.rows[0]["command"] == commands[0]
     assert journal_module.spread(2, 64, 1) == journal_module.spread(1, 32, 8) == {}
+
+
+def test_a_stage_is_written_as_the_command_that_repeats_it(tmp_path: Path) -> None:
+    journal = journal_module.Journal(tmp_path, 1)
+    options = {"out": tmp_path / "a b", "batch_size": 8, "head": HeadOptions(kind="flow", steps=4), "x": HeadOptions()}
+    journal.run("finetune", lambda **_: {}, options)
+    assert journal.rows[0]["command"] == (
+        f"gr2 finetune --out '{tmp_path}/a b' --batch-size 8 --head.kind flow --head.steps 4"
+    )
 
 
 def test_a_command_of_its_own_gives_its_metrics_or_its_status(tmp_path: Path) -> None:
