@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..data_pipeline.files import write_json
 from ..errors import ConfigError, DataError
@@ -82,6 +82,9 @@ def reference_preset() -> ChainPreset:
         learning_rate=1e-3, frame_fraction=1.0, starts=20, test_chains=200, max_steps=360,
     )  # fmt: skip
 
+
+_SHARD_MB = 18.0
+"""Size of the video shards [MB]: small ones, so that each process has one to encode."""
 
 _IMITATION_FRAMES = 0.3
 """Share of the steps that predict frames in the finetuning of the policy that only drives the corrections."""
@@ -186,7 +189,7 @@ def _make_data(journal: Journal, out: Path, preset: ChainPreset, videos: Path | 
     journal.run(
         "data shards",
         write_video_shards,
-        {"source": out / "record", "out": out / "shards", "num_workers": workers},
+        {"source": out / "record", "out": out / "shards", "shard_megabytes": _SHARD_MB, "num_workers": workers},
     )
     tokenizer, text = "small", "small"
     if preset.tokenizer_steps:
@@ -200,7 +203,8 @@ def _make_data(journal: Journal, out: Path, preset: ChainPreset, videos: Path | 
             {"shards": out / "shards", "out": out / "text", "steps": preset.text_steps, "seed": seed}, name="text",
         )  # fmt: skip
         tokenizer, text = str(out / "tokenizer"), str(out / "text")
-    frozen = {"tokenizer": tokenizer, "text": text}
+    frozen: dict[str, Any] = {"tokenizer": tokenizer, "text": text}
+    frozen |= _encoders(workers)
     journal.run("data tokens", tokens, {"shards": out / "shards", "out": out / "tokens", **frozen})
     if videos is not None:
         journal.run(
@@ -246,12 +250,25 @@ def _train(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None
     }
     recorded |= {"out": corrections / "record", "policy": str(first), "seed": seed + 1}
     journal.run("data record", record, recorded, name="correct")
-    shards = {"source": corrections / "record", "out": corrections / "shards", "num_workers": workers}
+    shards: dict[str, Any] = {"source": corrections / "record", "out": corrections / "shards"}
+    shards |= {"shard_megabytes": _SHARD_MB, "num_workers": workers}
     journal.run("data shards", write_video_shards, shards, name="correction shards")
-    encoded = {"shards": corrections / "shards", "out": corrections / "tokens", **frozen}
+    encoded: dict[str, Any] = {
+        "shards": corrections / "shards",
+        "out": corrections / "tokens",
+        **frozen,
+        **_encoders(workers),
+    }
     journal.run("data tokens", tokens, encoded, name="correction tokens")
     both = {"tokens": [out / "tokens", corrections / "tokens"], "init": first}
     journal.run("finetune", finetune, both | last | common)
+
+
+def _encoders(workers: int) -> dict[str, int]:
+    """Return options that spread the encoding of images over processes where there is no GPU."""
+    import torch
+
+    return {} if torch.cuda.is_available() or workers == 1 else {"encoders": workers}
 
 
 def _judge(journal: Journal, out: Path, preset: ChainPreset, workers: int, seed: int) -> None:

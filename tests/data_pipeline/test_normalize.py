@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from model_cases import make_model, small_config
 from robot_cases import SO101
+from safetensors.torch import save_file
 
 from gr2.contracts import Observation
 from gr2.cvae_head.signals import coding_of
@@ -22,8 +24,9 @@ from gr2.data_pipeline.statistics.normalize import Normalizer, RowAccumulator, R
 from gr2.data_pipeline.statistics.steps import measure_steps, read_shard_steps
 from gr2.data_pipeline.statistics.table import statistics
 from gr2.data_pipeline.store.shards import ShardWriter
+from gr2.embodiment import TOOL_ARM
 from gr2.errors import CheckpointError, ConfigError, DataError, ShapeError
-from gr2.gr_model.act.loading import ReleasedPolicy, release_folder
+from gr2.gr_model.act.loading import ReleasedPolicy
 from gr2.gr_model.cli import main
 from gr2.gr_model.model.normalization import (
     Standardize,
@@ -32,7 +35,8 @@ from gr2.gr_model.model.normalization import (
     measure_statistics,
     read_normalization,
 )
-from gr2.gr_model.model.release import RECORD, load_release, save_release
+from gr2.gr_model.model.release import RECORD, config_from_dict, load_release, save_release
+from gr2.gr_model.model.world_model import WorldModel
 
 SAMPLES = Path(__file__).parents[2] / "../shared/real_samples"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the real samples are not beside the checkout")
@@ -367,10 +371,17 @@ def test_a_release_keeps_the_statistics_of_its_data(tmp_path: Path) -> None:
             load_release(tmp_path)
 
 
-def test_the_shipped_release_has_no_such_statistics_and_loads() -> None:
-    folder = release_folder("pretrained")
-    assert "datasets" not in json.loads((folder / RECORD).read_text())
-    assert load_release(folder).datasets == {}
+def test_a_release_of_0_1_0_loads(tmp_path: Path) -> None:
+    record = json.loads((Path(__file__).parents[1] / "golden" / "release_0_1_0.json").read_text())
+    assert not {"datasets", "acts", "embodiments"} & {*record, *record["model"]}
+    model = WorldModel(config_from_dict(record["model"]), statistics=Statistics.from_dict(record["statistics"]))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    sha256 = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    write_json(tmp_path / RECORD, record | {"sha256": sha256})
+    release = load_release(tmp_path)
+    assert release.datasets == {} and release.model.acts and release.control_hz == 30
+    assert [robot.name for robot in release.model.config.embodiments] == [TOOL_ARM.name]
+    assert release.model.config.head.kind == "cvae" and not release.model.config.head.sample_latent  # z = 0
 
 
 FRESH = Statistics.neutral(11, 5)
