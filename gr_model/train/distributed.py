@@ -132,13 +132,20 @@ def among_many() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def any_rank(flags: list[bool], device: torch.device) -> list[bool]:
-    """Return for each flag whether it is set on any process; all of them must call."""
-    if not among_many():
-        return flags
-    tensor = torch.tensor(flags, dtype=torch.int32, device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return [bool(value) for value in tensor.tolist()]
+def any_rank(flags: Tensor) -> Callable[[], list[bool]]:
+    """Begin to ask all processes for flags `[n]`; return what waits for the answer: whether each is set on any of them.
+
+    All of them must call both. What they do in between hides the time that the answer takes.
+    """
+    among = flags.to(torch.int32)
+    asked = dist.all_reduce(among, op=dist.ReduceOp.MAX, async_op=True) if among_many() else None
+
+    def answer() -> list[bool]:
+        if asked is not None:
+            asked.wait()
+        return [bool(value) for value in among.tolist()]
+
+    return answer
 
 
 def mean_over_ranks(metrics: dict[str, float], device: torch.device) -> dict[str, float]:

@@ -111,19 +111,15 @@ class TrainingModule(L.LightningModule):
         return math.floor((step + 1) * fraction) > math.floor(step * fraction)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the weighted loss.
-
-        Raises:
-            DataError: the loss is not finite, on this process or on another.
-        """
+        """Return the weighted loss."""
         c, step = self.config, self.global_step
         seed = (c.seed * 1_000_003 + step) * 4099 + self.global_rank
         torch.manual_seed(seed + batch_idx % c.accumulate * 2**50)
         losses = self.compute(lambda model: self._losses(model, batch))
         loss = self._weigh(losses)
-        bad, self._stopping = any_rank([not torch.isfinite(loss), self.stop_request.came], self.device)
-        if bad:
-            self._refuse_loss(batch, loss.detach())
+        stopped = torch.full((), self.stop_request.came, device=self.device)
+        flags = any_rank(torch.stack([~torch.isfinite(loss.detach()), stopped]))
+        self._judged = flags, batch, loss.detach()
         for name, value in {"loss": loss, **losses}.items():
             self._add(name, value.detach())
         return loss
@@ -161,6 +157,19 @@ class TrainingModule(L.LightningModule):
     def _add(self, name: str, value: Tensor) -> None:
         total, count = self._sums.get(name, (torch.zeros_like(value), 0))
         self._sums[name] = (total + value, count + 1)
+
+    def on_after_backward(self) -> None:
+        """Stop at a loss that no one can learn from, before anything is changed.
+
+        The answer of the other processes is read here, where the gradients have made them wait already.
+
+        Raises:
+            DataError: the loss is not finite, on this process or on another.
+        """
+        flags, batch, loss = self._judged
+        bad, self._stopping = flags()
+        if bad:
+            self._refuse_loss(batch, loss)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Clip the gradient's norm; Lightning's own clipping refuses fused optimizers in mixed precision.
