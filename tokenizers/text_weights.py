@@ -16,11 +16,18 @@ from .weight_files import load_weights
 if TYPE_CHECKING:
     from open_clip.transformer import TextTransformer
 
+_SHIPPED = ("text", "text_17")
+"""The shipped encoders, newest first: of the words of all 34 tasks, and of the first 17, which 0.1.0 had at first."""
+
 _TORCH_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def load_text_encoder(
-    source: str | Path, *, architecture: str | None = None, quick_gelu: bool | None = None
+    source: str | Path,
+    *,
+    fingerprint: str | None = None,
+    architecture: str | None = None,
+    quick_gelu: bool | None = None,
 ) -> TextEncoder:
     """Return a frozen text encoder; weights are always loaded, never left random.
 
@@ -32,6 +39,7 @@ def load_text_encoder(
             a weight file of open_clip, with `architecture` and `quick_gelu`;
             `name:tag` of open_clip, such as "ViT-B-32:openai";
             a hub name, such as "hf-hub:timm/vit_base_patch32_clip_224.openai".
+        fingerprint: of the encoder that is expected, if any: "small" then also means a shipped one of before.
         architecture: open_clip's name of the model in a bare weight file.
         quick_gelu: whether a bare weight file was trained with QuickGELU (OpenAI's and MetaCLIP's were). A
             file does not state it, and the wrong one gives wrong features without an error.
@@ -42,13 +50,7 @@ def load_text_encoder(
     """
     text = str(source)
     if text == "small":
-        with as_file(files("gr2.tokenizers") / "weights" / "text.safetensors") as path:
-            if not path.is_file():
-                raise CheckpointError(
-                    "Text encoder 'small': expected the shipped weights text.safetensors, got none in "
-                    "this installation; install a release or train one with `gr2 text train`."
-                )
-            return _read_own(path)
+        return _shipped(fingerprint)
     path = Path(text.removeprefix("local-dir:"))
     if path.is_dir():
         if (path / "text.safetensors").is_file():
@@ -61,6 +63,22 @@ def load_text_encoder(
     if text.startswith(("local-dir:", "/", ".", "~")) or path.suffix in _TORCH_SUFFIXES:
         raise CheckpointError(f"{text}: expected a folder or weight file of a text encoder, got none; check the path.")
     return TextEncoder(_named_tower(text))
+
+
+def _shipped(fingerprint: str | None) -> TextEncoder:
+    """Return the shipped encoder of a fingerprint; the newest one where there is none of it, or none is wanted."""
+    found = []
+    for stem in _SHIPPED:
+        with as_file(files("gr2.tokenizers") / "weights" / f"{stem}.safetensors") as path:
+            if not path.is_file():
+                raise CheckpointError(
+                    f"Text encoder 'small': expected the shipped weights {path.name}, got none in this installation; "
+                    "install a release or train one with `gr2 text train`."
+                )
+            found.append(_read_own(path))
+        if fingerprint in (None, found[-1].fingerprint):
+            return found[-1]
+    return found[0]
 
 
 def build_text_tower(config: TextConfig, rows: int) -> TextTransformer:

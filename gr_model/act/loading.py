@@ -64,7 +64,7 @@ def assemble(source: str | Path) -> Assembled:
     for kind in ("tokenizer", "text"):
         name = str(release.provenance.get(f"{kind}_source", "small"))
         places[kind] = str(folder / name) if name == kind else name
-    vqgan, text = load_vqgan(places["tokenizer"]), load_text_encoder(places["text"])
+    vqgan, text = load_vqgan(places["tokenizer"]), load_text_encoder(places["text"], fingerprint=release.text)
     for kind, got, wanted in (
         ("tokenizer", codebook_fingerprint(vqgan), release.tokenizer),
         ("text", text.fingerprint, release.text),

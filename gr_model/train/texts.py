@@ -28,8 +28,8 @@ def load_encoder_of(tokens: Mapping[str, Any], text: str) -> TextEncoder:
     Raises:
         CheckpointError: it is missing, damaged, or another one.
     """
-    encoder = load_text_encoder(text)
     wanted = tokens.get("text_fingerprint")
+    encoder = load_text_encoder(text, fingerprint=wanted)
     if encoder.fingerprint != wanted:
         raise CheckpointError(
             f"--text {text}: expected the text encoder of the tokens ({wanted}), whose texts have no features, "

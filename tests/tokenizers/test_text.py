@@ -14,6 +14,8 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import save_file
 
+from gr2.benchmarks.playtable.instructions import held_out_instruction
+from gr2.benchmarks.playtable.tasks import ALL_TASKS
 from gr2.errors import CheckpointError, ConfigError, ShapeError
 from gr2.tokenizers.text import (
     BPE_SIZE,
@@ -316,3 +318,12 @@ def test_single_frames_train_too_and_wrong_shapes_are_refused(tmp_path: Path) ->
 def test_vocabulary_must_have_the_end_of_text() -> None:
     with pytest.raises(ConfigError, match="end of text"):
         Vocabulary(np.array([0, 5]))
+
+
+def test_the_shipped_encoder_of_before_is_found_by_its_fingerprint() -> None:
+    newest, before = load_text_encoder("small"), load_text_encoder("small", fingerprint="b60b8e68791dca13")
+    assert before.fingerprint == "b60b8e68791dca13" != newest.fingerprint
+    assert load_text_encoder("small", fingerprint="of another one").fingerprint == newest.fingerprint
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        newest.encode([held_out_instruction(task) for task in ALL_TASKS])  # no word is unknown
