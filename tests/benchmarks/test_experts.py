@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -26,7 +27,7 @@ from gr2.benchmarks.demonstrations.expert_clearance import (
 from gr2.benchmarks.demonstrations.expert_motion import ExpertStyle
 from gr2.benchmarks.demonstrations.expert_shelf import place_on_shelf, take_again
 from gr2.benchmarks.demonstrations.experts import act
-from gr2.benchmarks.demonstrations.next_task import deal
+from gr2.benchmarks.demonstrations.next_task import deal, emphasis_of
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.playtable.feasibility import drawer_is_open, feasible, prerequisites
 from gr2.benchmarks.playtable.scenes import scene
@@ -287,18 +288,31 @@ def test_a_block_that_fell_is_taken_again(env: PlayTable) -> None:
     pytest.fail("the block was not taken again")
 
 
+def test_emphasis_makes_tasks_that_failed_more_frequent(tmp_path) -> None:
+    rows = {"open_drawer": {"success": 0, "total": 4}, "turn_on_led": {"success": 4, "total": 4}}
+    (tmp_path / "results.json").write_text(json.dumps({"controls": {"wbc": {"tasks": rows, "attempts": {}}}}))
+    emphasis = emphasis_of(tmp_path / "results.json")
+    assert (emphasis["open_drawer"], emphasis["turn_on_led"], emphasis["stack_block"]) == (1.2, 0.2, 0.7)
+    rng = np.random.default_rng(0)
+    with closing(PlayTable("D", render_mode=None)) as env:
+        env.reset()
+        names = ["open_drawer", "turn_on_led"]
+        dealt = [deal(env, names, rng, keep_arm=False, emphasis=emphasis)[0] for _ in range(40)]
+    assert dealt.count("open_drawer") > 27
+
+
 def test_a_scene_is_arranged_for_a_task_and_for_what_comes_before_it() -> None:
     rng = np.random.default_rng(0)
     with closing(PlayTable("D", render_mode=None)) as env:
         env.reset()
         dealt = []
         for _ in range(40):
-            dealt.append(deal(env, list(ALL_TASKS), rng, keep_arm=False))
+            dealt.append(deal(env, list(ALL_TASKS), rng, keep_arm=False, emphasis={}))
             state = env.world_state()
             assert feasible(dealt[-1][0], state, env.spec_scene)
             assert "place_in_drawer" not in dealt[-1] or drawer_is_open(state)
         few = ["lift_red_block_table", "stack_block", "open_drawer"]
-        assert {tuple(deal(env, few, rng, keep_arm=False)) for _ in range(20)} == {
+        assert {tuple(deal(env, few, rng, keep_arm=False, emphasis={})) for _ in range(20)} == {
             ("lift_red_block_table",), ("open_drawer",),
         }  # fmt: skip
     assert {1, 2, 3} == {len(upcoming) for upcoming in dealt}
