@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,34 +16,13 @@ _STAGES = 5
 """Stages of a round: measure, correct, shards, tokens, finetune."""
 
 
-def improve(
-    *,
-    policy: str = "pretrained",
-    tokens: list[Path],
-    out: Path = Path("runs/improve"),
-    rounds: int = 3,
-    scenes: str = "ABCD",
-    tasks: Literal["demonstrated", "all"] = "all",
-    chains: int = 200,
-    steps: int = 2000,
-    batch_size: int = 64,
-    learning_rate: float = 5e-4,
-    frame_fraction: float = 0.1,
-    starts: int = 5,
-    sequences: int = 100,
-    max_steps: int = 360,
-    control: Literal["wbc", "calvin", "both"] = "wbc",
-    num_workers: int = 2,
-    seed: int = 0,
-) -> Path:
-    """Improve a released policy over rounds; run again to resume, or with more rounds to go on.
-
-    A round measures the policy, lets it drive while the expert corrects it (DAgger), tasks that failed more often more
-    often, and finetunes it on these corrections, those of the rounds before, and `tokens`.
+@dataclass(frozen=True, kw_only=True)
+class ImproveOptions:
+    """Options of `gr2 improve`.
 
     Args:
+        tokens: token shards of the demonstrations that the policy was trained with, which later rounds keep.
         policy: "pretrained" (shipped), or the folder of a released model.
-        tokens: token shards of the demonstrations that it was trained with, which later rounds keep.
         out: folder of the rounds; `rounds.json` has a row for each.
         rounds: rounds in all.
         scenes: scenes of the corrections, e.g. ABCD; the policy is measured in scene D.
@@ -58,67 +38,99 @@ def improve(
         control: control of the measurements; the corrections take both.
         num_workers: processes for recording, training and acting.
         seed: seed of everything.
+    """
+
+    tokens: list[Path]
+    policy: str = "pretrained"
+    out: Path = Path("runs/improve")
+    rounds: int = 3
+    scenes: str = "ABCD"
+    tasks: Literal["demonstrated", "all"] = "all"
+    chains: int = 200
+    steps: int = 2000
+    batch_size: int = 64
+    learning_rate: float = 5e-4
+    frame_fraction: float = 0.1
+    starts: int = 5
+    sequences: int = 100
+    max_steps: int = 360
+    control: Literal["wbc", "calvin", "both"] = "wbc"
+    num_workers: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = min(self.rounds, self.chains, self.steps, self.batch_size, self.num_workers)
+        if least < 1 or self.starts + self.sequences < 1:
+            raise ConfigError(
+                "improve: expected 1 or more rounds, chains, steps, windows and workers, and some episodes."
+            )
+
+
+def improve(options: ImproveOptions) -> Path:
+    """Improve a released policy over rounds; run again to resume, or with more rounds to go on.
+
+    A round measures the policy, lets it drive while the expert corrects it (DAgger), tasks that failed more often more
+    often, and finetunes it on these corrections, those of the rounds before, and the demonstrations.
 
     Returns:
         The path of `rounds.json`.
 
     Raises:
         ConfigError: an impossible number.
-        DataError: `out` holds rounds of another policy.
+        DataError: the folder holds rounds of another policy.
 
     Source: DAgger, Ross, Gordon and Bagnell, arXiv 1011.0686.
     """
-    from ..data_pipeline.curation.ingest import write_video_shards
     from ..gr_model.act.loading import assemble, release_folder
-    from ..gr_model.train.stages import finetune
-    from ..gr_model.train.tokenizer_stages import tokens as write_tokens
     from .calvin.evaluate import evaluate
-    from .demonstrations.record import record
 
-    if min(rounds, chains, steps, batch_size, num_workers) < 1 or starts + sequences < 1:
-        raise ConfigError("improve: expected 1 or more rounds, chains, steps, windows and workers, and some episodes.")
-    first = release_folder(policy)
-    frozen = _encoders(first, assemble(first).release.provenance)
-    _begin(out, str(first), seed)
-    journal, rows = Journal(out, _STAGES * rounds + 1), list[dict[str, Any]]()
-    measured: dict[str, Any] = {"tasks": tasks, "starts": starts, "sequences": sequences, "max_steps": max_steps}
-    measured |= {"control": control, "num_workers": num_workers, "seed": seed + 100}
-    drives, corrections = first, list[Path]()
-    for number in range(rounds + 1):
-        place = out / f"round_{number}"
-        journal.run(
-            "benchmark calvin", evaluate, {"policy": str(drives), "out": place / "measure", **measured},
-            name=f"round {number}: measure",
-        )  # fmt: skip
+    o, drives = options, release_folder(options.policy)
+    frozen = _encoders(drives, assemble(drives).release.provenance)
+    _begin(o.out, str(drives), o.seed)
+    journal, rows = Journal(o.out, _STAGES * o.rounds + 1), list[dict[str, Any]]()
+    measured: dict[str, Any] = {"tasks": o.tasks, "starts": o.starts, "sequences": o.sequences}
+    measured |= {"max_steps": o.max_steps, "control": o.control}
+    measured |= {"num_workers": o.num_workers, "seed": o.seed + 100}
+    for number in range(o.rounds + 1):
+        place = o.out / f"round_{number}"
+        acting = {"policy": str(drives), "out": place / "measure", **measured}
+        journal.run("benchmark calvin", evaluate, acting, name=f"round {number}: measure")
         rows.append(_row(number, drives, place / "measure" / "results.json", journal))
-        write_json(out / "rounds.json", rows)
+        write_json(o.out / "rounds.json", rows)
         print("    " + _line(rows[-1]), flush=True)
-        if number == rounds:
-            break
-        recorded = {"out": place / "record", "scenes": scenes, "tasks": tasks, "chains": chains, "play_share": 0.0}
-        recorded |= {"policy": str(drives), "emphasis": place / "measure" / "results.json"}
-        recorded |= {"num_workers": num_workers, "seed": seed + 1000 * (number + 1)}
-        journal.run("data record", record, recorded, name=f"round {number}: correct")
-        journal.run(
-            "data shards", write_video_shards,
-            {"source": place / "record", "out": place / "shards", "num_workers": num_workers},
-            name=f"round {number}: shards",
-        )  # fmt: skip
-        journal.run(
-            "data tokens", write_tokens, {"shards": place / "shards", "out": place / "tokens", **frozen},
-            name=f"round {number}: tokens",
-        )  # fmt: skip
-        corrections.append(place / "tokens")
-        training: dict[str, Any] = {"tokens": [*tokens, *corrections], "init": drives, "out": place / "policy"}
-        training |= {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-        training |= {"frame_fraction": frame_fraction, "seed": seed + number + 1, **frozen}
-        journal.run(
-            "finetune", finetune, training | spread(2, batch_size, num_workers), name=f"round {number}: finetune"
-        )
-        drives = place / "policy"
+        if number < o.rounds:
+            drives = _correct(journal, o, number, drives, frozen)
     best = max(rows, key=lambda row: (row["average_length"] or 0.0, row["success"]))
     print("\n".join([*map(_line, rows), f"best: round {best['round']}, {best['policy']}"]))
-    return out / "rounds.json"
+    return o.out / "rounds.json"
+
+
+def _correct(journal: Journal, o: ImproveOptions, number: int, drives: Path, frozen: Mapping[str, str]) -> Path:
+    """Record corrections of the policy `drives` where it fails, finetune it on all; return the folder of the new one.
+
+    Args:
+        frozen: options that name the frozen encoders.
+    """
+    from ..data_pipeline.curation.ingest import write_video_shards
+    from ..gr_model.train.stages import finetune
+    from ..gr_model.train.tokenizer_stages import tokens
+    from .demonstrations.record import record
+
+    place, title = o.out / f"round_{number}", f"round {number}: "
+    recorded: dict[str, Any] = {"out": place / "record", "scenes": o.scenes, "tasks": o.tasks, "chains": o.chains}
+    recorded |= {"play_share": 0.0, "policy": str(drives), "emphasis": place / "measure" / "results.json"}
+    recorded |= {"num_workers": o.num_workers, "seed": o.seed + 1000 * (number + 1)}
+    journal.run("data record", record, recorded, name=title + "correct")
+    shards = {"source": place / "record", "out": place / "shards", "num_workers": o.num_workers}
+    journal.run("data shards", write_video_shards, shards, name=title + "shards")
+    encoded = {"shards": place / "shards", "out": place / "tokens", **frozen}
+    journal.run("data tokens", tokens, encoded, name=title + "tokens")
+    corrections = [o.out / f"round_{i}" / "tokens" for i in range(number + 1)]
+    training: dict[str, Any] = {"tokens": [*o.tokens, *corrections], "init": drives, "out": place / "policy"}
+    training |= {"steps": o.steps, "batch_size": o.batch_size, "learning_rate": o.learning_rate}
+    training |= {"frame_fraction": o.frame_fraction, "seed": o.seed + number + 1, **frozen}
+    journal.run("finetune", finetune, training | spread(2, o.batch_size, o.num_workers), name=title + "finetune")
+    return place / "policy"
 
 
 def _encoders(folder: Path, provenance: Mapping[str, Any]) -> dict[str, str]:

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "benchmarks.playtable": ("benchmarks.playtable", "benchmarks.simulation.simulator", *LEAVES, *ROOTS),
     "benchmarks": (*FOLDERS, *ROOTS),
 }
-ONLY_INSIDE_FUNCTIONS = {"gr_model.cli": ("benchmarks",)}
+ONLY_INSIDE_FUNCTIONS = {"gr_model.commands": ("benchmarks",)}
 
 WITHOUT_TORCH = (
     "errors",
@@ -48,6 +48,7 @@ WITHOUT_TORCH = (
     "embodiment",
     "wbc",
     "gr_model.cli",
+    "gr_model.commands",
     "gr_model.failures",
     "gr_model.act.opening",
     "gr_model.act.remote",

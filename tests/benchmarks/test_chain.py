@@ -15,7 +15,7 @@ from gr2.benchmarks.calvin.suite import EvaluationConfig
 from gr2.benchmarks.demo import ChainPreset, demo
 from gr2.benchmarks.demonstrations.record import record
 from gr2.benchmarks.imagine.run import imagine
-from gr2.benchmarks.improve import improve
+from gr2.benchmarks.improve import ImproveOptions, improve
 from gr2.benchmarks.report.page import write_report
 from gr2.benchmarks.simulation.jobs import Job, choose_part, run_evaluation
 from gr2.cvae_head.kinds import HeadOptions
@@ -221,7 +221,7 @@ def test_processes_that_encode_a_shard_each_write_the_same_tokens(run: Path, tmp
 def test_rounds_measure_correct_and_finetune_and_go_on(run: Path, tmp_path: Path, capsys) -> None:
     options = {"policy": str(run / "finetune"), "tokens": [run / "tokens"], "out": tmp_path / "improve"}
     options |= {"scenes": "D", "chains": 1, "steps": 2, "batch_size": 8, "starts": 0, "sequences": 1, "max_steps": 3}
-    rows = json.loads(improve(**options, rounds=1, num_workers=1).read_text())
+    rows = json.loads(improve(ImproveOptions(**options, rounds=1, num_workers=1)).read_text())
     assert [row["round"] for row in rows] == [0, 1] and rows[0]["weights"] != rows[1]["weights"]
     assert rows[0]["average_length"] == 0 and rows[0]["sequences"] == 1 and rows[1]["corrections"] >= 0
     assert len(rows[0]["most_failures"]) == 1
@@ -229,10 +229,10 @@ def test_rounds_measure_correct_and_finetune_and_go_on(run: Path, tmp_path: Path
     failed = next(iter(rows[0]["most_failures"]))
     assert recording["emphasis"][failed] == 1.2 and min(recording["emphasis"].values()) == 0.7  # others: not tried
     capsys.readouterr()
-    improve(**options, rounds=1, num_workers=1)
+    improve(ImproveOptions(**options, rounds=1, num_workers=1))
     assert capsys.readouterr().out.count("done before") == 6
     with pytest.raises(DataError, match="another --out"):
-        improve(**options, rounds=1, num_workers=1, seed=1)
+        improve(ImproveOptions(**options, rounds=1, num_workers=1, seed=1))
     with pytest.raises(DataError, match=r"results.json"):
         record(out=tmp_path / "r", chains=1, emphasis=tmp_path / "improve" / "improve.json")
 

@@ -358,7 +358,7 @@ def test_the_encoder_must_be_that_of_the_tokens(
     settings = {"out": tmp_path / "out", "steps": 1, "threads": 1, "device": "cpu"}
     with pytest.raises(CheckpointError, match="nowhere: expected a folder or weight file of a text encoder, got none"):
         pretrain(TrainingOptions(tokens=[corpora["a"]], text=str(tmp_path / "nowhere"), **settings))
-    monkeypatch.setattr("gr2.gr_model.train.texts.load_text_encoder", lambda text: make_encoder())
+    monkeypatch.setattr("gr2.gr_model.train.texts.load_text_encoder", lambda text, **_: make_encoder())
     with pytest.raises(
         CheckpointError, match=r"--text other: expected the text encoder of the tokens \([0-9a-f]{16}\)"
     ):
