@@ -228,7 +228,11 @@ def _train(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None
     from .demonstrations.record import record
 
     frozen = {"tokenizer": str(out / "tokenizer"), "text": str(out / "text")} if preset.tokenizer_steps else {}
-    common = {"batch_size": preset.batch_size, "learning_rate": preset.learning_rate, "seed": seed} | frozen
+    common: dict[str, Any] = {
+        "batch_size": preset.batch_size,
+        "learning_rate": preset.learning_rate,
+        "seed": seed,
+    } | frozen
     sources = [out / "tokens"] + ([out / "video_tokens"] if videos is not None else [])
     pretrained, final = out / "pretrain", out / "finetune"
     journal.run("pretrain", pretrain, {"tokens": sources, "out": pretrained, "steps": preset.pretrain_steps, **common})
