@@ -149,7 +149,7 @@ def _begin(out: Path, policy: str, seed: int) -> None:
 
 
 def _row(number: int, policy: Path, results: Path, journal: Journal) -> dict[str, Any]:
-    """Gather what a round is told by, over all controls."""
+    """Gather what describes a round, over all controls."""
     found = json.loads(results.read_text())
     tasks = [row for control in found["controls"].values() for row in control["tasks"].values()]
     scores = [c["scores"]["sequences"] for c in found["controls"].values() if "sequences" in c["scores"]]

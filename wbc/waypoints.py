@@ -193,7 +193,7 @@ def eased(waypoints: Waypoints, time: float, tool: Array, twist: Array, frequenc
     """Return where a critically damped tool is at the times of the waypoints, each of them its goal since the one
     before.
 
-    A policy learns from an arm that hangs back behind what it is told, and never from one that swings: an arm that
+    A policy learns from an arm that hangs back behind its commands, and never from one that swings: an arm that
     catches up with the waypoints has a speed with which it overshoots the next chunk.
 
     Args:

@@ -10,12 +10,12 @@ from ..playtable.scenes import PANEL_OUT, PANEL_UP, SceneSpec
 from ..playtable.tasks import COLORS, held_alone, on_a_block_alone
 from ..playtable.world import World, WorldState
 
-Phase = Literal["approach", "contact", "motion", "wrong object", "in hand", "let go"]
+Phase = Literal["approach", "contact", "motion", "wrong object", "in hand", "let go", "empty hand"]
 """Where a failed task ended.
 
 approach: the tool never came near; contact: it came near, nothing moved; motion: the right thing moved, not enough;
-wrong object: another block or joint moved instead. Where a block is in the hand at the start: in hand, it still is;
-let go, it lies elsewhere.
+wrong object: another block or joint moved instead. Where a block is to be placed: in hand, it still is; let go,
+it lies elsewhere; empty hand, none was there to place.
 """
 
 NEAR = 0.05
@@ -35,7 +35,8 @@ class TaskWatch:
         """Begin in the present state of `world`."""
         self._world, self._spec, self._start = world, world.spec_scene, world.world_state()
         self._joint = _FURNITURE.get(family, "")
-        self._held = held_alone(self._start) if family in ("place", "stack") else None
+        self._places = family in ("place", "stack")
+        self._held = held_alone(self._start) if self._places else None
         self._colors = [] if self._joint or self._held else _blocks_of(task, self._start)
         self._link = {"place_in_slider": "plank_link", "place_in_drawer": "drawer_link"}.get(task, "")
         self._turned: set[str] = set()
@@ -71,6 +72,8 @@ class TaskWatch:
     def _phase(self, now: WorldState) -> Phase:
         start = self._start
         moved = {c for c in COLORS if np.linalg.norm(now.blocks[c][0] - start.blocks[c][0]) > _MOVED}
+        if self._places and self._held is None:
+            return "empty hand"
         if self._held is not None:
             return "in hand" if held_alone(now) == self._held else "let go"
         if self._joint in self._turned or moved & set(self._colors):

@@ -82,6 +82,13 @@ def test_a_block_in_the_hand_stays_there_or_is_let_go(env):
     assert watch.report()["phase"] == "let go", seen
 
 
+def test_placing_needs_a_block_in_the_hand(env):
+    task_start(env, "open_drawer", 0, 0)
+    watch = _watch(env, "stack_block")
+    watch.see()
+    assert watch.report()["phase"] == "empty hand"
+
+
 def test_failures_are_gathered_by_task_the_most_frequent_first():
     def record(task: str, **more: object) -> dict[str, object]:
         return {"results": [{"task": task, "success": not more, "steps": 9, **more}]}

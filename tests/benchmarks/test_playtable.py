@@ -183,6 +183,29 @@ def test_chain_under_both_controls_breaks_no_limit(env, make):
             assert counter.position_violations == counter.velocity_violations == 0
 
 
+def test_under_whole_body_control_the_arm_hangs_back_and_arrives(env):
+    env.reset(seed=0)
+    control = WbcControl(env)
+    control.reset()
+    tool = env.observe("", images=False)
+    way = 0.2 / 30 * np.arange(1, 11)  # 0.2 m/s
+    chunk = ActionTrajectory(
+        positions=tool.tool_position + way[:, None] * [1.0, 0.0, 0.0],
+        quaternions=np.repeat(tool.tool_quaternion[None], 10, 0),
+        gripper=np.ones(10),
+        dt=1 / 30,
+        start_time=0.0,
+    )
+    control.follow(chunk)
+    passed = []
+    for _ in range(45):
+        control.step()
+        passed.append(env.observe("", images=False).tool_position[0] - tool.tool_position[0])
+    behind = way - passed[:10]
+    assert 0.010 < behind[-1] < 0.025  # 2 / RESPONSE late, less half a step
+    assert max(passed) < way[-1] + 0.005 and passed[-1] == pytest.approx(way[-1], abs=0.004)
+
+
 def test_commands_to_an_arm_that_cannot_move_stay_near_it(monkeypatch):
     env = PlayTable("D", render_mode=None)
     control, sent = WbcControl(env), []
