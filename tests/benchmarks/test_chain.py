@@ -227,6 +227,7 @@ def test_rounds_measure_correct_and_finetune_and_go_on(run: Path, tmp_path: Path
     assert len(rows[0]["most_failures"]) == 1
     recording = json.loads((tmp_path / "improve" / "round_0" / "record" / "recording.json").read_text())
     failed = next(iter(rows[0]["most_failures"]))
+    assert "emphasis" not in json.loads((run / "record" / "recording.json").read_text())  # as in 0.1.0
     assert recording["emphasis"][failed] == 1.2 and min(recording["emphasis"].values()) == 0.7  # others: not tried
     capsys.readouterr()
     improve(ImproveOptions(**options, rounds=1, num_workers=1))

@@ -12,6 +12,9 @@ from gr2.benchmarks.calvin.failures import NEAR, TaskWatch
 from gr2.benchmarks.calvin.results import summarize
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.playtable.tasks import ALL_TASKS
+from gr2.benchmarks.policies.scripted import ScriptedPolicy
+from gr2.benchmarks.simulation.control import PoseControl
+from gr2.benchmarks.simulation.episodes import as_record, run_chain
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,9 @@ def test_furniture_that_moves_is_motion_and_the_tool_is_near_it(env, task):
     env.step_pose = seen
     try:
         assert demonstrate(env, task)
+        for _ in range(30):  # away again, so that the button springs back
+            at = env.world_state()
+            env.step_pose(at.tool_position + [0.0, -0.05, 0.05], at.tool_quaternion, 1.0)
     finally:
         del env.step_pose
     report = watch.report()
@@ -87,6 +93,29 @@ def test_placing_needs_a_block_in_the_hand(env):
     watch = _watch(env, "stack_block")
     watch.see()
     assert watch.report()["phase"] == "empty hand"
+
+
+def test_a_task_is_watched_after_each_step_and_its_failure_is_kept(env):
+    class Steps:
+        count = 0
+
+        def see(self):
+            self.count += 1
+
+        def report(self):
+            return {"phase": "approach", "closest_m": 0.1 * self.count}
+
+    task_start(env, "open_drawer", 0, 0)
+    policy, control = ScriptedPolicy(env), PoseControl(env)
+    results = run_chain(
+        env, policy, control, ["open_drawer"], instruction=str, executed_steps=5, max_steps=3,
+        explain=lambda task: Steps(),
+    )  # fmt: skip
+    policy.close()
+    (record,) = as_record(results)
+    assert record == {
+        "task": "open_drawer", "success": False, "steps": 3, "phase": "approach", "closest_m": pytest.approx(0.3)
+    }  # fmt: skip
 
 
 def test_failures_are_gathered_by_task_the_most_frequent_first():
