@@ -84,7 +84,7 @@ def reference_preset() -> ChainPreset:
 
 
 _SHARD_MB = 18.0
-"""Size of the video shards [MB]: small ones, so that each process has one to encode."""
+"""Size of the video shards [MB]: several, as a corpus has."""
 
 _IMITATION_FRAMES = 0.3
 """Share of the steps that predict frames in the finetuning of the policy that only drives the corrections."""
@@ -203,8 +203,7 @@ def _make_data(journal: Journal, out: Path, preset: ChainPreset, videos: Path | 
             {"shards": out / "shards", "out": out / "text", "steps": preset.text_steps, "seed": seed}, name="text",
         )  # fmt: skip
         tokenizer, text = str(out / "tokenizer"), str(out / "text")
-    frozen: dict[str, Any] = {"tokenizer": tokenizer, "text": text}
-    frozen |= _encoders(workers)
+    frozen = {"tokenizer": tokenizer, "text": text}
     journal.run("data tokens", tokens, {"shards": out / "shards", "out": out / "tokens", **frozen})
     if videos is not None:
         journal.run(
@@ -261,18 +260,10 @@ def _train(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None
         "shards": corrections / "shards",
         "out": corrections / "tokens",
         **frozen,
-        **_encoders(workers),
     }
     journal.run("data tokens", tokens, encoded, name="correction tokens")
     both = {"tokens": [out / "tokens", corrections / "tokens"], "init": first}
     journal.run("finetune", finetune, both | last | common)
-
-
-def _encoders(workers: int) -> dict[str, int]:
-    """Return options that spread the encoding of images over processes where there is no GPU."""
-    import torch
-
-    return {} if torch.cuda.is_available() or workers == 1 else {"encoders": workers}
 
 
 def _judge(journal: Journal, out: Path, preset: ChainPreset, workers: int, seed: int) -> None:

@@ -73,7 +73,6 @@ def write_token_shards(
     target_fps: float | None = None,
     executor: ExecutorKind = "local",
     num_workers: int = 1,
-    encoders: int = 1,
     num_gpus: int = 0,
     overwrite: bool = False,
 ) -> Mapping[str, Any]:
@@ -91,7 +90,6 @@ def write_token_shards(
         target_fps: keep every m-th frame, so that about this many frames a second remain; None keeps all.
         executor: `local` encodes in this process, `ray` one shard in each worker.
         num_workers: processes that decode for this process; workers of Ray.
-        encoders: processes that decode and encode, a shard each; 1 encodes in this process.
         num_gpus: GPUs that each worker of Ray gets.
         overwrite: replace an earlier result.
 
@@ -111,13 +109,10 @@ def write_token_shards(
     if (finished := begun_or_finished(out, STAGE, parameters, overwrite)) is not None:
         return finished
     decode = partial(decode_sample, image_size=image_size, target_fps=target_fps)
-    runner = Executor(num_workers=encoders)
-    if executor == "ray":
-        runner = Executor(kind="ray", num_workers=num_workers, num_gpus=num_gpus)
-    decoders = Executor(num_workers=num_workers) if runner == ONE_PROCESS else ONE_PROCESS
+    on_ray = executor == "ray"
+    decoders = ONE_PROCESS if on_ray else Executor(num_workers=num_workers)
     write_shard = partial(_write_shard, decode=decode, encode_images=encode_images, facts=facts, decoders=decoders)
-    if runner != ONE_PROCESS:
-        write_shard = partial(write_shard, quiet=True)
+    runner = Executor(kind="ray", num_workers=num_workers, num_gpus=num_gpus) if on_ray else ONE_PROCESS
     tally, names = map_shards(write_shard, shards, out, runner, "token shards")
     if tally.windows == 0:
         raise DataError(
@@ -234,12 +229,11 @@ def _write_shard(
     encode_images: EncodeImages,
     facts: Mapping[str, Any],
     decoders: Executor,
-    quiet: bool = False,
 ) -> None:
     tally, texts, embodiments = Tally(), dict[str, int](), EmbodimentTally()
     cameras: dict[str, None] = {}
     total = len(read_index(task.source)["samples"])
-    progress = tqdm(total=total, desc=f"shard {task.number}", unit="clip", leave=False, disable=quiet)
+    progress = tqdm(total=total, desc=f"shard {task.number}", unit="clip", leave=False)
     with ShardWriter(task.out, max_bytes=1 << 62, first_number=task.number) as writer, progress:
         samples = ordered_map(decode, read_indexed(task.source), decoders)
         for group in _groups(samples, NUM_BATCH_FRAMES):

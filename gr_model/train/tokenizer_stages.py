@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ...contracts import Array
 from ...data_pipeline.store.shards import list_shards, read_index, read_indexed
 from ...data_pipeline.tokens import DecodedWindow, decode_sample, write_token_shards
-from ...errors import ConfigError, DataError
+from ...errors import DataError
 from ...tokenizers.training_options import VQGANTrainingConfig
 
 if TYPE_CHECKING:
@@ -199,20 +199,15 @@ def codebook_fingerprint(vqgan: VQGAN) -> str:
 
 
 class ImageEncoder:
-    """Encodes frames where it is called: a worker that was sent one moves the network to its own device.
+    """Encodes frames where it is called: a worker that was sent one moves the network to its own device."""
 
-    threads: of one call on a CPU, 0 leaves torch's choice.
-    """
-
-    def __init__(self, vqgan: VQGAN, device: Literal["auto", "cpu", "cuda"], threads: int = 0) -> None:
-        self.vqgan, self.device, self.threads = vqgan, device, threads
+    def __init__(self, vqgan: VQGAN, device: Literal["auto", "cpu", "cuda"]) -> None:
+        self.vqgan, self.device = vqgan, device
 
     def __call__(self, frames: Array) -> Array:
         """Return the codes, integers `[f n]`, of uint8 frames `[f h w 3]`."""
         import torch
 
-        if self.threads:
-            torch.set_num_threads(self.threads)
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return self.vqgan.to(device).encode_frames(frames)
 
@@ -227,7 +222,6 @@ def tokens(
     target_fps: float | None = None,
     executor: Literal["local", "ray"] = "local",
     num_workers: int = 1,
-    encoders: int = 1,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: bool = False,
 ) -> Mapping[str, Any]:
@@ -243,16 +237,12 @@ def tokens(
         target_fps: frames a second to keep; all by default.
         executor: `local` encodes in this process, `ray` a shard in each worker of the cluster at RAY_ADDRESS.
         num_workers: processes that decode for this process; workers of Ray.
-        encoders: processes that decode and encode, a shard each, with one thread; 1 encodes in this process. Small
-            networks gain little from threads.
         device: where images are encoded; auto takes a GPU where there is one. With Ray, `cuda` gives each worker one.
         overwrite: replace an earlier result.
     """
     from ...tokenizers.text_weights import load_text_encoder
     from ...tokenizers.weights import load_vqgan
 
-    if encoders < 1:
-        raise ConfigError(f"--encoders {encoders}: expected 1 or more processes; change the number.")
     if device == "cuda" and executor == "local":
         from .loop import choose_accelerator
 
@@ -261,14 +251,13 @@ def tokens(
     return write_token_shards(
         shards=shards,
         out=out,
-        encode_images=ImageEncoder(vqgan, device, threads=int(encoders > 1)),
+        encode_images=ImageEncoder(vqgan, device),
         encode_texts=encoder.encode if text_features else None,
         tokenizer_facts=tokenizer_facts(vqgan, encoder),
         image_size=vqgan.config.resolution,
         target_fps=target_fps,
         executor=executor,
         num_workers=num_workers,
-        encoders=encoders,
         num_gpus=int(device == "cuda"),
         overwrite=overwrite,
     )

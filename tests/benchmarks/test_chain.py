@@ -204,20 +204,6 @@ def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatc
         demo(out=tmp_path / "run", num_workers=1, seed=1)
 
 
-def test_processes_that_encode_a_shard_each_write_the_same_tokens(run: Path, tmp_path: Path) -> None:
-    write_video_shards(source=run / "record", out=tmp_path / "shards", shard_megabytes=0.3)
-    frozen = {"tokenizer": str(run / "tokenizer"), "text": str(run / "text"), "device": "cpu"}
-    for encoders in (1, 2):
-        tokens(shards=tmp_path / "shards", out=tmp_path / f"{encoders}", encoders=encoders, **frozen)
-    names = sorted(path.name for path in (tmp_path / "1").rglob("*") if path.is_file())
-    assert sum(name.endswith(".tar") for name in names) > 1
-    assert names == sorted(path.name for path in (tmp_path / "2").rglob("*") if path.is_file())
-    for name in (name for name in names if name.endswith(".tar")):
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-    with pytest.raises(ConfigError, match="--encoders 0"):
-        tokens(shards=tmp_path / "shards", out=tmp_path / "3", encoders=0, **frozen)
-
-
 def test_rounds_measure_correct_and_finetune_and_go_on(run: Path, tmp_path: Path, capsys) -> None:
     options = {"policy": str(run / "finetune"), "tokens": [run / "tokens"], "out": tmp_path / "improve"}
     options |= {"scenes": "D", "chains": 1, "steps": 2, "batch_size": 8, "starts": 0, "sequences": 1, "max_steps": 3}
@@ -227,6 +213,9 @@ def test_rounds_measure_correct_and_finetune_and_go_on(run: Path, tmp_path: Path
     assert len(rows[0]["most_failures"]) == 1
     recording = json.loads((tmp_path / "improve" / "round_0" / "record" / "recording.json").read_text())
     failed = next(iter(rows[0]["most_failures"]))
+    stages = {row["name"]: row["command"] for row in json.loads((tmp_path / "improve" / "stages.json").read_text())}
+    for kept in (run / "tokens", tmp_path / "improve" / "round_0" / "tokens"):
+        assert str(kept) in stages["round 0: finetune"]
     assert "emphasis" not in json.loads((run / "record" / "recording.json").read_text())  # as in 0.1.0
     assert recording["emphasis"][failed] == 1.2 and min(recording["emphasis"].values()) == 0.7  # others: not tried
     capsys.readouterr()
