@@ -7,19 +7,26 @@ networks"; the scale that makes rates comparable with AdamW's is that of arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
-class Float32Muon(torch.optim.Muon):
-    """`torch.optim.Muon`, which multiplies in bfloat16, in float32; with Nesterov momentum and AdamW's scale.
+class BatchedMuon(torch.optim.Muon):
+    """`torch.optim.Muon` with Nesterov momentum and AdamW's scale, in a precision of choice and in fewer products.
 
-    For training in float32, and for processors that emulate bfloat16: it takes them twenty times as long.
+    bfloat16: multiply in it, all matrices of one shape together: the many small products of a narrow trunk take a
+        third of the time. Otherwise everything is float32: for training in it, and for processors that emulate
+        bfloat16, which takes them twenty times as long.
     """
+
+    def __init__(self, matrices: list[Tensor], *, bfloat16: bool, **options: Any) -> None:
+        super().__init__(matrices, adjust_lr_fn="match_rms_adamw", **options)
+        self.bfloat16 = bfloat16
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -27,16 +34,29 @@ class Float32Muon(torch.optim.Muon):
         loss = _loss_of(closure)
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
+            ahead: dict[Tensor, Tensor] = {}
             for p in (p for p in group["params"] if p.grad is not None):
                 state = self.state[p]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(p.grad)
                 state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-                ahead = p.grad.lerp(state["momentum_buffer"], momentum)
-                direction = orthogonalize(ahead, group["ns_coefficients"], group["ns_steps"], group["eps"])
-                p.mul_(1 - rate * group["weight_decay"])
-                p.add_(direction, alpha=-rate * 0.2 * max(p.shape) ** 0.5)
+                ahead[p] = p.grad.lerp(state["momentum_buffer"], momentum)
+            for some in self._alike(ahead):
+                together = len(some) > 1
+                moving = torch.stack([ahead[p] for p in some]) if together else ahead[some[0]]
+                moving = moving.bfloat16() if self.bfloat16 else moving
+                moving = orthogonalize(moving, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                for p, direction in zip(some, moving if together else [moving], strict=True):
+                    p.mul_(1 - rate * group["weight_decay"])
+                    p.add_(direction, alpha=-rate * 0.2 * max(p.shape) ** 0.5)
         return loss
+
+    def _alike(self, matrices: Iterable[Tensor]) -> list[list[Tensor]]:
+        """Group what is orthogonalized together: in float32, and where matrices are spread (FSDP), each is alone."""
+        groups: dict[Any, list[Tensor]] = {}
+        for p in matrices:
+            groups.setdefault(p.shape if self.bfloat16 and not isinstance(p, DTensor) else p, []).append(p)
+        return list(groups.values())
 
 
 def _loss_of(closure: Callable[[], Any] | None) -> Any:
@@ -48,17 +68,18 @@ def _loss_of(closure: Callable[[], Any] | None) -> Any:
 
 
 def orthogonalize(
-    matrix: Float[Tensor, "m n"], coefficients: tuple[float, float, float], steps: int, eps: float
-) -> Float[Tensor, "m n"]:
-    """Bring all singular values near 1 by the quintic Newton-Schulz iteration."""
+    matrices: Float[Tensor, "... m n"], coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Float[Tensor, "... m n"]:
+    """Bring all singular values of a matrix, or of each of a stack, near 1 by the quintic Newton-Schulz iteration."""
     a, b, c = coefficients
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=eps)
+    add_product = torch.addmm if matrices.ndim == 2 else torch.baddbmm
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT.contiguous() if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -90,9 +111,7 @@ class MuonAdamW(torch.optim.Optimizer):
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
         adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
-        muon = (torch.optim.Muon if bfloat16 else Float32Muon)(
-            matrices, lr=muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        muon = BatchedMuon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, bfloat16=bfloat16)
         self.parts: tuple[torch.optim.Optimizer, ...] = (adamw, muon)
         super().__init__(self._groups(), {})
         self.param_groups = self._groups()

@@ -19,7 +19,7 @@ from gr2.gr_model.train.averaging import WeightAverage
 from gr2.gr_model.train.loop import train
 from gr2.gr_model.train.metrics_log import MetricsLog
 from gr2.gr_model.train.module import TrainingModule
-from gr2.gr_model.train.optimizer import Float32Muon, MuonAdamW
+from gr2.gr_model.train.optimizer import BatchedMuon, MuonAdamW
 from gr2.gr_model.train.recipe import TrainingConfig, learning_rate_factor
 
 
@@ -86,20 +86,25 @@ def test_muon_turns_matrices_whole_and_adamw_moves_the_rest() -> None:
     assert [group["lr"] for group in again.param_groups] == [0.01] * 3
 
 
-@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
-def test_muon_in_float32_is_that_of_torch_up_to_rounding(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_muon_of_several_matrices_is_that_of_torch_up_to_rounding(bfloat16: bool) -> None:
     torch.manual_seed(0)
-    start = torch.randn(shape)
-    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
-    options = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-    optimizers = [Float32Muon([ours], **options), torch.optim.Muon([theirs], **options)]
-    for _ in range(5):
-        gradient = torch.randn(shape)
-        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
-            parameter.grad = gradient.clone()
+    start = [torch.randn(shape) for shape in ((8, 24), (24, 8), (16, 16), (8, 24), (8, 24))]
+    ours, theirs = ([torch.nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
+    options: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1}
+    optimizers = (
+        BatchedMuon(ours, bfloat16=bfloat16, **options),
+        torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options),
+    )
+    for step in range(5):
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            gradient = None if (step, number) == (2, 3) else torch.randn(pair[0].shape)
+            for parameter in pair:
+                parameter.grad = None if gradient is None else gradient.clone()
+        for optimizer in optimizers:
             optimizer.step()
-    moved = (theirs - start).norm()
-    assert (ours - theirs).norm() < 0.02 * moved
+    for matrix, mine, reference in zip(start, ours, theirs, strict=True):
+        assert (mine - reference).norm() < 0.02 * (reference - matrix).norm()
     assert set(optimizers[0].state_dict()["state"][0]) == set(optimizers[1].state_dict()["state"][0])
 
 
