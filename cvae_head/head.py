@@ -102,6 +102,10 @@ class TrajectoryHead(nn.Module, ABC):
                 must not change the others. None keeps all.
         """
 
+    def muon_matrices(self) -> list[Tensor]:
+        """Return the weights that Muon trains; AdamW takes all others."""
+        return []
+
     def warning(self, losses: Mapping[str, float]) -> str:
         """Return what is wrong with a head whose mean losses over some steps are these; empty where nothing is."""
         return ""
@@ -121,6 +125,10 @@ class TrajectoryHead(nn.Module, ABC):
 
 class InpaintingHead(TrajectoryHead):
     """A head that denoises its chunk step by step, so that the chunk can be led to continue the running one."""
+
+    def muon_matrices(self) -> list[Tensor]:
+        """Return the weights of all linear layers: with Muon they learn in half of the steps."""
+        return [layer.weight for layer in self.modules() if isinstance(layer, nn.Linear)]
 
     @abstractmethod
     def sample(

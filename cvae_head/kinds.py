@@ -28,8 +28,8 @@ def small(kind: HeadKind = "cvae") -> HeadConfig:
     heads: dict[str, HeadConfig] = {
         "cvae": CVAEConfig(latent_dim=16, network="mlp", width=256, pose_norm="l1", gripper_weight=0.3, kl_weight=0.02),
         "regression": RegressionConfig(network="mlp", width=256, pose_norm="l1", gripper_weight=0.3),
-        "flow": FlowConfig(network="mlp", blocks=3),
-        "diffusion": DiffusionConfig(network="mlp", blocks=3),
+        "flow": FlowConfig(network="mlp", blocks=3, draws=16),
+        "diffusion": DiffusionConfig(network="mlp", blocks=3, draws=16),
         "tokens": TokensConfig(bins=128, dct=4),
     }
     return heads[kind]

@@ -9,6 +9,7 @@ import torch
 
 from ..model.gpt import count_parameters
 from ..model.world_model import WorldModel
+from .optimizer import muon_matrices
 from .throughput import step_cost
 
 _GIB = 2**30
@@ -74,7 +75,7 @@ def estimate_memory(
     """
     config = model.config
     total = count_parameters(model)
-    matrices = sum(p.numel() for p in model.gpt.parameters() if p.ndim == 2)
+    matrices = sum(p.numel() for p in muon_matrices(model))
     number = 2 if bfloat16 else 4
     cost = step_cost(model, text_length=text_length, with_frames=True, with_actions=with_actions)
     n, d = cost.tokens, config.width

@@ -27,7 +27,7 @@ from .averaging import WeightAverage
 from .bad_samples import NameEpisode, describe_bad_samples, find_bad_samples
 from .distributed import WholePass, any_rank, full, gather_texts, mean_over_ranks
 from .metrics_log import MetricsLog
-from .optimizer import MuonAdamW
+from .optimizer import MuonAdamW, muon_matrices
 from .preemption import StopRequest
 from .progress import SaveLast
 from .recipe import TrainingConfig, computes_in_bfloat16, learning_rate_factor
@@ -77,11 +77,11 @@ class TrainingModule(L.LightningModule):
         return self._whole[0](function) if self._whole else function(self.model)
 
     def configure_optimizers(self) -> Any:
-        """Return Muon for the trunk's matrices and AdamW for the rest, with the rates changed every step."""
+        """Return Muon for the matrices of trunk and head and AdamW for the rest, with the rates changed every step."""
         c = self.config
         optimizer = MuonAdamW(
             self.model,
-            self._matrices(),
+            muon_matrices(self.model),
             learning_rate=c.learning_rate,
             muon_learning_rate=c.muon_factor * c.learning_rate,
             weight_decay=c.weight_decay,
@@ -93,9 +93,6 @@ class TrainingModule(L.LightningModule):
             lambda step: learning_rate_factor(step, steps=self.steps, warmup=c.warmup, final=c.final_rate),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _matrices(self) -> list[Tensor]:
-        return [p for p in self.model.gpt.parameters() if p.ndim == 2]
 
     def optimizer_groups(self) -> list[list[list[str]]]:
         """Name the parameters of each group of each part of the optimizer."""

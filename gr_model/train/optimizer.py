@@ -1,4 +1,4 @@
-"""One optimizer of two: Muon for the trunk's matrices, AdamW for everything else.
+"""One optimizer of two: Muon for the matrices of trunk and denoising head, AdamW for everything else.
 
 Muon moves a matrix by its orthogonalized momentum. So rare directions of the gradient (which word names which block)
 learn as fast as common ones. Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural
@@ -14,6 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from ..model.world_model import WorldModel
+
+
+def muon_matrices(model: WorldModel) -> list[Tensor]:
+    """Return the weights that Muon trains."""
+    return [p for p in model.gpt.parameters() if p.ndim == 2] + model.head.muon_matrices()
 
 
 class BatchedMuon(torch.optim.Muon):

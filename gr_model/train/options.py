@@ -46,7 +46,8 @@ class TrainingOptions:
         text: the text encoder that made the tokens.
         steps: optimization steps.
         batch_size: windows a batch on each device; a step takes batch_size x accumulate x devices x num_nodes.
-        learning_rate: peak learning rate of AdamW; Muon's, for the matrices of the trunk, is muon_factor times that.
+        learning_rate: peak learning rate of AdamW; Muon's, for the matrices of trunk and denoising head, is muon_factor
+            times that.
         muon_factor: see learning_rate.
         warmup: steps over which the learning rate rises.
         weight_decay: of AdamW and Muon.

@@ -20,8 +20,8 @@ class TrainingConfig:
     frame_weight, action_weight: factors of the losses.
     frame_fraction: share of the steps that predict frames when actions are trained, too; frames double the
         sequence.
-    learning_rate: peak of AdamW's; Muon's, for the trunk's matrices, is `muon_factor` times that. Both rise over
-        `warmup` steps and fall along a cosine to `final_rate` times the peak.
+    learning_rate: peak of AdamW's; Muon's, for the matrices of trunk and denoising head, is `muon_factor` times
+        that. Both rise over `warmup` steps and fall along a cosine to `final_rate` times the peak.
     weight_average: decay of the moving average of the weights; 0 evaluates the last weights.
     state_share: share of the samples that see the robot's state when they predict frames; the others learn to
         continue video. target_state_share: of those, the share that also sees the state at the target frames.
