@@ -69,7 +69,7 @@ def demo_preset() -> ChainPreset:
     """Return the quarter-hour chain: scene D, shipped tokenizers."""
     return ChainPreset(
         name="demo", scenes="D", tasks="demonstrated", chains=300, tokenizer_steps=0, text_steps=0, pretrain_steps=100,
-        correction_chains=0, imitation_steps=0, finetune_steps=1800, batch_size=64, learning_rate=1e-3,
+        correction_chains=0, imitation_steps=0, finetune_steps=1200, batch_size=64, learning_rate=1e-3,
         frame_fraction=0.1, starts=10, test_chains=10, max_steps=180, head="flow", processes=2,
     )  # fmt: skip
 
