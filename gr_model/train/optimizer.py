@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ...errors import CheckpointError
 from ..model.world_model import WorldModel
 
 
@@ -139,7 +140,19 @@ class MuonAdamW(torch.optim.Optimizer):
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the states of both."""
+        """Restore the states of both.
+
+        Raises:
+            CheckpointError: they are of another division of the weights.
+        """
+        saved = [[len(group["params"]) for group in part["param_groups"]] for part in state_dict["parts"]]
+        ours = [[len(group["params"]) for group in part.param_groups] for part in self.parts]
+        if saved != ours:
+            raise CheckpointError(
+                f"resume: expected optimizers of {ours} weights, got {saved} from another version of gr2, which divides "
+                "them differently; finish the run with that version, or go on from its weights in another output "
+                "folder (--init)."
+            )
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = self._groups()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from model_cases import RandomLoader, make_batch, make_model, small_config
 
+from gr2.cvae_head.kinds import HeadKind, small
 from gr2.errors import CheckpointError, DataError
 from gr2.gr_model.model.normalization import Statistics, measure_statistics
 from gr2.gr_model.model.objectives import evaluation_metrics, training_losses
@@ -19,7 +20,7 @@ from gr2.gr_model.train.averaging import WeightAverage
 from gr2.gr_model.train.loop import train
 from gr2.gr_model.train.metrics_log import MetricsLog
 from gr2.gr_model.train.module import TrainingModule
-from gr2.gr_model.train.optimizer import BatchedMuon, MuonAdamW
+from gr2.gr_model.train.optimizer import BatchedMuon, MuonAdamW, muon_matrices
 from gr2.gr_model.train.recipe import TrainingConfig, learning_rate_factor
 
 
@@ -84,6 +85,19 @@ def test_muon_turns_matrices_whole_and_adamw_moves_the_rest() -> None:
     )
     again.load_state_dict(optimizer.state_dict())
     assert [group["lr"] for group in again.param_groups] == [0.01] * 3
+    both = [trunk.weight, other.weight]
+    unlike = MuonAdamW(model, both, learning_rate=0.5, muon_learning_rate=0.5, weight_decay=0.0, betas=(0.9, 0.95))
+    with pytest.raises(CheckpointError, match=r"another version of gr2.*--init"):
+        unlike.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize(("kind", "trained"), [("cvae", 0), ("regression", 0), ("flow", 13), ("diffusion", 13)])
+def test_muon_trains_the_trunk_and_all_layers_of_a_denoising_head(kind: HeadKind, trained: int) -> None:
+    model = make_model(small_config(head=small(kind)))
+    matrices = muon_matrices(model)
+    assert sum(any(p is m for m in matrices) for p in model.gpt.parameters()) == 4 * len(model.gpt.blocks)
+    assert sum(any(p is m for m in matrices) for p in model.head.parameters()) == trained
+    assert len(matrices) == 4 * len(model.gpt.blocks) + trained
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
