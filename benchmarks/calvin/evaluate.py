@@ -15,6 +15,7 @@ from ..playtable.environment import CAMERAS
 from ..playtable.instructions import Wording, evaluation_instructions
 from ..playtable.scenes import scene as find_scene
 from ..playtable.tasks import choose_tasks
+from ..simulation.control import controller_fingerprint
 from ..simulation.episodes import check_latency
 from ..simulation.jobs import Job, Videos, choose_part, run_evaluation
 from ..simulation.videos import write_sheet
@@ -86,7 +87,7 @@ def evaluate(
         policy=policy, weights=fingerprint(policy), scene=scene, calvin_root=str(calvin_root or ""),
         executed_steps=executed_steps, max_steps=max_steps, image_px=image_size, renderer=renderer,
         fast_drawing=fast_drawing, backend=backend, seed=seed, latency=check_latency(latency), chunking=chunking,
-        wording=wording,
+        wording=wording, controller=controller_fingerprint("calvin" if control == "calvin" else "wbc"),
     )  # fmt: skip
     _check_backend(backend, control)
     controls = ["wbc", "calvin"] if control == "both" else [control]
@@ -121,6 +122,7 @@ def _circumstances(config: EvaluationConfig) -> dict[str, Any]:
         if config.calvin_root
         else f"our own, {config.wording} wording",
         "renderer": renderer + (", light arm without shadows" if light else ""),
+        "controller_fingerprint": config.controller,
         "renderer_fingerprint": _draw_fingerprint(config),
         "seed": config.seed,
     }

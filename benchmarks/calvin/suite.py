@@ -37,7 +37,8 @@ class EvaluationConfig:
     max_steps: time limit a task [1/30 s]; image_px: image side of both cameras [px], 0 for CALVIN's own; fast_drawing:
     light arm without shadows where CALVIN's files are used; backend: our simulator ("gr2") or the installed official
     one; latency: how long after its observation a chunk arrives [s]; chunking: how a chunk of a released model relates
-    to the running one; wording: of the instructions.
+    to the running one; wording: of the instructions; controller: fingerprint of our controller's settings, so that
+    results under others are not resumed with, "" where it does not act.
     """
 
     policy: str
@@ -54,6 +55,7 @@ class EvaluationConfig:
     latency: float = 0.0
     chunking: Chunking = "independent"
     wording: Wording = "trained"
+    controller: str = ""
 
     @property
     def root(self) -> Path | None:

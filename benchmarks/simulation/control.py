@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import replace
 from typing import Any, Protocol
@@ -285,6 +286,11 @@ def controller_config() -> ControllerConfig:
         tracking=TrackingConfig(posture_weight=0.05, posture_gain=3.0, velocity_scale=0.68),
         gripper_rate=60.0,
     )
+
+
+def controller_fingerprint(mode: str) -> str:
+    """Return the beginning of the SHA-256 of our controller's settings, "" where the mode is not "wbc"."""
+    return hashlib.sha256(repr(controller_config()).encode()).hexdigest()[:16] if mode == "wbc" else ""
 
 
 def make_control(mode: str, simulator: Simulator) -> Control:

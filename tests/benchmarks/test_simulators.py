@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gr2.benchmarks.playtable.environment import PlayTable
-from gr2.benchmarks.simulation.control import make_control
+from gr2.benchmarks.simulation import control as simulation_control
+from gr2.benchmarks.simulation.control import controller_fingerprint, make_control
 from gr2.benchmarks.simulation.jobs import Job, run_evaluation, run_jobs
 from gr2.benchmarks.simulation.simulator import JointSimulator
 from gr2.contracts import ActionTrajectory, Array, Observation, Policy
@@ -138,6 +139,13 @@ def test_results_of_another_evaluation_are_refused(tmp_path: Path) -> None:
     run_evaluation(PointEvaluation(), jobs, file=file, num_workers=1)
     with pytest.raises(DataError, match="choose another --out"):
         run_evaluation(PointEvaluation(max_steps=9), jobs, file=file, num_workers=1)
+
+
+def test_settings_of_our_controller_are_part_of_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = controller_fingerprint("wbc")
+    assert ours == controller_fingerprint("wbc") and controller_fingerprint("calvin") == ""
+    monkeypatch.setattr(simulation_control, "RESPONSE", 19.0)
+    assert controller_fingerprint("wbc") != ours
 
 
 def test_our_controller_needs_joint_commands() -> None:
