@@ -149,9 +149,9 @@ class MuonAdamW(torch.optim.Optimizer):
         ours = [[len(group["params"]) for group in part.param_groups] for part in self.parts]
         if saved != ours:
             raise CheckpointError(
-                f"resume: expected optimizers of {ours} weights, got {saved} from another version of gr2, which divides "
-                "them differently; finish the run with that version, or go on from its weights in another output "
-                "folder (--init)."
+                f"resume: expected optimizers of {ours} weights, got {saved} from another version of gr2, which "
+                "divides them differently; finish the run with that version, or go on from its weights in another "
+                "output folder (--init)."
             )
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
