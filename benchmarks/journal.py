@@ -20,11 +20,15 @@ from ..gr_model.targets import call
 
 
 class Journal:
-    """Remembers finished stages in `stages.json`, with their command, time and summary."""
+    """Remembers finished stages in `stages.json`, with their command, time and summary.
+
+    A stage that runs makes what was done after it stale: later stages run again.
+    """
 
     def __init__(self, out: Path, stages: int) -> None:
         self.file, self.stages, self.number = out / "stages.json", stages, 0
         self.rows: list[dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else []
+        self._passed: list[str] = []
 
     def run(self, words: str, target: Callable[..., Any], options: Mapping[str, Any], *, name: str = "") -> Any:
         """Run a stage unless the same command is finished; return its summary."""
@@ -33,6 +37,7 @@ class Journal:
         self.number += 1
         done = next((row for row in self.rows if row["name"] == name and row["command"] == command), None)
         print(f"\n[{self.number}/{self.stages}] {name}: {command}", flush=True)
+        self._passed.append(name)
         if done is not None:
             print(f"    done before, in {done['seconds']:.0f} s", flush=True)
             return done["summary"]
@@ -42,7 +47,7 @@ class Journal:
         summary = (
             {k: v for k, v in result.items() if isinstance(v, int | float | str)} if isinstance(result, dict) else {}
         )
-        self.rows = [row for row in self.rows if row["name"] != name]
+        self.rows = [row for row in self.rows if row["name"] in self._passed[:-1]]
         self.rows.append(
             {
                 "name": name,

@@ -248,6 +248,16 @@ def test_a_stage_is_written_as_the_command_that_repeats_it(tmp_path: Path) -> No
     )
 
 
+def test_a_stage_that_runs_again_makes_later_ones_stale(tmp_path: Path) -> None:
+    ran = []
+    for steps in (1, 1, 2):
+        journal = journal_module.Journal(tmp_path, 3)
+        for name, options in (("record", {}), ("train", {"steps": steps}), ("act", {"starts": 3})):
+            journal.run(name, lambda name=name, **_: ran.append(name), {"out": tmp_path / name, **options})
+    assert ran == ["record", "train", "act", "train", "act"]
+    assert [row["name"] for row in journal.rows] == ["record", "train", "act"]
+
+
 def test_a_command_of_its_own_gives_its_metrics_or_its_status(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,train/loss,val/action_l1_mm\n1,2.0,9.5\n2,1.0,\n")
     assert journal_module.run_apart("gr2 --version", tmp_path) == {"action_l1_mm": 9.5}
