@@ -163,7 +163,7 @@ def _row(number: int, policy: Path, results: Path, journal: Journal) -> dict[str
     return {
         "round": number,
         "policy": str(policy),
-        "weights": found["weights_sha256"],
+        "weights": found["policy_fingerprint"],
         "success": sum(row["success"] for row in tasks),
         "starts": sum(row["total"] for row in tasks),
         "average_length": sum(s["average_length"] for s in scores) / len(scores) if scores else None,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ...contracts import Chunking
 from ...data_pipeline.files import write_json
 from ...errors import ConfigError
+from ...gr_model.act.opening import policy_fingerprint
 from ..playtable.cameras import Renderer
 from ..playtable.environment import CAMERAS
 from ..playtable.instructions import Wording, evaluation_instructions
@@ -19,7 +20,7 @@ from ..simulation.control import controller_fingerprint
 from ..simulation.episodes import check_latency
 from ..simulation.jobs import Job, Videos, choose_part, run_evaluation
 from ..simulation.videos import write_sheet
-from .results import fingerprint, provenance, published, summarize, table
+from .results import provenance, published, summarize, table
 from .suite import Backend, EvaluationConfig
 
 
@@ -84,7 +85,7 @@ def evaluate(
     _check_numbers((executed_steps, max_steps, num_workers), (starts, chains, sequences))
     _check_episodes(scene, sequences, calvin_root, wording)
     config = EvaluationConfig(
-        policy=policy, weights=fingerprint(policy), scene=scene, calvin_root=str(calvin_root or ""),
+        policy=policy, weights=policy_fingerprint(policy), scene=scene, calvin_root=str(calvin_root or ""),
         executed_steps=executed_steps, max_steps=max_steps, image_px=image_size, renderer=renderer,
         fast_drawing=fast_drawing, backend=backend, seed=seed, latency=check_latency(latency), chunking=chunking,
         wording=wording, controller=controller_fingerprint("calvin" if control == "calvin" else "wbc"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
 
-from ...errors import Gr2Error
+from ...gr_model.act.opening import policy_fingerprint
 from ..metrics.published import ABCD_D, PUBLISHED_PROTOCOL
 from ..metrics.statistics import bootstrap_mean, wilson_interval
 from ..playtable.robot import panda_model
@@ -174,15 +173,4 @@ def provenance(policy: str) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "missing"
-    return {"versions": versions, "weights_sha256": fingerprint(policy)}
-
-
-def fingerprint(policy: str) -> str:
-    """Return the SHA-256 of a policy's weights, empty where it has no file of them."""
-    from ...gr_model.act.loading import release_folder
-
-    try:
-        file = release_folder(policy) / "model.safetensors"
-    except Gr2Error:
-        return ""
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    return {"versions": versions, "policy_fingerprint": policy_fingerprint(policy)}

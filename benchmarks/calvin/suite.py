@@ -32,7 +32,7 @@ _CHUNK_LENGTH = 10
 class EvaluationConfig:
     """What is measured; equal configurations and policies give equal results.
 
-    weights: SHA-256 of the policy's weights, so that results of others are not resumed with; calvin_root: clone whose
+    weights: fingerprint of the policy, so that results of others are not resumed with; calvin_root: clone whose
     assets and instructions are used, or "" for ours; executed_steps: control steps of each chunk that are carried out;
     max_steps: time limit a task [1/30 s]; image_px: image side of both cameras [px], 0 for CALVIN's own; fast_drawing:
     light arm without shadows where CALVIN's files are used; backend: our simulator ("gr2") or the installed official

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 from ...contracts import ActionTrajectory, Chunking, JointTrajectory, Observation, Policy, SignalTrajectory, Trajectory
 from ...embodiment import Embodiment
-from ...errors import PolicyError
+from ...errors import CheckpointError, PolicyError
 from .remote import RemotePolicy
 
 SCRIPTED = "scripted"
@@ -74,9 +76,8 @@ def policy_maker(
         PolicyError: there is no such module or name, no simulator for the experts, or chunks that are not gr2's are
             to be continued.
     """
-    remote = source.startswith(("http://", "https://"))
-    place, colon, name = source.rpartition(":")
-    mine = bool(colon) and not remote and not Path(source).exists()
+    remote, mine = _is_remote(source), _is_of_user(source)
+    place, _, name = source.rpartition(":")
     if chunking != "independent" and (source == SCRIPTED or remote or mine):
         raise PolicyError(
             f"--chunking {chunking}: expected a released model here, got --policy {source}, whose chunks are made "
@@ -99,6 +100,53 @@ def policy_maker(
     return partial(
         policy_of, parts, executed_steps=executed_steps, chunking=chunking, latency=latency, embodiment=embodiment
     )
+
+
+def policy_fingerprint(source: str) -> str:
+    """Return what tells a policy from others of the same name, so that their results are not mixed.
+
+    Of a released model the SHA-256 of its weights; of a user's policy that of its source file and, where the class or
+    function has a `fingerprint` (a text, or a method without arguments), of that; of a server what it states. Empty for
+    the experts and for a server that states none.
+
+    Args:
+        source: as for `open_policy`.
+
+    Raises:
+        CheckpointError: a folder without a released model.
+        EnvironmentMissing: no server answers.
+        PolicyError: there is no such module or name.
+    """
+    if source == SCRIPTED:
+        return ""
+    if _is_remote(source):
+        with closing(RemotePolicy(source)) as policy:
+            return policy.fingerprint
+    if _is_of_user(source):
+        place, _, name = source.rpartition(":")
+        factory = _find(place, name, source)
+        stated = getattr(factory, "fingerprint", "")
+        stated = stated() if callable(stated) else stated
+        file = getattr(_module(place, source), "__file__", None)
+        code = Path(file).read_bytes() if file and Path(file).is_file() else b""
+        return hashlib.sha256(code + str(stated).encode()).hexdigest()
+    from .loading import release_folder
+
+    weights = release_folder(source) / "model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(
+            f"--policy {source}: expected a folder with a released model, got one without model.safetensors; name the "
+            'folder that `gr2 finetune` wrote, "pretrained", "scripted", http://host:port, or file.py:Class.'
+        )
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def _is_remote(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _is_of_user(source: str) -> bool:
+    return ":" in source and not _is_remote(source) and not Path(source).exists()
 
 
 def _find(place: str, name: str, source: str) -> Callable[[], object]:

@@ -1,8 +1,9 @@
 """Ask a policy on another machine: the wire format and the client, without torch.
 
-`gr2 serve` answers `GET /info` with JSON: `policy` (its name), `executed_steps`, and `embodiment` (the robot it
-was trained on as `Embodiment.to_dict`, or null). It answers `POST /reset` and `POST /act` with numpy's npz, which holds
-arrays and no pickled object. Every client has a session of its own, so one server drives many robots or simulators.
+`gr2 serve` answers `GET /info` with JSON: `policy` (its name), `executed_steps`, `embodiment` (the robot it
+was trained on as `Embodiment.to_dict`, or null), and `fingerprint` (of its weights or source). It answers `POST /reset`
+and `POST /act` with numpy's npz, which holds arrays and no pickled object. Every client has a session of its own, so
+one server drives many robots or simulators.
 """
 
 from __future__ import annotations
@@ -139,7 +140,10 @@ def unpack_trajectory(data: bytes) -> Trajectory:
 
 
 class RemotePolicy:
-    """A policy that `gr2 serve` runs; `embodiment` is the robot that it was trained on, None where that is unknown.
+    """A policy that `gr2 serve` runs.
+
+    embodiment: the robot that it was trained on, None where that is unknown; fingerprint: of its weights or source, ""
+        where the server states none.
 
     Args:
         url: where it listens, as in http://10.0.0.2:8000.
@@ -158,6 +162,7 @@ class RemotePolicy:
         info = json.loads(self._ask("GET", "/info"))
         self.executed_steps = int(info["executed_steps"])
         self.name = str(info["policy"])
+        self.fingerprint = str(info.get("fingerprint", ""))
         stated = info.get("embodiment")  # servers of gr2 0.1.0 state none
         self.embodiment = None if stated is None else Embodiment.from_dict(stated)
 

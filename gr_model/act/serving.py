@@ -17,7 +17,7 @@ from typing import Literal
 from ...contracts import Chunking, Observation, Policy, Trajectory
 from ...embodiment import Embodiment
 from ...errors import ConfigError, EnvironmentMissing, Gr2Error
-from .opening import policy_maker
+from .opening import policy_fingerprint, policy_maker
 from .remote import MAX_BYTES, pack_trajectory, unpack_observation, unpack_session
 
 _FORGET_AFTER = 3600.0
@@ -112,8 +112,15 @@ class PolicyServer:
                 future.set_exception(error)
 
 
-def make_server(policy: PolicyServer, name: str, host: str, port: int) -> ThreadingHTTPServer:
+def make_server(policy: PolicyServer, name: str, host: str, port: int, *, fingerprint: str = "") -> ThreadingHTTPServer:
     """Return a server that listens; `serve_forever` answers.
+
+    Args:
+        policy: what answers.
+        name: stated to clients.
+        host: address to listen at.
+        port: port to listen at.
+        fingerprint: of weights or source, stated to clients.
 
     Raises:
         EnvironmentMissing: the port cannot be had.
@@ -127,6 +134,7 @@ def make_server(policy: PolicyServer, name: str, host: str, port: int) -> Thread
             if self.path == "/info":
                 robot = None if policy.embodiment is None else policy.embodiment.to_dict()
                 info = {"policy": name, "executed_steps": policy.executed_steps, "embodiment": robot}
+                info |= {"fingerprint": fingerprint}
                 self._send(200, json.dumps(info).encode())
             else:
                 self._send(404, b"expected GET /info, POST /reset or POST /act")
@@ -223,6 +231,7 @@ def serve(
         embodiment=embodiment,
     )
     sessions = PolicyServer(make, max_batch=max_batch)
-    with closing(sessions), make_server(sessions, policy, host, port) as server:
+    stated = policy_fingerprint(policy)
+    with closing(sessions), make_server(sessions, policy, host, port, fingerprint=stated) as server:
         print(f"policy {policy} listens at http://{host}:{port}", file=sys.stderr, flush=True)
         server.serve_forever()

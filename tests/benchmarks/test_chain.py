@@ -99,7 +99,7 @@ def test_acting_imagining_and_the_report(run):
     for control in ("wbc", "calvin"):
         assert set(results["controls"][control]["tasks"]) == {"open_drawer", "turn_on_led"}
         assert len(results["controls"][control]["chains"]) == len(results["controls"][control]["sequences"]) == 1
-    assert len(results["weights_sha256"]) == 64 and results["versions"]["pybullet"]
+    assert len(results["policy_fingerprint"]) == 64 and results["versions"]["pybullet"]
     videos = list((run / "act" / "videos").glob("*.mp4"))
     failures = [r for c in results["controls"].values() for r in c["tasks"].values() if not r["success"]]
     assert len(videos) >= len(failures) > 0 and (run / "act" / "videos" / "sheet.png").is_file()

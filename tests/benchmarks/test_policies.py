@@ -16,6 +16,7 @@ import torch
 from model_cases import make_model, small_config
 
 from gr2.benchmarks.calvin.episodes import task_start
+from gr2.benchmarks.calvin.evaluate import evaluate
 from gr2.benchmarks.calvin.suite import CalvinSuite, EvaluationConfig
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.rollout import rollout
@@ -26,7 +27,7 @@ from gr2.benchmarks.simulation.jobs import Job, run_jobs
 from gr2.contracts import ActionTrajectory, Observation
 from gr2.embodiment import TOOL_ARM, Embodiment, Signal
 from gr2.errors import DataError, EnvironmentMissing, Gr2Error, PolicyError
-from gr2.gr_model.act.opening import open_policy, policy_maker
+from gr2.gr_model.act.opening import open_policy, policy_fingerprint, policy_maker
 from gr2.gr_model.act.policy import GR2Policy, act_together
 from gr2.gr_model.act.remote import (
     RemotePolicy,
@@ -399,6 +400,37 @@ class Stranger:
         run_jobs(config, [Job(control="calvin", kind="open_drawer", index=0)], "none", tmp_path)
     with pytest.raises(PolicyError, match="got a policy trained on so101"):
         rollout(policy=f"{file}:Stranger", tasks="open_drawer", control="calvin", video=tmp_path / "rollout.mp4")
+
+
+def test_a_policy_that_changes_has_another_fingerprint(address: str, user_file: Path, tmp_path: Path) -> None:
+    name = f"{user_file}:Still"
+    first = policy_fingerprint(name)
+    assert first == policy_fingerprint(name) and len(first) == 64
+    user_file.write_text(USER_POLICY + "\n# another line\n")
+    second = policy_fingerprint(name)
+    assert second != first
+    user_file.write_text(USER_POLICY + "\n# another line\nStill.fingerprint = staticmethod(lambda: 'weights of May')\n")
+    third = policy_fingerprint(name)
+    user_file.write_text(USER_POLICY + "\n# another line\nStill.fingerprint = 'weights of June'\n")
+    assert len({second, third, policy_fingerprint(name)}) == 3
+    assert policy_fingerprint("scripted") == "" and len(policy_fingerprint("pretrained")) == 64
+    assert policy_fingerprint(address) == ""
+
+
+def test_a_server_states_the_fingerprint_of_its_policy(user_file: Path) -> None:
+    server = PolicyServer(policy_maker(f"{user_file}:Still"))
+    with make_server(server, "still", "127.0.0.1", 0, fingerprint="abc") as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        assert policy_fingerprint(f"http://127.0.0.1:{listening.server_address[1]}") == "abc"
+        listening.shutdown()
+    server.close()
+
+
+def test_a_policy_that_is_not_there_leaves_no_folder(tmp_path: Path) -> None:
+    for policy in (str(tmp_path / "missing"), "nowhere.py:Policy", "http://127.0.0.1:9"):
+        with pytest.raises(Gr2Error, match=r"expected a"):
+            evaluate(policy=policy, out=tmp_path / "out", sequences=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_server_says_what_is_wrong(address: str) -> None:

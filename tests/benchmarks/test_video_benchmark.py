@@ -381,7 +381,7 @@ def test_the_command_prints_a_table_and_writes_json(corpus: Path, tmp_path: Path
     assert report["likelihood"]["nats_per_frame"]["value"] == pytest.approx(256 * nats)
     assert report["sample"]["cameras"] == {"static": 6, "gripper": 0} and report["versions"]["torch"]
     assert report["controls"][0]["reason"], "the videos have no captions"
-    assert report["frechet"][0]["too_few"] and report["weights_sha256"]
+    assert report["frechet"][0]["too_few"] and report["policy_fingerprint"]
 
 
 def test_best_of_n_is_named_and_repeatable(corpus: Path, tmp_path: Path) -> None:
