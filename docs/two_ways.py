@@ -19,8 +19,8 @@ HEADS = {
     "cvae, z = 0": HeadOptions(sample_latent=False),
     "cvae, learned prior": HeadOptions(prior="flow"),
     "regression": HeadOptions(kind="regression"),
-    "flow": HeadOptions(kind="flow"),
-    "diffusion": HeadOptions(kind="diffusion"),
+    "flow": HeadOptions(kind="flow", draws=4),
+    "diffusion": HeadOptions(kind="diffusion", draws=4),
     "tokens": HeadOptions(kind="tokens"),
 }
 SIDE, TITLE, PATHS = 180, 22, 60
