@@ -88,7 +88,7 @@ def evaluate(
         policy=policy, weights=policy_fingerprint(policy), scene=scene, calvin_root=str(calvin_root or ""),
         executed_steps=executed_steps, max_steps=max_steps, image_px=image_size, renderer=renderer,
         fast_drawing=fast_drawing, backend=backend, seed=seed, latency=check_latency(latency), chunking=chunking,
-        wording=wording, controller=controller_fingerprint("calvin" if control == "calvin" else "wbc"),
+        wording=wording, controller=controller_fingerprint(),
     )  # fmt: skip
     _check_backend(backend, control)
     controls = ["wbc", "calvin"] if control == "both" else [control]
@@ -97,7 +97,7 @@ def evaluate(
     jobs = choose_part(every, shard)
     records = run_evaluation(config, jobs, file=out / "episodes.jsonl", num_workers=num_workers, videos=videos)
     summary = summarize({job.key: records[job.key] for job in jobs}, controls)
-    results = {"controls": summary, "shard": shard} | _circumstances(config) | provenance(policy)
+    results = {"controls": summary, "shard": shard} | _circumstances(config) | provenance(config.weights)
     results |= {"published": published()} if sequences else {}
     write_json(out / "results.json", results)
     print(f"latency {latency:g} s, chunking {chunking}", *table(summary), sep="\n")

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
 
-from ...gr_model.act.opening import policy_fingerprint
 from ..metrics.published import ABCD_D, PUBLISHED_PROTOCOL
 from ..metrics.statistics import bootstrap_mean, wilson_interval
 from ..playtable.robot import panda_model
@@ -165,12 +164,12 @@ def _task_lines(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"  {name:28s} {row['success']:4d}/{row['total']:<4d} median {steps} steps"
 
 
-def provenance(policy: str) -> dict[str, Any]:
-    """Return what a metric must be quoted with: versions of the packages and the fingerprint of the weights."""
+def provenance(fingerprint: str) -> dict[str, Any]:
+    """Return what a metric must be quoted with: versions of the packages and the policy's fingerprint."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "missing"
-    return {"versions": versions, "policy_fingerprint": policy_fingerprint(policy)}
+    return {"versions": versions, "policy_fingerprint": fingerprint}

@@ -38,7 +38,7 @@ class EvaluationConfig:
     light arm without shadows where CALVIN's files are used; backend: our simulator ("gr2") or the installed official
     one; latency: how long after its observation a chunk arrives [s]; chunking: how a chunk of a released model relates
     to the running one; wording: of the instructions; controller: fingerprint of our controller's settings, so that
-    results under others are not resumed with, "" where it does not act.
+    results under others are not resumed with.
     """
 
     policy: str

@@ -288,9 +288,10 @@ def controller_config() -> ControllerConfig:
     )
 
 
-def controller_fingerprint(mode: str) -> str:
-    """Return the beginning of the SHA-256 of our controller's settings, "" where the mode is not "wbc"."""
-    return hashlib.sha256(repr(controller_config()).encode()).hexdigest()[:16] if mode == "wbc" else ""
+def controller_fingerprint() -> str:
+    """Return the beginning of the SHA-256 of our controller's settings."""
+    settings = (controller_config(), TICK_HZ, _POSITION_MARGIN, _MOST_AHEAD)
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
 
 def make_control(mode: str, simulator: Simulator) -> Control:

@@ -16,6 +16,7 @@ from ...data_pipeline.files import write_json
 from ...data_pipeline.loading.token_store import TokenStore
 from ...errors import ConfigError
 from ...gr_model.act.loading import Assembled, assemble
+from ...gr_model.act.opening import policy_fingerprint
 from ...gr_model.model.sampling import SamplingConfig
 from ...gr_model.train.distributed import torch_device
 from ..calvin.results import provenance
@@ -106,7 +107,7 @@ def benchmark(
     report = {
         "command": shlex.join(["gr2", *sys.argv[1:]]),
         "inputs": {"policy": policy, "tokens": tokens, "shards": shards, "train_tokens": train_tokens},
-        **provenance(policy),
+        **provenance(policy_fingerprint(policy)),
         "device": str(model.device),
         "protocol": {"name": protocol, "what": PROTOCOLS[protocol], "samples": count, "sampling": asdict(sampling)},
         "sample": _sample(store, clips, num_clips, held_out),

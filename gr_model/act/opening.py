@@ -115,7 +115,7 @@ def policy_fingerprint(source: str) -> str:
     Raises:
         CheckpointError: a folder without a released model.
         EnvironmentMissing: no server answers.
-        PolicyError: there is no such module or name.
+        PolicyError: there is no such module or name, or its `fingerprint` is no text.
     """
     if source == SCRIPTED:
         return ""
@@ -124,12 +124,10 @@ def policy_fingerprint(source: str) -> str:
             return policy.fingerprint
     if _is_of_user(source):
         place, _, name = source.rpartition(":")
-        factory = _find(place, name, source)
-        stated = getattr(factory, "fingerprint", "")
-        stated = stated() if callable(stated) else stated
-        file = getattr(_module(place, source), "__file__", None)
-        code = Path(file).read_bytes() if file and Path(file).is_file() else b""
-        return hashlib.sha256(code + str(stated).encode()).hexdigest()
+        module = _module(place, source)
+        stated = _stated(_member(module, name, source), source)
+        file = Path(module.__file__ or "")
+        return hashlib.sha256((file.read_bytes() if file.is_file() else b"") + stated.encode()).hexdigest()
     from .loading import release_folder
 
     weights = release_folder(source) / "model.safetensors"
@@ -139,6 +137,21 @@ def policy_fingerprint(source: str) -> str:
             'folder that `gr2 finetune` wrote, "pretrained", "scripted", http://host:port, or file.py:Class.'
         )
     return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def _stated(factory: Callable[[], object], source: str) -> str:
+    """Return the fingerprint that a user's class or function states, "" where it states none."""
+    stated = getattr(factory, "fingerprint", "")
+    try:
+        stated = stated() if callable(stated) else stated
+    except Exception as error:
+        raise PolicyError(f"--policy {source}: fingerprint() failed: {error!r}; make it a static method.") from error
+    if not isinstance(stated, str):
+        raise PolicyError(
+            f"--policy {source}: expected `fingerprint` to be a text or a static method that returns one, got "
+            f"{type(stated).__name__}."
+        )
+    return stated
 
 
 def _is_remote(source: str) -> bool:
@@ -151,8 +164,13 @@ def _is_of_user(source: str) -> bool:
 
 def _find(place: str, name: str, source: str) -> Callable[[], object]:
     """Import a user's module and return what makes the policy."""
-    factory = getattr(_module(place, source), name, None)
+    return _member(_module(place, source), name, source)
+
+
+def _member(module: ModuleType, name: str, source: str) -> Callable[[], object]:
+    factory = getattr(module, name, None)
     if not callable(factory):
+        place = source.rpartition(":")[0]
         raise PolicyError(f"--policy {source}: expected a class or function {name!r} in {place}, found none there.")
     return factory  # type: ignore[no-any-return]
 

@@ -120,7 +120,7 @@ def make_server(policy: PolicyServer, name: str, host: str, port: int, *, finger
         name: stated to clients.
         host: address to listen at.
         port: port to listen at.
-        fingerprint: of weights or source, stated to clients.
+        fingerprint: of weights or source and of what else decides about answers, stated to clients.
 
     Raises:
         EnvironmentMissing: the port cannot be had.
@@ -231,7 +231,7 @@ def serve(
         embodiment=embodiment,
     )
     sessions = PolicyServer(make, max_batch=max_batch)
-    stated = policy_fingerprint(policy)
+    stated = f"{policy_fingerprint(policy)} {chunking} {latency:g} s {embodiment or ''}".rstrip()
     with closing(sessions), make_server(sessions, policy, host, port, fingerprint=stated) as server:
         print(f"policy {policy} listens at http://{host}:{port}", file=sys.stderr, flush=True)
         server.serve_forever()

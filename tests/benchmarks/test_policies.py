@@ -27,6 +27,7 @@ from gr2.benchmarks.simulation.jobs import Job, run_jobs
 from gr2.contracts import ActionTrajectory, Observation
 from gr2.embodiment import TOOL_ARM, Embodiment, Signal
 from gr2.errors import DataError, EnvironmentMissing, Gr2Error, PolicyError
+from gr2.gr_model.act import serving
 from gr2.gr_model.act.opening import open_policy, policy_fingerprint, policy_maker
 from gr2.gr_model.act.policy import GR2Policy, act_together
 from gr2.gr_model.act.remote import (
@@ -413,6 +414,10 @@ def test_a_policy_that_changes_has_another_fingerprint(address: str, user_file: 
     third = policy_fingerprint(name)
     user_file.write_text(USER_POLICY + "\n# another line\nStill.fingerprint = 'weights of June'\n")
     assert len({second, third, policy_fingerprint(name)}) == 3
+    for wrong, sentence in (("lambda self: 'x'", "failed"), ("7", "got int"), ("property(str)", "got property")):
+        user_file.write_text(USER_POLICY + f"\nStill.fingerprint = {wrong}\n")
+        with pytest.raises(PolicyError, match=f"fingerprint.*{sentence}"):
+            policy_fingerprint(name)
     assert policy_fingerprint("scripted") == "" and len(policy_fingerprint("pretrained")) == 64
     assert policy_fingerprint(address) == ""
 
@@ -424,6 +429,21 @@ def test_a_server_states_the_fingerprint_of_its_policy(user_file: Path) -> None:
         assert policy_fingerprint(f"http://127.0.0.1:{listening.server_address[1]}") == "abc"
         listening.shutdown()
     server.close()
+
+
+def test_serving_states_whatever_decides_about_answers(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = []
+
+    def refuse(policy: PolicyServer, name: str, host: str, port: int, *, fingerprint: str) -> None:
+        stated.append(fingerprint)
+        raise EnvironmentMissing("no port")
+
+    monkeypatch.setattr(serving, "make_server", refuse)
+    for latency in (0.0, 0.1):
+        with pytest.raises(EnvironmentMissing, match="no port"):
+            serving.serve(policy=f"{user_file}:Still", latency=latency, threads=0)
+    weights = policy_fingerprint(f"{user_file}:Still")
+    assert stated == [f"{weights} independent 0 s", f"{weights} independent 0.1 s"]
 
 
 def test_a_policy_that_is_not_there_leaves_no_folder(tmp_path: Path) -> None:

@@ -142,10 +142,13 @@ def test_results_of_another_evaluation_are_refused(tmp_path: Path) -> None:
 
 
 def test_settings_of_our_controller_are_part_of_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = controller_fingerprint("wbc")
-    assert ours == controller_fingerprint("wbc") and controller_fingerprint("calvin") == ""
+    ours = controller_fingerprint()
     monkeypatch.setattr(simulation_control, "RESPONSE", 19.0)
-    assert controller_fingerprint("wbc") != ours
+    slower = controller_fingerprint()
+    monkeypatch.setattr(simulation_control, "_MOST_AHEAD", 0.1)
+    assert len({ours, slower, controller_fingerprint()}) == 3
+    monkeypatch.undo()
+    assert controller_fingerprint() == ours
 
 
 def test_our_controller_needs_joint_commands() -> None:
