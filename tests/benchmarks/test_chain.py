@@ -17,6 +17,7 @@ from gr2.benchmarks.demonstrations.record import record
 from gr2.benchmarks.imagine.run import imagine
 from gr2.benchmarks.improve import ImproveOptions, improve
 from gr2.benchmarks.report.page import write_report
+from gr2.benchmarks.simulation.control import controller_fingerprint
 from gr2.benchmarks.simulation.jobs import Job, choose_part, run_evaluation
 from gr2.cvae_head.kinds import HeadOptions
 from gr2.data_pipeline.curation.filters import FilterConfig
@@ -100,6 +101,8 @@ def test_acting_imagining_and_the_report(run):
         assert set(results["controls"][control]["tasks"]) == {"open_drawer", "turn_on_led"}
         assert len(results["controls"][control]["chains"]) == len(results["controls"][control]["sequences"]) == 1
     assert len(results["policy_fingerprint"]) == 64 and results["versions"]["pybullet"]
+    config = json.loads((run / "act" / "episodes.jsonl").read_text().splitlines()[0])["config"]
+    assert results["controller_fingerprint"] == config["controller"] == controller_fingerprint()
     videos = list((run / "act" / "videos").glob("*.mp4"))
     failures = [r for c in results["controls"].values() for r in c["tasks"].values() if not r["success"]]
     assert len(videos) >= len(failures) > 0 and (run / "act" / "videos" / "sheet.png").is_file()
