@@ -410,10 +410,14 @@ def test_a_policy_that_changes_has_another_fingerprint(address: str, user_file: 
     user_file.write_text(USER_POLICY + "\n# another line\n")
     second = policy_fingerprint(name)
     assert second != first
-    user_file.write_text(USER_POLICY + "\n# another line\nStill.fingerprint = staticmethod(lambda: 'weights of May')\n")
-    third = policy_fingerprint(name)
-    user_file.write_text(USER_POLICY + "\n# another line\nStill.fingerprint = 'weights of June'\n")
-    assert len({second, third, policy_fingerprint(name)}) == 3
+    weights = tmp_path / "weights"
+    user_file.write_text(USER_POLICY + f"\nStill.fingerprint = staticmethod(lambda: open({str(weights)!r}).read())\n")
+    seen = {first, second}
+    for stated in ("of May", "of June"):
+        weights.write_text(stated)
+        seen.add(policy_fingerprint(name))
+    user_file.write_text(USER_POLICY + "\nStill.fingerprint = 'of July'\n")
+    assert len(seen | {policy_fingerprint(name)}) == 5
     for wrong, sentence in (("lambda self: 'x'", "failed"), ("7", "got int"), ("property(str)", "got property")):
         user_file.write_text(USER_POLICY + f"\nStill.fingerprint = {wrong}\n")
         with pytest.raises(PolicyError, match=f"fingerprint.*{sentence}"):
