@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,8 +38,8 @@ class ChainPreset:
     correction_chains: chains in which a first policy, finetuned for `imitation_steps`, drives and the expert corrects
     it (DAgger), before the finetuning on both; 0 leaves them out.
     frame_fraction: share of the last finetuning's steps that predict frames too.
-    starts: random starts for each task when acting; test_chains: chains of five tasks; max_steps: time limit of
-    a task [control steps].
+    starts: random starts for each task when acting; sequences: official sequences, from the first, of a policy for
+    all tasks; test_chains: chains of five tasks of another; max_steps: time limit of a task [control steps].
     shown_episodes, metric_episodes: imagined episodes shown as videos and measured.
     """
 
@@ -57,6 +57,7 @@ class ChainPreset:
     learning_rate: float
     frame_fraction: float
     starts: int
+    sequences: int
     test_chains: int
     max_steps: int
     head: HeadKind = "cvae"
@@ -70,7 +71,7 @@ def demo_preset() -> ChainPreset:
     return ChainPreset(
         name="demo", scenes="D", tasks="demonstrated", chains=300, tokenizer_steps=0, text_steps=0, pretrain_steps=100,
         correction_chains=0, imitation_steps=0, finetune_steps=1200, batch_size=64, learning_rate=1e-3,
-        frame_fraction=0.1, starts=10, test_chains=10, max_steps=180, head="flow", processes=2,
+        frame_fraction=0.1, starts=10, sequences=30, test_chains=10, max_steps=180, head="flow", processes=2,
     )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def reference_preset() -> ChainPreset:
     return ChainPreset(
         name="reference", scenes="ABCD", tasks="demonstrated", chains=640, tokenizer_steps=3000, text_steps=500,
         pretrain_steps=2000, correction_chains=320, imitation_steps=8000, finetune_steps=12000, batch_size=32,
-        learning_rate=1e-3, frame_fraction=1.0, starts=20, test_chains=200, max_steps=360,
+        learning_rate=1e-3, frame_fraction=1.0, starts=20, sequences=200, test_chains=200, max_steps=360,
     )  # fmt: skip
 
 
@@ -93,25 +94,23 @@ _IMITATION_FRAMES = 0.3
 def _prepare(out: Path, preset: ChainPreset, seed: int, fresh: bool) -> None:
     """Make the run folder, or check that it holds the same run."""
     facts = out / "run.json"
+    asked = {"preset": preset.name, "tasks": preset.tasks, "seed": seed}
     if fresh and out.exists():
         if not facts.exists() and any(out.iterdir()):
             raise DataError(f"{out}: not a folder of `gr2 demo`, so --fresh does not empty it; choose another --out.")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     if facts.exists():
-        found = json.loads(facts.read_text())
-        if (found["preset"], found["seed"]) != (preset.name, seed):
-            raise DataError(
-                f"{out}: holds a run of preset {found['preset']} with seed {found['seed']}, asked for {preset.name} "
-                f"with seed {seed}; add --fresh, or choose another --out."
-            )
+        found = {"tasks": "demonstrated"} | json.loads(facts.read_text())  # 0.1.0 knew no other
+        if any(found[key] != value for key, value in asked.items()):
+            holds, wants = (", ".join(f"{key} {one[key]}" for key in asked) for one in (found, asked))
+            raise DataError(f"{out}: holds a run of {holds}, asked for {wants}; add --fresh, or choose another --out.")
     packages = ("gr2", "torch", "lightning", "open_clip_torch", "taming-transformers", "decord", "webdataset",
                 "pybullet", "numpy", "scipy", "daqp")  # fmt: skip
     write_json(
         facts,
-        {
-            "preset": preset.name,
-            "seed": seed,
+        asked
+        | {
             "versions": {name: _version(name) for name in packages},
             "machine": {
                 "cores": os.cpu_count(),
@@ -120,6 +119,7 @@ def _prepare(out: Path, preset: ChainPreset, seed: int, fresh: bool) -> None:
             },
             "scenes_trained": preset.scenes,
             "scene_tested": "D",
+            "head": preset.head,
             "renderer": "TinyRenderer, built-in assets, 64 px",
             "demonstrations": "scripted",
         },
@@ -137,6 +137,7 @@ def demo(
     *,
     out: Path = Path("runs/demo"),
     preset: Literal["demo", "reference"] = "demo",
+    tasks: Literal["demonstrated", "all"] | None = None,
     videos: Path | None = None,
     fresh: bool = False,
     num_workers: int = 2,
@@ -147,6 +148,7 @@ def demo(
     Args:
         out: folder of the run.
         preset: "demo" (a quarter of an hour on two cores) or "reference" (ninety minutes, tokenizers included).
+        tasks: "demonstrated" (17) or "all" (34), if not those of the preset.
         videos: folder of your own clips, with or without captions, that pretraining sees too.
         fresh: start over: empty the folder first.
         num_workers: processes for recording and acting.
@@ -158,6 +160,7 @@ def demo(
     if num_workers < 1:
         raise ConfigError(f"--num-workers: expected 1 or more, got {num_workers}.")
     chosen = demo_preset() if preset == "demo" else reference_preset()
+    chosen = replace(chosen, tasks=tasks or chosen.tasks)
     _prepare(out, chosen, seed, fresh)
     began = time.monotonic()
     trains_tokenizers = chosen.tokenizer_steps > 0
@@ -270,10 +273,12 @@ def _judge(journal: Journal, out: Path, preset: ChainPreset, workers: int, seed:
     from .calvin.evaluate import evaluate
     from .imagine.run import imagine
 
+    every = preset.tasks == "all"  # official sequences ask for all tasks
+    in_a_row = {"sequences": preset.sequences if every else 0, "chains": 0 if every else preset.test_chains}
     journal.run(
         "benchmark calvin", evaluate,
-        {"policy": str(out / "finetune"), "out": out / "act", "control": "both", "sequences": 0,
-         "tasks": preset.tasks, "starts": preset.starts, "chains": preset.test_chains,
+        {"policy": str(out / "finetune"), "out": out / "act", "control": "both",
+         "tasks": preset.tasks, "starts": preset.starts, **in_a_row,
          "max_steps": preset.max_steps, "num_workers": workers, "seed": seed + 100},
         name="act",
     )  # fmt: skip

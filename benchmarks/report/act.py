@@ -80,6 +80,11 @@ def success_body(files: RunFiles) -> str:
     )
 
 
+def in_a_row(control: Mapping[str, Any]) -> list[int]:
+    """Return how many of five tasks were solved in each official sequence, or in each chain where there are none."""
+    return [int(length) for length in control.get("sequences") or control.get("chains") or ()]
+
+
 _SERIES = {"sequences": "official sequences", "chains": "chains"}
 """Results that count instructions in a row: key in the file and words of the page."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..metrics.statistics import bootstrap_mean, wilson_interval
-from .act import broken_limits, chain_rates, control_name, controls_of, pooled
+from .act import broken_limits, chain_rates, control_name, controls_of, in_a_row, pooled
 from .charts import value_bars
 from .inputs import RUN, SHARDS, STAGES, RunFiles
 from .learning import final_value, last_horizon_gain
@@ -43,9 +43,8 @@ def summary(files: RunFiles) -> str:
             f"Under {control_name(name)} it solved {success} of {total} single instructions "
             f"({percent(rate.value)}, 95 % interval {percent_span(rate)})"
         )
-        if control.get("chains"):
-            average = bootstrap_mean(control["chains"])
-            sentence += f" and on average {average.value:.2f} of 5 in a row"
+        if lengths := in_a_row(control):
+            sentence += f" and on average {bootstrap_mean(lengths).value:.2f} of 5 in a row"
         sentences.append(sentence + ".")
     gain = last_horizon_gain(files, "psnr_moving")
     if gain:
@@ -69,9 +68,8 @@ def headline(files: RunFiles) -> str:
             rate = wilson_interval(success, total)
             tiles.append((percent(rate.value), f"single instructions, {control_name(name)}", percent_span(rate)))
     wbc = controls_of(files).get("wbc", {})
-    if wbc.get("chains"):
-        average = bootstrap_mean(wbc["chains"])
-        fifth = chain_rates(wbc["chains"])[4]
+    if lengths := in_a_row(wbc):
+        average, fifth = bootstrap_mean(lengths), chain_rates(lengths)[4]
         tiles.append((f"{average.value:.2f}", "instructions in a row, of 5", span(average, 2)))
         tiles.append((percent(fifth.value), "of chains solved to the end", percent_span(fifth)))
     gain = last_horizon_gain(files, "psnr_moving")
@@ -95,6 +93,7 @@ def chain_body(files: RunFiles) -> str:
     kept = files.shards.get("counts", files.shards).get("kept")
     limits = controls_of(files).get("wbc", {}).get("limits") or {}
     chunk = files.act.get("chunk_length")
+    head = f"poses, by the {files.run['head']} head" if "head" in files.run else "poses"
     trunk: Sequence[tuple[str, str]] = (
         ("video", "frames and captions"),
         ("shards", f"{count(kept)} kept" if kept is not None else "plain tar files"),
@@ -103,7 +102,7 @@ def chain_body(files: RunFiles) -> str:
     )
     seeing = (("frames", "the predicted future"), ("compare", "with the real future"))
     acting = (
-        ("trajectory", f"{chunk} poses, by the CVAE" if chunk else "poses, by the CVAE"),
+        ("trajectory", f"{chunk} {head}" if chunk else head),
         ("WBC", f"{count(limits['ticks'])} ticks" if limits else "200 ticks a second"),
         ("joint commands", "within every limit"),
         ("simulator", str(files.run.get("renderer", "answers with images"))),

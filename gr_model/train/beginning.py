@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
-from ...cvae_head.kinds import HeadOptions
+from ...cvae_head.kinds import HeadConfig, HeadOptions
 from ...embodiment import Embodiment, fitting
 from ...errors import ConfigError
 from ..model import presets
@@ -17,6 +17,9 @@ from ..model.normalization import Normalization
 from ..model.release import load_release
 from ..model.world_model import WorldModel
 from .options import FinetuneOptions, TrainingOptions
+
+_SETTINGS = ("steps", "draws", "sample_latent", "kl_weight", "kl_warmup", "free_bits", "temperature")
+"""Options of heads that say how they are trained or asked: the same weights serve others."""
 
 
 def model_config(
@@ -89,20 +92,26 @@ def first_model(
         )
     acts = release.normalization is not None
     kept = acts or (not other and len(robots) == len(found.embodiments))
-    return _adapted(release.model, options.head, found.embodiments if kept else robots), release.normalization
+    return adapted(release.model, options.head, found.embodiments if kept else robots), release.normalization
 
 
-def _adapted(model: WorldModel, options: HeadOptions, robots: Sequence[Embodiment]) -> WorldModel:
+def adapted(model: WorldModel, options: HeadOptions, robots: Sequence[Embodiment]) -> WorldModel:
     """Return the model for some robots and with the chosen head; what depends on either and differs begins again."""
     wanted = replace(model.config, head=options.apply(model.config.head), embodiments=tuple(robots))
     if wanted == model.config:
         return model.train()
-    adapted = WorldModel(wanted)
-    weights, kept = adapted.state_dict(), model.state_dict()
-    same_head = wanted.head == model.config.head and wanted.embodiments == model.config.embodiments
+    new = WorldModel(wanted)
+    weights, kept = new.state_dict(), model.state_dict()
+    same_head = _same_network(wanted.head, model.config.head) and wanted.embodiments == model.config.embodiments
     for name, value in kept.items():
         if name in weights and weights[name].shape == value.shape and (same_head or not name.startswith("head.")):
             weights[name] = value
-    adapted.load_state_dict(weights)
-    adapted.acts = model.acts
-    return adapted.train()
+    new.load_state_dict(weights)
+    new.acts = model.acts
+    return new.train()
+
+
+def _same_network(one: HeadConfig, other: HeadConfig) -> bool:
+    """Return whether two heads differ in nothing but `_SETTINGS`."""
+    first, second = ({k: v for k, v in asdict(head).items() if k not in _SETTINGS} for head in (one, other))
+    return first == second

@@ -191,7 +191,8 @@ def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatc
     tiny = ChainPreset(
         name="demo", scenes="D", tasks="demonstrated", chains=4, tokenizer_steps=0, text_steps=0, pretrain_steps=2,
         correction_chains=1, imitation_steps=2, finetune_steps=2, batch_size=8, learning_rate=1e-3,
-        frame_fraction=0.5, starts=1, test_chains=1, max_steps=3, shown_episodes=1, metric_episodes=2,
+        frame_fraction=0.5, starts=1, sequences=1, test_chains=1, max_steps=3, shown_episodes=1,
+        metric_episodes=2,
     )  # fmt: skip
     monkeypatch.setattr("gr2.benchmarks.demo.demo_preset", lambda: tiny)
     report = demo(out=tmp_path / "run", num_workers=1)
@@ -205,6 +206,8 @@ def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatc
     assert capsys.readouterr().out.count("done before") == len(stages)
     with pytest.raises(DataError, match="add --fresh"):
         demo(out=tmp_path / "run", num_workers=1, seed=1)
+    with pytest.raises(DataError, match="tasks demonstrated, seed 0, asked for preset demo, tasks all"):
+        demo(out=tmp_path / "run", num_workers=1, tasks="all")
 
 
 def test_rounds_measure_correct_and_finetune_and_go_on(run: Path, tmp_path: Path, capsys) -> None:

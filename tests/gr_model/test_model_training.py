@@ -12,11 +12,12 @@ import pytest
 import torch
 from model_cases import RandomLoader, make_batch, make_model, small_config
 
-from gr2.cvae_head.kinds import HeadKind, small
+from gr2.cvae_head.kinds import HeadKind, HeadOptions, small
 from gr2.errors import CheckpointError, DataError
 from gr2.gr_model.model.normalization import Statistics, measure_statistics
 from gr2.gr_model.model.objectives import evaluation_metrics, training_losses
 from gr2.gr_model.train.averaging import WeightAverage
+from gr2.gr_model.train.beginning import adapted
 from gr2.gr_model.train.loop import train
 from gr2.gr_model.train.metrics_log import MetricsLog
 from gr2.gr_model.train.module import TrainingModule
@@ -244,3 +245,16 @@ def test_a_collapsed_posterior_is_named_once(
     messages = [str(w.message) for w in caught if "posterior collapse" in str(w.message)]
     assert len(messages) == count
     assert all(m.startswith("step 2: cvae head: ") and "--head.kl-weight" in m for m in messages)
+
+
+def test_a_head_with_other_settings_keeps_its_weights() -> None:
+    model = make_model(small_config(head=small("diffusion")))
+    kept = adapted(model, HeadOptions(draws=2, steps=3), model.config.embodiments)
+    assert (kept.config.head.draws, kept.config.head.steps) == (2, 3)
+    assert all(torch.equal(kept.state_dict()[name], value) for name, value in model.state_dict().items())
+    anew = adapted(
+        model, HeadOptions(prediction="epsilon"), model.config.embodiments
+    )  # the same shapes say another thing
+    same = {name: torch.equal(anew.state_dict()[name], value) for name, value in model.state_dict().items()}
+    assert all(same[name] for name in same if not name.startswith("head."))
+    assert not all(same[name] for name in same if name.startswith("head."))
