@@ -98,6 +98,8 @@ def train(
             module.stop_request.signal = module.stop_request.signal or 15
         finally:
             module.metrics.close()
+            if module.evaluations is not None and trainer.global_step < trainer.max_steps:
+                module.evaluations.stop()
     if begin is not None and begin != str(last):
         Path(begin).unlink(missing_ok=True)
     if trainer.global_step < trainer.max_steps:

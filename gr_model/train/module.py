@@ -26,6 +26,7 @@ from ..model.world_model import WorldModel
 from .averaging import WeightAverage
 from .bad_samples import NameEpisode, describe_bad_samples, find_bad_samples
 from .distributed import WholePass, any_rank, full, gather_texts, mean_over_ranks
+from .evaluations import Evaluations
 from .metrics_log import MetricsLog
 from .optimizer import MuonAdamW, muon_matrices
 from .preemption import StopRequest
@@ -46,6 +47,7 @@ class TrainingModule(L.LightningModule):
         self.validation: Sequence[Batch] = ()
         self.metrics: MetricsLog | None = None
         self.checkpoints: SaveLast | None = None
+        self.evaluations: Evaluations | None = None
         self.stop_request = StopRequest()
         self.name_episode: NameEpisode | None = None
         self.peak_flops: float | None = None
@@ -203,6 +205,9 @@ class TrainingModule(L.LightningModule):
         if self.validate_every and self.validation and (step % self.validate_every == 0 or step == self.steps):
             self.last_metrics = self.evaluate()
             self._write(step, {f"val/{name}": value for name, value in self.last_metrics.items()})
+        if self.evaluations is not None:
+            with self._averaged():
+                self.evaluations.after_step(step)
         if self.checkpoints is not None:
             self.checkpoints.after_step(self.trainer, stop=self._stopping)
 

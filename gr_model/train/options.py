@@ -139,6 +139,9 @@ class FinetuneOptions(TrainingOptions):
         frame_fraction: share of the steps that predict frames too.
         statistics: check the data's against those of `init`, keep the latter, or measure the former unchecked.
         normalization: mean 0 and deviation 1, or the 1 % and 99 % quantiles at -1 and 1.
+        evaluate_every: steps after which a snapshot acts, beside the training; the one that succeeds most often is
+            released; 0 releases the last step.
+        evaluate: how snapshots act: options of `gr2 benchmark calvin`.
     """
 
     steps: int = 4000
@@ -147,3 +150,12 @@ class FinetuneOptions(TrainingOptions):
     frame_fraction: float = 1.0
     statistics: Literal["check", "keep", "measure"] = "check"
     normalization: Literal["moments", "quantiles"] = "moments"
+    evaluate_every: int = 0
+    evaluate: str = "--sequences 20 --num-workers 1"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.evaluate_every < 0:
+            raise ConfigError(f"--evaluate-every: expected steps, or 0 for never, got {self.evaluate_every}.")
+        if self.evaluate_every and self.strategy == "fsdp":
+            raise ConfigError("--evaluate-every: expected whole weights on each device, got --strategy fsdp; use ddp.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -106,6 +107,7 @@ def _run(
 ) -> dict[str, float]:
     """Train, then write the release with the averaged weights, on the first process."""
     from ..model.release import save_release
+    from .evaluations import Evaluations
     from .loop import TrainingModule, train
     from .texts import give_texts
 
@@ -118,6 +120,30 @@ def _run(
     held_out = inputs.held_out
     validation = list(islice(iter(held_out), min(_VALIDATION_BATCHES, len(held_out)))) if held_out is not None else []
     every = max(100, options.steps // 20)
+    windows = {"steps": options.steps, "windows": inputs.loader.num_windows}
+    frame_steps = _frame_steps(store, options.frame_step) if model.config.is_mixture else {}
+    usual = options.frame_step * int(np.median(store.frame_stride))
+
+    def release(folder: Path, weights: WorldModel, step: int = options.steps) -> None:
+        sources = keep_encoders(encoders, folder)
+        save_release(
+            folder,
+            weights,
+            tokenizer=str(encoders.facts["sha256"]),
+            text=str(encoders.facts["text_fingerprint"]),
+            frame_step=frame_steps.get(robots[0].name, usual),
+            control_hz=float(np.median(rates)),
+            provenance={"seed": options.seed, **windows, "steps": step, **sources},
+            datasets=datasets,
+            frame_steps=frame_steps,
+        )
+
+    chief = inputs.distribution.rank == 0
+    if isinstance(options, FinetuneOptions) and options.evaluate_every and chief:
+        module.evaluations = Evaluations(
+            options.out / "evaluations", every=options.evaluate_every, options=options.evaluate,
+            save=lambda folder, step: release(folder, module.model, step),
+        )  # fmt: skip
     metrics = train(
         module=module,
         loader=inputs.loader,
@@ -131,23 +157,11 @@ def _run(
         name_episode=store.key,
         description="finetune" if recipe.with_actions else "pretrain",
     )
-    if inputs.distribution.rank:
+    if not chief:
         return metrics
-    windows = {"steps": options.steps, "windows": inputs.loader.num_windows}
-    sources = keep_encoders(encoders, options.out)
-    frame_steps = _frame_steps(store, options.frame_step) if model.config.is_mixture else {}
-    usual = options.frame_step * int(np.median(store.frame_stride))
-    save_release(
-        options.out,
-        module.use_average(),
-        tokenizer=str(encoders.facts["sha256"]),
-        text=str(encoders.facts["text_fingerprint"]),
-        frame_step=frame_steps.get(robots[0].name, usual),
-        control_hz=float(np.median(rates)),
-        provenance={"seed": options.seed, **windows, **sources},
-        datasets=datasets,
-        frame_steps=frame_steps,
-    )
+    release(options.out, module.use_average())
+    if module.evaluations is not None:
+        module.evaluations.finish(options.steps, options.out)
     return metrics | windows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,32 @@ def test_changes_of_a_size_reach_the_release_and_leave_an_initial_model_alone(ru
     assert 0 < wider["provenance"]["windows"] < release["provenance"]["windows"]
     with pytest.raises(ConfigError, match="leave --model out"):
         finetune(FinetuneOptions(out=tmp_path / "f", init=tmp_path / "p", steps=1, model=changes, **options))
+
+
+def test_the_snapshot_that_acts_best_is_released(run: Path, tmp_path: Path, capsys) -> None:
+    frozen = {"tokenizer": str(run / "tokenizer"), "text": str(run / "text")}
+    common = {"tokens": [run / "tokens"], "out": tmp_path / "f", "batch_size": 8, "threads": 1, **frozen}
+    acts = "--sequences 0 --starts 1 --tasks open_drawer --max-steps 2 --num-workers 1"
+    options = FinetuneOptions(steps=3, evaluate_every=2, evaluate=acts, **common)
+    finetune(options)
+    snapshots = sorted((tmp_path / "f" / "evaluations").glob("step_*"))
+    assert [place.name for place in snapshots] == ["step_000002", "step_000003"]
+    assert all(json.loads((place / "act/results.json").read_text())["controls"]["wbc"] for place in snapshots)
+    assert capsys.readouterr().out.endswith("the best of 2 evaluated snapshots is step_000003: it is released\n")
+    assert not (snapshots[0] / "config.json").exists()  # beaten: its results alone are kept
+    better = json.loads((snapshots[0] / "act/results.json").read_text())
+    better["controls"]["wbc"]["tasks"]["open_drawer"]["success"] = 1
+    (snapshots[0] / "act/results.json").write_text(json.dumps(better))
+    shutil.copytree(
+        tmp_path / "f", snapshots[0], dirs_exist_ok=True, ignore=shutil.ignore_patterns("evaluations", "act")
+    )
+    record = json.loads((snapshots[0] / "config.json").read_text())
+    record["provenance"]["steps"] = 2
+    (snapshots[0] / "config.json").write_text(json.dumps(record))
+    finetune(options)  # finished before: measures nothing again
+    assert json.loads((tmp_path / "f/config.json").read_text())["provenance"]["steps"] == 2
+    with pytest.raises(ConfigError, match="use ddp"):
+        FinetuneOptions(steps=3, evaluate_every=2, strategy="fsdp", **common)
 
 
 def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatch, capsys):
