@@ -22,7 +22,8 @@ class FilterConfig:
     """Thresholds of the filters.
 
     min_frames: a clip with fewer frames is dropped as `too_short`.
-    min_seconds: a clip that lasts less [s] is dropped as `too_short`.
+    min_seconds: a clip without actions that lasts less [s] is dropped as `too_short`; episodes of robots end where
+        their task is done.
     min_motion: a clip whose probed frames differ less on average [gray levels of 255] is dropped as `static`.
     probe_frames: frames decoded for the probe, spread evenly, the first and the last among them.
     """
@@ -104,7 +105,7 @@ def examine(record: Record, config: FilterConfig) -> Verdict:
     facts = list(videos.values())
     for reason, detail in (
         mismatched(record, facts),
-        too_short(facts, config),
+        too_short(record, facts, config),
         static(facts, config),
     ):
         if detail:
@@ -125,11 +126,11 @@ def mismatched(record: Record, videos: Sequence[VideoFacts]) -> tuple[str, str]:
     return "mismatched", ""
 
 
-def too_short(videos: Sequence[VideoFacts], config: FilterConfig) -> tuple[str, str]:
-    """Find a clip of too few frames or too little time."""
+def too_short(record: Record, videos: Sequence[VideoFacts], config: FilterConfig) -> tuple[str, str]:
+    """Find a clip of too few frames or, without actions, too little time."""
     frames = min(video.frames for video in videos)
     seconds = min(video.frames / video.fps for video in videos)
-    if frames < config.min_frames or seconds < config.min_seconds:
+    if frames < config.min_frames or (seconds < config.min_seconds and record.actions is None):
         detail = f"{frames} frames, {seconds:.2f} s (limits {config.min_frames}, {config.min_seconds} s)"
         return "too_short", detail
     return "too_short", ""

@@ -75,7 +75,7 @@ def probe_record(record: Record, config: FilterConfig) -> ProbedRecord:
             return ProbedRecord(source=record.source, videos=videos, broken=f"{camera}: {error}")
     facts = [findings.facts for findings in videos.values()]
     if facts:
-        for reason, detail in (mismatched(record, facts), too_short(facts, config), static(facts, config)):
+        for reason, detail in (mismatched(record, facts), too_short(record, facts, config), static(facts, config)):
             if detail:
                 return ProbedRecord(source=record.source, videos=videos, dropped=reason, detail=detail)
     return ProbedRecord(source=record.source, videos=videos)
