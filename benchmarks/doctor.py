@@ -51,15 +51,26 @@ class Finding:
     fix: str = ""
 
 
-def doctor(*, json: Path | None = None) -> int:
+def doctor(*, plan: bool = False, gpu: str = "A100", json: Path | None = None) -> int:
     """Check this machine: Python, packages, video, simulator, graphics card, disk and memory.
 
     Args:
+        plan: list instead the commands from CALVIN's download to a row beside the published ones, with the disk, time
+            and memory that each takes (docs/official.md).
+        gpu: whose speed the plan counts with, as A100 or H100.
         json: File to write the findings to as well.
 
     Returns:
         1 where something needed is missing, else 0.
+
+    Raises:
+        ConfigError: the speed of that GPU is not known.
     """
+    if plan:
+        from .plan import describe_plan, official_plan
+
+        print(describe_plan(official_plan(gpu=gpu), gpu))
+        return 0
     findings = examine()
     for finding in findings:
         print(f"{finding.state:<8} {finding.name:<28} {finding.detail}")
