@@ -29,7 +29,7 @@ from ..embodiments import embodiment_of_record
 from ..executors import Executor, ExecutorKind, ordered_map
 from ..files import array_bytes, camera_name
 from ..locations import as_location, file_name
-from ..readers.record import Record, VideoBytes, VideoSpan, with_video_files
+from ..readers.record import Record, Times, VideoBytes, VideoSpan, with_video_files
 from ..readers.source import open_source
 from ..store.columns import video_columns, write_columns
 from ..store.shards import ShardWriter, finished_shards, index_path, read_index, remove_leftovers
@@ -46,6 +46,7 @@ def write_video_shards(
     out: Path,
     camera: str = "static",
     spec: Path | None = None,
+    times: Times = "check",
     filters: FilterConfig = FilterConfig(),  # noqa: B008  (frozen)
     short_side: int | None = None,
     window_seconds: float = 60.0,
@@ -65,6 +66,7 @@ def write_video_shards(
         out: folder of the shards and their manifest.
         camera: name given to the camera of datasets that have one without a name.
         spec: where cameras, states and actions lie in a robot dataset of your own (YAML).
+        times: "order" takes the rows of a LeRobot episode for steps at its rate, whatever their times.
         filters: thresholds of the filters.
         short_side: greatest shorter side [px] of what is encoded (parts of long videos, images); None keeps the size.
         window_seconds: longest window [s]; a longer clip is divided into equal windows, a video file greater than a
@@ -87,7 +89,7 @@ def write_video_shards(
         got = f"{window_seconds}, {shard_megabytes}"
         raise ConfigError(f"window_seconds and shard_megabytes: expected more than 0, got {got}; raise them.")
     first, step = _parse_part(part)
-    records = open_source(as_location(source), camera, spec)
+    records = open_source(as_location(source), camera, spec, times)
     parameters = {
         "source": str(source),
         "reader": records.kind,
@@ -99,6 +101,8 @@ def write_video_shards(
         "shard_megabytes": shard_megabytes,
         "part": part,
     }
+    if times != "check":  # manifests of before do not name it
+        parameters["times"] = times
     if (finished := begun_or_finished(out, STAGE, parameters, overwrite)) is not None:
         return finished
     pieces = split_long_videos(iter(records), shard_megabytes * 1e6, window_seconds)
@@ -216,6 +220,7 @@ def _take(writer: ShardWriter, tally: Tally, record: Record, verdict: Verdict, w
     }
     members["json"] = json.dumps(description, ensure_ascii=False).encode()
     writer.write(record.key, members, video_row(description))
+    tally.repair(record.repairs)
     tally.kept += 1
     tally.windows += len(windows)
     tally.frames += first.frames

@@ -20,7 +20,7 @@ from ..executors import Executor, ordered_map
 from ..files import write_json
 from ..locations import Location, as_location, file_name, is_url
 from ..readers.lerobot import LeRobotSource
-from ..readers.record import Record, RecordSource, Video, VideoBytes
+from ..readers.record import Record, RecordSource, Times, Video, VideoBytes
 from ..readers.recorded import RecordedSource
 from ..readers.rlds import RldsSource
 from ..readers.source import open_source
@@ -47,6 +47,7 @@ def inspect_source(
     source: str,
     camera: str = "static",
     spec: Path | None = None,
+    times: Times = "check",
     max_clips: int = MAX_CLIPS,
     num_workers: int = 1,
     json: Path | None = None,
@@ -58,6 +59,7 @@ def inspect_source(
             or URL.
         camera: name given to the camera of datasets that have one without a name.
         spec: YAML file that states where the parts of an episode lie, for robot datasets that need one.
+        times: "order" takes the rows of a LeRobot episode for steps at its rate, whatever their times.
         max_clips: clips whose videos are opened, spread evenly over the dataset; 0 opens all.
         num_workers: processes that open videos.
         json: also write everything here.
@@ -76,7 +78,7 @@ def inspect_source(
     if isinstance(location, Path) and location.is_dir() and find_splits(location) and spec is None:
         summary = summarize_calvin(location, max_clips)
     else:
-        summary = _summarize(location, _open(location, camera, spec), max_clips, num_workers)
+        summary = _summarize(location, _open(location, camera, spec, times), max_clips, num_workers)
     summary["advice"] = advise(summary)
     print(as_text(summary))
     if json is not None:
@@ -84,10 +86,10 @@ def inspect_source(
     return summary
 
 
-def _open(location: Location, camera: str, spec: Path | None) -> RecordSource:
+def _open(location: Location, camera: str, spec: Path | None, times: Times) -> RecordSource:
     if isinstance(location, Path) and location.exists() and spec is None and find_own_shards(location):
         return CheckedShards(location)
-    return open_source(location, camera, spec)
+    return open_source(location, camera, spec, times)
 
 
 def _summarize(location: Location, records: RecordSource, max_clips: int, num_workers: int) -> dict[str, Any]:
@@ -194,6 +196,7 @@ def _counts(tally: SourceTally, num_probed: int) -> dict[str, Any]:
         "broken": tally.broken + tally.undecodable,
         "broken_share": round(tally.broken_share(num_probed), 4),
         "missing_videos": tally.missing,
+        "repaired": dict(tally.repaired.most_common()),
         "without_video": tally.without_video,
         "splits": dict(tally.splits.most_common()),
         "cameras": dict(tally.cameras.most_common()),

@@ -78,6 +78,7 @@ class SourceTally:
     captions: CaptionTally = field(default_factory=CaptionTally)
     contents: ContentIndex = field(default_factory=ContentIndex)
     problems: ProblemGroups = field(default_factory=ProblemGroups)
+    repaired: Counter[str] = field(default_factory=Counter)
     usable: array[int] = field(default_factory=lambda: array("q"))
     _lengths: array[int] = field(default_factory=lambda: array("q"))
 
@@ -111,6 +112,7 @@ class SourceTally:
             self.splits[split] += 1
 
     def _count(self, record: Record, number: int) -> None:
+        self.repaired.update(record.repairs)
         self.captions.add(record.caption)
         self.contents.add(record)
         self.cameras.update(record.videos.keys())

@@ -139,6 +139,8 @@ def _problems(summary: Mapping[str, Any]) -> Iterator[str]:
         yield _row("shared by splits", f"{shared['records']} records")
         for example in shared["examples"]:
             yield f"  {' = '.join(example)}"
+    if repaired := summary.get("repaired"):
+        yield _row("repaired", _counts(repaired))
     groups = summary["problems"]
     yield _row("problems", f"{sum(group['count'] for group in groups)}" if groups else "none found")
     for group in groups:

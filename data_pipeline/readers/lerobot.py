@@ -18,7 +18,7 @@ from ..files import camera_name
 from .lerobot_layout import EpisodeEntry, LeRobotLayout, read_layout, read_schema
 from .lerobot_rows import EpisodeRows, check_times, images_of, matrix_of, numbers_of
 from .lerobot_video import VideoHeader, find_video, read_header
-from .record import FileMissing, ImageBytes, Record, Video
+from .record import FileMissing, ImageBytes, Record, Times, Video
 from .robot_signals import Column, RobotSignals
 from .signal_names import flat_names
 from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
@@ -37,19 +37,22 @@ class LeRobotSource:
 
     kind = "lerobot"
 
-    def __init__(self, path: Path, *, spec: EpisodeSpec | None = None, camera: str = "static") -> None:
+    def __init__(
+        self, path: Path, *, spec: EpisodeSpec | None = None, camera: str = "static", times: Times = "check"
+    ) -> None:
         """Open a dataset.
 
         Args:
             path: folder that holds `meta`.
             spec: where the parts of an episode lie; without, a known dataset or what the names show.
             camera: name given to the camera where there is one.
+            times: whether the times of the steps must be those of the rate, or their order is enough.
 
         Raises:
             DataError: the metadata are missing or broken, or the dataset has not what the spec names.
             ConfigError: the spec states another rate than the dataset.
         """
-        self.path = path
+        self.path, self.times = path, times
         self.layout = read_layout(path)
         self._columns = self._first_columns()
         available = {*self._columns, *_videos(self.layout)}
@@ -110,7 +113,7 @@ class LeRobotSource:
         rows = file.only_episode() if self.layout.version == 2 else file.episode(entry.index)
         if rows.num_rows != entry.length or not entry.length:
             raise DataError(f"expected the {entry.length} steps that meta promises, got {rows.num_rows}; copy it again")
-        check_times(rows, fps)
+        repairs = [*entry.repairs, check_times(rows, fps, trust_order=self.times == "order")]
         videos: dict[str, Video] = {}
         for camera, name in spec.cameras.items():
             if name in rows.column_names:
@@ -138,6 +141,7 @@ class LeRobotSource:
             embodiment=embodiment,
             source=source,
             facts=facts | ({"sentences": instructions} if len(instructions) > 1 else {}),
+            repairs=tuple(filter(None, repairs)),
         )
 
     def _instructions(self, rows: Any, entry: EpisodeEntry) -> list[str]:

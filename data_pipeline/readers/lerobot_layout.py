@@ -43,13 +43,14 @@ class EpisodeVideo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeEntry:
-    """One episode as the metadata describe it; length: steps; videos: feature -> video."""
+    """One episode as the metadata describe it; length: steps; videos: feature -> video; repairs: of the metadata."""
 
     index: int
     length: int
     tasks: tuple[str, ...]
     data: Path
     videos: Mapping[str, EpisodeVideo]
+    repairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,8 @@ class LeRobotLayout:
             DataError: the row does not state where its files are.
         """
         index = row["episode_index"]
-        values = dict(row) | {"episode_chunk": index // int(self.info.get("chunks_size") or _CHUNK_SIZE)}
+        chunk = index // int(self.info.get("chunks_size") or _CHUNK_SIZE)
+        values = {"chunk_index": chunk, **row, "episode_chunk": chunk}  # some recorders of v2 use v3's name
         tasks = row.get("tasks")
         return EpisodeEntry(
             index=index,
@@ -84,7 +86,11 @@ class LeRobotLayout:
             tasks=tuple(str(task) for task in tasks) if isinstance(tasks, list | tuple) else (),
             data=self._file(_DATA, "data_path", values if self.version == 2 else _file_numbers(row, "data")),
             videos={key: self._video(key, values, row) for key in cameras},
+            repairs=("chunk_index in patterns of v2",) if self.version == 2 and self._has_newer_names() else (),
         )
+
+    def _has_newer_names(self) -> bool:
+        return any("{chunk_index" in str(self.info.get(name)) for name in ("data_path", "video_path"))
 
     def _video(self, key: str, values: Mapping[str, Any], row: Mapping[str, Any]) -> EpisodeVideo:
         if self.version == 2:

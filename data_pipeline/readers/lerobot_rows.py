@@ -15,6 +15,9 @@ from .record import FileMissing
 _TIME_TOLERANCE = 0.1
 """How far a time stamp may lie from its step [steps]. float32 seconds are this far off after half a day at 30 Hz."""
 
+_HALF_STEP = 0.5
+"""How far a measured time may lie from its step, so that no other step is meant [steps]."""
+
 
 class EpisodeRows:
     """A parquet file, opened to read some columns of one episode at a time; some row groups are in memory.
@@ -136,8 +139,14 @@ def matrix_of(rows: Any, names: Sequence[str]) -> Array:
     return np.concatenate(parts, axis=1)
 
 
-def check_times(rows: Any, fps: float) -> None:
+def check_times(rows: Any, fps: float, *, trust_order: bool = False) -> str:
     """Check that step i is at time i / fps [s], and is counted as i where the rows count.
+
+    Args:
+        trust_order: take the rows for the steps 0, 1, 2, ... whatever their times.
+
+    Returns:
+        What is repaired by taking step i to be at i / fps, empty where it is there.
 
     Raises:
         DataError: a time is missing, no number, or belongs to another step: steps were lost, or the rate is another.
@@ -146,18 +155,23 @@ def check_times(rows: Any, fps: float) -> None:
         raise DataError("expected the column timestamp, got none; write the file again")
     times = _one_number(rows, "timestamp").astype(np.float64)
     steps = np.arange(len(times))
-    late = np.flatnonzero(~(np.abs(times * fps - steps) <= _TIME_TOLERANCE))
-    if len(late):
+    away = np.abs(times * fps - steps)
+    late = np.flatnonzero(~(away <= _HALF_STEP))
+    if len(late) and not trust_order:
         step = int(late[0])
         raise DataError(
             f"timestamp: expected {step / fps:.4f} s at step {step} ({fps:g} Hz), got {times[step]:.4f}; steps are "
-            "missing or the rate in info.json is wrong, record the episode again"
+            "missing or the rate in info.json is wrong: record the episode again, or take its rows for steps at that "
+            "rate with --times order"
         )
     if "frame_index" in rows.column_names:
         counted = _one_number(rows, "frame_index")
         if not np.array_equal(counted, steps):
             step = int(np.flatnonzero(counted != steps)[0])
             raise DataError(f"frame_index: expected {step} at step {step}, got {counted[step]}; steps are missing")
+    if len(late):
+        return "times that are not those of the rate"
+    return "" if np.all(away <= _TIME_TOLERANCE) else "clock times"
 
 
 def _one_number(rows: Any, name: str) -> Array:

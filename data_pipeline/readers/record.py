@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -126,6 +126,9 @@ class VideoBytes:
 
 Video = Path | VideoBytes | StoredVideo
 
+Times = Literal["check", "order"]
+"""Whether the times of an episode's steps must be those of its rate, or the order of the steps is enough."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
@@ -140,6 +143,7 @@ class Record:
     facts: JSON values of the source kept with the clip; `dataset` names the dataset where it is a known one.
     problem: why the record cannot be used (a broken annotation), empty where it can.
     missing: the problem is that a file is not there.
+    repairs: what was not as it should be and is read in the one way that makes sense, in a few words each.
     """
 
     key: str
@@ -154,6 +158,7 @@ class Record:
     facts: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
     missing: bool = False
+    repairs: tuple[str, ...] = ()
 
     def decode(self) -> VideoClip | Episode:
         """Decode all images: an `Episode` where the record has steps, else a `VideoClip` of its first camera.

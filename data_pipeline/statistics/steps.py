@@ -17,7 +17,7 @@ from ...errors import DataError
 from ..embodiments import kept_embodiment
 from ..files import load_array, read_json
 from ..locations import Location, cached
-from ..readers.record import Record
+from ..readers.record import Record, Times
 from ..readers.source import open_source
 from ..store.shards import list_shards
 from .datasets import DatasetAccumulator, DatasetStatistics
@@ -45,19 +45,21 @@ class RecordSteps:
     problem: str = ""
 
 
-def read_steps(source: Path, camera: str = "static", spec: Path | None = None) -> Iterator[RecordSteps]:
+def read_steps(
+    source: Path, camera: str = "static", spec: Path | None = None, times: Times = "check"
+) -> Iterator[RecordSteps]:
     """Read the arrays of anything that holds episodes.
 
     Args:
         source: a dataset that a reader knows, or a folder of video shards or token shards.
-        camera, spec: as `open_source` takes them; shards need neither.
+        camera, spec, times: as `open_source` takes them; shards need none of them.
 
     Raises:
         DataError: it cannot be opened.
     """
     if source.is_dir() and next(source.glob("shard-*.tar"), None):
         return read_shard_steps(source)
-    return map(_steps_of, open_source(source, camera, spec))
+    return map(_steps_of, open_source(source, camera, spec, times))
 
 
 def _steps_of(record: Record) -> RecordSteps:

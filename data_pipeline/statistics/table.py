@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ...errors import DataError
 from ..files import write_json
+from ..readers.record import Times
 from .check import GRIPPER_MARGIN
 from .datasets import LARGEST_NUMBER, DatasetAccumulator, RowFaults, RowLayout
 from .normalize import RowStatistics
@@ -30,6 +31,7 @@ def statistics(
     source: Path,
     camera: str = "static",
     spec: Path | None = None,
+    times: Times = "check",
     state_gripper: list[int] | None = None,
     action_gripper: list[int] | None = None,
     json: Path | None = None,
@@ -40,6 +42,7 @@ def statistics(
         source: a dataset folder, video shards or token shards.
         camera: name given to the camera of datasets that have one without a name.
         spec: YAML file that states where the parts of an episode lie, for datasets that need one.
+        times: "order" takes the rows of a LeRobot episode for steps at its rate, whatever their times.
         state_gripper: dimensions of the state that hold gripper openings, counted from 0; known for gr2's own states.
         action_gripper: dimensions of the action that hold gripper openings; known for gr2's own actions and where the
             spec states.
@@ -54,7 +57,7 @@ def statistics(
     if not source.expanduser().exists():
         raise DataError(f"{source}: no such file or folder, expected a dataset or shards; check the path.")
     steps = tqdm(
-        read_steps(source.expanduser(), camera, spec), desc=f"states and actions of {source.name}", unit="record"
+        read_steps(source.expanduser(), camera, spec, times), desc=f"states and actions of {source.name}", unit="record"
     )
     measured = measure_steps(steps, source.name, state_gripper, action_gripper)
     if not measured.datasets:

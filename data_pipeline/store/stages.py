@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ VIDEO_STAGES = ("video_shards", "curated_shards", "captioned_shards")
 class Tally:
     """Counts of a stage while it runs.
 
-    dropped: reason -> number; examples: reason -> the first few, with key, source and detail.
+    dropped: reason -> number; examples: reason -> the first few, with key, source and detail; repaired: what was read
+    otherwise than it is written -> number of records.
     """
 
     records: int = 0
@@ -43,6 +44,7 @@ class Tally:
     with_actions: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    repaired: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, key: str, source: str, detail: str) -> None:
         """Count one record as dropped."""
@@ -51,6 +53,11 @@ class Tally:
         if len(examples) < NUM_EXAMPLES:
             examples.append({"key": key, "source": source, "detail": detail})
 
+    def repair(self, repairs: Iterable[str]) -> None:
+        """Count what was repaired of one record."""
+        for reason in repairs:
+            self.repaired[reason] = self.repaired.get(reason, 0) + 1
+
     def add(self, part: Tally) -> None:
         """Add the counts of a part; the first examples stay."""
         for name in ("records", "kept", "windows", "frames", "seconds", "captioned", "with_actions"):
@@ -58,6 +65,8 @@ class Tally:
         for reason, count in part.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
             self.examples[reason] = (self.examples.get(reason, []) + part.examples.get(reason, []))[:NUM_EXAMPLES]
+        for reason, count in part.repaired.items():
+            self.repaired[reason] = self.repaired.get(reason, 0) + count
 
     @property
     def num_dropped(self) -> int:
@@ -68,7 +77,8 @@ class Tally:
         """Return the result in one line."""
         lost = ", ".join(f"{reason} {count}" for reason, count in sorted(self.dropped.items())) or "none"
         kept = f"{self.kept} of {self.records} kept ({self.windows} windows, {self.seconds:.0f} s)"
-        return f"{kept}; dropped: {lost}"
+        repaired = ", ".join(f"{reason} {count}" for reason, count in sorted(self.repaired.items()))
+        return f"{kept}; dropped: {lost}" + (f"; repaired: {repaired}" if repaired else "")
 
 
 def begun_or_finished(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from gr2.contracts import Episode
 from gr2.data_pipeline.curation.filters import FilterConfig, examine
+from gr2.data_pipeline.curation.ingest import write_video_shards
 from gr2.data_pipeline.readers.lerobot import LeRobotSource
 from gr2.data_pipeline.readers.lerobot_layout import EpisodeVideo, fill_pattern
 from gr2.data_pipeline.readers.lerobot_rows import EpisodeRows
@@ -374,7 +375,7 @@ def stamps(values: list[float]) -> Columns:
 BROKEN_ROWS: list[tuple[Columns, str]] = [
     (stamps([0, 0.1, 0.2, 0.4, 0.5, 0.6, 0.7]), r"timestamp: expected 0\.3000 s at step 3 \(10 Hz\), got 0\.4000"),
     (stamps([0, 0.1, 0.2, 0.3, 0.4, 0.5, float("nan")]), r"timestamp: expected 0\.6000 s at step 6 .*, got nan"),
-    (stamps([k / 15 for k in range(7)]), r"expected 0\.1000 s at step 1 \(10 Hz\), got 0\.0667; .* rate in info\.json"),
+    (stamps([k / 15 for k in range(7)]), r"expected 0\.2000 s at step 2 \(10 Hz\), got 0\.1333; .* rate in info\.json"),
     (stamps([1 + k / 10 for k in range(7)]), r"expected 0\.0000 s at step 0 .*, got 1\.0000"),
     ({"frame_index": pa.array([0, 1, 2, 4, 5, 6, 7])}, "frame_index: expected 3 at step 3, got 4"),
     (
@@ -398,6 +399,36 @@ def test_broken_rows_are_a_problem_of_their_episode(tmp_path: Path, change: Colu
     assert first.states is None and "episode 0" in first.source
     assert [record.problem for record in others] == [""] * 3
     assert re.search(words, first.problem), first.problem
+
+
+def test_measured_times_and_names_of_v3_are_repaired_and_counted(tmp_path: Path) -> None:
+    write_v2(tmp_path)
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    newer = {
+        "data_path": "data/chunk-{chunk_index:03d}/episode_{episode_index:06d}.parquet",
+        "video_path": "videos/chunk-{chunk_index:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    }
+    (tmp_path / "meta/info.json").write_text(json.dumps(info | newer))
+    rng = np.random.default_rng(0)
+    for i, drift in ((0, 0.0), (1, 0.3)):  # measured beside their step; at another rate
+        steps = np.arange(LENGTHS[i]) * (1 + drift) + rng.uniform(-0.4, 0.4, LENGTHS[i])
+        write_parquet(data_v2(tmp_path, i), columns(i) | {"timestamp": pa.array((steps / FPS).astype(np.float32))})
+    near, late, *others = LeRobotSource(tmp_path)
+    assert near.repairs == ("chunk_index in patterns of v2", "clock times") and not near.problem
+    assert "--times order" in late.problem and [record.repairs for record in others] == [near.repairs[:1]] * 2
+    trusted = list(LeRobotSource(tmp_path, times="order"))
+    assert (
+        not any(record.problem for record in trusted)
+        and trusted[1].repairs[1] == "times that are not those of the rate"
+    )
+    manifest = write_video_shards(source=str(tmp_path), out=tmp_path / "shards", times="order")
+    assert manifest["counts"]["repaired"] == {
+        "chunk_index in patterns of v2": 4, "clock times": 1, "times that are not those of the rate": 1,
+    }  # fmt: skip
+    (tmp_path / "videos_alone").mkdir()
+    (tmp_path / "videos_alone/a.mp4").write_bytes(video_v2(tmp_path, 0).read_bytes())
+    with pytest.raises(ConfigError, match="leave the option out"):
+        open_source(tmp_path / "videos_alone", times="order")
 
 
 def test_missing_and_truncated_files_are_problems_of_their_episodes(tmp_path: Path) -> None:
