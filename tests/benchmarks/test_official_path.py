@@ -69,7 +69,7 @@ def test_every_command_of_the_plan_runs(tmp_path: Path) -> None:
     (clone / "dataset" / "task_ABCD_D").symlink_to(CALVIN / "mini_dataset")
     torch.manual_seed(0)
     scale = PlanScale(
-        pretrain_steps=1, finetune_steps=1, batch_size=2, sequences=1, num_workers=2, device="cpu", target_fps=3
+        pretrain_steps=1, finetune_steps=1, batch_size=2, sequences=1, num_workers=2, device="cpu", target_fps=1
     )
     steps = official_plan(
         calvin=str(clone), out=str(tmp_path / "out"), tokenizer=str(write_published_vqgan(tmp_path / "vqgan")),
