@@ -241,12 +241,13 @@ def _train(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None
     common |= {"head": HeadOptions(kind=preset.head)}
     demonstrated = {"tokens": [out / "tokens"], "init": pretrained, **common}
     last = {"out": final, "steps": preset.finetune_steps, "frame_fraction": preset.frame_fraction}
+    shared = spread(preset.processes, preset.batch_size, workers)
     if not preset.correction_chains:
-        journal.run("finetune", finetune, demonstrated | last | spread(preset.processes, preset.batch_size, workers))
+        journal.run("finetune", finetune, demonstrated | last | shared)
         return
     first, corrections = out / "imitate", out / "corrections"
     imitate = {"out": first, "steps": preset.imitation_steps, "frame_fraction": _IMITATION_FRAMES}
-    journal.run("finetune", finetune, demonstrated | imitate, name="imitate")
+    journal.run("finetune", finetune, demonstrated | imitate | shared, name="imitate")
     recorded = {
         "scenes": preset.scenes,
         "tasks": preset.tasks,
@@ -266,7 +267,7 @@ def _train(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None
     }
     journal.run("data tokens", tokens, encoded, name="correction tokens")
     both = {"tokens": [out / "tokens", corrections / "tokens"], "init": first}
-    journal.run("finetune", finetune, both | last | common)
+    journal.run("finetune", finetune, both | common | last | shared)
 
 
 def _judge(journal: Journal, out: Path, preset: ChainPreset, workers: int, seed: int) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..contracts import Array, Chunking, Policy
 from ..data_pipeline.video.reader import write_video
 from ..errors import ConfigError
-from ..gr_model.act.opening import open_policy
+from ..gr_model.act.opening import EXECUTED_STEPS, open_policy
 from .calvin.suite import CalvinSuite, ControlMode
 from .playtable.cameras import CameraConfig
 from .playtable.environment import PlayTable
@@ -55,7 +55,7 @@ def rollout(
     video: Path = Path("runs/rollout.mp4"),
     window: bool = False,
     control: ControlMode = "wbc",
-    executed_steps: int = 5,
+    executed_steps: int | None = None,
     chunking: Chunking = "independent",
     latency: float = 0.0,
     max_steps: int = 360,
@@ -72,7 +72,8 @@ def rollout(
         video: file to write.
         window: open PyBullet's viewer instead of writing a video.
         control: our whole-body controller or CALVIN's own control.
-        executed_steps: control steps of each chunk carried out before the policy is asked again.
+        executed_steps: control steps of each chunk carried out before the policy is asked again, if not as many as the
+            policy says (5 for a released model).
         chunking: how a model's chunk relates to the running one: independent, averaged with it (ensemble), sampled as
             its continuation (inpaint: flow, diffusion), or what its head can (auto).
         latency: how long after its observation a chunk arrives [s]; the policy is not asked again before.
@@ -94,7 +95,7 @@ def rollout(
         control_hz = suite.simulator.control_hz
         actor = open_policy(
             "pretrained" if pretrained else policy, executed_steps=executed_steps, chunking=chunking, latency=latency,
-            expert=partial(suite.expert, control, last_step(executed_steps, latency, control_hz)),
+            expert=partial(suite.expert, control, last_step(executed_steps or EXECUTED_STEPS, latency, control_hz)),
             embodiment=embodiment_of(suite.simulator),
         )  # fmt: skip
         with closing(actor):
@@ -112,7 +113,7 @@ def _act_out(
     tasks: list[str],
     control: str,
     video: _Video | None,
-    executed_steps: int,
+    executed_steps: int | None,
     max_steps: int,
     latency: float,
 ) -> tuple[list[TaskResult], int]:

@@ -36,7 +36,7 @@ def evaluate(
     calvin_root: Path | None = None,
     wording: Wording = "trained",
     control: Literal["wbc", "calvin", "both"] = "wbc",
-    executed_steps: int = 5,
+    executed_steps: int | None = None,
     chunking: Chunking = "independent",
     latency: float = 0.0,
     max_steps: int = 360,
@@ -63,7 +63,8 @@ def evaluate(
         calvin_root: a clone of mees/calvin: its assets and validation instructions instead of ours.
         wording: of our instructions: the one that demonstrations have most often, or one that they never have.
         control: our whole-body controller, CALVIN's own control, or both from the same starts.
-        executed_steps: control steps of each chunk carried out before the policy is asked again.
+        executed_steps: control steps of each chunk carried out before the policy is asked again, if not as many as the
+            policy says (5 for a released model).
         chunking: whether a model's chunk continues the running one, averaged (ensemble) or sampled so (inpaint).
         latency: how long after its observation a chunk arrives [s]; the policy is not asked again before.
         max_steps: time limit for each task in control steps (CALVIN: 360).
@@ -82,11 +83,12 @@ def evaluate(
         PolicyError: the policy was trained on another robot.
     """
     names = choose_tasks(tasks)
-    _check_numbers((executed_steps, max_steps, num_workers), (starts, chains, sequences))
+    given = [] if executed_steps is None else [executed_steps]
+    _check_numbers((max_steps, num_workers, *given), (starts, chains, sequences))
     _check_episodes(scene, sequences, calvin_root, wording)
     config = EvaluationConfig(
         policy=policy, weights=policy_fingerprint(policy), scene=scene, calvin_root=str(calvin_root or ""),
-        executed_steps=executed_steps, max_steps=max_steps, image_px=image_size, renderer=renderer,
+        executed_steps=executed_steps or 0, max_steps=max_steps, image_px=image_size, renderer=renderer,
         fast_drawing=fast_drawing, backend=backend, seed=seed, latency=check_latency(latency), chunking=chunking,
         wording=wording, controller=controller_fingerprint(),
     )  # fmt: skip
@@ -96,8 +98,10 @@ def evaluate(
     every = [Job(control=c, kind=kind, index=i) for c in controls for kind, number in kinds for i in range(number)]
     jobs = choose_part(every, shard)
     records = run_evaluation(config, jobs, file=out / "episodes.jsonl", num_workers=num_workers, videos=videos)
-    summary = summarize({job.key: records[job.key] for job in jobs}, controls)
+    mine = {job.key: records[job.key] for job in jobs}
+    summary = summarize(mine, controls)
     results = {"controls": summary, "shard": shard} | _circumstances(config) | provenance(config.weights)
+    results["executed_steps"] = next(iter(mine.values()))["executed_steps"]
     results |= {"published": published()} if sequences else {}
     write_json(out / "results.json", results)
     print(f"latency {latency:g} s, chunking {chunking}", *table(summary), sep="\n")
@@ -112,7 +116,6 @@ def _circumstances(config: EvaluationConfig) -> dict[str, Any]:
     renderer = {"tiny": "TinyRenderer", "egl": "OpenGL through EGL"}[config.renderer]
     return {
         "policy": config.policy,
-        "executed_steps": config.executed_steps,
         "latency_s": config.latency,
         "chunking": config.chunking,
         "max_steps": config.max_steps,

@@ -33,12 +33,12 @@ class EvaluationConfig:
     """What is measured; equal configurations and policies give equal results.
 
     weights: fingerprint of the policy, so that results of others are not resumed with; calvin_root: clone whose
-    assets and instructions are used, or "" for ours; executed_steps: control steps of each chunk that are carried out;
-    max_steps: time limit a task [1/30 s]; image_px: image side of both cameras [px], 0 for CALVIN's own; fast_drawing:
-    light arm without shadows where CALVIN's files are used; backend: our simulator ("gr2") or the installed official
-    one; latency: how long after its observation a chunk arrives [s]; chunking: how a chunk of a released model relates
-    to the running one; wording: of the instructions; controller: fingerprint of our controller's settings, so that
-    results under others are not resumed with.
+    assets and instructions are used, or "" for ours; executed_steps: control steps of each chunk that are carried
+    out, 0 for as many as the policy says; max_steps: time limit a task [1/30 s]; image_px: image side of both
+    cameras [px], 0 for CALVIN's own; fast_drawing: light arm without shadows where CALVIN's files are used;
+    backend: our simulator ("gr2") or the installed official one; latency: how long after its observation a chunk
+    arrives [s]; chunking: how a chunk of a released model relates to the running one; wording: of the instructions;
+    controller: fingerprint of our controller's settings, so that results under others are not resumed with.
     """
 
     policy: str

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...contracts import Observation, Policy
-from ...errors import ConfigError
+from ...contracts import Observation, Policy, SignalTrajectory, Trajectory
+from ...errors import ConfigError, PolicyError
 from .control import Control, delay_steps
 from .simulator import Simulator
 from .suite import TaskWatch
@@ -55,8 +55,8 @@ def run_task(
     task: str,
     *,
     instruction: str,
-    executed_steps: int,
     max_steps: int,
+    executed_steps: int | None = None,
     latency: float = 0.0,
     watch: Watch | None = None,
     explain: TaskWatch | None = None,
@@ -66,12 +66,17 @@ def run_task(
 
     Args:
         instruction: what the policy is asked to do.
-        executed_steps: control steps of each chunk that are carried out before the policy is asked again.
         max_steps: time limit in control steps (CALVIN: 360).
+        executed_steps: control steps of each chunk that are carried out before the policy is asked again; None takes
+            what the policy says.
         latency: how long after its observation a chunk arrives [s]; what was followed before continues until then.
         explain: says how the task failed.
         video: collects what the policy sees.
+
+    Raises:
+        PolicyError: a chunk is shorter than what is to be carried out of it.
     """
+    executed_steps = executed_steps or policy.executed_steps
     period = asking_period(executed_steps, latency, simulator.control_hz)
     draws = video is not None or getattr(policy, "uses_images", True)
     policy.reset()
@@ -83,13 +88,25 @@ def run_task(
             observation = simulator.observe(instruction, images=draws)
             if video is not None:
                 video(observation)
-            control.follow(policy.act(observation), delay=latency)
+            chunk = policy.act(observation)
+            _check_length(chunk, executed_steps, simulator.control_hz)
+            control.follow(chunk, delay=latency)
         control.step()
         if simulator.success():
             return TaskResult(task=task, success=True, steps=step + 1)
         if explain is not None:
             explain.see()
     return TaskResult(task=task, success=False, steps=max_steps, failure={} if explain is None else explain.report())
+
+
+def _check_length(chunk: Trajectory, executed_steps: int, control_hz: float) -> None:
+    rows = len(chunk.values if isinstance(chunk, SignalTrajectory) else chunk.positions)
+    lasts = rows * chunk.dt * control_hz
+    if lasts < executed_steps - 1e-6:
+        raise PolicyError(
+            f"policy: expected chunks of at least the {executed_steps} control steps that are carried out, got {rows} "
+            f"rows of {chunk.dt:g} s, {lasts:g} steps; answer with longer ones, or carry out less (--executed-steps)."
+        )
 
 
 def run_chain(
@@ -99,8 +116,8 @@ def run_chain(
     chain: Sequence[str],
     *,
     instruction: Callable[[str], str],
-    executed_steps: int,
     max_steps: int,
+    executed_steps: int | None = None,
     latency: float = 0.0,
     explain: Callable[[str], TaskWatch | None] = lambda task: None,
     video: Callable[[Observation], None] | None = None,

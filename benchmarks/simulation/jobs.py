@@ -21,7 +21,7 @@ from ...contracts import Chunking, Policy
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_bytes
 from ...errors import ConfigError, DataError
-from ...gr_model.act.opening import open_policy
+from ...gr_model.act.opening import EXECUTED_STEPS, open_policy
 from .control import make_control
 from .episodes import as_record, asking_period, last_step, run_chain
 from .fit import check_fit, embodiment_of
@@ -45,7 +45,7 @@ class Evaluation(Protocol):
 
     @property
     def executed_steps(self) -> int:
-        """Control steps of each chunk that are carried out."""
+        """Control steps of each chunk that are carried out; 0 leaves it to the policy."""
         ...
 
     @property
@@ -82,10 +82,10 @@ def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder
 
     torch.set_num_threads(1)
     records = []
-    steps, latency = evaluation.executed_steps, _latency(evaluation)
+    steps, latency = evaluation.executed_steps or None, _latency(evaluation)
     chunking: Chunking = getattr(evaluation, "chunking", "independent")
     with closing(evaluation.open_suite()) as suite:
-        reach = last_step(steps, latency, suite.simulator.control_hz)
+        reach = last_step(steps or EXECUTED_STEPS, latency, suite.simulator.control_hz)
         for control, mine in groupby(jobs, key=lambda job: job.control):
             policy = open_policy(
                 evaluation.policy, executed_steps=steps, expert=partial(suite.expert, control, reach),
@@ -108,15 +108,16 @@ def _run_job(
     control = make_control(job.control, simulator)
     chain = list(suite.start(job.kind, job.index))
     control.reset()
+    steps = evaluation.executed_steps or policy.executed_steps
     video, latency = Video() if videos != "none" else None, _latency(evaluation)
     results = run_chain(
-        simulator, policy, control, chain, instruction=suite.instruction, executed_steps=evaluation.executed_steps,
+        simulator, policy, control, chain, instruction=suite.instruction, executed_steps=steps,
         max_steps=evaluation.max_steps, latency=latency, explain=suite.watch, video=video,
     )  # fmt: skip
     if video is not None and (videos == "all" or not results[-1].success):
-        period = asking_period(evaluation.executed_steps, latency, simulator.control_hz)
+        period = asking_period(steps, latency, simulator.control_hz)
         video.write(folder / f"{job.key.replace('/', '-')}.mp4", simulator.control_hz / period)
-    return {"key": job.key, "chain": chain, "results": as_record(results)} | control.report()
+    return {"key": job.key, "chain": chain, "results": as_record(results), "executed_steps": steps} | control.report()
 
 
 def run_evaluation(

@@ -19,11 +19,14 @@ from .remote import RemotePolicy
 
 SCRIPTED = "scripted"
 
+EXECUTED_STEPS = 5
+"""Control steps of each chunk that a policy which does not say wants carried out."""
+
 
 def open_policy(
     source: str,
     *,
-    executed_steps: int = 5,
+    executed_steps: int | None = None,
     expert: Callable[[], Policy] | None = None,
     chunking: Chunking = "independent",
     latency: float = 0.0,
@@ -35,7 +38,7 @@ def open_policy(
         source: "pretrained"; a folder with a released model; "scripted" (the experts, which read the simulator's
             state); "http://host:port" of `gr2 serve`; or "package.module:name" or "file.py:name", a class or function
             that makes, without arguments, an object with `reset()` and `act(Observation) -> ActionTrajectory`.
-        executed_steps: control steps of each chunk carried out before the next call.
+        executed_steps: control steps of each chunk carried out before the next call; None leaves it to the policy.
         expert: makes the scripted policy, where there is a simulator that has one.
         chunking: how a chunk of a released model relates to the running one.
         latency: how long after its observation a chunk of a released model becomes available [s].
@@ -54,7 +57,7 @@ def open_policy(
 def policy_maker(
     source: str,
     *,
-    executed_steps: int = 5,
+    executed_steps: int | None = None,
     device: str = "cpu",
     expert: Callable[[], Policy] | None = None,
     chunking: Chunking = "independent",
@@ -65,7 +68,7 @@ def policy_maker(
 
     Args:
         source: as for `open_policy`.
-        executed_steps: control steps of each chunk carried out before the next call.
+        executed_steps: as for `open_policy`.
         device: where a released model runs.
         expert: makes the scripted policy, where there is a simulator that has one.
         chunking: how a chunk of a released model relates to the running one.
@@ -98,7 +101,12 @@ def policy_maker(
 
     parts = assemble(source).to(device)
     return partial(
-        policy_of, parts, executed_steps=executed_steps, chunking=chunking, latency=latency, embodiment=embodiment
+        policy_of,
+        parts,
+        executed_steps=executed_steps or EXECUTED_STEPS,
+        chunking=chunking,
+        latency=latency,
+        embodiment=embodiment,
     )
 
 
@@ -175,7 +183,7 @@ def _member(module: ModuleType, name: str, source: str) -> Callable[[], object]:
     return factory  # type: ignore[no-any-return]
 
 
-def _checked(factory: Callable[[], object], name: str, source: str, executed_steps: int) -> CheckedPolicy:
+def _checked(factory: Callable[[], object], name: str, source: str, executed_steps: int | None) -> CheckedPolicy:
     """Make a user's policy."""
     try:
         made = factory()
@@ -211,9 +219,10 @@ def _module(place: str, source: str) -> ModuleType:
 class CheckedPolicy:
     """A user's policy whose answers are checked, so that a mistake is named where it happens; `close` may be absent."""
 
-    def __init__(self, policy: Policy, source: str, executed_steps: int) -> None:
+    def __init__(self, policy: Policy, source: str, executed_steps: int | None) -> None:
         self.policy, self.source = policy, source
-        self.executed_steps = int(getattr(policy, "executed_steps", executed_steps))
+        own: int = getattr(policy, "executed_steps", EXECUTED_STEPS)
+        self.executed_steps = executed_steps or own
         self.uses_images = bool(getattr(policy, "uses_images", True))
         trained = getattr(policy, "embodiment", None)
         self.embodiment = trained if isinstance(trained, Embodiment) else None

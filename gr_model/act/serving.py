@@ -186,7 +186,7 @@ def serve(
     policy: str = "pretrained",
     host: str = "127.0.0.1",
     port: int = 8000,
-    executed_steps: int = 5,
+    executed_steps: int | None = None,
     chunking: Chunking = "independent",
     latency: float = 0.0,
     embodiment: str | None = None,
@@ -201,7 +201,8 @@ def serve(
             which makes a policy of your own for each client (docs/calvin.md).
         host: address to listen at; 0.0.0.0 lets other machines ask (there is no password: use a trusted network).
         port: port to listen at.
-        executed_steps: control steps of each chunk carried out before the policy is asked again.
+        executed_steps: control steps of each chunk carried out before the policy is asked again, if not as many as the
+            policy says (5 for a released model).
         chunking: how a chunk of a released model relates to the running one: independent, averaged with it (ensemble),
             sampled as its continuation (inpaint: flow, diffusion), or what its head can (auto).
         latency: how long after its observation a chunk is followed [s]; inpainting freezes what is executed until then.

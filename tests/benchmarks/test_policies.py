@@ -136,6 +136,31 @@ def test_a_class_of_the_user_acts(world: PlayTable, user_file: Path) -> None:
     assert not result.success and result.steps == 6
 
 
+def test_a_policy_says_how_many_steps_of_a_chunk_are_carried_out(tmp_path: Path, user_file: Path) -> None:
+    events = tmp_path / "asked"
+    text = (
+        USER_POLICY
+        + f"""
+class Short(Still):
+    executed_steps = 2
+    def act(self, observation):
+        with open({str(events)!r}, "a") as file:
+            file.write("a")
+        chunk = super().act(observation)
+        return ActionTrajectory(positions=chunk.positions[:3], quaternions=chunk.quaternions[:3],
+                                gripper=chunk.gripper[:3], dt=chunk.dt, start_time=chunk.start_time)
+"""
+    )
+    user_file.write_text(text)
+    common = {"policy": f"{user_file}:Short", "sequences": 0, "starts": 1, "tasks": "open_drawer", "max_steps": 6}
+    own = evaluate(out=tmp_path / "own", num_workers=1, **common)
+    assert own["executed_steps"] == 2 and events.read_text() == "aaa"
+    given = evaluate(out=tmp_path / "given", num_workers=1, executed_steps=3, **common)
+    assert given["executed_steps"] == 3 and events.read_text() == "aaaaa"
+    with pytest.raises(PolicyError, match=r"at least the 4 control steps .* got 3 rows of 0\.0333333 s, 3 steps"):
+        evaluate(out=tmp_path / "long", num_workers=1, executed_steps=4, **common)
+
+
 def test_the_experts_act_as_a_policy(world: PlayTable) -> None:
     policy = open_policy("scripted", expert=lambda: CalvinSuite(world, seed=0).expert("calvin", 5))
     task_start(world, "turn_on_led", 1, 0)
