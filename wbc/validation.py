@@ -93,3 +93,28 @@ def _in_range(trajectory: ControlTrajectory, robot: RobotModel) -> bool:
         return float(np.abs(positions).max()) <= MAX_DISTANCE
     inside = bool(np.all((positions >= robot.lower - MAX_EXCESS) & (positions <= robot.upper + MAX_EXCESS)))
     return inside and float(np.abs(positions).max()) <= MAX_ANGLE
+
+
+FAULTS = (REJECTED_SHAPE, REJECTED_NOT_FINITE, REJECTED_QUATERNION, REJECTED_RANGE, REJECTED_TIME)
+"""Verdicts on a chunk itself, whatever the arm does: who sends one like it again is refused again."""
+
+
+def likely_cause(verdict: str, trajectory: ControlTrajectory) -> str:
+    """Return in a few words what is wrong with a chunk of one of the `FAULTS`, and what may have been mixed up."""
+    if verdict == REJECTED_NOT_FINITE:
+        return "NaN or infinity among its numbers"
+    if verdict == REJECTED_QUATERNION and isinstance(trajectory, ActionTrajectory):
+        length = float(np.linalg.norm(trajectory.quaternions, axis=1).max())
+        return f"quaternions of length {length:.3g}, expected unit ones in the order x, y, z, w (not axis-angle)"
+    if verdict == REJECTED_RANGE:
+        gripper = trajectory.gripper
+        if gripper is not None and (gripper.min() < 0 or gripper.max() > 1):
+            low, high = float(gripper.min()), float(gripper.max())
+            return f"a gripper from {low:g} to {high:g}, expected 0 (closed) to 1 (open): -1 and 1 are CALVIN's actions"
+        far, unit = float(np.abs(trajectory.positions).max()), "radians"
+        if isinstance(trajectory, ActionTrajectory):
+            unit = "meters in the robot's base frame"
+        return f"positions up to {far:.3g}, expected {unit}: another unit or frame"
+    if verdict == REJECTED_TIME:
+        return f"poses {trajectory.dt:g} s apart from {trajectory.start_time:g} s on, expected seconds"
+    return "arrays of other shapes or types than one row for each pose"

@@ -27,7 +27,8 @@ def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str])
         that was begun inside of chains and sequences; scores: average length with its 95 % interval and SR1 to SR5 of
         chains and sequences; failures: of each task that failed, how often in which phase (`calvin.failures.Phase`)
         and the median of the closest approaches [m]; joint_jerk: mean squared jerk of an episode's measured joints at
-        the control rate [rad^2/s^6] with its 95 % interval; limits, limits_measured: joint limits under our control.
+        the control rate [rad^2/s^6] with its 95 % interval; limits, limits_measured: joint limits under our control;
+        rejected: chunks that our controller refused, by reason.
     """
     summary: dict[str, Any] = {}
     for control in controls:
@@ -55,6 +56,7 @@ def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str])
         if control == "wbc":
             summary[control]["limits"] = _merge_limits([r["commanded"] for r in mine.values()])
             summary[control]["limits_measured"] = _merge_limits([r["measured"] for r in mine.values()])
+            summary[control]["rejected"] = dict(sum((Counter(r.get("rejected", {})) for r in mine.values()), Counter()))
     return summary
 
 
@@ -151,6 +153,9 @@ def table(summary: Mapping[str, Any]) -> Iterator[str]:
             yield f"{control}: mean squared joint jerk {jerk['mean_square']:.0f} {interval} rad^2/s^6, {episodes}"
         if "limits" in result:
             yield f"{control}: commanded {result['limits']}; measured {result['limits_measured']}"
+        if rejected := result.get("rejected"):
+            reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.items())
+            yield f"{control}: {sum(rejected.values())} chunks refused by the controller: {reasons}"
     if any(result["sequences"] for result in summary.values()):
         yield f"published, not ours: {PUBLISHED_PROTOCOL}:"
         for row in ABCD_D:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from ...wbc.optimization import OptimizationConfig
 from ...wbc.robot.robots import RobotModel
 from ...wbc.smoothing import SmoothingConfig
 from ...wbc.tracking import TrackingConfig
+from ...wbc.validation import FAULTS, likely_cause
 from ...wbc.waypoints import BlendConfig
 from ..metrics.jerk import JerkMeter
 from .simulator import JointSimulator, Simulator
@@ -83,6 +85,10 @@ class Control(Protocol):
     def step(self) -> None:
         """Advance the simulator by one control step; the robot holds still where nothing has arrived yet."""
 
+    def refusal(self) -> str:
+        """Return why all trajectories since the last call were refused for faults of their own, else an empty text."""
+        ...
+
     def report(self) -> dict[str, Any]:
         """Return what was counted since the control was made, as JSON values: `joint_jerk` [rad^2/s^6] among it, where
         the robot has joints."""
@@ -127,6 +133,10 @@ class PoseControl:
                 trajectory.positions[index], trajectory.quaternions[index], float(trajectory.gripper[index])
             )
         self._see_joints()
+
+    def refusal(self) -> str:
+        """Return nothing: all trajectories are followed."""
+        return ""
 
     def report(self) -> dict[str, Any]:
         """Return how jerkily the joints moved: the simulator's own control is not watched otherwise."""
@@ -191,6 +201,8 @@ class WbcControl:
         self.controller = WholeBodyController(inside, config or controller_config())
         self.commanded, self.measured = LimitCounter(robot), LimitCounter(robot)
         self._jerk = JerkMeter(simulator.control_hz)
+        self.rejected: Counter[str] = Counter()
+        self._faults, self._taken = Counter[str](), False  # since the last question
         self._control_steps = 0
         self._ticks: list[JointCommand] = []
         self._coming: tuple[float, ActionTrajectory] | None = None  # with the time of its arrival [s]
@@ -214,8 +226,13 @@ class WbcControl:
     def _receive(self, time: float) -> None:
         """Hand over what has arrived by `time` [s]."""
         if self._coming is not None and self._coming[0] <= time + 1e-9:
-            self.controller.accept(self._coming[1])
-            self._coming = None
+            chunk, self._coming = self._coming[1], None
+            verdict = self.controller.accept(chunk)
+            if verdict in FAULTS:
+                self._faults[likely_cause(verdict, chunk)] += 1
+            self._taken |= verdict not in FAULTS
+            if verdict.startswith("rejected"):
+                self.rejected[verdict] += 1
 
     def step(self) -> None:
         """Advance by one control step, each joint command interpolated at its end."""
@@ -231,12 +248,19 @@ class WbcControl:
         self._jerk.see(positions)
         self._control_steps += 1
 
+    def refusal(self) -> str:
+        """Return why all chunks since the last call were refused for faults of their own, else an empty text."""
+        faults, taken = self._faults, self._taken
+        self._faults, self._taken = Counter(), False
+        return "" if taken or not faults else faults.most_common(1)[0][0]
+
     def report(self) -> dict[str, Any]:
         """Return the counts of commanded and measured joints, the controller's own, and the joint jerk."""
         return {
             "commanded": self.commanded.as_dict(),
             "measured": self.measured.as_dict(),
             "counters": dict(self.controller.counters),
+            "rejected": dict(self.rejected),
         } | _jerk_report(self._jerk)
 
     @staticmethod

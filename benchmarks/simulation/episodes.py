@@ -74,7 +74,8 @@ def run_task(
         video: collects what the policy sees.
 
     Raises:
-        PolicyError: a chunk is shorter than what is to be carried out of it.
+        PolicyError: a chunk is shorter than what is to be carried out of it, or all chunks were refused for a fault
+            of their own.
     """
     executed_steps = executed_steps or policy.executed_steps
     period = asking_period(executed_steps, latency, simulator.control_hz)
@@ -93,9 +94,12 @@ def run_task(
             control.follow(chunk, delay=latency)
         control.step()
         if simulator.success():
+            control.refusal()
             return TaskResult(task=task, success=True, steps=step + 1)
         if explain is not None:
             explain.see()
+    if fault := control.refusal():
+        raise PolicyError(f"policy: our controller refused every chunk of a whole task, for {fault}.")
     return TaskResult(task=task, success=False, steps=max_steps, failure={} if explain is None else explain.report())
 
 

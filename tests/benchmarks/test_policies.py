@@ -161,6 +161,36 @@ class Short(Still):
         evaluate(out=tmp_path / "long", num_workers=1, executed_steps=4, **common)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("gripper=-good.gripper", "a gripper from -1 to -1, expected 0 .closed. to 1"),
+        ("positions=good.positions + 50.0", "positions up to 50.* expected meters in the robot's base frame"),
+        ("quaternions=5 * good.quaternions", "quaternions of length 5, expected unit ones in the order x, y, z, w"),
+    ],
+)
+def test_chunks_that_are_all_refused_end_an_evaluation(
+    tmp_path: Path, user_file: Path, change: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+from dataclasses import replace
+class Mixed(Still):
+    asked = 0
+    def act(self, observation):
+        good = super().act(observation)
+        Mixed.asked += 1
+        return replace(good, CHANGE) if Mixed.asked > KEPT else good
+"""
+    common = {"policy": f"{user_file}:Mixed", "sequences": 0, "starts": 1, "tasks": "open_drawer", "max_steps": 11}
+    user_file.write_text(USER_POLICY + text.replace("CHANGE", change).replace("KEPT", "0"))
+    with pytest.raises(PolicyError, match=words):
+        evaluate(out=tmp_path / "all", num_workers=1, **common)
+    user_file.write_text(USER_POLICY + text.replace("CHANGE", change).replace("KEPT", "1"))
+    some = evaluate(out=tmp_path / "some", num_workers=1, **common)
+    assert sum(some["controls"]["wbc"]["rejected"].values()) == 2
+    assert "wbc: 2 chunks refused by the controller: rejected_" in capsys.readouterr().out
+
+
 def test_the_experts_act_as_a_policy(world: PlayTable) -> None:
     policy = open_policy("scripted", expert=lambda: CalvinSuite(world, seed=0).expert("calvin", 5))
     task_start(world, "turn_on_led", 1, 0)
