@@ -103,21 +103,25 @@ def examine(record: Record, config: FilterConfig) -> Verdict:
         except DataError as error:
             return Verdict(reason="undecodable", detail=f"{camera}: {error}", videos=videos)
     facts = list(videos.values())
-    for reason, detail in (
-        mismatched(record, facts),
-        too_short(record, facts, config),
-        static(facts, config),
-    ):
-        if detail:
-            return Verdict(reason=reason, detail=detail, videos=videos)
-    return Verdict(reason="", detail="", videos=videos)
+    reason, detail = first_fault(record, facts, config)
+    return Verdict(reason=reason if detail else "", detail=detail, videos=videos)
+
+
+def first_fault(record: Record, videos: Sequence[VideoFacts], config: FilterConfig) -> tuple[str, str]:
+    """Return the first filter that a record does not pass, and why; the reason is empty where it passes all."""
+    if not videos:
+        return "no_video", "the record has no video: its states and actions alone are good for `gr2 data statistics`"
+    return next(
+        filter(lambda fault: fault[1], (
+            mismatched(record, videos), too_short(record, videos, config), static(videos, config)
+        )),
+        ("", ""),
+    )  # fmt: skip
 
 
 def mismatched(record: Record, videos: Sequence[VideoFacts]) -> tuple[str, str]:
     """Find cameras, or images and steps, of different length."""
     lengths = sorted({video.frames for video in videos})
-    if not lengths:
-        return "mismatched", "the record names no video"
     if len(lengths) > 1:
         return "mismatched", f"the cameras have {lengths} frames"
     if record.states is not None and lengths[0] != -(-len(record.states) // record.frame_stride):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ...contracts import Array
 from ...errors import DataError
-from ..curation.filters import FilterConfig, VideoFacts, mean_frame_difference, mismatched, static, too_short
+from ..curation.filters import FilterConfig, VideoFacts, first_fault, mean_frame_difference
 from ..readers.lerobot_video import EpisodeSpan
-from ..readers.record import FrameArray, ImageBytes, Record, Video, VideoBytes, VideoSpan
+from ..readers.record import FrameArray, ImageBytes, Record, Video, VideoBytes, VideoSpan, load_image
 from ..video.index import Source, index_video, open_container, video_stream
 from ..video.reader import open_video
 from ..video.transcode import encode_frames
@@ -75,9 +73,9 @@ def probe_record(record: Record, config: FilterConfig) -> ProbedRecord:
             return ProbedRecord(source=record.source, videos=videos, broken=f"{camera}: {error}")
     facts = [findings.facts for findings in videos.values()]
     if facts:
-        for reason, detail in (mismatched(record, facts), too_short(record, facts, config), static(facts, config)):
-            if detail:
-                return ProbedRecord(source=record.source, videos=videos, dropped=reason, detail=detail)
+        reason, detail = first_fault(record, facts, config)
+        if detail:
+            return ProbedRecord(source=record.source, videos=videos, dropped=reason, detail=detail)
     return ProbedRecord(source=record.source, videos=videos)
 
 
@@ -175,13 +173,12 @@ def _probe_images(video: ImageBytes) -> VideoFindings:
     kinds, modes = set(), set()
     for number in _spread(len(video.images)):
         try:
-            with Image.open(io.BytesIO(video.images[number]), formats=("JPEG", "PNG")) as image:
-                kinds.add(str(image.format).lower())
-                modes.add(image.mode)
-                some.append(np.asarray(image.convert("RGB")))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            message = f"{video.source}: image {number}: expected a JPEG or PNG file, got {error}; leave it out."
-            raise DataError(message) from error
+            image = load_image(video.images[number])
+        except DataError as error:
+            raise DataError(f"{video.source}: image {number}: {error}") from error
+        kinds.add(str(image.format).lower())
+        modes.add(image.mode)
+        some.append(np.asarray(image.convert("RGB")))
     if len({frame.shape for frame in some}) > 1:
         shapes = sorted({frame.shape for frame in some})
         raise DataError(f"{video.source}: expected images of one size, got {shapes}; leave it out.")

@@ -14,7 +14,6 @@ import numpy as np
 from ...contracts import Array
 from ...embodiment import Embodiment
 from ..embodiments import EmbodimentTally, embodiment_of_record
-from ..readers.corpus_files import VIDEO_MISSING
 from ..readers.record import Record
 from ..statistics.steps import RecordSteps
 from .caption_tally import CaptionTally
@@ -92,7 +91,7 @@ class SourceTally:
                     self.missing += 1
                 else:
                     self.broken += 1
-                self.problems.add(record.source, VIDEO_MISSING if record.missing else record.problem)
+                self.problems.add(record.source, record.problem)
                 yield RecordSteps(record=record.source, problem=record.problem)
                 continue
             self._count(record, number)

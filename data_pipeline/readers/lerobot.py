@@ -17,7 +17,7 @@ from ...errors import ConfigError, DataError
 from ..files import camera_name
 from .lerobot_layout import EpisodeEntry, LeRobotLayout, read_layout, read_schema
 from .lerobot_rows import EpisodeRows, check_times, images_of, matrix_of, numbers_of
-from .lerobot_video import VideoHeader, find_video, read_header
+from .lerobot_video import VideoHeader, find_video, lacks_last_frame, read_header
 from .record import FileMissing, ImageBytes, Record, Times, Video
 from .robot_signals import Column, RobotSignals
 from .signal_names import flat_names
@@ -58,6 +58,7 @@ class LeRobotSource:
         available = {*self._columns, *_videos(self.layout)}
         self._name = path.resolve().name
         known = KNOWN_SPECS.get(self._name)
+        self._guessed = spec is None
         if spec is None:
             spec = known if known and known.keys() <= available else guess_spec(self.layout, self._columns, camera)
         missing = sorted(spec.keys() - available)
@@ -67,6 +68,8 @@ class LeRobotSource:
             got = f"{spec.control_hz:g} Hz in the spec"
             raise ConfigError(f"{path}: expected the {self.layout.fps:g} Hz of meta/info.json, got {got}; correct it.")
         self.spec = spec
+        depth = [name for name, feature in self.layout.features.items() if _is_depth(feature)]
+        self._left_out = tuple(f"{name} left out, it is depth" for name in depth)
         robot = self.layout.robot if self.layout.robot.lower() != "unknown" else ""
         names = {
             name: Column(**_described(self.layout.features.get(name, {}))) for name in (*spec.states, *spec.actions)
@@ -113,7 +116,11 @@ class LeRobotSource:
         rows = file.only_episode() if self.layout.version == 2 else file.episode(entry.index)
         if rows.num_rows != entry.length or not entry.length:
             raise DataError(f"expected the {entry.length} steps that meta promises, got {rows.num_rows}; copy it again")
-        repairs = [*entry.repairs, check_times(rows, fps, trust_order=self.times == "order")]
+        repairs = [*self._left_out, *entry.repairs, check_times(rows, fps, trust_order=self.times == "order")]
+        length = entry.length
+        if any(lacks_last_frame(place, length, header_of) for place in entry.videos.values()):
+            length, rows = length - 1, rows.slice(0, length - 1)
+            repairs.append("video one frame shorter than the steps")
         videos: dict[str, Video] = {}
         for camera, name in spec.cameras.items():
             if name in rows.column_names:
@@ -121,8 +128,11 @@ class LeRobotSource:
                 videos[camera] = ImageBytes(images=images, fps=fps, source=f"{source}: {name}")
             elif name not in entry.videos and camera not in spec.optional_cameras:
                 raise DataError(f"expected the column {name}, got {sorted(rows.column_names)}; write the file again")
+            elif name in entry.videos and self._is_missed(entry, camera):
+                repairs.append(f"no video of {camera}")
             elif name in entry.videos and (entry.videos[name].file.is_file() or camera not in spec.optional_cameras):
-                videos[camera] = find_video(name, entry.videos[name], entry.length, fps, header_of)
+                trimmed = length < entry.length
+                videos[camera] = find_video(name, entry.videos[name], length, fps, header_of, trimmed=trimmed)
         instructions = self._instructions(rows, entry)
         steps = bool(spec.actions)
         facts = spec.facts(self._name) | {"episode_index": entry.index}
@@ -143,6 +153,11 @@ class LeRobotSource:
             facts=facts | ({"sentences": instructions} if len(instructions) > 1 else {}),
             repairs=tuple(filter(None, repairs)),
         )
+
+    def _is_missed(self, entry: EpisodeEntry, camera: str) -> bool:
+        """Return whether a camera lacks its video here, no spec asked for it, and another one has its own."""
+        there = any(place.file.is_file() for place in entry.videos.values())
+        return self._guessed and there and not entry.videos[self.spec.cameras[camera]].file.is_file()
 
     def _instructions(self, rows: Any, entry: EpisodeEntry) -> list[str]:
         """Return what the columns of the spec hold, else the tasks of the steps, else those of the metadata."""
@@ -206,15 +221,20 @@ def _videos(layout: LeRobotLayout) -> list[str]:
     """List the features kept as video files; images of depth are none."""
     found = []
     for name, feature in layout.features.items():
-        info = feature.get("info") or feature.get("video_info") or {}
-        depth = isinstance(info, dict) and (info.get("video.is_depth_map") or info.get("is_depth_map"))
-        if feature.get("dtype") == "video" and not depth:
+        if feature.get("dtype") == "video" and not _is_depth(feature):
             found.append(name)
     return found
 
 
+def _is_depth(feature: Mapping[str, Any]) -> bool:
+    info = feature.get("info") or feature.get("video_info") or {}
+    return isinstance(info, dict) and bool(info.get("video.is_depth_map") or info.get("is_depth_map"))
+
+
 def _holds_images(layout: LeRobotLayout, columns: Mapping[str, str], name: str) -> bool:
-    return columns[name].startswith("struct<bytes: binary") or layout.features.get(name, {}).get("dtype") == "image"
+    feature = layout.features.get(name, {})
+    images = columns[name].startswith("struct<bytes: binary") or feature.get("dtype") == "image"
+    return images and not _is_depth(feature)
 
 
 def _check_widths(record: Record, widths: dict[str, int]) -> None:

@@ -138,6 +138,7 @@ def read_layout(root: Path) -> LeRobotLayout:
             f"{where}: expected meta/episodes.jsonl (v2.0, v2.1) or meta/episodes/ (v3.0), got neither (the file "
             f"states {info.get('codebase_version')!r}); copy the folder meta, or convert the dataset with lerobot."
         )
+    rows = [_with_whole_numbers(row) for row in rows]
     indices = [row.get("episode_index") for row in rows]
     if not all(_is_count(number) for row in rows for number in (row.get("episode_index"), row.get("length"))):
         raise DataError(f"{root}/meta: expected `episode_index` and `length` for each episode; copy meta again.")
@@ -239,21 +240,25 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _tasks_of_lines(path: Path) -> dict[int, str]:
     rows = _read_lines(path) if path.is_file() else []
-    return {row["task_index"]: str(row.get("task", "")) for row in rows if _is_count(row.get("task_index"))}
+    numbered = [(whole_number(row.get("task_index")), str(row.get("task", ""))) for row in rows]
+    return {number: text for number, text in numbered if _is_count(number)}
 
 
 def _tasks_of_table(path: Path) -> dict[int, str]:
-    """Read the instructions; they are the index column of a pandas table, under whatever name it was written."""
+    """Read the instructions: the column `task`, the index of the pandas table that lerobot writes, or the only text."""
     if not path.is_file():
         return {}
     columns = _read_table(path, list(read_schema(path))).to_pydict()
-    numbers = columns.get("task_index")
-    texts = [values for values in columns.values() if values and all(isinstance(value, str) for value in values)]
-    if numbers is None or (numbers and not texts):
+    numbers = [whole_number(value) for value in columns.get("task_index") or ()]
+    texts = {name: column for name, column in columns.items() if column and all(isinstance(v, str) for v in column)}
+    known = [name for name in ("task", "__index_level_0__") if name in texts] or list(texts)[: len(texts) == 1]
+    if "task_index" not in columns or (numbers and not known):
         raise DataError(
-            f"{path}: expected `task_index` and a column of instructions, got {sorted(columns)}; copy it again."
+            f"{path}: expected `task_index` and the instructions as `task`, got {sorted(columns)}; copy it again, or "
+            "name the column task."
         )
-    return dict(zip(numbers, texts[0], strict=True)) if numbers else {}
+    pairs = zip(numbers, texts[known[0]], strict=True) if numbers else ()
+    return {number: text for number, text in pairs if number is not None}
 
 
 def _file_numbers(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -268,6 +273,16 @@ def _seconds(value: Any) -> float | None:
     """Return a finite number, None for anything else."""
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     return number if math.isfinite(number) else None
+
+
+def whole_number(value: Any) -> Any:
+    """Return a float of a whole number as an integer, anything else as it is: tables made by pandas have such."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _with_whole_numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    named = ("episode_index", "length", "chunk_index", "file_index")
+    return {k: whole_number(v) if k.rpartition("/")[2] in named else v for k, v in row.items()}
 
 
 def _is_count(value: Any) -> bool:

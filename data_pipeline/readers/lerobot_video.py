@@ -66,8 +66,19 @@ def read_header(video: Path | bytes) -> VideoHeader:
         raise DataError(f"{name}: the video is truncated or corrupt ({error}); copy it again") from error
 
 
+def lacks_last_frame(place: EpisodeVideo, length: int, header_of: Callable[[Path], VideoHeader]) -> bool:
+    """Return whether a video of one episode alone has one frame less than the episode has steps: recorders stop so."""
+    return place.start is None and place.file.is_file() and header_of(place.file).num_frames == length - 1 > 0
+
+
 def find_video(
-    name: str, place: EpisodeVideo, length: int, fps: float, header_of: Callable[[Path], VideoHeader]
+    name: str,
+    place: EpisodeVideo,
+    length: int,
+    fps: float,
+    header_of: Callable[[Path], VideoHeader],
+    *,
+    trimmed: bool = False,
 ) -> Video:
     """Return the frames of an episode: the file, where it holds no others, else their span of it.
 
@@ -77,6 +88,7 @@ def find_video(
         length: steps of the episode.
         fps: steps a second.
         header_of: reads the head of a file.
+        trimmed: the episode has lost its last step, for which a whole video has a frame.
 
     Raises:
         DataError: the file is missing or broken, of another rate, or too short.
@@ -96,11 +108,11 @@ def find_video(
                         "copy meta again")  # fmt: skip
     before = round((start - header.start) * fps)
     after = header.num_frames - before - length
-    if header.num_frames and (before < 0 or after < 0 or (place.start is None and after)):
+    if header.num_frames and (before < 0 or after < 0 or (place.start is None and after > trimmed)):
         got = f"{header.num_frames - before} of {header.num_frames}"
         raise DataError(f"{name}: {place.file}: expected {length} frames, one a step, from frame {before} on, "
                         f"got {got}; encode the video again, or leave the episode out")  # fmt: skip
-    if place.start is None or (before == 0 and after == 0 and header.num_frames):
+    if (place.start is None and not after) or (before == 0 and after == 0 and header.num_frames):
         return place.file
     span = VideoSpan(file=place.file, start=start - _MARGIN / fps, stop=stop - _MARGIN / fps)
     return EpisodeSpan(span=span, num_frames=length)

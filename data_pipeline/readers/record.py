@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ...contracts import Array, Episode, VideoClip
 from ...embodiment import Embodiment
@@ -75,9 +75,30 @@ class FrameFiles:
         return frame
 
 
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""Formats of single images, as PIL names them."""
+
+
+def load_image(data: bytes) -> Image.Image:
+    """Decode an image file, its format and mode kept; `convert("RGB")` makes gray, palettes and transparency RGB.
+
+    Raises:
+        DataError: it is none of `IMAGE_FORMATS`, broken, or of more than 8 bits a channel, as depth is.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "none of them" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DataError(f"expected a {', '.join(IMAGE_FORMATS)} file, got {reason}; leave it out.") from error
+    if image.mode.startswith(("I", "F")):
+        raise DataError("expected 8 bits a channel, got more, as depth images have; leave the camera out.")
+    return image
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageBytes:
-    """A video kept as one JPEG or PNG file a frame, in memory.
+    """A video kept as one image file a frame, in memory.
 
     images: the files; fps: frames a second; source: where they came from, for errors.
     """
@@ -93,11 +114,9 @@ class ImageBytes:
 
     def _decode(self, number: int, data: bytes) -> Array:
         try:
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            message = f"{self.source}: image {number}: expected a JPEG or PNG file, got {error}; leave it out."
-            raise DataError(message) from error
+            return np.asarray(load_image(data).convert("RGB"))
+        except DataError as error:
+            raise DataError(f"{self.source}: image {number}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ...contracts import Array
 from ...errors import DataError
 from ..files import read_json
+from .record import load_image
 from .tfrecord import Values
 
 
@@ -135,17 +134,17 @@ def decode_images(name: str, feature: Feature, values: Sequence[bytes]) -> Array
     """Decode images, uint8 `[t h w 3]`.
 
     Raises:
-        DataError: one is no JPEG or PNG file, or of another size than the feature or the first one.
+        DataError: one is no image file, or of another size than the feature or the first one.
     """
     frames: list[Array] = []
     for i, value in enumerate(values):
         try:
-            with Image.open(io.BytesIO(value), formats=("JPEG", "PNG")) as image:
-                size = (image.height, image.width)
-                wanted = frames[0].shape[:2] if frames else feature.shape[:2] or size
-                if any(want not in (got, -1) for want, got in zip(wanted, size, strict=True)):
-                    raise DataError(f"{name}: image {i}: expected {wanted} (height, width), got {size}")
-                frames.append(np.asarray(image.convert("RGB")))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{name}: image {i}: expected a JPEG or PNG file, got {error}") from error
+            image = load_image(value)
+        except DataError as error:
+            raise DataError(f"{name}: image {i}: {error}") from error
+        size = (image.height, image.width)
+        wanted = frames[0].shape[:2] if frames else feature.shape[:2] or size
+        if any(want not in (got, -1) for want, got in zip(wanted, size, strict=True)):
+            raise DataError(f"{name}: image {i}: expected {wanted} (height, width), got {size}")
+        frames.append(np.asarray(image.convert("RGB")))
     return np.stack(frames)

@@ -20,7 +20,7 @@ from gr2.data_pipeline.readers.lerobot import LeRobotSource
 from gr2.data_pipeline.readers.lerobot_layout import EpisodeVideo, fill_pattern
 from gr2.data_pipeline.readers.lerobot_rows import EpisodeRows
 from gr2.data_pipeline.readers.lerobot_video import EpisodeSpan, find_video, read_header
-from gr2.data_pipeline.readers.record import ImageBytes, Record, VideoSpan, with_video_files
+from gr2.data_pipeline.readers.record import ImageBytes, Record, VideoSpan, load_image, with_video_files
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.readers.spec import EpisodeSpec
 from gr2.data_pipeline.video.transcode import encode_frames
@@ -431,6 +431,55 @@ def test_measured_times_and_names_of_v3_are_repaired_and_counted(tmp_path: Path)
         open_source(tmp_path / "videos_alone", times="order")
 
 
+def test_what_one_camera_or_the_last_frame_lacks_is_repaired_and_counted(tmp_path: Path) -> None:
+    write_v2(tmp_path)
+    video_v2(tmp_path, 1).unlink()
+    video_v2(tmp_path, 2).write_bytes(encode_frames(frames(2)[:-1], FPS))
+    whole, one_eyed, shorter, last = (record for record in LeRobotSource(tmp_path))
+    assert whole.repairs == last.repairs == () and whole.videos.keys() == last.videos.keys()
+    assert one_eyed.repairs == ("no video of top",) and list(one_eyed.videos) == ["wrist"]
+    assert shorter.repairs == ("video one frame shorter than the steps",)
+    assert len(shorter.states) == len(shorter.actions) == LENGTHS[2] - 1
+    manifest = write_video_shards(source=str(tmp_path), out=tmp_path / "shards")  # the other camera is cut, too
+    assert manifest["counts"]["kept"] == 4 and sum(manifest["counts"]["repaired"].values()) == 2
+    spec = EpisodeSpec(cameras=dict(zip(("top", "wrist"), CAMERAS, strict=True)))
+    named = list(LeRobotSource(tmp_path, spec=spec))
+    assert "no such file" in named[1].problem  # a spec asks for what it names
+
+
+def test_depth_whole_floats_and_other_texts_are_told_apart(tmp_path: Path) -> None:
+    write_v3(tmp_path, cameras=CAMERAS[:1])
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    depth = {"dtype": "video", "shape": [16, 24, 1], "info": {"is_depth_map": True}}
+    info["features"]["observation.images.depth"] = depth
+    (tmp_path / "meta/info.json").write_text(json.dumps(info))
+
+    def as_floats(rows: list[dict]) -> None:
+        for row in rows:
+            row.update({name: float(value) for name, value in row.items() if type(value) is int})
+
+    change_rows(tmp_path, as_floats)
+    content = {"task_index": pa.array([0.0, 1.0]), "room": pa.array(["kitchen"] * 2), "task": pa.array(TASKS[:2])}
+    pq.write_table(pa.table(content), tmp_path / "meta/tasks.parquet")
+    records = list(LeRobotSource(tmp_path))
+    assert not any(record.problem for record in records) and {r.caption for r in records} == set(TASKS[:2])
+    assert {r.repairs for r in records} == {("observation.images.depth left out, it is depth",)}
+
+
+def test_images_of_any_usual_kind_are_read_and_depth_is_refused() -> None:
+    colors = frames(0)[0]
+    for kind, mode in (("WEBP", "RGB"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "L"), ("TIFF", "RGB"), ("JPEG", "CMYK")):
+        buffer = io.BytesIO()
+        Image.fromarray(colors).convert(mode).save(buffer, kind)
+        assert load_image(buffer.getvalue()).convert("RGB").size == (colors.shape[1], colors.shape[0])
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 900, np.uint16)).save(buffer, "PNG")
+    with pytest.raises(DataError, match="as depth images have"):
+        load_image(buffer.getvalue())
+    with pytest.raises(DataError, match="got none of them"):
+        load_image(b"GIF89a")
+
+
 def test_missing_and_truncated_files_are_problems_of_their_episodes(tmp_path: Path) -> None:
     write_v2(tmp_path)
 
@@ -441,7 +490,8 @@ def test_missing_and_truncated_files_are_problems_of_their_episodes(tmp_path: Pa
     whole = data_v2(tmp_path, 1).read_bytes()
     data_v2(tmp_path, 1).write_bytes(whole[: len(whole) // 2])
     data_v2(tmp_path, 2).unlink()
-    video_v2(tmp_path, 3).unlink()
+    for camera in CAMERAS:
+        video_v2(tmp_path, 3, camera).unlink()
     first, *others = problems()
     assert first == ""
     for got, words in zip(
@@ -455,7 +505,7 @@ def test_missing_and_truncated_files_are_problems_of_their_episodes(tmp_path: Pa
 @pytest.mark.parametrize(
     ("video", "words"),
     [
-        (lambda: encode_frames(frames(0)[:-1], FPS), "expected 7 frames, one a step, from frame 0 on, got 6 of 6"),
+        (lambda: encode_frames(frames(0)[:-2], FPS), "expected 7 frames, one a step, from frame 0 on, got 5 of 5"),
         (lambda: encode_frames(frames(0, count=8), FPS), "expected 7 frames, one a step, from frame 0 on, got 8 of 8"),
         (lambda: encode_frames(frames(0), 2 * FPS), "expected 10 frames a second, got 20"),
         (lambda: encode_frames(frames(0), FPS)[:300], "truncated or corrupt"),
@@ -485,7 +535,6 @@ def test_episode_of_another_width_is_left_out(tmp_path: Path) -> None:
         ("to_timestamp", 0.9, r"expected a span to 1.2000 s for 5 frames, got 0.9000 s"),
         ("from_timestamp", 1.9, "expected a span to 2.4000 s for 5 frames, got 1.2000 s"),
         ("from_timestamp", -0.5, "expected a span to"),
-        ("file_index", 7, "no such file, expected a video"),
         ("file_index", None, "expected videos/observation.images.top/chunk_index and"),
     ],
 )
@@ -572,7 +621,7 @@ def test_other_versions_and_broken_tables_stop_at_opening(tmp_path: Path) -> Non
     episodes, tasks = tmp_path / "meta/episodes/chunk-000/file-000.parquet", tmp_path / "meta/tasks.parquet"
     whole = episodes.read_bytes()
     pq.write_table(pa.table({"task_index": pa.array([0])}), tasks)
-    with pytest.raises(DataError, match="expected `task_index` and a column of instructions"):
+    with pytest.raises(DataError, match="expected `task_index` and the instructions as `task`"):
         LeRobotSource(tmp_path)
     tasks.unlink()
     assert [record.caption for record in LeRobotSource(tmp_path)] == [TASKS[0], TASKS[1]] * 2

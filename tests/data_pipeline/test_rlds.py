@@ -292,7 +292,7 @@ def test_damaged_files_are_named_with_their_record(tmp_path: Path) -> None:
         ({"steps/action": numbers(7) * np.float32(np.nan)}, "expected finite numbers"),
         ({"steps/observation/state": np.zeros(0, np.float32)}, "steps/observation/state: expected numbers .* nothing"),
         ({"steps/observation/image": numbers(2)}, "image: expected bytes .* got numbers"),
-        ({"steps/observation/image": [b"GIF89a"] * STEPS}, "image 0: expected a JPEG or PNG file"),
+        ({"steps/observation/image": [b"GIF89a"] * STEPS}, "image 0: expected a JPEG, PNG"),
         (
             {"steps/observation/image": [png(f) for f in (*images()[1:], images(size=(8, 8))[0])]},
             r"image 4: expected \(16, 24\) .*, got \(8, 8\)",
