@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 import json
 import os
 import re
+import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +78,39 @@ def sample_key(relative: str) -> str:
 def camera_name(name: str) -> str:
     """Make a camera name fit for a tar member: no dots, no slashes."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+
+
+_LFS_HEAD = b"version https://git-lfs"
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Refuse a file whose content Git LFS has not fetched.
+
+    Raises:
+        DataError: it is a pointer.
+    """
+    if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS_HEAD):
+        raise DataError(f"{path}: is a pointer of Git LFS, expected its content; run `git lfs pull` in the repository.")
+
+
+@lru_cache(maxsize=64)
+def text_encoding(path: Path) -> str:
+    """Return how a text file is encoded: UTF-8, UTF-16 by its first two bytes, else Latin-1, which is told.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(2)
+        if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return "utf-16"
+        with path.open(encoding="utf-8-sig") as text:
+            while text.read(1 << 20):
+                pass
+    except UnicodeDecodeError as error:
+        print(f"{path}: is no UTF-8 (byte {error.start}); it is read as Latin-1", file=sys.stderr)
+        return "latin-1"
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}); check the path.") from error
+    return "utf-8-sig"

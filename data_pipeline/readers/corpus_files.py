@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ...errors import DataError
-from ..files import sample_key
+from ..files import sample_key, text_encoding
 from ..video.reader import is_video
 from .record import Record
 
@@ -45,6 +45,12 @@ def index_videos(root: Path, first_in: Sequence[str] = ()) -> dict[str, Path]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
+    for folder, _, files in walk_links(root):
+        yield from (Path(folder, name) for name in files if is_video(name) and not name.startswith("."))
+
+
+def walk_links(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk the folders below one in sorted order, as `os.walk` does: links are followed once, hidden ones left out."""
     seen = set()
     for folder, names, files in os.walk(root, followlinks=True):
         status = os.stat(folder)
@@ -53,7 +59,7 @@ def _walk(root: Path) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         names[:] = sorted(name for name in names if not name.startswith("."))
-        yield from (Path(folder, name) for name in files if is_video(name) and not name.startswith("."))
+        yield folder, names, files
 
 
 def table_columns(path: Path) -> list[str]:
@@ -84,7 +90,7 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
         DataError: where the file cannot be read, or a quote is never closed.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        with path.open(newline="", encoding=text_encoding(path)) as file:
             for row in csv.DictReader(file):
                 yield {name.strip(): (value or "").strip() for name, value in row.items() if isinstance(name, str)}
     except (OSError, csv.Error) as error:

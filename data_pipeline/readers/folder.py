@@ -1,20 +1,23 @@
 """Read a plain folder of videos, with captions from a table, or from a text file beside each video.
 
 `captions.csv` has the columns `file` and `caption`; `captions.json` is `{file: caption}` or a list of
-`{"file": ..., "caption": ...}`. Files are named relative to the folder, with or without the suffix.
+`{"file": ..., "caption": ...}`. `metadata.csv` and `metadata.jsonl`, in any folder, are those of Hugging Face's
+`videofolder`. Files are named relative to the table's folder, with or without the suffix. A row whose video is not
+there is a record that says so.
 """
 
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..files import read_json, sample_key
+from ..files import read_json, sample_key, text_encoding
 from ..video.reader import is_video
+from .corpus_files import VIDEO_MISSING, unusable, walk_links
 from .record import Record
 
 FILE_COLUMNS = ("file", "file_name", "video", "path", "id")
@@ -35,43 +38,58 @@ class FolderSource:
 
     def __iter__(self) -> Iterator[Record]:
         root = self.path.parent if self.path.is_file() else self.path
-        captions = _read_captions(root)
+        captions, used = _read_captions(root), set[str]()
         for video in [self.path] if self.path.is_file() else _walk(root):
             relative = video.relative_to(root)
+            names = (relative.as_posix(), relative.with_suffix("").as_posix(), relative.name, relative.stem)
+            found = next((name for name in names if name in captions), None)
+            used |= {found} if found is not None else set()
             yield Record(
                 key=sample_key(relative.as_posix()),
                 videos={self.camera: video},
-                caption=_caption_of(video, relative, captions),
+                caption=_text_beside(video) if found is None else captions[found],
                 source=relative.as_posix(),
             )
+        for name in [] if self.path.is_file() else sorted(captions.keys() - used):
+            yield unusable(f"{name} (row)", name, {}, VIDEO_MISSING)
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    for folder, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if not name.startswith("."))
+    for folder, _, files in walk_links(root):
         yield from (Path(folder, name) for name in sorted(files) if is_video(name) and not name.startswith("."))
 
 
-def _caption_of(video: Path, relative: Path, captions: Mapping[str, str]) -> str:
-    for name in (relative.as_posix(), relative.with_suffix("").as_posix(), relative.name, relative.stem):
-        if name in captions:
-            return captions[name]
-    beside = video.with_suffix(".txt")
-    return beside.read_text(encoding="utf-8", errors="replace").strip() if beside.is_file() else ""
+def _text_beside(video: Path) -> str:
+    file = video.with_suffix(".txt")
+    return file.read_text(encoding=text_encoding(file)).strip() if file.is_file() else ""
 
 
 def _read_captions(root: Path) -> dict[str, str]:
-    table = root / "captions.csv"
-    if table.is_file():
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            return _pairs(table, list(csv.DictReader(file)))
-    listing = root / "captions.json"
-    if not listing.is_file():
-        return {}
-    content = read_json(listing)
+    """Read the table of the folder, and those of Hugging Face in any below it: file, from the root on -> caption."""
+    captions: dict[str, str] = {}
+    for folder, _, files in walk_links(root):
+        place = Path(folder).relative_to(root).as_posix()
+        for name in ("captions.csv", "captions.json", "metadata.csv", "metadata.jsonl"):
+            if name in files and (place == "." or name.startswith("metadata")):
+                found = _read_table(Path(folder, name))
+                captions |= found if place == "." else {f"{place}/{file}": text for file, text in found.items()}
+    return captions
+
+
+def _read_table(path: Path) -> dict[str, str]:
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding=text_encoding(path)) as file:
+            return _pairs(path, list(csv.DictReader(file)))
+    if path.suffix == ".jsonl":
+        try:
+            lines = path.read_text(encoding=text_encoding(path)).splitlines()
+            return _pairs(path, [json.loads(line) for line in lines if line.strip()])
+        except ValueError as error:
+            raise DataError(f"{path}: expected one JSON object a line ({error}); correct the file.") from error
+    content = read_json(path)
     if isinstance(content, dict):
         return {str(name): str(caption).strip() for name, caption in content.items()}
-    return _pairs(listing, content)
+    return _pairs(path, content)
 
 
 def _pairs(path: Path, rows: Any) -> dict[str, str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...contracts import Array
 from ...errors import DataError
+from ..files import refuse_lfs_pointer
 from .record import FileMissing
 
 _TIME_TOLERANCE = 0.1
@@ -39,6 +40,7 @@ class EpisodeRows:
             raise FileMissing(
                 "no such file, expected the steps of the episode; copy it, or take the episode out of meta"
             )
+        refuse_lfs_pointer(path)
         try:
             self._file = pq.ParquetFile(path)
             self.names = tuple(self._file.schema_arrow.names)

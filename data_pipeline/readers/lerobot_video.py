@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import DataError
+from ..files import refuse_lfs_pointer
 from .lerobot_layout import EpisodeVideo
 from .record import FileMissing, Video, VideoBytes, VideoSpan
 
@@ -54,6 +55,8 @@ def read_header(video: Path | bytes) -> VideoHeader:
     import av
 
     name = str(video) if isinstance(video, Path) else "video"
+    if isinstance(video, Path):
+        refuse_lfs_pointer(video)
     try:
         with av.open(str(video) if isinstance(video, Path) else io.BytesIO(video)) as container:
             stream = container.streams.best("video")

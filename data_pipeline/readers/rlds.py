@@ -51,7 +51,12 @@ class RldsDataset:
 def find_rlds(path: Path) -> list[Path]:
     """List the version folders at `path` or right below it: those with `features.json` and a TFRecord file."""
     folders = [path, *sorted(path.glob("*/"))] if path.is_dir() else []
-    return [f for f in folders if (f / "features.json").is_file() and next(f.glob("*.tfrecord*"), None)]
+    return [f for f in folders if (f / "features.json").is_file() and _visible(f, "*.tfrecord*")]
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """List files in order, without the hidden ones that macOS leaves beside them."""
+    return [file for file in sorted(folder.glob(pattern)) if not file.name.startswith(".")]
 
 
 def open_rlds(
@@ -94,7 +99,7 @@ def open_rlds(
             f"{folder}: expected a rate above 0 Hz, got {spec.control_hz}; state it as control_hz in a spec."
         )
     pattern = "*.tfrecord*" if split is None else f"*-{split}.tfrecord*"
-    files = tuple(sorted(folder.glob(pattern)))
+    files = tuple(_visible(folder, pattern))
     if not files:
         raise DataError(f"{folder}: expected files of the split {split!r}, got none; check the name of the split.")
     try:

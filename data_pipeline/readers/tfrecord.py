@@ -17,6 +17,7 @@ import numpy as np
 
 from ...contracts import Array
 from ...errors import DataError
+from ..files import refuse_lfs_pointer
 
 Values: TypeAlias = list[bytes] | Array
 """One feature of an example: byte strings, float32 `[n]` or int64 `[n]`; an empty list where nothing is stored."""
@@ -89,6 +90,7 @@ def read_records(path: Path, *, check_crc: bool = True) -> Iterator[bytes]:
     Raises:
         DataError: the file cannot be opened, ends within a record, or a checksum is wrong.
     """
+    refuse_lfs_pointer(path)
     try:
         file = path.open("rb")
     except OSError as error:

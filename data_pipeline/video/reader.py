@@ -15,7 +15,7 @@ import numpy as np
 
 from ...contracts import Array
 from ...errors import ConfigError, DataError, EnvironmentMissing
-from ..files import write_bytes
+from ..files import refuse_lfs_pointer, write_bytes
 from .decoders import AvDecoder, Decoder
 from .decord_decoder import DecordDecoder
 from .index import Source
@@ -125,6 +125,8 @@ def open_video(
     if isinstance(source, Path) and not source.is_file():
         kind = "is a folder" if source.is_dir() else "no such file"
         raise DataError(f"{name}: {kind}, expected a video; check the path.")
+    if isinstance(source, Path):
+        refuse_lfs_pointer(source)
     if (source.stat().st_size if isinstance(source, Path) else len(source)) == 0:
         raise DataError(f"{name}: the file is empty, expected a video; copy or download it again.")
     decoders: dict[str, Callable[[Source, int | None, int | None], Decoder]] = {

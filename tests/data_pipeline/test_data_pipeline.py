@@ -14,10 +14,11 @@ from gr2.contracts import Episode
 from gr2.data_pipeline.curation.filters import FilterConfig, VideoFacts, too_short
 from gr2.data_pipeline.curation.ingest import cut_windows, write_video_shards
 from gr2.data_pipeline.executors import Executor, ordered_map
-from gr2.data_pipeline.files import load_array
+from gr2.data_pipeline.files import load_array, text_encoding
 from gr2.data_pipeline.loading.token_store import TokenStore
 from gr2.data_pipeline.readers.record import Record
 from gr2.data_pipeline.readers.source import open_source
+from gr2.data_pipeline.readers.tfrecord import read_records
 from gr2.data_pipeline.store.episodes import write_episode
 from gr2.data_pipeline.store.shards import (
     ShardWriter,
@@ -117,6 +118,34 @@ def test_filters_count_and_name_what_they_drop(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "in/static.mp4", tmp_path / "only_static")
     with pytest.raises(DataError, match=r"static\.mp4: mean frame difference"):
         write_video_shards(source=tmp_path / "only_static", out=tmp_path / "none")
+
+
+def test_tables_of_any_encoding_and_of_hugging_face_are_read(tmp_path: Path, capsys) -> None:
+    for name in ("a.mp4", "train/b.mp4"):
+        write_video(tmp_path / name, noise(12), fps=10)
+    captions = {"a.mp4": "Schließe die Tür", "gone": "öffne"}
+    text = "file,caption\n" + "".join(f"{name},{caption}\n" for name, caption in captions.items())
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "latin-1"):
+        text_encoding.cache_clear()
+        (tmp_path / "captions.csv").write_bytes(text.encode(encoding))
+        (tmp_path / "train/metadata.jsonl").write_text('{"file_name": "b.mp4", "text": "pick"}\n')
+        found = {record.source: record for record in open_source(tmp_path)}
+        assert [found[name].caption for name in ("a.mp4", "train/b.mp4")] == ["Schließe die Tür", "pick"]
+        assert found["gone"].problem == "video missing" and found["gone"].missing  # a row that matches no file
+        assert ("read as Latin-1" in capsys.readouterr().err) == (encoding == "latin-1")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/again").symlink_to(tmp_path / "train")
+    assert [record.source for record in open_source(tmp_path / "linked")] == ["again/b.mp4"]
+
+
+def test_pointers_of_git_lfs_are_called_that(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123\n"
+    for name in ("a.mp4", "a.tfrecord-00000-of-00001"):
+        (tmp_path / name).write_text(pointer)
+    with pytest.raises(DataError, match="run `git lfs pull`"):
+        open_video(tmp_path / "a.mp4")
+    with pytest.raises(DataError, match="run `git lfs pull`"):
+        next(read_records(tmp_path / "a.tfrecord-00000-of-00001"))
 
 
 def test_an_episode_of_a_robot_may_be_short() -> None:
