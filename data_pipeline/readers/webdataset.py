@@ -2,19 +2,23 @@
 
 A sample is what shares a name up to its first dot. Its videos are the members with a video's suffix: `clip.mp4` is the
 one camera, `clip.gripper.mp4` the camera `gripper`. The caption stands in `clip.txt`, or in `clip.json` under one of
-the names that a table of captions may use.
+the names that a table of captions may use. Where what follows the first dot is no name (`take 1.5.mp4`), and no member
+has the name without it, the name goes on to the last dot.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
 from ..embodiments import kept_embodiment
-from ..files import load_array, sample_key
+from ..files import load_array, refuse_lfs_pointer, sample_key
 from ..locations import Location, file_name, is_url, local_copy
 from ..store.shards import list_shards
 from ..video.reader import is_video
@@ -25,9 +29,12 @@ from .record import Record, VideoBytes
 def find_tars(location: Location) -> list[Location]:
     """List the tars at a location: a folder of them, one tar, a pattern, or a URL; empty where it is something else."""
     text = str(location)
+    if text.endswith((".tar.gz", ".tgz")):
+        return [location]
     if is_url(location) or "{" in text or text.endswith(".tar"):
         return list_shards(location)
-    return [*sorted(Path(location).glob("*.tar"))] if Path(location).is_dir() else []
+    folder = Path(location)
+    return [*sorted(file for p in ("*.tar", "*.tar.gz", "*.tgz") for file in folder.glob(p))] if folder.is_dir() else []
 
 
 class WebdatasetSource:
@@ -50,23 +57,23 @@ class WebdatasetSource:
             raise DataError(f"{gone or path}: no such file, expected webdataset tars; check the path or the pattern.")
 
     def __iter__(self) -> Iterator[Record]:
-        import webdataset
-
         for tar in self._tars:
             name = file_name(tar)
             try:
                 with local_copy(tar) as path:
-                    for sample in webdataset.WebDataset([str(path)], shardshuffle=False, empty_check=False):
-                        yield self._record(name, sample)
-            except Exception as error:
-                # webdataset and tarfile raise what the tar's damage makes them trip over
+                    refuse_lfs_pointer(path)
+                    for sample, fault in read_tar(path):
+                        yield self._record(name, sample, fault)
+            except (tarfile.TarError, OSError, EOFError, zlib.error, DataError) as error:
                 yield Record(
                     key=sample_key(name), videos={}, source=str(tar), problem=f"{tar}: cannot be read ({error})"
                 )
 
-    def _record(self, tar: str, sample: Mapping[str, Any]) -> Record:
+    def _record(self, tar: str, sample: Mapping[str, Any], fault: str) -> Record:
         where = f"{tar}: {sample['__key__']}"
-        key = sample_key(f"{tar}/{sample['__key__']}")
+        key = sample_key(f"{tar}/{sample['__key__']}{fault and ' again'}")
+        if fault:
+            return Record(key=key, videos={}, source=where, problem=f"{where}: {fault}")
         try:
             described = json.loads(sample["json"]) if "json" in sample else {}
             described = described if isinstance(described, dict) else {}
@@ -99,6 +106,56 @@ class WebdatasetSource:
             camera, _, suffix = name.rpartition(".")
             videos[camera or self.camera] = VideoBytes(data=sample[name], suffix=f".{suffix}")
         return videos
+
+
+def read_tar(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the samples of a tar in order: members by what follows the name, with the name as `__key__`.
+
+    Beside each stands what is wrong with it, nothing as a rule: a member twice, or members that are not together.
+
+    Raises:
+        TarError, EOFError, zlib.error: the tar is broken, from there on.
+    """
+    with tarfile.open(path) as tar:
+        names = _sample_names([member.name for member in tar if _is_member(member)])
+    sample: dict[str, Any] = {}
+    fault, done = "", set[str]()
+    with tarfile.open(path, "r|*") as tar:
+        for member in tar:
+            if not _is_member(member):
+                continue
+            key, part = names[member.name]
+            if sample and sample["__key__"] != key:
+                done.add(sample["__key__"])
+                yield sample, fault
+                sample, fault = {}, ""
+            if not sample:
+                sample = {"__key__": key}
+                fault = "its members are not next to each other; sort the tar by name" if key in done else ""
+            if part in sample:
+                fault = f"the member .{part} is there twice; write the tar again, each name once"
+            file = tar.extractfile(member)
+            sample[part] = b"" if file is None else file.read()
+    if sample:
+        yield sample, fault
+
+
+def _is_member(member: tarfile.TarInfo) -> bool:
+    return member.isfile() and "." in Path(member.name).name.lstrip(".") and not Path(member.name).name.startswith(".")
+
+
+def _sample_names(members: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the sample's name and the part (`gripper.mp4`) of each member."""
+    first = {name: _split(name, first=True) for name in members}
+    plain = {key for key, part in first.values() if "." not in part}
+    odd = {key for key, part in first.values() if not re.fullmatch(r"([A-Za-z_][\w-]*\.)*\w+", part)}
+    return {name: _split(name, first=key in plain or key not in odd) for name, (key, _) in first.items()}
+
+
+def _split(name: str, *, first: bool) -> tuple[str, str]:
+    folder, slash, file = name.rpartition("/")
+    stem, _, part = file.partition(".") if first else file.rpartition(".")
+    return f"{folder}{slash}{stem}", part.lower()
 
 
 def _caption(sample: Mapping[str, Any], described: Mapping[str, Any]) -> str:

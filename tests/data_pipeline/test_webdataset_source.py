@@ -22,11 +22,11 @@ def frames(seed: int, count: int = 8) -> np.ndarray:
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
 
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    """Write a plain tar."""
+def write_tar(path: Path, members: dict[str, bytes] | list[tuple[str, bytes]], mode: str = "w") -> None:
+    """Write a tar of members in this order; of a list, one name may come twice."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
+    with tarfile.open(path, mode) as tar:
+        for name, data in members.items() if isinstance(members, dict) else members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -84,3 +84,30 @@ def test_archives_beside_a_corpus_are_not_taken_for_it(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/train.json").write_text('[{"id": "1", "label": "open it", "template": "", "placeholders": []}]')
     assert open_source(tmp_path).kind == "something"
+
+
+def test_names_of_members_are_split_where_they_make_sense(tmp_path: Path) -> None:
+    write_tar(tmp_path / "takes.tar.gz", [
+        ("take 0.5 (clean).mp4", b"a"), ("take 0.5 (clean).txt", b"one"), ("._take.mp4", b"x"),
+        ("take 1.5.mp4", b"b"), ("take 1.5.txt", b"two"),
+        ("d/clip.0.mp4", b"c"), ("d/clip.1.mp4", b"d"), ("d/clip.json", b'{"caption": "three"}'),
+        ("d/e.gripper.mp4", b"e"), ("d/e.static.mp4", b"f"),
+    ], "w:gz")  # fmt: skip
+    found = [(record.caption, list(record.videos)) for record in open_source(tmp_path)]
+    assert found == [("one", ["static"]), ("two", ["static"]), ("three", ["0", "1"]), ("", ["gripper", "static"])]
+
+
+def test_a_member_twice_or_apart_costs_its_own_sample(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [
+        ("a.mp4", b"a"), ("b.mp4", b"b"), ("b.mp4", b"b"), ("c.mp4", b"c"), ("a.txt", b"words"), ("d.mp4", b"d"),
+    ])  # fmt: skip
+    records = list(open_source(tmp_path / "x.tar"))
+    assert [record.source.rpartition(": ")[2] for record in records] == ["a", "b", "c", "a", "d"]
+    assert [record.problem.rpartition("; ")[2] for record in records] == [
+        "", "write the tar again, each name once", "", "sort the tar by name", "",
+    ]  # fmt: skip
+    assert len({record.key for record in records}) == 5
+    data = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(data[:2000])  # ends in the middle of the second header
+    *whole, broken = open_source(tmp_path / "x.tar")
+    assert "cannot be read" in broken.problem and not any(record.problem for record in whole)
