@@ -15,9 +15,9 @@ from typing import Any
 
 from ...errors import ConfigError, DataError
 from ..files import camera_name
-from .lerobot_layout import EpisodeEntry, LeRobotLayout, read_layout, read_schema
-from .lerobot_rows import EpisodeRows, check_times, images_of, matrix_of, numbers_of
-from .lerobot_video import VideoHeader, find_video, lacks_last_frame, read_header
+from .lerobot_layout import EpisodeEntry, LeRobotLayout, frames_before, read_layout, read_schema
+from .lerobot_rows import EpisodeRows, check_times, images_below, images_of, matrix_of, numbers_of
+from .lerobot_video import VideoHeader, find_video, is_shifted, lacks_last_frame, read_header
 from .record import FileMissing, ImageBytes, Record, Times, Video
 from .robot_signals import Column, RobotSignals
 from .signal_names import flat_names
@@ -55,7 +55,7 @@ class LeRobotSource:
         self.path, self.times = path, times
         self.layout = read_layout(path)
         self._columns = self._first_columns()
-        available = {*self._columns, *_videos(self.layout)}
+        available = {*self._columns, *_videos(self.layout), *_image_folders(self.layout)}
         self._name = path.resolve().name
         known = KNOWN_SPECS.get(self._name)
         self._guessed = spec is None
@@ -89,13 +89,15 @@ class LeRobotSource:
 
     def __iter__(self) -> Iterator[Record]:
         spec, opened = self.spec, _OpenFile([*sorted(self.spec.keys()), *_BOOKKEEPING])
-        cameras = [key for key in dict.fromkeys(spec.cameras.values()) if key not in self._columns]
+        kept = {*self._columns, *_image_folders(self.layout)}
+        cameras = [key for key in dict.fromkeys(spec.cameras.values()) if key not in kept]
         header_of = lru_cache(maxsize=2 * len(cameras) + 1)(read_header)
+        counted = {key: frames_before(self.layout.rows, key) for key in cameras} if self.layout.version == 3 else {}
         widths: dict[str, int] = {}
         for row in self.layout.rows:
             key, source = f"episode_{row['episode_index']:06d}", f"episode {row['episode_index']}"
             try:
-                entry = self.layout.entry(row, cameras)
+                entry = self.layout.entry(row, cameras, counted)
                 source = f"{entry.data.relative_to(self.path).as_posix()}: {source}"
                 record = self._record(key, source, entry, opened.rows(entry.data), header_of)
                 _check_widths(record, widths)
@@ -126,13 +128,16 @@ class LeRobotSource:
             if name in rows.column_names:
                 images = images_of(name, rows.column(name), self.path)
                 videos[camera] = ImageBytes(images=images, fps=fps, source=f"{source}: {name}")
+            elif (folder := self.path / "images" / name / f"episode_{entry.index:06d}").is_dir():
+                videos[camera] = images_below(name, folder, length, fps)
             elif name not in entry.videos and camera not in spec.optional_cameras:
                 raise DataError(f"expected the column {name}, got {sorted(rows.column_names)}; write the file again")
             elif name in entry.videos and self._is_missed(entry, camera):
                 repairs.append(f"no video of {camera}")
             elif name in entry.videos and (entry.videos[name].file.is_file() or camera not in spec.optional_cameras):
-                trimmed = length < entry.length
-                videos[camera] = find_video(name, entry.videos[name], length, fps, header_of, trimmed=trimmed)
+                place, trimmed = entry.videos[name], length < entry.length
+                repairs.append("start of a video by the lengths before it" if is_shifted(place, fps, header_of) else "")
+                videos[camera] = find_video(name, place, length, fps, header_of, trimmed=trimmed)
         instructions = self._instructions(rows, entry)
         steps = bool(spec.actions)
         facts = spec.facts(self._name) | {"episode_index": entry.index}
@@ -151,7 +156,7 @@ class LeRobotSource:
             embodiment=embodiment,
             source=source,
             facts=facts | ({"sentences": instructions} if len(instructions) > 1 else {}),
-            repairs=tuple(filter(None, repairs)),
+            repairs=tuple(dict.fromkeys(filter(None, repairs))),
         )
 
     def _is_missed(self, entry: EpisodeEntry, camera: str) -> bool:
@@ -197,7 +202,7 @@ def guess_spec(layout: LeRobotLayout, columns: Mapping[str, str], camera: str = 
         camera: name given to the camera where there is one.
     """
     in_rows = [name for name in columns if _holds_images(layout, columns, name)]
-    images = list(dict.fromkeys([*_videos(layout), *in_rows]))
+    images = list(dict.fromkeys([*_videos(layout), *in_rows, *_image_folders(layout)]))
     images = [name for name in images if name.startswith(_IMAGES)] or images
     names = [camera_name(name.rpartition(".")[2]) for name in images]
     if len(set(names)) != len(names):
@@ -224,6 +229,12 @@ def _videos(layout: LeRobotLayout) -> list[str]:
         if feature.get("dtype") == "video" and not _is_depth(feature):
             found.append(name)
     return found
+
+
+def _image_folders(layout: LeRobotLayout) -> list[str]:
+    """List the features kept as one file an image below `images`, as lerobot does before it encodes them."""
+    named = [name for name, feature in layout.features.items() if feature.get("dtype") == "image"]
+    return [n for n in named if (layout.root / "images" / n).is_dir() and not _is_depth(layout.features[n])]
 
 
 def _is_depth(feature: Mapping[str, Any]) -> bool:

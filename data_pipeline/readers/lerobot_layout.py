@@ -34,11 +34,15 @@ _CHUNK_SIZE = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeVideo:
-    """Where the images of one camera lie; start, stop: as the metadata state [s], both None for the whole file."""
+    """Where the images of one camera lie; start, stop: as the metadata state [s], both None for the whole file.
+
+    counted: frames before the first one and in the whole file, by the lengths of its episodes; None where not counted.
+    """
 
     file: Path
     start: float | None = None
     stop: float | None = None
+    counted: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +74,13 @@ class LeRobotLayout:
     info: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
 
-    def entry(self, row: Mapping[str, Any], cameras: Sequence[str] = ()) -> EpisodeEntry:
-        """Find the files of one of the `rows`; cameras: features kept as video files.
+    def entry(
+        self,
+        row: Mapping[str, Any],
+        cameras: Sequence[str] = (),
+        counted: Mapping[str, Mapping[int, Any]] | None = None,
+    ) -> EpisodeEntry:
+        """Find the files of one of the `rows`; cameras: features kept as video files; counted: their `frames_before`.
 
         Raises:
             DataError: the row does not state where its files are.
@@ -85,14 +94,16 @@ class LeRobotLayout:
             length=row["length"],
             tasks=tuple(str(task) for task in tasks) if isinstance(tasks, list | tuple) else (),
             data=self._file(_DATA, "data_path", values if self.version == 2 else _file_numbers(row, "data")),
-            videos={key: self._video(key, values, row) for key in cameras},
+            videos={key: self._video(key, values, row, (counted or {}).get(key, {}).get(index)) for key in cameras},
             repairs=("chunk_index in patterns of v2",) if self.version == 2 and self._has_newer_names() else (),
         )
 
     def _has_newer_names(self) -> bool:
         return any("{chunk_index" in str(self.info.get(name)) for name in ("data_path", "video_path"))
 
-    def _video(self, key: str, values: Mapping[str, Any], row: Mapping[str, Any]) -> EpisodeVideo:
+    def _video(
+        self, key: str, values: Mapping[str, Any], row: Mapping[str, Any], counted: tuple[int, int] | None
+    ) -> EpisodeVideo:
         if self.version == 2:
             return EpisodeVideo(file=self._file(_VIDEOS, "video_path", {**values, "video_key": key}))
         prefix = f"videos/{key}"
@@ -100,7 +111,7 @@ class LeRobotLayout:
         start, stop = (_seconds(row.get(f"{prefix}/{end}_timestamp")) for end in ("from", "to"))
         if start is None or stop is None:
             raise DataError(f"expected times in {prefix}/from_timestamp and to_timestamp, got none; copy meta again")
-        return EpisodeVideo(file=file, start=start, stop=stop)
+        return EpisodeVideo(file=file, start=start, stop=stop, counted=counted)
 
     def _file(self, patterns: Mapping[int, str], name: str, values: Mapping[str, Any]) -> Path:
         """Return the first of the possible files that is there, else the one that should be."""
@@ -109,6 +120,23 @@ class LeRobotLayout:
         names = [fill_pattern(p, values) for p in (stated, standard) if isinstance(p, str) and p]
         names += [re.sub(r"^videos/", "video/", n) for n in names]
         return next((self.root / n for n in names if (self.root / n).is_file()), self.root / names[0])
+
+
+def frames_before(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, tuple[int, int]]:
+    """Return the frames before each episode in its file of a camera, and in the whole file, by all lengths there."""
+    files: dict[tuple[Any, Any], list[tuple[float, int, int]]] = {}
+    for row in rows:
+        start = _seconds(row.get(f"videos/{key}/from_timestamp"))
+        place = (row.get(f"videos/{key}/chunk_index"), row.get(f"videos/{key}/file_index"))
+        if start is not None:
+            files.setdefault(place, []).append((start, row["episode_index"], row["length"]))
+    found = {}
+    for episodes in files.values():
+        before, total = 0, sum(length for _, _, length in episodes)
+        for _, index, length in sorted(episodes):
+            found[index] = (before, total)
+            before += length
+    return found
 
 
 def is_lerobot(path: Path) -> bool:

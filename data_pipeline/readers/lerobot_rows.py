@@ -11,7 +11,7 @@ import numpy as np
 from ...contracts import Array
 from ...errors import DataError
 from ..files import refuse_lfs_pointer
-from .record import FileMissing
+from .record import FileMissing, ImageBytes
 
 _TIME_TOLERANCE = 0.1
 """How far a time stamp may lie from its step [steps]. float32 seconds are this far off after half a day at 30 Hz."""
@@ -199,6 +199,18 @@ def images_of(name: str, column: Any, root: Path) -> list[bytes]:
             data = file.read_bytes()
         images.append(data)
     return images
+
+
+def images_below(name: str, folder: Path, length: int, fps: float) -> ImageBytes:
+    """Read the images of one episode, a file each in the order of their names.
+
+    Raises:
+        DataError: there are not as many as the episode has steps.
+    """
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    if len(files) != length:
+        raise DataError(f"{name}: expected {length} images in {folder}, one a step, got {len(files)}; copy it again")
+    return ImageBytes(images=[file.read_bytes() for file in files], fps=fps, source=str(folder))
 
 
 def _unreadable(error: Exception) -> DataError:

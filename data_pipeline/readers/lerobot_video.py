@@ -12,6 +12,9 @@ from ..files import refuse_lfs_pointer
 from .lerobot_layout import EpisodeVideo
 from .record import FileMissing, Video, VideoBytes, VideoSpan
 
+_MOST_SHIFTED = 2
+"""By how many frames a stated start may be beside the counted one and still be taken for a wrong statement of it."""
+
 _MARGIN = 0.25
 """A span begins and ends this much early [frames]: time stamps are rounded, and sums of lengths drift."""
 
@@ -74,6 +77,19 @@ def lacks_last_frame(place: EpisodeVideo, length: int, header_of: Callable[[Path
     return place.start is None and place.file.is_file() and header_of(place.file).num_frames == length - 1 > 0
 
 
+def is_shifted(place: EpisodeVideo, fps: float, header_of: Callable[[Path], VideoHeader]) -> bool:
+    """Return whether the stated start is a frame or two beside the one that the lengths of the file's episodes give."""
+    return 0 < abs(_frames_away(place, fps, header_of)) <= _MOST_SHIFTED
+
+
+def _frames_away(place: EpisodeVideo, fps: float, header_of: Callable[[Path], VideoHeader]) -> int:
+    """Return by how many frames the stated start lies beside the counted one; 0 unless the lengths fill the file."""
+    if place.counted is None or place.start is None or not place.file.is_file():
+        return 0
+    header, (before, total) = header_of(place.file), place.counted
+    return round((place.start - header.start) * fps) - before if header.num_frames == total else 0
+
+
 def find_video(
     name: str,
     place: EpisodeVideo,
@@ -105,10 +121,17 @@ def find_video(
         raise DataError(f"{name}: {place.file}: expected {fps:g} frames a second, got {header.fps:g}; encode it again")
     start = header.start if place.start is None else place.start
     stop = start + length / fps
+    away = _frames_away(place, fps, header_of)
     # There are datasets whose to_timestamp is the time of the last frame, not its end.
     if place.stop is not None and not -1.1 / fps <= place.stop - stop <= 0.1 / fps:
         raise DataError(f"{name}: expected a span to {stop:.4f} s for {length} frames, got {place.stop:.4f} s in meta; "
                         "copy meta again")  # fmt: skip
+    if abs(away) > _MOST_SHIFTED:
+        raise DataError(f"{name}: {place.file}: expected the start that the lengths of the episodes give, got one "
+                        f"{abs(away)} frames beside it in meta; copy meta again")  # fmt: skip
+    if away and place.counted is not None:
+        start = header.start + place.counted[0] / fps
+        stop = start + length / fps
     before = round((start - header.start) * fps)
     after = header.num_frames - before - length
     if header.num_frames and (before < 0 or after < 0 or (place.start is None and after > trimmed)):

@@ -466,6 +466,42 @@ def test_depth_whole_floats_and_other_texts_are_told_apart(tmp_path: Path) -> No
     assert {r.repairs for r in records} == {("observation.images.depth left out, it is depth",)}
 
 
+def test_starts_a_frame_beside_the_lengths_are_repaired(tmp_path: Path) -> None:
+    write_v3(tmp_path, cameras=CAMERAS[:1])
+
+    def shift(rows: list[dict], episodes: tuple[int, ...], by: float) -> None:
+        for row in (rows[i] for i in episodes):
+            for end in ("from", "to"):
+                row[f"videos/{CAMERAS[0]}/{end}_timestamp"] += by / FPS
+
+    change_rows(tmp_path, lambda rows: shift(rows, (1, 2), 1.0))
+    records = list(LeRobotSource(tmp_path))
+    repair = ("start of a video by the lengths before it",)
+    assert [record.repairs for record in records] == [(), repair, repair, ()]
+    for i, record in enumerate(records):
+        assert np.abs(record.decode().images["static"].astype(int) - frames(i)).max() < 12
+    change_rows(tmp_path, lambda rows: shift(rows, (1,), 2.0))  # three frames: refused, not guessed at
+    assert "3 frames beside it" in list(LeRobotSource(tmp_path))[1].problem
+
+
+def test_images_as_files_below_the_dataset_are_read(tmp_path: Path) -> None:
+    write_v2(tmp_path, cameras=())
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    info["features"][CAMERAS[0]] = {"dtype": "image", "shape": [32, 48, 3]}
+    (tmp_path / "meta/info.json").write_text(json.dumps(info))
+    for i in range(len(LENGTHS)):
+        for step, frame in enumerate(frames(i)):
+            file = tmp_path / f"images/{CAMERAS[0]}/episode_{i:06d}/frame_{step:06d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(frame).save(file)
+    records = list(LeRobotSource(tmp_path))
+    assert not any(record.problem for record in records)
+    decoded = records[1].decode()
+    assert np.abs(decoded.images["static"].astype(int) - frames(1)).max() < 12
+    file.unlink()
+    assert "expected 6 images" in list(LeRobotSource(tmp_path))[3].problem
+
+
 def test_images_of_any_usual_kind_are_read_and_depth_is_refused() -> None:
     colors = frames(0)[0]
     for kind, mode in (("WEBP", "RGB"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "L"), ("TIFF", "RGB"), ("JPEG", "CMYK")):
