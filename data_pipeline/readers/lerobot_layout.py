@@ -123,7 +123,10 @@ class LeRobotLayout:
 
 
 def frames_before(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, tuple[int, int]]:
-    """Return the frames before each episode in its file of a camera, and in the whole file, by all lengths there."""
+    """Return the frames before each episode in its file of a camera, and in the whole file, by all lengths there.
+
+    Nothing of files whose stated starts do not rise from episode to episode.
+    """
     files: dict[tuple[Any, Any], list[tuple[float, int, int]]] = {}
     for row in rows:
         start = _seconds(row.get(f"videos/{key}/from_timestamp"))
@@ -132,8 +135,11 @@ def frames_before(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, tupl
             files.setdefault(place, []).append((start, row["episode_index"], row["length"]))
     found = {}
     for episodes in files.values():
+        starts = [start for start, _, _ in episodes]
+        if starts != sorted(starts):
+            continue
         before, total = 0, sum(length for _, _, length in episodes)
-        for _, index, length in sorted(episodes):
+        for _, index, length in episodes:
             found[index] = (before, total)
             before += length
     return found
