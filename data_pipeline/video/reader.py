@@ -22,38 +22,10 @@ from .index import Source
 from .torchcodec_decoder import TorchcodecDecoder
 from .transcode import encode_frames
 
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".gif",
-        ".apng",
-        ".mpg",
-        ".mpeg",
-        ".mpe",
-        ".m2v",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".vob",
-        ".3gp",
-        ".3g2",
-        ".flv",
-        ".f4v",
-        ".asf",
-        ".wmv",
-        ".divx",
-        ".ogv",
-        ".h264",
-        ".264",
-        ".hevc",
-        ".265",
-    ]
-)
+VIDEO_SUFFIXES = frozenset({
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".apng", ".mpg", ".mpeg", ".mpe", ".m2v", ".ts", ".mts",
+    ".m2ts", ".vob", ".3gp", ".3g2", ".flv", ".f4v", ".asf", ".wmv", ".divx", ".ogv", ".h264", ".264", ".hevc", ".265",
+})  # fmt: skip
 
 Backend = Literal["auto", "decord", "pyav", "torchcodec"]
 

@@ -233,6 +233,7 @@ def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatc
     assert capsys.readouterr().out.count("done before") == len(stages)
     with pytest.raises(DataError, match="add --fresh"):
         demo(out=tmp_path / "run", num_workers=1, seed=1)
+    monkeypatch.undo()
     with pytest.raises(DataError, match="tasks demonstrated, seed 0, asked for preset demo, tasks all"):
         demo(out=tmp_path / "run", num_workers=1, tasks="all")
 
