@@ -38,8 +38,8 @@ Layout = Literal["episodes", "shards", "calvin"]
 
 SEGMENTS_PER_CHAIN = 6
 _MAX_STEPS = 200
-_PILOT_STEPS = (10, 90)
-"""Range of control steps for which a policy drives."""
+_PILOT_STEPS = (10, 160)
+"""Range of control steps for which a policy drives: long enough to let a block go in the wrong place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,8 @@ def _run_segment(
     start: WorldState = env.world_state()
     style, hand = ExpertStyle.sample(rng), _Hand(rng, rng.random() < config.noise_share)
     extra, done_at, state = int(rng.integers(0, 5)), None, start
-    for step in range(_MAX_STEPS):
+    most = _MAX_STEPS + (0 if pilot is None else pilot.steps)
+    for step in range(most):
         observation = env.observe("", images=(offset + step) % config.frame_stride == 0)
         for name, frame in observation.images.items():
             tape.images[name].append(frame)
@@ -178,7 +179,7 @@ def _run_segment(
             done_at = step
         if done_at is not None and step >= done_at + extra:
             return True, step + 1
-    return False, _MAX_STEPS
+    return False, most
 
 
 def _record_chain(
