@@ -123,6 +123,8 @@ class TokenWindows:
 def in_split(videos: Array, split: Split, fraction: float) -> Array:
     """Return which videos (uint64 `[e]`) belong to a split, bool `[e]`.
 
+    Where the share holds none of two or more videos, the one with the smallest number is held out.
+
     Raises:
         ConfigError: for a fraction outside [0, 1).
     """
@@ -131,4 +133,6 @@ def in_split(videos: Array, split: Split, fraction: float) -> Array:
     if split == "all":
         return np.ones(len(videos), bool)
     held_out: Array = videos < np.uint64(fraction * 2**64)
+    if fraction and not held_out.any() and len(np.unique(videos)) > 1:
+        held_out = videos == videos.min()
     return held_out if split == "validation" else ~held_out

@@ -92,7 +92,7 @@ def _held_out(windows: TokenWindows, options: TrainingOptions) -> BatchLoader | 
 
     batch_size = min(options.batch_size, 16, int(windows.counts.sum()))
     if batch_size < 1:
-        print(f"none of the few videos falls into the {_VALIDATION_SHARE:.0%} held out: training without validation")
+        print("no video can be held out: training without validation; it takes two with windows of their own")
         return None
     config = LoaderConfig(weights=options.loader.weights)
     return BatchLoader(windows, batch_size=batch_size, seed=options.seed, config=config)

@@ -19,7 +19,7 @@ from gr2.data_pipeline.loading.loader import BatchLoader, LoaderConfig
 from gr2.data_pipeline.loading.order import BLOCKS_MIXED, WindowOrder
 from gr2.data_pipeline.loading.shuffle import permute
 from gr2.data_pipeline.loading.token_store import TokenStore
-from gr2.data_pipeline.loading.token_windows import TokenWindows
+from gr2.data_pipeline.loading.token_windows import TokenWindows, in_split
 from gr2.data_pipeline.store.shards import ShardWriter, finished_shards, list_shards, read_indexed
 from gr2.data_pipeline.store.stages import Tally, begin_stage
 from gr2.data_pipeline.tokens import finish_token_shards
@@ -398,3 +398,12 @@ def test_permutation_is_one_to_one(size: int) -> None:
         assert not np.array_equal(orders[0], orders[1])
     if size >= 1000:
         assert abs(np.corrcoef(orders[0][:-1], orders[0][1:])[0, 1]) < 0.1
+
+
+def test_two_videos_are_enough_to_hold_one_out() -> None:
+    videos = np.array([2**63, 2**63, 2**62, 2**62 + 1], np.uint64)
+    assert in_split(videos, "validation", 0.03).tolist() == [False, False, True, False]
+    assert in_split(videos, "train", 0.03).tolist() == [True, True, False, True]
+    assert in_split(videos, "train", 0.0).all() and in_split(videos[:2], "train", 0.03).all()  # one video alone
+    many = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
+    assert np.array_equal(in_split(many, "validation", 0.03), many < 0.03 * 2**64)
