@@ -85,6 +85,7 @@ def train(
         out / "metrics.csv", resume_step=start, sinks=open_sinks(log, out, resume_step=start) if chief else ()
     )
     module.validation, module.log_every, module.validate_every = validation, log_every, validate_every
+    module.batch_size = batch_size
     module.checkpoints, module.name_episode = SaveLast(last, checkpoint_every), name_episode
     if bfloat16 and device.type == "cuda":
         module.peak_flops = device_peak(torch.cuda.get_device_name(device))
@@ -104,6 +105,8 @@ def train(
         Path(begin).unlink(missing_ok=True)
     if trainer.global_step < trainer.max_steps:
         _leave(trainer, distribution, last)
+    if trainer.global_step > trainer.max_steps and chief:
+        print(f"{last} holds step {trainer.global_step} already, asked for {module.steps}: nothing to train")
     if not module.last_metrics and validation and not distribution.sharded:
         module.last_metrics = module.evaluate()
     return module.last_metrics

@@ -7,6 +7,7 @@ exactly without storing generators.
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ class TrainingModule(L.LightningModule):
         self.stop_request = StopRequest()
         self.name_episode: NameEpisode | None = None
         self.peak_flops: float | None = None
-        self.log_every = self.validate_every = 0
+        self.log_every = self.validate_every = self.batch_size = 0
         self.last_metrics: dict[str, float] = {}
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._interval = (0, 0.0)
@@ -271,9 +272,21 @@ class TrainingModule(L.LightningModule):
         """Store the configuration, the weight average and the metrics of the interval at hand."""
         checkpoint["model_config"] = asdict(self.model.config)
         checkpoint["accumulate"] = self.config.accumulate
+        checkpoint["schedule"] = self._schedule()
         checkpoint["interval_sums"] = self._sums
         if self.average is not None:
             checkpoint["weight_average"] = self.average.state_dict()
+
+    def _schedule(self) -> dict[str, float]:
+        names = ("learning_rate", "muon_factor", "warmup", "weight_decay")
+        return {"steps": self.steps, "batch_size": self.batch_size} | {n: getattr(self.config, n) for n in names}
+
+    def _tell_changes(self, saved: Mapping[str, float]) -> None:
+        """Say what this run takes otherwise than the one that it resumes."""
+        ours = self._schedule()
+        changed = [f"--{n.replace('_', '-')} {saved[n]:g}, now {ours[n]:g}" for n in saved if saved[n] != ours[n]]
+        if changed and self.trainer.is_global_zero:
+            print(f"resumes a run of {'; '.join(changed)}: the schedule is the new one from here on", file=sys.stderr)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the weight average and the metrics of the interval at hand.
@@ -295,6 +308,9 @@ class TrainingModule(L.LightningModule):
                 f"resume: expected --accumulate {accumulate} as this run began, got {self.config.accumulate}; keep it, "
                 "or use another output folder."
             )
+        self._tell_changes(checkpoint.get("schedule", {}))
+        # a run that had come to its end goes on where more steps are asked for
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         self._sums = {
             name: (total.to(self.device), count) for name, (total, count) in checkpoint.get("interval_sums", {}).items()
         }

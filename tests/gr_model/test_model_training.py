@@ -130,6 +130,19 @@ def test_finished_run_is_not_repeated(tmp_path: Path) -> None:
     assert first.last_metrics == again.last_metrics
 
 
+def test_a_finished_run_goes_on_where_more_steps_are_asked_for(tmp_path: Path, capsys) -> None:
+    first = fit(tmp_path, steps=3)
+    longer = fit(tmp_path, steps=5)
+    assert longer.trainer.global_step == 5
+    assert not torch.equal(first.model.frame_codes.weight, longer.model.frame_codes.weight)
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.csv")] == ["1", "2", "3", "4", "5"]
+    assert "resumes a run of --steps 3, now 5: the schedule is the new one from here on" in capsys.readouterr().err
+    shorter = fit(tmp_path, steps=4, learning_rate=0.01)
+    assert torch.equal(shorter.model.frame_codes.weight, longer.model.frame_codes.weight)
+    told = capsys.readouterr()
+    assert "--learning-rate 0.001, now 0.01" in told.err and "holds step 5 already, asked for 4" in told.out
+
+
 def test_frames_and_actions_of_one_batch_are_learned() -> None:
     config = small_config(max_context=1)
     model = make_model(config)
