@@ -310,7 +310,8 @@ class TrainingModule(L.LightningModule):
             )
         self._tell_changes(checkpoint.get("schedule", {}))
         # a run that had come to its end goes on where more steps are asked for
-        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        loop.get("epoch_loop.batch_progress", {})["is_last_batch"] = False
         self._sums = {
             name: (total.to(self.device), count) for name, (total, count) in checkpoint.get("interval_sums", {}).items()
         }
