@@ -9,7 +9,7 @@ from ...contracts import Array, Chunking, Observation
 from ...data_pipeline.statistics.check import state_contradiction
 from ...data_pipeline.video.frames import resize_frames
 from ...embodiment import Embodiment
-from ...errors import CheckpointError, ShapeError
+from ...errors import CheckpointError, ConfigError, ShapeError
 from ...tokenizers.text import TextEncoder
 from ...tokenizers.text_weights import load_text_encoder
 from ...tokenizers.vqgan import VQGAN
@@ -124,6 +124,11 @@ class ReleasedPolicy(GR2Policy):
         latency: float = 0.0,
         embodiment: str | Embodiment | None = None,
     ) -> None:
+        if not release.model.acts:
+            raise ConfigError(
+                "policy: expected a finetuned model, got one that was pretrained on frames alone and never saw an "
+                "action; finetune it (`gr2 finetune --init FOLDER`), or `gr2 imagine` with it."
+            )
         super().__init__(
             release.model,
             encode_images=encode_images,

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -186,7 +187,13 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
         )
     model = WorldModel(config_from_dict(record["model"]))
     try:
-        model.load_state_dict(load_file(weights))
+        tensors = load_file(weights)
+        if broken := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
+            raise CheckpointError(
+                f"{weights}: expected finite weights, got NaN or infinity in {broken[0]} and {len(broken) - 1} more "
+                "tensors; the training has failed: release an earlier checkpoint."
+            )
+        model.load_state_dict(tensors)
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{weights}: expected the tensors of the configuration, got others ({error}); export the model again."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -103,6 +104,15 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if not self.tokens:
             raise ConfigError("--tokens: expected at least one folder, as in --tokens '[\"runs/a/tokens\"]'.")
+        for name in ("steps", "batch_size", "context", "frame_step", "chunk_length", "num_nodes", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')}: expected 1 or more, got {getattr(self, name)}.")
+        for name in ("warmup", "weight_decay", "threads", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"--{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name)}.")
+        for name in ("learning_rate", "muon_factor"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"--{name.replace('_', '-')}: expected a number above 0, got {getattr(self, name)}.")
         for name in ("state_share", "target_state_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: expected a share of 0 to 1, got {getattr(self, name)}.")

@@ -15,10 +15,12 @@ from model_cases import make_batch, make_context, make_model, small_config
 from gr2.contracts import Observation
 from gr2.cvae_head.ensemble import TemporalEnsemble
 from gr2.errors import CheckpointError, ConfigError, ShapeError
+from gr2.gr_model.act.loading import ReleasedPolicy
 from gr2.gr_model.act.policy import GR2Policy
 from gr2.gr_model.model.normalization import Statistics
 from gr2.gr_model.model.release import RECORD, WEIGHTS, load_release, save_release
 from gr2.gr_model.model.world_model import WorldModel
+from gr2.gr_model.train.options import TrainingOptions
 
 STATISTICS = Statistics(
     state_mean=tuple(float(i) for i in range(11)),
@@ -190,3 +192,26 @@ def test_policy_refuses_what_it_cannot_use() -> None:
     )
     with pytest.raises(ShapeError, match="switch the cameras on"):
         policy.act(observe(0.0, cameras=("top",)))
+
+
+def test_a_model_that_never_acted_or_has_broken_weights_is_no_policy(tmp_path: Path) -> None:
+    model = make_model(small_config())
+    facts = {"tokenizer": "vq", "text": "clip", "frame_step": 5, "control_hz": 30.0, "provenance": {}}
+    save_release(tmp_path, model, **facts)
+    with pytest.raises(ConfigError, match="never saw an action; finetune it"):
+        ReleasedPolicy(load_release(tmp_path), encode_images=lambda frames: frames, encode_text=lambda texts: texts)
+    with torch.no_grad():
+        model.frame_codes.weight[0, 0] = torch.nan
+    save_release(tmp_path, model, **facts)
+    with pytest.raises(CheckpointError, match=r"NaN or infinity in frame_codes\.weight"):
+        load_release(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"batch_size": -8}, {"learning_rate": -1.0}, {"seed": -1}, {"warmup": -2}, {"frame_step": 0}],
+)
+def test_impossible_numbers_of_a_training_are_refused(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: expected"):
+        TrainingOptions(tokens=["t"], out=Path("o"), **wrong)
