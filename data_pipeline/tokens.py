@@ -98,8 +98,12 @@ def write_token_shards(
 
     Raises:
         DataError: where the video shards are not finished, or nothing could be decoded.
-        ConfigError: where the tokenizer contradicts its facts.
+        ConfigError: where the tokenizer contradicts its facts, or a rate that is none.
     """
+    if target_fps is not None and not target_fps > 0:
+        raise ConfigError(
+            f"--target-fps: expected a rate above 0 [1/s], got {target_fps:g}; leave it out for all images."
+        )
     facts = _checked_facts(tokenizer_facts, image_size)
     shards = as_location(shards)
     expect_video_shards(shards)

@@ -83,6 +83,12 @@ def imagine(
     from ...gr_model.model.sampling import SamplingConfig
     from ...gr_model.train.distributed import torch_device
 
+    if min(num_frames, episodes, metric_episodes, executed_steps, frame_stride, image_size) < 1:
+        raise ConfigError(
+            "imagine: expected at least one frame, episode, step and pixel, got "
+            f"--num-frames {num_frames}, --episodes {episodes}, --metric-episodes {metric_episodes}, --executed-steps "
+            f"{executed_steps}, --frame-stride {frame_stride}, --image-size {image_size}."
+        )
     torch.set_num_threads(min(2, torch.get_num_threads()))
     sampling = SamplingConfig(
         passes=decoding_steps, temperature=temperature, choice_temperature=choice_temperature, top_k=top_k,

@@ -184,6 +184,8 @@ def test_changes_of_a_size_reach_the_release_and_leave_an_initial_model_alone(ru
     wider = json.loads((tmp_path / "q/config.json").read_text())
     assert wider["frame_step"] == 2 * release["frame_step"]
     assert 0 < wider["provenance"]["windows"] < release["provenance"]["windows"]
+    with pytest.raises(ConfigError, match="--target-fps: expected a rate above 0"):
+        tokens(shards=str(run / "shards"), out=tmp_path / "t", target_fps=-3.0)
     with pytest.raises(ConfigError, match="leave --model out"):
         finetune(FinetuneOptions(out=tmp_path / "f", init=tmp_path / "p", steps=1, model=changes, **options))
 
