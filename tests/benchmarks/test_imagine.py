@@ -280,6 +280,6 @@ def test_unusable_starts_are_refused_in_one_sentence(tmp_path: Path, shipped: As
             read_start(shipped, image, clip, num_frames=1)
     with pytest.raises(ConfigError, match="expected --image or --clip"):
         imagine_files(text="open the drawer", out=tmp_path / "out")
-    with pytest.raises(ConfigError, match="at least one frame.* --num-frames 0"):
+    with pytest.raises(ConfigError, match=r"at least one frame.* --num-frames 0"):
         imagine_files(clip=tmp_path / "clip.mp4", num_frames=0, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
