@@ -154,8 +154,10 @@ def save_release(
         "sha256": _sha256(weights),
         "provenance": {"command": " ".join(["gr2", *sys.argv[1:]]), **provenance},
     }
+    write_json(folder / f".{RECORD}.{os.getpid()}", record)
+    weights.chmod((folder / f".{RECORD}.{os.getpid()}").stat().st_mode)  # safetensors lets nobody else read its files
     os.replace(weights, folder / WEIGHTS)
-    write_json(folder / RECORD, record)
+    os.replace(folder / f".{RECORD}.{os.getpid()}", folder / RECORD)
     return folder
 
 
