@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,8 +63,7 @@ def evaluate(
         calvin_root: a clone of mees/calvin: its assets and validation instructions instead of ours.
         wording: of our instructions: the one that demonstrations have most often, or one that they never have.
         control: our whole-body controller, CALVIN's own control, or both from the same starts.
-        executed_steps: control steps of each chunk carried out before the policy is asked again, if not as many as the
-            policy says (5 for a released model).
+        executed_steps: control steps of a chunk that are carried out, if not those that the policy wants (a model: 5).
         chunking: whether a model's chunk continues the running one, averaged (ensemble) or sampled so (inpaint).
         latency: how long after its observation a chunk arrives [s]; the policy is not asked again before.
         max_steps: time limit for each task in control steps (CALVIN: 360).
@@ -83,8 +82,8 @@ def evaluate(
         PolicyError: the policy was trained on another robot.
     """
     names = choose_tasks(tasks)
-    given = [] if executed_steps is None else [executed_steps]
-    _check_numbers((max_steps, num_workers, *given), (starts, chains, sequences))
+    steps = 1 if executed_steps is None else executed_steps
+    _check_numbers((max_steps, num_workers, steps), (starts, chains, sequences))
     _check_episodes(scene, sequences, calvin_root, wording)
     config = EvaluationConfig(
         policy=policy, weights=policy_fingerprint(policy), scene=scene, calvin_root=str(calvin_root or ""),
@@ -98,16 +97,22 @@ def evaluate(
     every = [Job(control=c, kind=kind, index=i) for c in controls for kind, number in kinds for i in range(number)]
     jobs = choose_part(every, shard)
     records = run_evaluation(config, jobs, file=out / "episodes.jsonl", num_workers=num_workers, videos=videos)
-    mine = {job.key: records[job.key] for job in jobs}
-    summary = summarize(mine, controls)
-    results = {"controls": summary, "shard": shard} | _circumstances(config) | provenance(config.weights)
-    results["executed_steps"] = next(iter(mine.values()))["executed_steps"]
-    results |= {"published": published()} if sequences else {}
+    results = _results(config, {job.key: records[job.key] for job in jobs}, controls)
+    results |= {"shard": shard} | ({"published": published()} if sequences else {})
     write_json(out / "results.json", results)
-    print(f"latency {latency:g} s, chunking {chunking}", *table(summary), sep="\n")
+    print(f"latency {latency:g} s, chunking {chunking}", *table(results["controls"]), sep="\n")
     if videos != "none" and (sheet := write_sheet(out / "videos")):
         print(sheet)
     return results
+
+
+def _results(
+    config: EvaluationConfig, records: Mapping[str, Mapping[str, Any]], controls: Sequence[str]
+) -> dict[str, Any]:
+    """Return what was measured, and under which circumstances."""
+    steps = next(iter(records.values()))["executed_steps"]
+    results = {"controls": summarize(records, controls), "executed_steps": steps}
+    return results | _circumstances(config) | provenance(config.weights)
 
 
 def _circumstances(config: EvaluationConfig) -> dict[str, Any]:

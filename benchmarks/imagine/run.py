@@ -83,12 +83,7 @@ def imagine(
     from ...gr_model.model.sampling import SamplingConfig
     from ...gr_model.train.distributed import torch_device
 
-    if min(num_frames, episodes, metric_episodes, executed_steps, frame_stride, image_size) < 1:
-        raise ConfigError(
-            "imagine: expected at least one frame, episode, step and pixel, got "
-            f"--num-frames {num_frames}, --episodes {episodes}, --metric-episodes {metric_episodes}, --executed-steps "
-            f"{executed_steps}, --frame-stride {frame_stride}, --image-size {image_size}."
-        )
+    _check_numbers(num_frames=num_frames, episodes=episodes, metric_episodes=metric_episodes, image_size=image_size)
     torch.set_num_threads(min(2, torch.get_num_threads()))
     sampling = SamplingConfig(
         passes=decoding_steps, temperature=temperature, choice_temperature=choice_temperature, top_k=top_k,
@@ -106,6 +101,12 @@ def imagine(
         seed=seed,
     )  # fmt: skip
     return _imagine_episodes(out, dream, parts, acted, horizon, CONTROL_HZ / frame_stride)
+
+
+def _check_numbers(**numbers: int) -> None:
+    if min(numbers.values()) < 1:
+        got = ", ".join(f"--{name.replace('_', '-')} {number}" for name, number in numbers.items())
+        raise ConfigError(f"imagine: expected at least one frame, episode and pixel, got {got}.")
 
 
 def _go_on(out: Path, dream: Imagination, start: Start, text: str, num_frames: int, grid: bool) -> dict[str, Any]:

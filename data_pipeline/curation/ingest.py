@@ -101,17 +101,15 @@ def write_video_shards(
         "shard_megabytes": shard_megabytes,
         "part": part,
     }
-    if times != "check":  # manifests of before do not name it
-        parameters["times"] = times
+    parameters |= {} if times == "check" else {"times": times}  # manifests of before do not name it
     if (finished := begun_or_finished(out, STAGE, parameters, overwrite)) is not None:
         return finished
     pieces = split_long_videos(iter(records), shard_megabytes * 1e6, window_seconds)
     tally, remaining = _resume(out, itertools.islice(pieces, first, None, step))
     progress = tqdm(initial=tally.records, desc=f"shards from {file_name(source)}", unit="clip")
     examined = partial(_examined, config=filters, short_side=short_side)
-    workers = Executor(kind=executor, num_workers=num_workers)
     with ShardWriter(out, int(shard_megabytes * 1e6), len(finished_shards(out))) as writer, progress:
-        for record, verdict in ordered_map(examined, remaining, workers):
+        for record, verdict in ordered_map(examined, remaining, Executor(kind=executor, num_workers=num_workers)):
             _take(writer, tally, record, verdict, window_seconds)
             progress.update()
             if writer.is_full:
