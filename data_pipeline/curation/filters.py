@@ -22,8 +22,7 @@ class FilterConfig:
     """Thresholds of the filters.
 
     min_frames: a clip with fewer frames is dropped as `too_short`.
-    min_seconds: a clip without actions that lasts less [s] is dropped as `too_short`; episodes of robots end where
-        their task is done.
+    min_seconds: a clip that lasts less [s] is dropped as `too_short`.
     min_motion: a clip whose probed frames differ less on average [gray levels of 255] is dropped as `static`.
     probe_frames: frames decoded for the probe, spread evenly, the first and the last among them.
     """
@@ -113,7 +112,7 @@ def first_fault(record: Record, videos: Sequence[VideoFacts], config: FilterConf
         return "no_video", "the record has no video: its states and actions alone are good for `gr2 data statistics`"
     return next(
         filter(lambda fault: fault[1], (
-            mismatched(record, videos), too_short(record, videos, config), static(videos, config)
+            mismatched(record, videos), too_short(videos, config), static(videos, config)
         )),
         ("", ""),
     )  # fmt: skip
@@ -130,11 +129,11 @@ def mismatched(record: Record, videos: Sequence[VideoFacts]) -> tuple[str, str]:
     return "mismatched", ""
 
 
-def too_short(record: Record, videos: Sequence[VideoFacts], config: FilterConfig) -> tuple[str, str]:
-    """Find a clip of too few frames or, without actions, too little time."""
+def too_short(videos: Sequence[VideoFacts], config: FilterConfig) -> tuple[str, str]:
+    """Find a clip of too few frames or too little time."""
     frames = min(video.frames for video in videos)
     seconds = min(video.frames / video.fps for video in videos)
-    if frames < config.min_frames or (seconds < config.min_seconds and record.actions is None):
+    if frames < config.min_frames or seconds < config.min_seconds:
         detail = f"{frames} frames, {seconds:.2f} s (limits {config.min_frames}, {config.min_seconds} s)"
         return "too_short", detail
     return "too_short", ""

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,11 @@ import pytest
 from stage_cases import contents, run_and_kill
 
 from gr2.contracts import Episode
-from gr2.data_pipeline.curation.filters import FilterConfig, VideoFacts, too_short
+from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.curation.ingest import cut_windows, write_video_shards
 from gr2.data_pipeline.executors import Executor, ordered_map
 from gr2.data_pipeline.files import load_array, text_encoding
 from gr2.data_pipeline.loading.token_store import TokenStore
-from gr2.data_pipeline.readers.record import Record
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.readers.tfrecord import read_records
 from gr2.data_pipeline.store.episodes import write_episode
@@ -146,15 +144,6 @@ def test_pointers_of_git_lfs_are_called_that(tmp_path: Path) -> None:
         open_video(tmp_path / "a.mp4")
     with pytest.raises(DataError, match="run `git lfs pull`"):
         next(read_records(tmp_path / "a.tfrecord-00000-of-00001"))
-
-
-def test_an_episode_of_a_robot_may_be_short() -> None:
-    facts = VideoFacts(frames=2, fps=6.0, height=8, width=8, backend="pyav", motion=1.0)
-    watched = Record(key="a", videos={})
-    acted = replace(watched, actions=np.zeros((10, 8), np.float32))
-    assert "0.33 s" in too_short(watched, [facts], FilterConfig())[1]
-    assert not too_short(acted, [facts], FilterConfig())[1]
-    assert too_short(acted, [replace(facts, frames=1)], FilterConfig())[1]
 
 
 def test_windows_cover_a_long_video_once() -> None:
