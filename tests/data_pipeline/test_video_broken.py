@@ -167,7 +167,8 @@ def open_often(data: bytes, backend: str, times: int) -> float:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opening_again_and_again_keeps_the_memory(backend: str) -> None:
-    assert open_often(encode(size=(192, 256), options={"bf": "0"}), backend, 150) < 10  # a lost frame each would be 20
+    # a lost frame each would be 40; what other tests have left to be freed moves it by 15
+    assert open_often(encode(size=(192, 256), options={"bf": "0"}), backend, 300) < 20
 
 
 @pytest.mark.nightly
