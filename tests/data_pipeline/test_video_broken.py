@@ -167,8 +167,9 @@ def open_often(data: bytes, backend: str, times: int) -> float:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opening_again_and_again_keeps_the_memory(backend: str) -> None:
-    # a lost frame each would be 40; what other tests have left to be freed moves it by 15
-    assert open_often(encode(size=(192, 256), options={"bf": "0"}), backend, 300) < 20
+    data = encode(size=(192, 256), options={"bf": "0"})
+    # a lost frame each would be 20 every time; other tests of this process move the memory once
+    assert min(open_often(data, backend, 150) for _ in range(3)) < 10
 
 
 @pytest.mark.nightly
