@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..playtable.scenes import SceneSpec
+from ..playtable.tasks import COLORS
 from ..playtable.world import WorldState
 from .expert_blocks import grasp_from_above, let_go, lift
 from .expert_clearance import block_yaw, grasp, hand, held_block, level_hand, yaw_and_tilt
@@ -95,7 +96,7 @@ def lift_from_drawer(color: str, state: WorldState, spec: SceneSpec, style: Expe
 
 
 def stack(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
-    """Put what is held on the other block of the desk that is nearest and free, let go, rise."""
+    """Put what is held on another block of the desk, the first by color that stands free, let go, rise."""
     tool, color = state.tool_position, held_block(state)
     if color is None:
         if _stacked_alone(state):
@@ -104,17 +105,15 @@ def stack(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     others = {c: p for c, (p, _) in state.blocks.items() if c != color and p[1] < 0.0 and p[2] > 0.41}
     if not others:
         return Goal(position=tool)
-    low, high = spec.spawn_x
-    desk = np.clip(tool[:2], [low, -0.15], [high, -0.03])
 
-    def cost(c: str) -> float:
+    def crowded(c: str) -> bool:
         place = others[c][:2]
         near = [p[:2] for o, (p, _) in state.blocks.items() if o not in (c, color)]
         near += [np.array(spec.button_xy), np.array([spec.handle_x - state.slider, 0.0])]
-        crowded = min(float(np.linalg.norm(place - p)) for p in near) < _STACK_ROOM
-        return float(np.linalg.norm(place - desk)) + crowded
+        return min(float(np.linalg.norm(place - p)) for p in near) < _STACK_ROOM
 
-    base = min(others, key=cost)
+    # The hand has no say in it: a policy that follows the nearer block wavers between two.
+    base = min(others, key=lambda c: (crowded(c), COLORS.index(c)))
     top, quaternion = state.blocks[base]
     euler = level_hand(color, state, yaw=block_yaw(quaternion))
     # The block may hang askew in the hand: it is its own center that goes over the other.
