@@ -84,7 +84,7 @@ def into_drawer(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     on_desk = {c: contacts for c, contacts in state.contacts.items() if ("table", "base_link") in contacts}
     if not on_desk:
         return Goal(position=tool + [0, 0, 0.1], gripper=1.0)
-    first = min(on_desk, key=lambda c: (len(on_desk[c] - {("robot", "")}), np.linalg.norm(state.blocks[c][0] - tool)))
+    first = min(on_desk, key=lambda c: (len(on_desk[c] - {("robot", "")}), COLORS.index(c)))
     return lift(first, state, spec, style)
 
 
@@ -114,8 +114,8 @@ def stack(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
 
     # The hand has no say in it: a policy that follows the nearer block wavers between two.
     base = min(others, key=lambda c: (crowded(c), COLORS.index(c)))
-    top, quaternion = state.blocks[base]
-    euler = level_hand(color, state, yaw=block_yaw(quaternion))
+    top = state.blocks[base][0]
+    euler = level_hand(color, state)
     # The block may hang askew in the hand: it is its own center that goes over the other.
     offset = state.blocks[color][0] - tool
     aim = np.array([*(top[:2] - offset[:2]), top[2] + 0.044 - offset[2]])
