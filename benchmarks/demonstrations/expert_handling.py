@@ -8,7 +8,7 @@ from ..playtable.scenes import SceneSpec
 from ..playtable.tasks import COLORS
 from ..playtable.world import WorldState
 from .expert_blocks import grasp_from_above, let_go, lift
-from .expert_clearance import block_yaw, grasp, hand, held_block, level_hand, yaw_and_tilt
+from .expert_clearance import grasp, hand, held_block, level_hand, yaw_and_tilt
 from .expert_doors import drawer
 from .expert_motion import HOVER_Z, ExpertStyle, Goal, travel, yaw_error
 from .expert_shelf import HELD_WIDTH, free_place, take_again
