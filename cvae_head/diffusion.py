@@ -118,8 +118,13 @@ class DiffusionHead(InpaintingHead):
 
     def _clean(self, chunk: Tensor, condition: Tensor, level: int) -> Float[Tensor, "b k c"]:
         """Predict the clean chunk of a noisy one."""
-        c, signal = self.config, self.signal[level]
-        out = self._predict(chunk, condition, torch.full((len(chunk),), level, device=chunk.device)).to(chunk.dtype)
+        return self._clean_by(
+            self._predict(chunk, condition, torch.full((len(chunk),), level, device=chunk.device)), chunk, level
+        )
+
+    def _clean_by(self, out: Tensor, chunk: Tensor, level: int) -> Float[Tensor, "b k c"]:
+        """Return the clean chunk of a noisy one by what the network makes of it."""
+        c, signal, out = self.config, self.signal[level], out.to(chunk.dtype)
         clean = (chunk - (1 - signal).sqrt() * out) / signal.sqrt() if c.prediction == "epsilon" else out
         return clean.clamp(-c.clip, c.clip)
 
@@ -135,11 +140,12 @@ class DiffusionHead(InpaintingHead):
         c = self.config
         chunk = self.expect_noise(condition, noise).unflatten(-1, (self.shape.length, self.shape.width))
         levels = torch.linspace(c.train_steps - 1, 0, c.steps).round().long().tolist()
+        denoisers = self.denoiser.at_times(condition, [(level + 1) / c.train_steps for level in levels])
         clean = chunk
         for i, level in enumerate(levels):
             signal = self.signal[level]
             if running is None:
-                clean = self._clean(chunk, condition, level)
+                clean = self._clean_by(denoisers[i](chunk), chunk, level)
             else:
                 scales = {"signal": float(signal.sqrt()), "noise": float((1 - signal).sqrt())}
                 kept = replace(running, chunk=self.signed(running.chunk))

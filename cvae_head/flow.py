@@ -113,11 +113,11 @@ class FlowHead(InpaintingHead):
         """Carry noise to a chunk, one that continues the running one where there is one."""
         steps = self.config.steps
         start = chunk = self.expect_noise(condition, noise).unflatten(-1, (self.shape.length, self.shape.width))
+        velocities = self.velocity.at_times(condition, [i / steps for i in range(steps)]) if running is None else []
         kept = None if running is None else replace(running, chunk=self.signed(running.chunk))
         for i in range(steps):
             if kept is None:
-                time = condition.new_full((len(condition),), i / steps)
-                chunk = chunk + self.velocity(chunk, condition, time) / steps
+                chunk = chunk + velocities[i](chunk) / steps
             else:
                 clean = partial(self._clean, at=i / steps)
                 end = guide(clean, chunk, condition, kept, present, signal=i / steps, noise=1 - i / steps)

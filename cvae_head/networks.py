@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -36,13 +38,13 @@ class ChunkBlocks(nn.Module):
         return self.norm(x)
 
 
-def time_features(time: Float[Tensor, " b"], size: int = _TIME_FEATURES) -> Float[Tensor, "b f"]:
+def time_features(time: Float[Tensor, "*b"], size: int = _TIME_FEATURES) -> Float[Tensor, "*b f"]:
     """Describe times in [0, 1] by sines and cosines of periods from 0.2 to 4.
 
     Shorter periods, such as 0.004 in pi0, make t = 0, where every answer begins, unlike all times of a short training.
     """
     fraction = torch.linspace(0, 1, size // 2, device=time.device, dtype=time.dtype)
-    angle = 2 * math.pi * time[:, None] / (0.2 * 20.0**fraction)
+    angle = 2 * math.pi * time[..., None] / (0.2 * 20.0**fraction)
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
 
 
@@ -69,10 +71,18 @@ class FilmMLP(nn.Module):
         self, x: Float[Tensor, "b n"], condition: Float[Tensor, "b d"], time: Float[Tensor, " b"]
     ) -> Float[Tensor, "b n"]:
         """Transform flat chunks."""
+        return self.transform(x, self.modulations(condition, time))
+
+    def modulations(self, condition: Float[Tensor, "*_ d"], time: Float[Tensor, "*_"]) -> list[Tensor]:
+        """Return each block's scales and shifts `[... 2 w]`, all that condition and time decide; both broadcast."""
         c = F.silu(self.condition(condition) + self.time(time_features(time)))
+        return [modulate(c) for modulate in self.modulate]
+
+    def transform(self, x: Float[Tensor, "b n"], modulations: Sequence[Float[Tensor, "b v"]]) -> Float[Tensor, "b n"]:
+        """Transform flat chunks under given scales and shifts."""
         h = self.enter(x)
-        for modulate, block in zip(self.modulate, self.blocks, strict=True):
-            scale, shift = modulate(c).chunk(2, dim=-1)
+        for modulation, block in zip(modulations, self.blocks, strict=True):
+            scale, shift = modulation.chunk(2, dim=-1)
             h = h + block(F.layer_norm(h, h.shape[-1:]) * (1 + scale) + shift)
         out: Tensor = self.leave(F.gelu(h))
         return out
@@ -111,12 +121,28 @@ class ChunkDenoiser(nn.Module):
     ) -> Float[Tensor, "b k c"]:
         """Transform noisy chunks."""
         if self.film is not None:
-            flat: Tensor = self.film(chunk.flatten(1), condition, time)
-            return flat.unflatten(-1, (self.length, self.columns))
+            return self._shape(self.film(chunk.flatten(1), condition, time))
         first = (self.condition(condition), self.time(time_features(time)))
         tokens = torch.cat((torch.stack(first, dim=1), self.row(chunk)), dim=1)
         out: Tensor = self.out(self.trunk(tokens)[:, 2:])
         return out
+
+    def at_times(self, condition: Float[Tensor, "b d"], times: Sequence[float]) -> list[Callable[[Tensor], Tensor]]:
+        """Return the network at each time as a function of chunks `[b k c]`.
+
+        What condition and times decide is computed once for all of them, which halves the cost of a perceptron.
+        """
+        if self.film is None:
+            return [partial(self, condition=condition, time=condition.new_full((len(condition),), t)) for t in times]
+        together = self.film.modulations(condition[:, None], condition.new_tensor(times))
+        each = zip(*(modulation.unbind(1) for modulation in together), strict=True)
+        return [partial(self._transform, self.film, modulations=modulations) for modulations in each]
+
+    def _transform(self, film: FilmMLP, chunk: Tensor, modulations: Sequence[Tensor]) -> Float[Tensor, "b k c"]:
+        return self._shape(film.transform(chunk.flatten(1), modulations))
+
+    def _shape(self, flat: Tensor) -> Float[Tensor, "b k c"]:
+        return flat.unflatten(-1, (self.length, self.columns))
 
 
 class BlockDecoder(nn.Module):

@@ -73,7 +73,8 @@ def test_equal_noise_gives_equal_chunks_and_other_noise_others(config: HeadConfi
     assert first.shape == (4, 5, 7)
     assert (first[..., 6] >= 0).all() and (first[..., 6] <= 1).all()
     assert torch.equal(first, head.sample(condition, noise))
-    torch.testing.assert_close(head.sample(condition[1:2], noise[1:2]), first[1:2])
+    # Eight steps and more carry the rounding of another batch size along.
+    torch.testing.assert_close(head.sample(condition[1:2], noise[1:2]), first[1:2], rtol=1e-5, atol=5e-5)
     if head.noise_dim:
         assert not torch.equal(first, head.sample(condition, -noise))
     assert torch.equal(head.sample(condition), head.sample(condition, torch.zeros_like(noise)))
