@@ -134,6 +134,13 @@ def _benchmark_actions() -> Target:
     return benchmark
 
 
+def _benchmark_claims() -> Target:
+    """Measure what GR-2's report claims, in miniature, over several seeds, and write a page with plots."""
+    from ..benchmarks.claims.run import benchmark
+
+    return benchmark
+
+
 def _benchmark_calvin() -> Target:
     """Run the CALVIN chains and print average length with its interval."""
     from ..benchmarks.calvin.evaluate import evaluate
@@ -267,6 +274,7 @@ COMMANDS = (
     Command(words="benchmark calvin verify", target=_benchmark_calvin_verify, group="results", bare="folder"),
     Command(words="benchmark calvin images", target=_benchmark_calvin_images, group="results"),
     Command(words="benchmark calvin speed", target=_benchmark_calvin_speed, group="results"),
+    Command(words="benchmark claims", target=_benchmark_claims, group="results", prints_options=True),
     Command(words="benchmark data", target=_benchmark_data, group="results"),
     Command(words="benchmark speed", target=_benchmark_speed, group="results"),
     Command(words="benchmark video", target=_benchmark_video, group="results", prints_options=True),

@@ -1,0 +1,124 @@
+"""`gr2 benchmark claims`: what GR-2's report claims, measured in miniature, several seeds each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import ConfigError
+from ..journal import Journal, spread
+from .grid import FRACTION, Variant, choose_claims
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimsOptions:
+    """Options of `gr2 benchmark claims`.
+
+    Args:
+        out: folder of the demonstrations, trainings and results; `claims.json` and `claims.html` hold the verdicts.
+        claims: "all", or some of pretraining, clips, video_loss, trajectories, size, few_demonstrations, with commas.
+        seeds: trainings of each kind, of seeds 0, 1, and so on.
+        chains: recorded chains of up to six demonstrations in scene D, of the 17 tasks that need nothing before them.
+        play_chains: chains of play in scenes A to D, which pretraining sees without actions.
+        videos: folder of real clips of your own, for the claim on them.
+        pretrain_steps: optimization steps of a pretraining.
+        steps: optimization steps of a finetuning.
+        batch_size: windows a step.
+        starts: random starts for each task, the same for all policies.
+        max_steps: time limit for each task in control steps.
+        num_workers: processes for recording, training and acting.
+    """
+
+    out: Path = Path("runs/claims")
+    claims: str = "all"
+    seeds: int = 3
+    chains: int = 300
+    play_chains: int = 300
+    videos: Path | None = None
+    pretrain_steps: int = 600
+    steps: int = 1200
+    batch_size: int = 64
+    starts: int = 10
+    max_steps: int = 180
+    num_workers: int = 2
+
+    def __post_init__(self) -> None:
+        numbers = (self.seeds, self.chains, self.play_chains, self.pretrain_steps, self.steps, self.batch_size)
+        if min(*numbers, self.starts, self.max_steps, self.num_workers) < 1:
+            raise ConfigError("claims: expected 1 or more seeds, chains, steps, windows, starts and workers.")
+
+
+def benchmark(options: ClaimsOptions) -> dict[str, Any]:
+    """Train policies that differ in one thing and measure them from the same starts; run again to resume.
+
+    More `seeds` go on after those that are done. An interval is over seeds and starts: where it holds zero, the claim
+    is not shown here.
+
+    Raises:
+        ConfigError: an impossible number or claim.
+    """
+    from .verdicts import write_verdicts
+
+    o = options
+    claims = choose_claims(o.claims, clips=o.videos is not None)
+    variants = list(dict.fromkeys(variant for claim in claims for variant in claim.variants))
+    stages = 8 + 2 * (o.videos is not None) + o.seeds * sum(2 + (v.pretraining != "none") for v in variants)
+    journal = Journal(o.out, stages)
+    _make_data(journal, o)
+    for seed in range(o.seeds):
+        for variant in variants:
+            _train(journal, o, variant, seed)
+        verdicts = write_verdicts(o.out, claims, seeds=seed + 1)
+    return verdicts
+
+
+def _make_data(journal: Journal, o: ClaimsOptions) -> None:
+    """Record demonstrations and play, and encode all and a part of them."""
+    from ...data_pipeline.curation.ingest import write_video_shards
+    from ...gr_model.train.tokenizer_stages import tokens
+    from ..demonstrations.record import record
+
+    def encode(name: str, source: Path, **options: Any) -> None:
+        shards, coded = o.out / f"{name}_shards", o.out / f"{name}_tokens"
+        chosen = {"source": source, "out": shards, "num_workers": o.num_workers, **options}
+        journal.run("data shards", write_video_shards, chosen, name=f"{name}: shards")
+        journal.run("data tokens", tokens, {"shards": shards, "out": coded}, name=f"{name}: tokens")
+
+    demonstrations, play = o.out / "demonstrations", o.out / "play"
+    recorded = {"out": demonstrations, "scenes": "D", "chains": o.chains, "play_share": 0.0}
+    journal.run("data record", record, recorded | {"num_workers": o.num_workers, "seed": 0}, name="demonstrations")
+    encode("all", demonstrations)
+    encode("eighth", demonstrations, part=f"0/{FRACTION}")
+    recorded = {"out": play, "scenes": "ABCD", "chains": o.play_chains, "play_share": 1.0}
+    journal.run("data record", record, recorded | {"num_workers": o.num_workers, "seed": 1}, name="play")
+    encode("play", play)
+    if o.videos is not None:
+        encode("clips", o.videos)
+
+
+def _train(journal: Journal, o: ClaimsOptions, variant: Variant, seed: int) -> None:
+    """Pretrain where the variant does, finetune and measure one policy."""
+    from ...gr_model.train.stages import finetune, pretrain
+    from ..calvin.evaluate import evaluate
+
+    folder, title = variant.folder(o.out, seed), f"seed {seed}: "
+    common: Mapping[str, Any] = {"learning_rate": 1e-3, "seed": seed}
+    start: dict[str, Any] = dict(variant.model)
+    if variant.pretraining != "none":
+        sources = [o.out / "play_tokens"] + [o.out / "clips_tokens"] * (variant.pretraining == "play and clips")
+        words = "_".join(str(word).replace(" ", "_") for word in variant.base)
+        base = o.out / f"seed_{seed}" / f"pretrained_{words}"
+        seen = {"tokens": sources, "out": base, "steps": o.pretrain_steps, **variant.model, **common}
+        shared = spread(2, o.batch_size, o.num_workers)
+        name = f"{title}pretrain {words}"
+        journal.run("pretrain", pretrain, seen | {"batch_size": o.batch_size} | shared, name=name)
+        start = {"init": base}
+    training: dict[str, Any] = {"tokens": [o.out / f"{variant.demonstrations}_tokens"], "out": folder / "policy"}
+    training |= {"steps": o.steps, "batch_size": o.batch_size, "frame_fraction": variant.frame_fraction}
+    training |= {"head": variant.head, **start, **common} | spread(2, o.batch_size, o.num_workers)
+    journal.run("finetune", finetune, training, name=f"{title}{variant.name}: finetune")
+    acting = {"policy": str(folder / "policy"), "out": folder / "act", "sequences": 0, "starts": o.starts}
+    acting |= {"executed_steps": variant.executed_steps, "max_steps": o.max_steps, "num_workers": o.num_workers}
+    journal.run("benchmark calvin", evaluate, acting, name=f"{title}{variant.name}: act")

@@ -1,0 +1,158 @@
+"""What the policies of `gr2 benchmark claims` say about each claim, as a table, a file and a page with plots."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from ...data_pipeline.files import write_bytes, write_json
+from ..metrics.statistics import CONFIDENCE, RESAMPLES, Interval
+from ..report.charts import Bar, BarGroup, interval_bars
+from ..report.markup import table, text
+from ..report.style import STYLE
+from .grid import Claim, Variant
+
+_WORDS = {"success": "success [points]", "frame_loss": "loss on held-out frames [nats a code], less is better"}
+
+
+def write_verdicts(out: Path, claims: Sequence[Claim], *, seeds: int) -> dict[str, Any]:
+    """Measure every claim over the seeds that are done; write `claims.json` and `claims.html`, and print a table."""
+    variants = list(dict.fromkeys(variant for claim in claims for variant in claim.variants))
+    found = {variant: [_policy(variant.folder(out, seed)) for seed in range(seeds)] for variant in variants}
+    rows = {variant: _row(policies) for variant, policies in found.items()}
+    judged: list[dict[str, Any]] = [
+        {"name": claim.name, "says": claim.says, "differences": _differences(claim, found)} for claim in claims
+    ]
+    verdicts = {"seeds": seeds, "policies": {v.name: row for v, row in rows.items()}, "claims": judged}
+    write_json(out / "claims.json", verdicts)
+    write_bytes(out / "claims.html", _page(claims, rows, judged, seeds).encode())
+    print(f"\n{seeds} seed{'s' * (seeds > 1)}; {out / 'claims.html'}")
+    for claim in judged:
+        print(f"{claim['name']}: {claim['says']}")
+        for one in claim["differences"]:
+            print(f"    {_difference_text(one)}")
+    return verdicts
+
+
+def _policy(folder: Path) -> dict[str, Any]:
+    """Read what was measured of one policy."""
+    lines = (folder / "act" / "episodes.jsonl").read_text().splitlines()[1:]
+    records = {record["key"]: record for record in map(json.loads, lines)}
+    with (folder / "policy" / "metrics.csv").open(newline="") as file:
+        losses = [row["val/frame_loss"] for row in csv.DictReader(file) if row.get("val/frame_loss")]
+    results = [result for record in records.values() for result in record["results"]]
+    jerks = [record["joint_jerk"] for record in records.values() if "joint_jerk" in record]
+    return {
+        "success": {key: float(record["results"][0]["success"]) for key, record in sorted(records.items())},
+        "steps": median([r["steps"] for r in results if r["success"]] or [0]),
+        "jerk": float(np.mean(jerks)) if jerks else 0.0,
+        "frame_loss": float(losses[-1]),
+    }
+
+
+def _row(policies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Gather the policies of one variant, one a seed."""
+    success = over_seeds([list(policy["success"].values()) for policy in policies])
+    rates = [float(np.mean(list(policy["success"].values()))) for policy in policies]
+    means = {name: float(np.mean([policy[name] for policy in policies])) for name in ("steps", "jerk", "frame_loss")}
+    return {"success": success.value, "interval_95": [success.low, success.high], "by_seed": rates, **means}
+
+
+def over_seeds(values: Sequence[Sequence[float]], *, seed: int = 0) -> Interval:
+    """Estimate a mean over seeds and starts; the bootstrap draws seeds, and starts in each of them.
+
+    Args:
+        values: for each seed the values of its starts.
+        seed: of the bootstrap.
+    """
+    sample = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    means = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        drawn = sample[rng.integers(0, len(sample), len(sample))]
+        starts = rng.integers(0, sample.shape[1], sample.shape)
+        means[i] = np.take_along_axis(drawn, starts, axis=1).mean()
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(value=float(sample.mean()), low=float(low), high=float(high), count=sample.size)
+
+
+def _differences(claim: Claim, found: Mapping[Variant, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the difference of each pair with its interval, and whether it bears the claim out."""
+    differences = []
+    for better, worse in claim.pairs:
+        pairs = list(zip(found[better], found[worse], strict=True))
+        for measure in claim.measures:
+            if measure == "success":
+                values = [[100 * (a["success"][key] - b["success"][key]) for key in a["success"]] for a, b in pairs]
+                sign = 1.0
+            else:
+                values = [[a["frame_loss"] - b["frame_loss"]] for a, b in pairs]
+                sign = -1.0
+            mean = over_seeds(values)
+            differences.append(
+                {
+                    "better": better.name, "worse": worse.name, "measure": measure, "difference": mean.value,
+                    "interval_95": [mean.low, mean.high], "by_seed": [float(np.mean(one)) for one in values],
+                    "verdict": _verdict(sign * mean.value, mean, seeds=len(pairs)),
+                }
+            )  # fmt: skip
+    return differences
+
+
+def _verdict(towards: float, mean: Interval, *, seeds: int) -> str:
+    if seeds < 3:
+        return "too few seeds to say"
+    if not mean.excludes_zero():
+        return "not shown here"
+    return "holds here" if towards > 0 else "the opposite holds here"
+
+
+def _difference_text(one: Mapping[str, Any]) -> str:
+    low, high = one["interval_95"]
+    return (
+        f"{one['better']} over {one['worse']}: {one['difference']:+.2f} [{low:+.2f}, {high:+.2f}] "
+        f"{_WORDS[one['measure']]}: {one['verdict']}"
+    )
+
+
+def _page(
+    claims: Sequence[Claim], rows: Mapping[Variant, Mapping[str, Any]], judged: Sequence[Mapping[str, Any]], seeds: int
+) -> str:
+    """Write one page: for each claim what was measured, the difference and the verdict."""
+    sections = []
+    for claim, result in zip(claims, judged, strict=True):
+        groups = [
+            BarGroup(
+                label=variant.name,
+                bars=[Bar(value=100 * row["success"], low=100 * row["interval_95"][0],
+                          high=100 * row["interval_95"][1])],
+            )
+            for variant, row in ((variant, rows[variant]) for variant in claim.variants)
+        ]  # fmt: skip
+        chart = interval_bars(groups, title=claim.says, unit=" %", label_width=190)
+        cells = [[text(variant.name), *_cells(rows[variant])] for variant in claim.variants]
+        head = ["training", "success", "by seed", "steps a task", "jerk [rad²/s⁶]", "frame loss"]
+        words = "".join(f"<p>{text(_difference_text(one))}</p>" for one in result["differences"])
+        sections.append(f"<section><h2>{text(claim.says)}</h2>{words}{chart}{table(head, cells)}</section>")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>gr2 claims</title><style>{STYLE}</style></head><body>'
+        "<header><h1>What GR-2 claims, in miniature</h1><p>Scripted demonstrations in our simulator, "
+        f"{seeds} seeds, 95 % intervals over seeds and starts.</p></header>"
+        f"<main>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    low, high = row["interval_95"]
+    success = f"{100 * row['success']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    seeds = ", ".join(f"{100 * rate:.1f}" for rate in row["by_seed"])
+    return [success, seeds, f"{row['steps']:.0f}", f"{row['jerk']:,.0f}", f"{row['frame_loss']:.3f}"]
