@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..playtable.scenes import SceneSpec
-from ..playtable.tasks import COLORS
 from ..playtable.world import WorldState
 from .expert_blocks import grasp_from_above, let_go, lift
-from .expert_clearance import grasp, hand, held_block, level_hand, yaw_and_tilt
+from .expert_clearance import block_yaw, grasp, hand, held_block, level_hand, yaw_and_tilt
 from .expert_doors import drawer
 from .expert_motion import HOVER_Z, ExpertStyle, Goal, travel, yaw_error
 from .expert_shelf import HELD_WIDTH, free_place, take_again
@@ -84,7 +83,7 @@ def into_drawer(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     on_desk = {c: contacts for c, contacts in state.contacts.items() if ("table", "base_link") in contacts}
     if not on_desk:
         return Goal(position=tool + [0, 0, 0.1], gripper=1.0)
-    first = min(on_desk, key=lambda c: (len(on_desk[c] - {("robot", "")}), COLORS.index(c)))
+    first = min(on_desk, key=lambda c: (len(on_desk[c] - {("robot", "")}), np.linalg.norm(state.blocks[c][0] - tool)))
     return lift(first, state, spec, style)
 
 
@@ -96,7 +95,7 @@ def lift_from_drawer(color: str, state: WorldState, spec: SceneSpec, style: Expe
 
 
 def stack(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
-    """Put what is held on another block of the desk, the first by color that stands free, let go, rise."""
+    """Put what is held on the other block of the desk that is nearest and free, let go, rise."""
     tool, color = state.tool_position, held_block(state)
     if color is None:
         if _stacked_alone(state):
@@ -105,17 +104,19 @@ def stack(state: WorldState, spec: SceneSpec, style: ExpertStyle) -> Goal:
     others = {c: p for c, (p, _) in state.blocks.items() if c != color and p[1] < 0.0 and p[2] > 0.41}
     if not others:
         return Goal(position=tool)
+    low, high = spec.spawn_x
+    desk = np.clip(tool[:2], [low, -0.15], [high, -0.03])
 
-    def crowded(c: str) -> bool:
+    def cost(c: str) -> float:
         place = others[c][:2]
         near = [p[:2] for o, (p, _) in state.blocks.items() if o not in (c, color)]
         near += [np.array(spec.button_xy), np.array([spec.handle_x - state.slider, 0.0])]
-        return min(float(np.linalg.norm(place - p)) for p in near) < _STACK_ROOM
+        crowded = min(float(np.linalg.norm(place - p)) for p in near) < _STACK_ROOM
+        return float(np.linalg.norm(place - desk)) + crowded
 
-    # The hand has no say in it: a policy that follows the nearer block wavers between two.
-    base = min(others, key=lambda c: (crowded(c), COLORS.index(c)))
-    top = state.blocks[base][0]
-    euler = level_hand(color, state)
+    base = min(others, key=cost)
+    top, quaternion = state.blocks[base]
+    euler = level_hand(color, state, yaw=block_yaw(quaternion))
     # The block may hang askew in the hand: it is its own center that goes over the other.
     offset = state.blocks[color][0] - tool
     aim = np.array([*(top[:2] - offset[:2]), top[2] + 0.044 - offset[2]])
