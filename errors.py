@@ -39,3 +39,7 @@ class EnvironmentMissing(Gr2Error):
 
 class WorkerDied(Gr2Error):
     """A worker process that ended without an answer: killed, out of memory, or ended by what it ran."""
+
+
+class HubError(Gr2Error):
+    """A repository of the Hugging Face Hub that cannot be read or written."""

@@ -57,6 +57,13 @@ def _data_caption() -> Target:
     return caption
 
 
+def _data_push() -> Target:
+    """Put video or token shards on the Hugging Face Hub."""
+    from ..data_pipeline.store.publishing import push
+
+    return push
+
+
 def _data_report() -> Target:
     """Write one HTML page about what was kept and dropped, with images of both."""
     from ..data_pipeline.curation.report_page import write_data_report
@@ -132,6 +139,13 @@ def _benchmark_actions() -> Target:
     from ..benchmarks.actions.run import benchmark
 
     return benchmark
+
+
+def _push() -> Target:
+    """Put a released model on the Hugging Face Hub."""
+    from .act.publishing import push
+
+    return push
 
 
 def _benchmark_claims() -> Target:
@@ -260,6 +274,7 @@ COMMANDS = (
     Command(words="data curate", target=_data_curate, group="data", prints_options=True),
     Command(words="data caption", target=_data_caption, group="data", prints_options=True),
     Command(words="data tokens", target=_data_tokens, group="data", prints_options=True),
+    Command(words="data push", target=_data_push, group="data"),
     Command(words="data report", target=_data_report, group="data", bare="folder"),
     Command(words="tokenizer train", target=_tokenizer_train, group="training", prints_options=True),
     Command(words="text train", target=_text_train, group="training", prints_options=True),
@@ -269,6 +284,7 @@ COMMANDS = (
     Command(words="imagine", target=_imagine, group="results", prints_options=True),
     Command(words="rollout", target=_rollout, group="results", prints_options=True),
     Command(words="serve", target=_serve, group="results", prints_options=True),
+    Command(words="push", target=_push, group="results"),
     Command(words="benchmark actions", target=_benchmark_actions, group="results"),
     Command(words="benchmark calvin", target=_benchmark_calvin, group="results", prints_options=True),
     Command(words="benchmark calvin verify", target=_benchmark_calvin_verify, group="results", bare="folder"),

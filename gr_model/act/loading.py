@@ -10,12 +10,13 @@ from ...data_pipeline.statistics.check import state_contradiction
 from ...data_pipeline.video.frames import resize_frames
 from ...embodiment import Embodiment
 from ...errors import CheckpointError, ConfigError, ShapeError
+from ...hub import download, names_repository
 from ...tokenizers.text import TextEncoder
 from ...tokenizers.text_weights import load_text_encoder
 from ...tokenizers.vqgan import VQGAN
 from ...tokenizers.weights import load_vqgan
 from ..model.context import Context
-from ..model.release import Release, load_release
+from ..model.release import RELEASE_FILES, Release, load_release
 from ..train.tokenizer_stages import codebook_fingerprint
 from .policy import EncodeImages, EncodeText, GR2Policy
 
@@ -36,11 +37,14 @@ class Assembled:
 
 
 def release_folder(source: str | Path) -> Path:
-    """Return the folder of "pretrained" (shipped) or of a path.
+    """Return the folder of "pretrained" (shipped), of a path, or of `user/name` on the Hugging Face Hub, once fetched.
 
     Raises:
         CheckpointError: this installation ships no policy.
+        HubError: there is no such repository, or the Hub is out of reach.
     """
+    if names_repository(source):
+        return download(str(source), RELEASE_FILES)
     if str(source) != "pretrained":
         return Path(source)
     folder = Path(__file__).parents[1] / "weights" / "reference"
@@ -81,7 +85,8 @@ def load_world_model(source: str | Path) -> Assembled:
     """Load a released model with its frozen encoders: `release.model`, `vqgan`, `text`.
 
     Args:
-        source: "pretrained" or a folder that `gr2 pretrain` or `gr2 finetune` wrote.
+        source: "pretrained", a folder that `gr2 pretrain` or `gr2 finetune` wrote, or `user/name` on the Hugging Face
+            Hub, with `@revision` for a branch, tag or commit.
     """
     return assemble(source)
 
@@ -97,7 +102,8 @@ def load_policy(
     """Load a released model as a policy.
 
     Args:
-        source: "pretrained" or a folder that `gr2 finetune` wrote.
+        source: "pretrained", a folder that `gr2 finetune` wrote, or `user/name` on the Hugging Face Hub, with
+            `@revision` for a branch, tag or commit.
         executed_steps: control steps of each chunk carried out before the next call.
         chunking: how a chunk relates to the running one.
         latency: how long after its observation a chunk becomes available [s].

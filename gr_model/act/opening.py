@@ -15,6 +15,7 @@ from types import ModuleType
 from ...contracts import ActionTrajectory, Chunking, JointTrajectory, Observation, Policy, SignalTrajectory, Trajectory
 from ...embodiment import Embodiment
 from ...errors import CheckpointError, PolicyError
+from ...hub import names_repository
 from .remote import RemotePolicy
 
 SCRIPTED = "scripted"
@@ -35,9 +36,10 @@ def open_policy(
     """Return the policy called `source`; who opens it closes it.
 
     Args:
-        source: "pretrained"; a folder with a released model; "scripted" (the experts, which read the simulator's
-            state); "http://host:port" of `gr2 serve`; or "package.module:name" or "file.py:name", a class or function
-            that makes, without arguments, an object with `reset()` and `act(Observation) -> ActionTrajectory`.
+        source: "pretrained"; a folder with a released model, or `user/name` of one on the Hugging Face Hub;
+            "scripted" (the experts, which read the simulator's state); "http://host:port" of `gr2 serve`; or
+            "package.module:name" or "file.py:name", a class or function that makes, without arguments, an object with
+            `reset()` and `act(Observation) -> ActionTrajectory`.
         executed_steps: control steps of each chunk carried out before the next call; None leaves it to the policy.
         expert: makes the scripted policy, where there is a simulator that has one.
         chunking: how a chunk of a released model relates to the running one.
@@ -167,7 +169,8 @@ def _is_remote(source: str) -> bool:
 
 
 def _is_of_user(source: str) -> bool:
-    return ":" in source and not _is_remote(source) and not Path(source).exists()
+    elsewhere = _is_remote(source) or names_repository(source)
+    return ":" in source and not elsewhere and not Path(source).exists()
 
 
 def _find(place: str, name: str, source: str) -> Callable[[], object]:

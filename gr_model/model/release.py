@@ -22,16 +22,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ...cvae_head.kinds import head_config_from_dict
-from ...data_pipeline.files import write_json
+from ...data_pipeline.files import write_bytes, write_json
 from ...data_pipeline.statistics.datasets import DatasetStatistics, read_datasets
 from ...embodiment import Embodiment
 from ...errors import CheckpointError, ConfigError, DataError
+from .card import CARD, model_card
 from .config import CameraSpec, ModelConfig
 from .normalization import Normalization
 from .world_model import WorldModel
 
 FORMAT_VERSION = 1
 WEIGHTS, RECORD = "model.safetensors", "config.json"
+RELEASE_FILES = (RECORD, WEIGHTS, CARD, "tokenizer/*", "text/*")
+"""What a release is made of; encoders of its own lie in their folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +160,14 @@ def save_release(
     write_json(folder / f".{RECORD}.{os.getpid()}", record)
     weights.chmod((folder / f".{RECORD}.{os.getpid()}").stat().st_mode)  # safetensors lets nobody else read its files
     os.replace(weights, folder / WEIGHTS)
+    write_bytes(folder / CARD, model_card(record).encode())
     os.replace(folder / f".{RECORD}.{os.getpid()}", folder / RECORD)
     return folder
+
+
+def release_files(folder: Path) -> list[Path]:
+    """Return the files of a release, none of the training beside them."""
+    return sorted(file for pattern in RELEASE_FILES for file in folder.glob(pattern) if file.is_file())
 
 
 def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None = None) -> Release:
