@@ -56,7 +56,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (release.frame_step, release.control_hz) == (5, 30.0)
     record = json.loads((tmp_path / RECORD).read_text())
     assert record["statistics"]["state_std"] == [2.0] * 11
-    assert sorted(path.name for path in tmp_path.iterdir()) == [RECORD, WEIGHTS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", RECORD, WEIGHTS]
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # readable by whom the umask says
 
 
