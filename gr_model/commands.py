@@ -141,6 +141,13 @@ def _benchmark_actions() -> Target:
     return benchmark
 
 
+def _view() -> Target:
+    """Show an episode of any dataset, or a policy at work, in rerun's viewer."""
+    from ..benchmarks.view.run import view
+
+    return view
+
+
 def _push() -> Target:
     """Put a released model on the Hugging Face Hub."""
     from .act.publishing import push
@@ -284,6 +291,7 @@ COMMANDS = (
     Command(words="imagine", target=_imagine, group="results", prints_options=True),
     Command(words="rollout", target=_rollout, group="results", prints_options=True),
     Command(words="serve", target=_serve, group="results", prints_options=True),
+    Command(words="view", target=_view, group="results"),
     Command(words="push", target=_push, group="results"),
     Command(words="benchmark actions", target=_benchmark_actions, group="results"),
     Command(words="benchmark calvin", target=_benchmark_calvin, group="results", prints_options=True),
