@@ -77,7 +77,7 @@ TORCH_FAMILY = {
     "einops",
     "jaxtyping",
 }
-OPTIONAL = {"mediapipe", "ray", "torchcodec", "transformers", "wandb"}
+OPTIONAL = {"mediapipe", "ray", "rerun", "torchcodec", "transformers", "wandb"}
 """Packages that a module uses only where they are installed."""
 CENTRAL_TYPES = (
     "VideoClip",
