@@ -57,6 +57,13 @@ def _data_caption() -> Target:
     return caption
 
 
+def _data_export() -> Target:
+    """Write robot episodes as a LeRobot dataset."""
+    from ..data_pipeline.store.lerobot_writer import export
+
+    return export
+
+
 def _data_push() -> Target:
     """Put video or token shards on the Hugging Face Hub."""
     from ..data_pipeline.store.publishing import push
@@ -281,6 +288,7 @@ COMMANDS = (
     Command(words="data curate", target=_data_curate, group="data", prints_options=True),
     Command(words="data caption", target=_data_caption, group="data", prints_options=True),
     Command(words="data tokens", target=_data_tokens, group="data", prints_options=True),
+    Command(words="data export", target=_data_export, group="data"),
     Command(words="data push", target=_data_push, group="data"),
     Command(words="data report", target=_data_report, group="data", bare="folder"),
     Command(words="tokenizer train", target=_tokenizer_train, group="training", prints_options=True),

@@ -13,9 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ...embodiment import Embodiment
 from ...errors import ConfigError, DataError
 from ..files import camera_name
-from .lerobot_layout import EpisodeEntry, LeRobotLayout, frames_before, read_layout, read_schema
+from .lerobot_layout import EMBODIMENT_KEY, EpisodeEntry, LeRobotLayout, frames_before, read_layout, read_schema
 from .lerobot_rows import EpisodeRows, check_times, images_below, images_of, matrix_of, numbers_of
 from .lerobot_video import VideoHeader, find_video, is_shifted, lacks_last_frame, read_header
 from .record import FileMissing, ImageBytes, Record, Times, Video
@@ -74,6 +75,7 @@ class LeRobotSource:
         names = {
             name: Column(**_described(self.layout.features.get(name, {}))) for name in (*spec.states, *spec.actions)
         }
+        self._kept = _kept_embodiment(self.layout) if self._guessed else None
         self._signals = RobotSignals(spec=spec, robot=robot or spec.name or self._name, where=str(path), columns=names)
 
     def _first_columns(self) -> dict[str, str]:
@@ -144,7 +146,7 @@ class LeRobotSource:
         facts |= {"robot": self.layout.robot} if self.layout.robot else {}
         states = matrix_of(rows, spec.states) if steps else None
         actions = with_opening(matrix_of(rows, spec.actions), spec.gripper) if steps else None
-        embodiment = self._signals.embodiment(states, actions, fps)
+        embodiment = self._kept if steps and self._kept else self._signals.embodiment(states, actions, fps)
         facts |= self._signals.facts(embodiment)
         return Record(
             key=key,
@@ -189,6 +191,29 @@ class _OpenFile:
             self._file = None
             self._file = EpisodeRows(path, self._columns)
         return self._file
+
+
+def _kept_embodiment(layout: LeRobotLayout) -> Embodiment | None:
+    """Return what gr2 wrote of the robot when it exported the dataset; None where others wrote it.
+
+    Raises:
+        DataError: it cannot be read, or has other widths than the features.
+    """
+    kept = layout.info.get(EMBODIMENT_KEY)
+    if kept is None:
+        return None
+    widths = [list(layout.features.get(key, {}).get("shape", ())) for key in ("observation.state", "action")]
+    try:
+        robot = Embodiment.from_dict(kept)
+        fits = widths == [[robot.state_dim], [robot.action_dim]]
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"meta/info.json: {EMBODIMENT_KEY} cannot be read ({error}); remove it.") from error
+    if not fits:
+        raise DataError(
+            f"meta/info.json: {EMBODIMENT_KEY} has {robot.state_dim} state and {robot.action_dim} action numbers, "
+            f"expected those of the features {widths}; remove it."
+        )
+    return robot
 
 
 def guess_spec(layout: LeRobotLayout, columns: Mapping[str, str], camera: str = "static") -> EpisodeSpec:
