@@ -10,7 +10,7 @@ FOLDERS := gr_model tokenizers data_pipeline cvae_head wbc benchmarks
 RUN ?= runs/demo
 JOBS ?= 2
 
-.PHONY: help demo test check format reproduce ship images bench golden nightly docs clean venv
+.PHONY: help demo test check format reproduce ship images bench golden nightly docs site clean venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -46,6 +46,10 @@ format: venv  ## rewrite the formatting, fix what lint can fix
 
 docs: venv  ## rewrite the list of modules in docs/architecture.md
 	$(BIN)/python docs/file_map.py
+
+site: venv  ## the documents as a site with search and reference, in build/site
+	$(BIN)/python -m pip install --quiet --editable '.[site]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 reproduce: venv  ## the reference run of docs/results.md, with its report, in runs/reproduce
 	$(BIN)/gr2 demo --preset reference --out runs/reproduce
