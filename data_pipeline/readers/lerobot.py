@@ -15,8 +15,8 @@ from typing import Any
 
 from ...embodiment import Embodiment
 from ...errors import ConfigError, DataError
-from ..files import camera_name
-from .lerobot_layout import EMBODIMENT_KEY, EpisodeEntry, LeRobotLayout, frames_before, read_layout, read_schema
+from ..files import camera_name, read_json
+from .lerobot_layout import EMBODIMENT_FILE, EpisodeEntry, LeRobotLayout, frames_before, read_layout, read_schema
 from .lerobot_rows import EpisodeRows, check_times, images_below, images_of, matrix_of, numbers_of
 from .lerobot_video import VideoHeader, find_video, is_shifted, lacks_last_frame, read_header
 from .record import FileMissing, ImageBytes, Record, Times, Video
@@ -199,19 +199,18 @@ def _kept_embodiment(layout: LeRobotLayout) -> Embodiment | None:
     Raises:
         DataError: it cannot be read, or has other widths than the features.
     """
-    kept = layout.info.get(EMBODIMENT_KEY)
-    if kept is None:
+    file = layout.root / "meta" / EMBODIMENT_FILE
+    if not file.is_file():
         return None
     widths = [list(layout.features.get(key, {}).get("shape", ())) for key in ("observation.state", "action")]
     try:
-        robot = Embodiment.from_dict(kept)
-        fits = widths == [[robot.state_dim], [robot.action_dim]]
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"meta/info.json: {EMBODIMENT_KEY} cannot be read ({error}); remove it.") from error
-    if not fits:
+        robot = Embodiment.from_dict(read_json(file))
+    except (ConfigError, DataError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: expected what gr2 wrote of the robot, got {error}; remove it.") from error
+    if widths != [[robot.state_dim], [robot.action_dim]]:
         raise DataError(
-            f"meta/info.json: {EMBODIMENT_KEY} has {robot.state_dim} state and {robot.action_dim} action numbers, "
-            f"expected those of the features {widths}; remove it."
+            f"{file}: expected the state and action numbers of the features {widths}, got {robot.state_dim} and "
+            f"{robot.action_dim}; remove it."
         )
     return robot
 

@@ -28,8 +28,8 @@ _VIDEOS = {
 }
 """Patterns by major version. Source: huggingface/lerobot, `datasets/utils.py` of v0.1 (v2.1) and v0.4 (v3.0)."""
 
-EMBODIMENT_KEY = "gr2_embodiment"
-"""Under which `info.json` keeps what the numbers are, where gr2 wrote the dataset."""
+EMBODIMENT_FILE = "gr2_embodiment.json"
+"""In which `meta` keeps what the numbers are, where gr2 wrote the dataset."""
 
 _CHUNK_SIZE = 1000
 """Episodes of a chunk folder (v2) where `info.json` does not state it. Source: the same."""

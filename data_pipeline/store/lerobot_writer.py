@@ -22,7 +22,7 @@ from ...contracts import Array, Episode
 from ...embodiment import Embodiment, Signal
 from ...errors import ConfigError, DataError
 from ..files import write_json
-from ..readers.lerobot_layout import EMBODIMENT_KEY
+from ..readers.lerobot_layout import EMBODIMENT_FILE
 from ..readers.record import Record, Times
 from ..readers.source import open_source
 from ..video.transcode import encode_frames
@@ -212,8 +212,9 @@ class _Writer:
         stats = {name: sums.as_dict((3, 1, 1) if ".images." in name else (-1,)) for name, sums in self._sums.items()}
         write_json(meta / "stats.json", stats)
         fps = int(self._fps) if float(self._fps).is_integer() else self._fps
-        kept = {} if self._embodiment is None else {EMBODIMENT_KEY: self._embodiment.to_dict()}
-        write_json(meta / "info.json", kept | {
+        if self._embodiment is not None:
+            write_json(meta / EMBODIMENT_FILE, self._embodiment.to_dict())
+        write_json(meta / "info.json", {
             "codebase_version": "v3.0", "robot_type": self._embodiment.name if self._embodiment else "unknown",
             "total_episodes": len(self.rows),
             "total_frames": self.steps, "total_tasks": len(self._tasks), "chunks_size": _CHUNK,

@@ -104,13 +104,12 @@ def test_episodes_that_do_not_fit_are_named_and_nothing_is_half_written(tmp_path
 
 def test_what_gr2_kept_of_the_robot_must_fit_the_features(tmp_path: Path) -> None:
     export(source=recorded(tmp_path / "record", episode(0)), out=tmp_path / "set")
-    file = tmp_path / "set" / "meta" / "info.json"
-    info = json.loads(file.read_text())
-    info["gr2_embodiment"]["action"] = info["gr2_embodiment"]["action"][:1]
-    file.write_text(json.dumps(info))
-    with pytest.raises(DataError, match="16 state and 3 action numbers"):
+    file = tmp_path / "set" / "meta" / "gr2_embodiment.json"
+    robot = json.loads(file.read_text())
+    file.write_text(json.dumps(robot | {"action": robot["action"][:1]}))
+    with pytest.raises(DataError, match="got 16 and 3; remove it"):
         open_source(tmp_path / "set")
-    info["gr2_embodiment"] = {"name": 3}
-    file.write_text(json.dumps(info))
-    with pytest.raises(DataError, match="cannot be read"):
-        open_source(tmp_path / "set")
+    for broken in ('{"name": 3}', "{", "[1]"):
+        file.write_text(broken)
+        with pytest.raises(DataError, match="expected what gr2 wrote of the robot"):
+            open_source(tmp_path / "set")
