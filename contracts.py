@@ -222,10 +222,11 @@ class Policy(Protocol):
 
     executed_steps: poses of a trajectory to be executed before the next call of `act`.
 
-    A policy may have three more members, which are looked up and may be absent:
+    A policy may have more members, which are looked up and may be absent:
     `act_together(policies, observations) -> list[Trajectory]` lets policies of one kind, this one among them, act
     in one go; `uses_images = False` spares drawing the images of its observations; `embodiment` is the robot that it
-    was trained on, which simulators compare with their own.
+    was trained on, which simulators compare with their own; `simulator_actions = True` says that its signals are
+    actions in the simulator's own terms.
     """
 
     executed_steps: int

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ...contracts import Chunking
 from ...data_pipeline.files import write_json
 from ...errors import ConfigError
-from ...gr_model.act.opening import policy_fingerprint
+from ...gr_model.act.opening import is_of_user, policy_fingerprint
 from ..playtable.cameras import Renderer
 from ..playtable.environment import CAMERAS
 from ..playtable.instructions import Wording, evaluation_instructions
@@ -20,13 +20,19 @@ from ..simulation.control import controller_fingerprint
 from ..simulation.episodes import check_latency
 from ..simulation.jobs import Job, Videos, choose_part, run_evaluation
 from ..simulation.videos import write_sheet
+from .interface import Interface
 from .results import provenance, published, summarize, table
 from .suite import Backend, EvaluationConfig
+
+Protocol = Literal["gr2", "official"]
+"""What is chosen freely, or CALVIN's own settings."""
 
 
 def evaluate(
     *,
     policy: str = "pretrained",
+    interface: Interface = "gr2",
+    protocol: Protocol = "gr2",
     out: Path = Path("runs/calvin"),
     sequences: int = 1000,
     starts: int = 0,
@@ -35,12 +41,12 @@ def evaluate(
     scene: str = "D",
     calvin_root: Path | None = None,
     wording: Wording = "trained",
-    control: Literal["wbc", "calvin", "both"] = "wbc",
+    control: Literal["wbc", "calvin", "both"] | None = None,
     executed_steps: int | None = None,
     chunking: Chunking = "independent",
     latency: float = 0.0,
     max_steps: int = 360,
-    image_size: int = 64,
+    image_size: int | None = None,
     renderer: Renderer = "tiny",
     fast_drawing: bool = False,
     backend: Backend = "gr2",
@@ -54,6 +60,8 @@ def evaluate(
     Args:
         policy: "pretrained" (shipped), a folder with a model, "scripted", "http://host:port" of `gr2 serve`, or
             "file.py:name" or "package.module:name", which makes a policy of your own (docs/calvin.md).
+        interface: of a policy of your own: act(observation), or CALVIN's step(obs, goal) of a `CustomModel`.
+        protocol: official sets CALVIN's control, image sizes, assets and instructions (give `calvin_root`).
         out: folder for `episodes.jsonl`, `results.json` and the videos.
         sequences: how many of the 1000 official sequences, from the first (34 tasks, scene D).
         starts: random starts for each of `tasks`.
@@ -62,12 +70,12 @@ def evaluate(
         scene: A, B, C or D.
         calvin_root: a clone of mees/calvin: its assets and validation instructions instead of ours.
         wording: of our instructions: the one that demonstrations have most often, or one that they never have.
-        control: our whole-body controller, CALVIN's own control, or both from the same starts.
+        control: our whole-body controller (if not given), CALVIN's own (its interface, protocol official), or both.
         executed_steps: control steps of a chunk that are carried out, if not those that the policy wants (a model: 5).
         chunking: whether a model's chunk continues the running one, averaged (ensemble) or sampled so (inpaint).
         latency: how long after its observation a chunk arrives [s]; the policy is not asked again before.
         max_steps: time limit for each task in control steps (CALVIN: 360).
-        image_size: image side [px] of both cameras, 0 for CALVIN's own 200 (static) and 84 (gripper).
+        image_size: image side [px] of both cameras (64), 0 for CALVIN's 200 and 84 (its interface, protocol official).
         renderer: tiny (CPU, the same everywhere) or egl (OpenGL, as CALVIN's data were drawn).
         fast_drawing: with `calvin_root`, a light arm without shadows: several times as fast, other images.
         backend: our simulator, or an installed calvin_env (CALVIN's own control only).
@@ -81,29 +89,39 @@ def evaluate(
         DataError: `out` holds results of another configuration.
         PolicyError: the policy was trained on another robot.
     """
-    names = choose_tasks(tasks)
-    steps = 1 if executed_steps is None else executed_steps
-    _check_numbers((max_steps, num_workers, steps), (starts, chains, sequences))
+    mode, image_px = _resolved(protocol, interface, control, image_size)
+    _check_protocol(protocol, calvin_root, backend, max_steps, wording)
+    _check_interface(interface, policy, executed_steps, latency)
+    _check_numbers((max_steps, num_workers, executed_steps), (starts, chains, sequences))
     _check_episodes(scene, sequences, calvin_root, wording)
     config = EvaluationConfig(
         policy=policy, weights=policy_fingerprint(policy), scene=scene, calvin_root=str(calvin_root or ""),
-        executed_steps=executed_steps or 0, max_steps=max_steps, image_px=image_size, renderer=renderer,
+        executed_steps=executed_steps or 0, max_steps=max_steps, image_px=image_px, renderer=renderer,
         fast_drawing=fast_drawing, backend=backend, seed=seed, latency=check_latency(latency), chunking=chunking,
-        wording=wording, controller=controller_fingerprint(),
+        wording=wording, controller=controller_fingerprint(), interface=interface,
     )  # fmt: skip
-    _check_backend(backend, control)
-    controls = ["wbc", "calvin"] if control == "both" else [control]
-    kinds = [("sequence", sequences), ("chain", chains), *((name, starts) for name in names)]
-    every = [Job(control=c, kind=kind, index=i) for c in controls for kind, number in kinds for i in range(number)]
-    jobs = choose_part(every, shard)
+    controls = _controls(backend, mode)
+    jobs = choose_part(_jobs(controls, sequences, chains, starts, choose_tasks(tasks)), shard)
     records = run_evaluation(config, jobs, file=out / "episodes.jsonl", num_workers=num_workers, videos=videos)
-    results = _results(config, {job.key: records[job.key] for job in jobs}, controls)
-    results |= {"shard": shard} | ({"published": published()} if sequences else {})
+    results = _results(config, {job.key: records[job.key] for job in jobs}, controls) | {"shard": shard}
+    results |= {"published": published()} if sequences else {}
     write_json(out / "results.json", results)
-    print(f"latency {latency:g} s, chunking {chunking}", *table(results["controls"]), sep="\n")
-    if videos != "none" and (sheet := write_sheet(out / "videos")):
-        print(sheet)
+    _show(results, out / "videos" if videos != "none" else None)
     return results
+
+
+def _jobs(controls: Sequence[str], sequences: int, chains: int, starts: int, tasks: Sequence[str]) -> list[Job]:
+    """Return all test episodes, control after control."""
+    kinds = [("sequence", sequences), ("chain", chains), *((name, starts) for name in tasks)]
+    return [Job(control=c, kind=kind, index=i) for c in controls for kind, number in kinds for i in range(number)]
+
+
+def _show(results: Mapping[str, Any], videos: Path | None) -> None:
+    """Print the table, and the path of the sheet of videos."""
+    circumstances = f"latency {results['latency_s']:g} s, chunking {results['chunking']}"
+    print(circumstances, *table(results["controls"]), sep="\n")
+    if videos is not None and (sheet := write_sheet(videos)):
+        print(sheet)
 
 
 def _results(
@@ -123,6 +141,7 @@ def _circumstances(config: EvaluationConfig) -> dict[str, Any]:
         "policy": config.policy,
         "latency_s": config.latency,
         "chunking": config.chunking,
+        "interface": config.interface,
         "max_steps": config.max_steps,
         "scene": config.scene,
         "backend": config.backend,
@@ -155,13 +174,61 @@ def _check_episodes(scene: str, sequences: int, calvin_root: Path | None, wordin
         raise ConfigError(f"--sequences: they fit scene D alone, got --scene {scene}; add --sequences 0.")
 
 
-def _check_backend(backend: Backend, control: str) -> None:
+def _resolved(protocol: Protocol, interface: Interface, control: str | None, image_size: int | None) -> tuple[str, int]:
+    """Return control and image size, which the official protocol and CALVIN's interface decide."""
+    if protocol == "gr2" and interface == "gr2":
+        return control or "wbc", 64 if image_size is None else image_size
+    why = "--protocol official" if protocol == "official" else "--interface calvin"
+    if control not in (None, "calvin"):
+        raise ConfigError(f"{why}: expected --control calvin, got {control}; leave --control out.")
+    if protocol == "official" and image_size:
+        raise ConfigError(f"{why}: expected CALVIN's image sizes (0), got {image_size}; leave --image-size out.")
+    return "calvin", image_size or 0
+
+
+def _check_protocol(
+    protocol: Protocol, calvin_root: Path | None, backend: Backend, max_steps: int, wording: Wording
+) -> None:
+    """Refuse what would make another measurement of the official protocol."""
+    if protocol != "official":
+        return
+    if calvin_root is None:
+        more = ", for its instructions" if backend == "official" else ""
+        raise ConfigError(
+            f"--protocol official: expected --calvin-root, a clone of mees/calvin with its submodule{more}; "
+            "git clone --recurse-submodules https://github.com/mees/calvin."
+        )
+    if max_steps != 360 or wording != "trained":
+        raise ConfigError(
+            "--protocol official: expected 360 steps a task and CALVIN's instructions; leave --max-steps and --wording "
+            "out."
+        )
+
+
+def _check_interface(interface: Interface, policy: str, executed_steps: int | None, latency: float) -> None:
+    if interface == "calvin" and (executed_steps not in (None, 1) or latency):
+        raise ConfigError(
+            "--interface calvin: expected a model that is asked at every step and answers at once, got "
+            f"--executed-steps {executed_steps} --latency {latency:g}; leave them out."
+        )
+    if interface == "calvin" and not is_of_user(policy):
+        raise ConfigError(f"--interface calvin: expected --policy file.py:CustomModel, got {policy}; fix one of them.")
+
+
+def _controls(backend: Backend, control: str) -> list[str]:
+    """Return the controls to measure under."""
     if backend == "official" and control != "calvin":
         raise ConfigError(f"--backend official: expected --control calvin, got {control}; add it.")
+    return ["wbc", "calvin"] if control == "both" else [control]
 
 
-def _check_numbers(positive: Sequence[int], episodes: Sequence[int]) -> None:
-    if min(positive) < 1 or min(episodes) < 0 or sum(episodes) == 0 or episodes[-1] > 1000:
+def _check_numbers(positive: Sequence[int | None], episodes: Sequence[int]) -> None:
+    if (
+        any(number is not None and number < 1 for number in positive)
+        or min(episodes) < 0
+        or sum(episodes) == 0
+        or episodes[-1] > 1000
+    ):
         raise ConfigError(
             "evaluate: expected up to 1000 sequences, starts and chains of 0 or more, not all 0, and at least one step "
             "and worker; fix the numbers."

@@ -46,12 +46,19 @@ class TaskWatch:
         """Note how near the tool is, and which joints have moved: the button springs back."""
         state = self._world.world_state()
         self._turned |= {n for n, least in _TURNED.items() if abs(getattr(state, n) - getattr(self._start, n)) > least}
+        self.closest = min(self.closest, self._distance(state))
+
+    def distance(self) -> float:
+        """Return how far the tool, or the block in the hand, is now from where it has to go [m]."""
+        return self._distance(self._world.world_state())
+
+    def _distance(self, state: WorldState) -> float:
         targets = np.stack(self._targets(state))
         if self._held is not None:
             near = np.linalg.norm(targets[:, :2] - state.blocks[self._held][0][:2], axis=1)
         else:
             near = np.linalg.norm(targets - state.tool_position, axis=1)
-        self.closest = min(self.closest, float(near.min()))
+        return float(near.min())
 
     def report(self) -> dict[str, Any]:
         """Return phase and closest approach [m] of a task that has failed, as JSON values."""

@@ -69,15 +69,15 @@ class OfficialTable(Table):
         self._seen = self._env.reset(robot_obs=robot_obs, scene_obs=scene_obs)
         self._steps = 0
 
-    def step(self, relative: np.ndarray) -> None:
+    def step(self, action: np.ndarray) -> None:
         """Move by one of CALVIN's relative actions `[7]`; see `PlayTable.step`."""
-        self._seen, *_ = self._env.step(np.asarray(relative, float))
+        self._seen, *_ = self._env.step(np.asarray(action, float))
         self._steps += 1
 
     def step_pose(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
         """Move for one control step towards an absolute world tool pose; see `PlayTable.step_pose`."""
-        action = (np.asarray(position, float), np.asarray(quaternion, float), 1 if gripper > 0.5 else -1)
-        self._seen, *_ = self._env.step(action)
+        absolute = (np.asarray(position, float), np.asarray(quaternion, float), 1 if gripper > 0.5 else -1)
+        self._seen, *_ = self._env.step(absolute)
         self._steps += 1
 
     def world_state(self) -> WorldState:
@@ -107,6 +107,14 @@ class OfficialTable(Table):
         """
         image = np.ascontiguousarray(self._seen["rgb_obs"][f"rgb_{camera}"])
         return image if px is None else resize_frames(image[None], px)[0]
+
+    def official_obs(self) -> dict[str, Any]:
+        """Return the official environment's own observation of the last step."""
+        return self._seen
+
+    def official_info(self) -> dict[str, Any]:
+        """Return what the official `get_info()` returns."""
+        return dict(self._env.get_info())
 
     def robot_obs(self) -> np.ndarray:
         """Return CALVIN's `robot_obs` `[15]`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from ..playtable.world import World
 from ..policies.scripted import ScriptedPolicy
 from .episodes import chain_start, sequence_start, task_start
 from .failures import TaskWatch
+from .interface import CalvinModelPolicy, Interface
 from .official import OfficialTable
 from .sequences import official_sequences
 
@@ -38,7 +40,8 @@ class EvaluationConfig:
     cameras [px], 0 for CALVIN's own; fast_drawing: light arm without shadows where CALVIN's files are used;
     backend: our simulator ("gr2") or the installed official one; latency: how long after its observation a chunk
     arrives [s]; chunking: how a chunk of a released model relates to the running one; wording: of the instructions;
-    controller: fingerprint of our controller's settings, so that results under others are not resumed with.
+    controller: fingerprint of our controller's settings, so that results under others are not resumed with;
+    interface: how a policy of a user's file is called.
     """
 
     policy: str
@@ -56,6 +59,7 @@ class EvaluationConfig:
     chunking: Chunking = "independent"
     wording: Wording = "trained"
     controller: str = ""
+    interface: Interface = "gr2"
 
     @property
     def root(self) -> Path | None:
@@ -74,7 +78,13 @@ class EvaluationConfig:
 
     def open_suite(self) -> CalvinSuite:
         """Open the simulator with the test episodes of this seed."""
-        return CalvinSuite(self.open_world(), seed=self.seed, instructions_root=self.root, wording=self.wording)
+        return CalvinSuite(
+            self.open_world(),
+            seed=self.seed,
+            instructions_root=self.root,
+            wording=self.wording,
+            interface=self.interface,
+        )
 
 
 class CalvinSuite:
@@ -85,12 +95,20 @@ class CalvinSuite:
         seed: seed of the random starts.
         instructions_root: clone of CALVIN whose validation instructions are used; ours where it is None.
         wording: of our instructions.
+        interface: how a policy of a user's file is called.
     """
 
     def __init__(
-        self, world: World, *, seed: int, instructions_root: Path | None = None, wording: Wording = "trained"
+        self,
+        world: World,
+        *,
+        seed: int,
+        instructions_root: Path | None = None,
+        wording: Wording = "trained",
+        interface: Interface = "gr2",
     ) -> None:
         self.simulator, self.seed = world, seed
+        self.adapt = partial(CalvinModelPolicy, world=world) if interface == "calvin" else None
         self._instructions = evaluation_instructions(instructions_root, wording)
 
     def start(self, kind: str, index: int) -> Sequence[str]:

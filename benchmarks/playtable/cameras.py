@@ -87,26 +87,35 @@ def draw(
 ) -> np.ndarray:
     """Draw one image: uint8 `[px px 3]`; with shadows it is what CALVIN draws."""
     side = px * supersample
-    options = {} if shadows else {"shadow": 0, "flags": pybullet.ER_NO_SEGMENTATION_MASK}
-    image = pybullet.getCameraImage(
-        side, side, *matrices, renderer=_PYBULLET_NAMES[renderer], physicsClientId=client, **options
-    )[2]
-    rgb = np.asarray(image, dtype=np.uint8).reshape(side, side, 4)[..., :3]
+    rgb, _ = _shoot(client, matrices, side, shadows, renderer)
     if supersample == 1:
         return rgb.copy()
     blocks = rgb.reshape(px, supersample, px, supersample, 3).astype(np.uint16)
     return ((blocks.sum((1, 3)) + supersample**2 // 2) // supersample**2).astype(np.uint8)
 
 
-def draw_depth(
+def draw_with_depth(
     client: int,
     matrices: tuple[list[float], list[float]],
     px: int,
     near: float,
     far: float,
     *,
+    shadows: bool = False,
     renderer: Renderer = "tiny",
-) -> np.ndarray:
-    """Draw the distance along the camera's axis [m], float32 `[px px]`."""
-    buffer = pybullet.getCameraImage(px, px, *matrices, renderer=_PYBULLET_NAMES[renderer], physicsClientId=client)[3]
-    return np.asarray(far * near / (far - (far - near) * np.asarray(buffer, np.float32).reshape(px, px)), np.float32)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one image, uint8 `[px px 3]`, and the distance along the camera's axis [m], float32 `[px px]`, in one go."""
+    rgb, buffer = _shoot(client, matrices, px, shadows, renderer)
+    return rgb.copy(), np.asarray(far * near / (far - (far - near) * buffer), np.float32)
+
+
+def _shoot(
+    client: int, matrices: tuple[list[float], list[float]], side: int, shadows: bool, renderer: Renderer
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return color, uint8 `[side side 3]`, and the depth buffer, float32 `[side side]`."""
+    options = {} if shadows else {"shadow": 0, "flags": pybullet.ER_NO_SEGMENTATION_MASK}
+    image = pybullet.getCameraImage(
+        side, side, *matrices, renderer=_PYBULLET_NAMES[renderer], physicsClientId=client, **options
+    )
+    rgb = np.asarray(image[2], dtype=np.uint8).reshape(side, side, 4)[..., :3]
+    return rgb, np.asarray(image[3], np.float32).reshape(side, side)

@@ -16,7 +16,7 @@ import numpy as np
 import pybullet
 
 from ...contracts import JointCommand, Observation
-from ...errors import EnvironmentMissing, SimulationError
+from ...errors import ConfigError, EnvironmentMissing, SimulationError
 from ...wbc.robot.robots import RobotModel
 from . import cameras
 from .assets import builtin_assets
@@ -44,10 +44,11 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
     `step_pose` and `step_joints` drive the arm by absolute tool poses and by joint commands.
 
     calvin_root: a clone of CALVIN, whose files are used instead of the built-in assets; the simulation is then
-        CALVIN's own, call by call. window: open PyBullet's viewer.
+        CALVIN's own, call by call. render_mode: "rgb_array" or None. images: whether observations hold images, which
+        are drawn at every step; None: where there is a render mode. window: open PyBullet's viewer.
 
     Raises:
-        ConfigError: `calvin_root` is no clone of CALVIN.
+        ConfigError: `calvin_root` is no clone of CALVIN, or an unknown render mode.
         SimulationError: unknown scene, action of the wrong shape or not finite.
     """
 
@@ -61,8 +62,11 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         camera: CameraConfig | None = None,
         calvin_root: Path | None = None,
         render_mode: str | None = "rgb_array",
+        images: bool | None = None,
         window: bool = False,
     ) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ConfigError(f"render_mode: expected rgb_array or None, got {render_mode!r}; use one of them.")
         self.spec_scene: SceneSpec = scene(scene_name)
         self.calvin_root = calvin_root
         self.camera = camera or CameraConfig()
@@ -72,6 +76,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
             else builtin_assets(self.spec_scene)
         )
         self.render_mode = render_mode
+        self.images = render_mode is not None if images is None else images
         if window and not (os.environ.get("DISPLAY") or sys.platform in ("darwin", "win32")):
             raise EnvironmentMissing(
                 "PlayTable window: expected a screen (DISPLAY is not set), got none; write a video instead, or log in "
@@ -85,13 +90,13 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         if self.camera.renderer == "egl":
             for name in CAMERAS:  # the plug-in casts no shadows in its first two images
                 self.draw(name)
-        box, sizes = gymnasium.spaces.Box, {"static": self.camera.static_px, "gripper": self.camera.gripper_px}
-        self.observation_space = gymnasium.spaces.Dict(
-            {f"rgb_{name}": box(0, 255, (px, px, 3), np.uint8) for name, px in sizes.items()}
-            | {name: box(-np.inf, np.inf, (n,), np.float64) for name, n in (("robot_obs", 15), ("scene_obs", 24))}
-        )
-        self.action_space = box(-1.0, 1.0, (7,), np.float64)
+        self.observation_space = gymnasium.spaces.Dict(self._image_spaces() | state_spaces())
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float64)
         self._steps = 0
+
+    def _image_spaces(self) -> dict[str, gymnasium.Space[Any]]:
+        sizes = {name: self._side(name) for name in CAMERAS} if self.images else {}
+        return {f"rgb_{name}": gymnasium.spaces.Box(0, 255, (px, px, 3), np.uint8) for name, px in sizes.items()}
 
     def _load(self) -> None:
         client, spec, files = self.client, self.spec_scene, self.files
@@ -107,22 +112,22 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
             for color, file, pose in zip(spec.blocks, files.blocks, draw, strict=False)
         }
         self.table = pybullet.loadURDF(str(files.table), useFixedBase=not files.official, **size)
-        self._links: dict[str, int] = {"base_link": -1}
+        self.table_links: dict[str, int] = {"base_link": -1}
         self._joints: dict[str, int] = {}
         for index in range(pybullet.getNumJoints(self.table, physicsClientId=client)):
             info = pybullet.getJointInfo(self.table, index, physicsClientId=client)
-            self._links[info[12].decode()] = index
+            self.table_links[info[12].decode()] = index
             self._joints[info[1].decode()] = index
         for name in ("base__slide", "base__drawer"):
             self._motor(name, pybullet.VELOCITY_CONTROL, 0.0)
         self._motor("base__button", pybullet.POSITION_CONTROL, 0.0)
         self._motor("base__switch", pybullet.VELOCITY_CONTROL, 0.0)
         self.plane = pybullet.loadURDF(str(files.plane), physicsClientId=client)
-        self._link_names = {index: name for name, index in self._links.items()}
+        self._link_names = {index: name for name, index in self.table_links.items()}
         self._body_names = {uid: f"block_{color}" for color, uid in self.blocks.items()}
         self._body_names |= {self.robot.uid: "robot", self.table: "table", self.plane: "plane"}
         self.bulb = self.led = False
-        self._button_was_pressed = self._switch_was_on = False
+        self._button_was_pressed = self.switch_is_on = False
         self._target = (np.zeros(3), np.zeros(3))
         if files.official:
             self._repeat_first_reset(draw)
@@ -166,7 +171,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         """Start an episode.
 
         Args:
-            seed: seeds the scene sampler of `options["sample"]` users; the world itself has no randomness.
+            seed: seeds `np_random`; the world itself has no randomness (`gr2/PlayTableTask-v0` samples scenes).
             options: `robot_obs` `[15]`, `scene_obs` `[24]` as in CALVIN; either may be absent.
         """
         super().reset(seed=seed)
@@ -214,7 +219,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
             joint = self._joints[f"base__{name}"]
             pybullet.resetJointState(self.table, joint, value, 0, physicsClientId=self.client)
         self.bulb, self.led = bool(scene_obs[4] > 0.5), bool(scene_obs[5] > 0.5)
-        self._switch_was_on = False
+        self.switch_is_on = False
         for uid, pose in zip(self.blocks.values(), scene_obs[6:].reshape(3, 6), strict=True):
             quaternion = pybullet.getQuaternionFromEuler(pose[3:])
             pybullet.resetBasePositionAndOrientation(uid, pose[:3], quaternion, physicsClientId=self.client)
@@ -271,16 +276,16 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
             self.led = not self.led
         self._button_was_pressed = pressed
         switched = self.joint("switch") > _SWITCH_ON
-        if switched != self._switch_was_on:  # a bulb lit at the start beside a low switch stays lit, as in CALVIN
+        if switched != self.switch_is_on:  # a bulb lit at the start beside a low switch stays lit, as in CALVIN
             self.bulb = switched
-        self._switch_was_on = switched
+        self.switch_is_on = switched
         if before != (self.bulb, self.led):
             self._color_lights()
 
     def _color_lights(self) -> None:
         for name, link, lit in (("bulb", "light_link", self.bulb), ("led", "led_link", self.led)):
             color = _LIGHT_COLORS[name] if lit else _LIGHT_OFF
-            pybullet.changeVisualShape(self.table, self._links[link], rgbaColor=color, physicsClientId=self.client)
+            pybullet.changeVisualShape(self.table, self.table_links[link], rgbaColor=color, physicsClientId=self.client)
 
     @property
     def arm(self) -> RobotModel:
@@ -306,16 +311,28 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         """Draw one camera: uint8 `[px px 3]`, at its own size unless another is asked for."""
         return cameras.draw(
             self.client, self._matrices(camera), px or self._side(camera),
-            supersample=self.camera.supersample, shadows=self.files.official and not self.camera.fast,
-            renderer=self.camera.renderer,
+            supersample=self.camera.supersample, shadows=self._shadows, renderer=self.camera.renderer,
+        )  # fmt: skip
+
+    def draw_with_depth(self, camera: str, *, px: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Draw one camera, uint8 `[px px 3]` without supersampling, and its depth [m], float32 `[px px]`."""
+        return cameras.draw_with_depth(
+            self.client, self._matrices(camera), px or self._side(camera),
+            *(cameras.STATIC_RANGE if camera == "static" else cameras.GRIPPER_RANGE),
+            shadows=self._shadows, renderer=self.camera.renderer,
         )  # fmt: skip
 
     def draw_depth(self, camera: str, *, px: int | None = None) -> np.ndarray:
         """Draw one camera's depth [m]: float32 `[px px]`."""
-        planes = cameras.STATIC_RANGE if camera == "static" else cameras.GRIPPER_RANGE
-        return cameras.draw_depth(
-            self.client, self._matrices(camera), px or self._side(camera), *planes, renderer=self.camera.renderer
-        )
+        return self.draw_with_depth(camera, px=px)[1]
+
+    @property
+    def _shadows(self) -> bool:
+        return self.files.official and not self.camera.fast
+
+    def contact_points(self, uid: int) -> tuple[Any, ...]:
+        """Return PyBullet's contact points of a body."""
+        return tuple(pybullet.getContactPoints(bodyA=uid, physicsClientId=self.client))
 
     def _side(self, camera: str) -> int:
         return self.camera.static_px if camera == "static" else self.camera.gripper_px
@@ -352,7 +369,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def observe_calvin(self) -> dict[str, Any]:
         """Return CALVIN's observation: images, `robot_obs` `[15]`, `scene_obs` `[24]`, world frame."""
-        images = {f"rgb_{name}": self.draw(name) for name in CAMERAS} if self.render_mode else {}
+        images = {f"rgb_{name}": self.draw(name) for name in CAMERAS} if self.images else {}
         return images | {"robot_obs": self.robot_obs(), "scene_obs": self.scene_obs()}
 
     def robot_obs(self) -> np.ndarray:
@@ -400,9 +417,8 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         )
 
     def _touching(self, uid: int) -> frozenset[tuple[str, str]]:
-        points = pybullet.getContactPoints(bodyA=uid, physicsClientId=self.client)
         pairs = set()
-        for point in points:
+        for point in self.contact_points(uid):
             body = self._body_names[point[2]]
             pairs.add((body, self._link_names[point[4]] if body == "table" else ""))
         return frozenset(pairs)
@@ -412,6 +428,16 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         if self.client >= 0:
             pybullet.disconnect(physicsClientId=self.client)
             self.client = -1
+
+
+def state_spaces() -> dict[str, gymnasium.Space[Any]]:
+    """Return the spaces of `robot_obs` and `scene_obs`: wider than what physics makes of them, and finite."""
+    far, turn, door, light = [100.0], [4.0], [1.0], [0.0]
+    robot = np.array(far * 3 + turn * 3 + [0.2] + turn * 7 + [1.0])
+    scene = np.array(door * 4 + [1.0, 1.0] + (far * 3 + turn * 3) * 3)
+    lowest = np.concatenate([-scene[:4], light * 2, -scene[6:]])
+    box = gymnasium.spaces.Box
+    return {"robot_obs": box(-robot, robot, dtype=np.float64), "scene_obs": box(lowest, scene, dtype=np.float64)}
 
 
 def _vector(values: Any, length: int, name: str) -> np.ndarray | None:

@@ -34,6 +34,22 @@ class Table:
         """Advance by one control step towards a tool pose in the robot base frame with CALVIN's own control."""
         self.step_pose(position + ROBOT_BASE, quaternion, gripper)
 
+    def apply_action(self, values: np.ndarray) -> None:
+        """Advance by one control step by a CALVIN action.
+
+        Args:
+            values: `[7]` relative, as for `step`; or `[8]` absolute in world coordinates: position [m], quaternion
+                xyzw, gripper 1 (open) or -1 (closed).
+        """
+        if len(values) == 8:
+            self.step_pose(values[:3], values[3:7], float(values[7] > 0))
+        else:
+            self.step(values)
+
+    @abstractmethod
+    def step(self, action: np.ndarray) -> object:
+        """Move for one control step by a relative action `[7]`."""
+
     @abstractmethod
     def world_state(self) -> WorldState:
         """Return the state that tasks read."""

@@ -56,6 +56,9 @@ class World(Simulator, Protocol):
     def step(self, action: np.ndarray) -> Any:
         """Move by one of CALVIN's relative actions `[7]`."""
 
+    def apply_action(self, values: np.ndarray) -> None:
+        """Advance by one control step by a relative `[7]` or absolute `[8]` action of CALVIN."""
+
     def step_pose(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
         """Move for one control step towards a tool pose in world coordinates with CALVIN's own control."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from ...contracts import ActionTrajectory, Array, JointCommand, JointTrajectory, Trajectory
+from ...contracts import ActionTrajectory, Array, JointCommand, JointTrajectory, Policy, SignalTrajectory, Trajectory
 from ...errors import ConfigError, PolicyError
 from ...wbc.controller import ControllerConfig, WholeBodyController
 from ...wbc.optimization import OptimizationConfig
@@ -159,6 +160,29 @@ class PoseControl:
             seen = self.simulator.observe("", images=False)
             self._held = (seen.tool_position, seen.tool_quaternion, seen.gripper_command)
         return self._held
+
+
+class ActionControl(PoseControl):
+    """The simulator's own actions as a policy gives them (`Simulator.apply_action`), one a control step.
+
+    The policy answers a `SignalTrajectory` of one row and is asked at every step: nothing is converted, held or late.
+    """
+
+    def follow(self, trajectory: Trajectory, *, delay: float = 0.0) -> None:
+        """Take over the action of the next control step.
+
+        Raises:
+            PolicyError: it is no action, or comes late.
+        """
+        if not isinstance(trajectory, SignalTrajectory) or delay:
+            raise PolicyError("policy: expected one action of the simulator's own at once, got something else.")
+        self._action = trajectory.values[0]
+
+    def step(self) -> None:
+        """Carry out the action."""
+        apply_action: Callable[[Array], None] = self.simulator.apply_action  # type: ignore[attr-defined]
+        apply_action(self._action)
+        self._see_joints()
 
 
 class LimitCounter:
@@ -318,12 +342,25 @@ def controller_fingerprint() -> str:
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
 
-def make_control(mode: str, simulator: Simulator) -> Control:
+def make_control(mode: str, simulator: Simulator, policy: Policy | None = None) -> Control:
     """Return our whole-body controller for the mode "wbc", the simulator's own control for any other.
 
+    Args:
+        mode: "wbc", or another name.
+        simulator: what it drives.
+        policy: one that answers the simulator's own actions says so by `simulator_actions = True`; they are carried
+            out as they are.
+
     Raises:
-        ConfigError: our controller in a simulator that takes no joint commands.
+        ConfigError: our controller in a simulator that takes no joint commands, or for such a policy.
     """
+    if getattr(policy, "simulator_actions", False):
+        if mode == "wbc":
+            raise ConfigError(
+                f"--control wbc: expected a policy that answers trajectories, got one that answers {simulator.name}'s "
+                "own actions; choose the simulator's own control."
+            )
+        return ActionControl(simulator)
     if mode != "wbc":
         return PoseControl(simulator)
     if not isinstance(simulator, JointSimulator):

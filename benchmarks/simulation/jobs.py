@@ -90,6 +90,7 @@ def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder
             policy = open_policy(
                 evaluation.policy, executed_steps=steps, expert=partial(suite.expert, control, reach),
                 chunking=chunking, latency=latency, embodiment=embodiment_of(suite.simulator),
+                adapt=getattr(suite, "adapt", None),
             )  # fmt: skip
             with closing(policy):
                 check_fit(policy, suite.simulator)
@@ -105,7 +106,7 @@ def _run_job(
     evaluation: Evaluation, suite: Suite, policy: Policy, job: Job, videos: Videos, folder: Path
 ) -> dict[str, Any]:
     simulator = suite.simulator
-    control = make_control(job.control, simulator)
+    control = make_control(job.control, simulator, policy)
     chain = list(suite.start(job.kind, job.index))
     control.reset()
     steps = evaluation.executed_steps or policy.executed_steps

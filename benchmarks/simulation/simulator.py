@@ -12,8 +12,9 @@ from ...wbc.robot.robots import RobotModel
 class Simulator(Protocol):
     """A simulated robot among things, and the judge of its tasks.
 
-    A simulator may have one more member: `embodiment`, the cameras and signals that a policy must fit. Where it is
-    absent, they are those of `TOOL_ARM` with the cameras and the rate below.
+    A simulator may have two more members, which are looked up and may be absent: `embodiment`, the cameras and signals
+    that a policy must fit (else those of `TOOL_ARM` with the cameras and the rate below); and `apply_action(values)`,
+    which advances by one control step by an action in the simulator's own terms.
     """
 
     @property

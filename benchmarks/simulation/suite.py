@@ -21,7 +21,11 @@ class TaskWatch(Protocol):
 
 
 class Suite(Protocol):
-    """The test episodes of a benchmark, in one simulator."""
+    """The test episodes of a benchmark, in one simulator.
+
+    A suite may have one more member, which is looked up and may be absent: `adapt(made) -> Policy`, which makes a
+    policy of an object of a user's file that was written for another interface.
+    """
 
     @property
     def simulator(self) -> Simulator:

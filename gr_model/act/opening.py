@@ -14,7 +14,7 @@ from types import ModuleType
 
 from ...contracts import ActionTrajectory, Chunking, JointTrajectory, Observation, Policy, SignalTrajectory, Trajectory
 from ...embodiment import Embodiment
-from ...errors import CheckpointError, PolicyError
+from ...errors import CheckpointError, Gr2Error, PolicyError
 from ...hub import names_repository
 from .remote import RemotePolicy
 
@@ -32,6 +32,7 @@ def open_policy(
     chunking: Chunking = "independent",
     latency: float = 0.0,
     embodiment: str | Embodiment | None = None,
+    adapt: Callable[[object], Policy] | None = None,
 ) -> Policy:
     """Return the policy called `source`; who opens it closes it.
 
@@ -45,14 +46,16 @@ def open_policy(
         chunking: how a chunk of a released model relates to the running one.
         latency: how long after its observation a chunk of a released model becomes available [s].
         embodiment: the robot to act for, where a released model serves several: its name, or one that it must fit.
+        adapt: makes a policy of an object of a user's file that has another interface.
 
     Raises:
         ConfigError: a released model that does not know the robot.
         PolicyError: there is no such module or name, or it makes something else.
     """
     make = policy_maker(
-        source, executed_steps=executed_steps, expert=expert, chunking=chunking, latency=latency, embodiment=embodiment
-    )
+        source, executed_steps=executed_steps, expert=expert, chunking=chunking, latency=latency,
+        embodiment=embodiment, adapt=adapt,
+    )  # fmt: skip
     return make()
 
 
@@ -65,6 +68,7 @@ def policy_maker(
     chunking: Chunking = "independent",
     latency: float = 0.0,
     embodiment: str | Embodiment | None = None,
+    adapt: Callable[[object], Policy] | None = None,
 ) -> Callable[[], Policy]:
     """Return what makes policies called `source`, each with a past of its own; a released model is loaded once.
 
@@ -76,12 +80,15 @@ def policy_maker(
         chunking: how a chunk of a released model relates to the running one.
         latency: how long after its observation a chunk of a released model becomes available [s].
         embodiment: as for `open_policy`.
+        adapt: as for `open_policy`.
 
     Raises:
-        PolicyError: there is no such module or name, no simulator for the experts, or chunks that are not gr2's are
-            to be continued.
+        PolicyError: there is no such module or name, no simulator for the experts, chunks that are not gr2's are to be
+            continued, or what is to be adapted is not of a user's file.
     """
-    remote, mine = _is_remote(source), _is_of_user(source)
+    remote, mine = _is_remote(source), is_of_user(source)
+    if adapt is not None and not mine:
+        raise PolicyError(f"--interface: expected --policy file.py:Class, got {source}; leave --interface out.")
     place, _, name = source.rpartition(":")
     if chunking != "independent" and (source == SCRIPTED or remote or mine):
         raise PolicyError(
@@ -98,7 +105,7 @@ def policy_maker(
     if remote:
         return partial(RemotePolicy, source)
     if mine:
-        return partial(_checked, _find(place, name, source), name, source, executed_steps)
+        return partial(_checked, _find(place, name, source), name, source, executed_steps, adapt)
     from .loading import assemble, policy_of
 
     parts = assemble(source).to(device)
@@ -132,7 +139,7 @@ def policy_fingerprint(source: str) -> str:
     if _is_remote(source):
         with closing(RemotePolicy(source)) as policy:
             return policy.fingerprint
-    if _is_of_user(source):
+    if is_of_user(source):
         place, _, name = source.rpartition(":")
         module = _module(place, source)
         stated = _stated(_member(module, name, source), source)
@@ -168,7 +175,8 @@ def _is_remote(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def _is_of_user(source: str) -> bool:
+def is_of_user(source: str) -> bool:
+    """Return whether a policy's name is of a user's class or function: "file.py:name" or "package.module:name"."""
     elsewhere = _is_remote(source) or names_repository(source)
     return ":" in source and not elsewhere and not Path(source).exists()
 
@@ -186,12 +194,20 @@ def _member(module: ModuleType, name: str, source: str) -> Callable[[], object]:
     return factory  # type: ignore[no-any-return]
 
 
-def _checked(factory: Callable[[], object], name: str, source: str, executed_steps: int | None) -> CheckedPolicy:
+def _checked(
+    factory: Callable[[], object],
+    name: str,
+    source: str,
+    executed_steps: int | None,
+    adapt: Callable[[object], Policy] | None,
+) -> CheckedPolicy:
     """Make a user's policy."""
     try:
         made = factory()
     except Exception as error:
         raise PolicyError(f"--policy {source}: {name}() failed: {error!r}; it must work without arguments.") from error
+    if adapt is not None:
+        made = adapt(made)
     missing = [method for method in ("reset", "act") if not callable(getattr(made, method, None))]
     if missing:
         raise PolicyError(
@@ -227,6 +243,7 @@ class CheckedPolicy:
         own: int = getattr(policy, "executed_steps", EXECUTED_STEPS)
         self.executed_steps = executed_steps or own
         self.uses_images = bool(getattr(policy, "uses_images", True))
+        self.simulator_actions = bool(getattr(policy, "simulator_actions", False))
         trained = getattr(policy, "embodiment", None)
         self.embodiment = trained if isinstance(trained, Embodiment) else None
 
@@ -242,6 +259,8 @@ class CheckedPolicy:
         """
         try:
             answer: object = self.policy.act(observation)
+        except Gr2Error as error:
+            raise PolicyError(f"--policy {self.source}: {error}") from error
         except Exception as error:
             raise PolicyError(f"--policy {self.source}: act() failed: {error!r}.") from error
         return self._check(answer, "act")
