@@ -25,6 +25,10 @@ class PolicyError(Gr2Error):
     """A policy that cannot be found, does not answer, or answers with something that is no trajectory."""
 
 
+class ServerBusy(Gr2Error):
+    """A server that has as many clients or sessions as it may have; try again later."""
+
+
 class ControlError(Gr2Error):
     """A trajectory or a state that the controller refuses."""
 

@@ -117,7 +117,12 @@ def load_policy(
 
 
 class ReleasedPolicy(GR2Policy):
-    """A policy that refuses states unlike all that its model was trained on: in [mm], degrees, of another gripper."""
+    """A policy that refuses states unlike all that its model was trained on: in [mm], degrees, of another gripper.
+
+    image_size: side [px] that images of any size are resized to, None where the encoder does not resize.
+    """
+
+    image_size: int | None = None
 
     def __init__(
         self,
@@ -176,7 +181,7 @@ def policy_of(
     def encode_images(frames: Array) -> Array:
         return parts.vqgan.encode_frames(resize_frames(frames, parts.vqgan.config.resolution))
 
-    return ReleasedPolicy(
+    policy = ReleasedPolicy(
         parts.release,
         encode_images=encode_images,
         encode_text=parts.text.encode,
@@ -185,3 +190,5 @@ def policy_of(
         latency=latency,
         embodiment=embodiment,
     )
+    policy.image_size = parts.vqgan.config.resolution
+    return policy

@@ -260,7 +260,7 @@ class CheckedPolicy:
         try:
             answer: object = self.policy.act(observation)
         except Gr2Error as error:
-            raise PolicyError(f"--policy {self.source}: {error}") from error
+            raise PolicyError(f"--policy {self.source}: act() failed: {error}") from error
         except Exception as error:
             raise PolicyError(f"--policy {self.source}: act() failed: {error!r}.") from error
         return self._check(answer, "act")

@@ -1,9 +1,10 @@
 """Ask a policy on another machine: the wire format and the client, without torch.
 
-`gr2 serve` answers `GET /info` with JSON: `policy` (its name), `executed_steps`, `embodiment` (the robot it
-was trained on as `Embodiment.to_dict`, or null), and `fingerprint` (of its weights or source). It answers `POST /reset`
-and `POST /act` with numpy's npz, which holds arrays and no pickled object. Every client has a session of its own, so
-one server drives many robots or simulators.
+`gr2 serve` answers `GET /info` with JSON: `policy` (its name), `protocol` ("gr2"), `executed_steps`, `fingerprint` (of
+its weights or source), `embodiment` (the robot it was trained on as `Embodiment.to_dict`) and of it `cameras`,
+`state`, `action` and `control_hz`, null where the policy does not say; `image_size` [px], or null. It answers `POST
+/reset`, `POST /act` and `POST /close` (which ends the session) with numpy's npz, which holds arrays and no pickled
+object. Every client has a session of its own, so one server drives many robots or simulators.
 """
 
 from __future__ import annotations
@@ -12,20 +13,28 @@ import http.client
 import io
 import json
 import uuid
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 from urllib.parse import urlsplit
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
 from ...contracts import ActionTrajectory, Array, JointTrajectory, Observation, SignalTrajectory, Trajectory
 from ...embodiment import Embodiment
-from ...errors import DataError, EnvironmentMissing, PolicyError
+from ...errors import DataError, EnvironmentMissing, Gr2Error, PolicyError, ShapeError
 
 MAX_BYTES = 64 << 20
-"""Largest body that either side reads."""
+"""Largest body that either side reads, and largest sum of what it unpacks to."""
 
 _IMAGE = "image_"
+_MAX_TEXT = 4096
+"""Longest instruction or name of a session [characters]."""
+
+_NORM_TOLERANCE = 0.01
+"""How far the norm of a quaternion may be from 1; single precision and rounding stay far below."""
 
 
 def pack(arrays: Mapping[str, Array]) -> bytes:
@@ -36,16 +45,39 @@ def pack(arrays: Mapping[str, Array]) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Array]:
-    """Read what `pack` wrote.
+    """Read what `pack` wrote, and nothing that unpacks to more than `MAX_BYTES`.
 
     Raises:
-        DataError: the bytes are no npz file, or hold objects.
+        DataError: the bytes are no npz file, hold objects, or would unpack to more.
     """
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays}
-    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
+        with ZipFile(io.BytesIO(data)) as file:
+            members = file.infolist()
+            size = sum(member.file_size for member in members)
+            names = [member.filename.removesuffix(".npy") for member in members]
+            if size > MAX_BYTES or len(set(names)) != len(names):
+                got = f"{size} bytes" if size > MAX_BYTES else "one twice"
+                raise ValueError(f"expected arrays of at most {MAX_BYTES} bytes with names of their own, got {got}")
+            return {name: _array(file, member) for name, member in zip(names, members, strict=True)}
+    except (ValueError, OSError, EOFError, KeyError, RuntimeError, BadZipFile, zlib.error) as error:
         raise DataError(f"message of {len(data)} bytes: expected an npz file of plain arrays, got {error}.") from error
+
+
+def _array(file: ZipFile, member: ZipInfo) -> Array:
+    """Read one array, whose header must agree with what the member holds."""
+    with file.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in read_header:
+            raise ValueError(f"{member.filename} of npy version {version}")
+        shape, fortran, dtype = read_header[version](stream)
+        body = stream.read(MAX_BYTES + 1)
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename}: Object arrays cannot be loaded")
+    if dtype.itemsize * int(np.prod(shape, dtype=object)) != len(body):
+        raise ValueError(f"{member.filename} of {len(body)} bytes called {dtype} {shape}")
+    array = np.frombuffer(bytearray(body), dtype)
+    return array.reshape(shape, order="F" if fortran else "C")
 
 
 def pack_observation(observation: Observation, session: str) -> bytes:
@@ -67,25 +99,57 @@ def unpack_observation(data: bytes) -> tuple[Observation, str]:
     """Read what `pack_observation` wrote: the observation and the session.
 
     Raises:
-        DataError: an array is missing.
-        ShapeError: an array has another shape, or is not finite.
+        DataError: an array is missing, or of another kind.
+        ShapeError: an array has another shape, is not finite, or is no unit quaternion.
     """
     arrays = unpack(data)
-    try:
-        observation = Observation(
-            images={name.removeprefix(_IMAGE): a for name, a in arrays.items() if name.startswith(_IMAGE)},
-            tool_position=arrays["tool_position"],
-            tool_quaternion=arrays["tool_quaternion"],
-            gripper_opening=float(arrays["gripper"][0]),
-            gripper_command=float(arrays["gripper"][1]),
-            joint_positions=arrays["joint_positions"],
-            instruction=str(arrays["instruction"]),
-            time=float(arrays["time"]),
-            state=arrays.get("state", np.zeros(0)),
+    wanted = ("tool_position", "tool_quaternion", "gripper", "joint_positions", "instruction", "time", "session")
+    if missing := [name for name in wanted if name not in arrays]:
+        raise DataError(f"observation: expected the arrays of `pack_observation`, got none called {missing[0]!r}.")
+    images = {name.removeprefix(_IMAGE): a for name, a in arrays.items() if name.startswith(_IMAGE)}
+    for name, image in images.items():
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ShapeError(f"image {name!r}: expected uint8 (h, w, 3), got {image.dtype} {image.shape}.")
+    opening, command = _numbers(arrays, "gripper", 2)
+    joints = _numbers(arrays, "joint_positions", None)
+    quaternion = _numbers(arrays, "tool_quaternion", None)
+    if len(quaternion) == 4 and abs(norm := float(np.linalg.norm(quaternion)) - 1) > _NORM_TOLERANCE:
+        raise ShapeError(
+            f"tool_quaternion: expected a unit quaternion (x y z w), got {quaternion.tolist()} of norm {norm + 1:.4g}."
         )
-        return observation, str(arrays["session"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise DataError(f"observation: expected the arrays of `pack_observation`, got {sorted(arrays)}.") from error
+    observation = Observation(
+        images=images,
+        tool_position=_numbers(arrays, "tool_position", None),
+        tool_quaternion=quaternion,
+        gripper_opening=float(opening),
+        gripper_command=float(command),
+        joint_positions=joints,
+        instruction=_text(arrays, "instruction"),
+        time=float(_numbers(arrays, "time", 1)[0]),
+        state=_numbers({"state": np.zeros(0)} | arrays, "state", None),
+    )
+    return observation, _text(arrays, "session")
+
+
+def _numbers(arrays: Mapping[str, Array], name: str, length: int | None) -> Array:
+    """Return an array of finite numbers as float64 `[n]`."""
+    array = np.atleast_1d(arrays[name])
+    if array.dtype.kind not in "fiu" or array.ndim != 1 or length not in (None, len(array)):
+        wanted = "numbers" if length is None else f"{length} numbers"
+        raise ShapeError(f"{name}: expected {wanted} in a row, got {array.dtype} {array.shape}.")
+    if not np.all(np.isfinite(array)):
+        raise ShapeError(f"{name}: expected finite numbers, got NaN or infinity; check the source of the array.")
+    return array.astype(float)
+
+
+def _text(arrays: Mapping[str, Array], name: str) -> str:
+    array = arrays[name]
+    if array.dtype.kind != "U" or array.ndim or len(text := str(array)) > _MAX_TEXT:
+        raise DataError(
+            f"{name}: expected a text of at most {_MAX_TEXT} characters, got {array.dtype} {array.shape}; send "
+            "np.array(text)."
+        )
+    return text
 
 
 def unpack_session(data: bytes) -> str:
@@ -97,7 +161,7 @@ def unpack_session(data: bytes) -> str:
     arrays = unpack(data)
     if "session" not in arrays:
         raise DataError(f"message: expected the array 'session', got {sorted(arrays)}.")
-    return str(arrays["session"])
+    return _text(arrays, "session")
 
 
 def pack_trajectory(trajectory: Trajectory) -> bytes:
@@ -135,7 +199,7 @@ def unpack_trajectory(data: bytes) -> Trajectory:
             positions=arrays["positions"], quaternions=arrays["quaternions"], gripper=arrays["gripper"],
             dt=dt, start_time=start_time, arm=str(arrays.get("arm", "")),
         )  # fmt: skip
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"trajectory: expected the arrays of `pack_trajectory`, got {sorted(arrays)}.") from error
 
 
@@ -159,7 +223,8 @@ class RemotePolicy:
         if parts.scheme != "http" or not parts.hostname:
             raise PolicyError(f"policy {url}: expected an address as in http://host:8000; fix the address.")
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout)
-        info = json.loads(self._ask("GET", "/info"))
+        self._asked = False
+        info = self._read_info()
         self.executed_steps = int(info["executed_steps"])
         self.name = str(info["policy"])
         self.fingerprint = str(info.get("fingerprint", ""))
@@ -175,19 +240,49 @@ class RemotePolicy:
         return unpack_trajectory(self._ask("POST", "/act", pack_observation(observation, self.session)))
 
     def close(self) -> None:
-        """Close the connection."""
+        """End the session and close the connection."""
+        if self._asked:
+            with suppress(Gr2Error):  # the server is gone, or of gr2 0.1.0, which forgets sessions by itself
+                self._ask("POST", "/close", pack({"session": np.array(self.session)}))
         self._connection.close()
+
+    def _read_info(self) -> dict[str, Any]:
+        data = self._ask("GET", "/info")
+        self._asked = False
+        try:
+            info = json.loads(data)
+            if isinstance(info, dict) and {"executed_steps", "policy"} <= set(info):
+                return info
+        except ValueError:
+            pass
+        raise PolicyError(f"policy {self.url}: expected `gr2 serve` there, got {data[:80]!r}; fix the address.")
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
         try:
-            self._connection.request(method, path, body=body, headers={"Content-Type": "application/octet-stream"})
-            response = self._connection.getresponse()
-            data = response.read(MAX_BYTES)
+            status, data = self._exchange(method, path, body)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise EnvironmentMissing(
                 f"policy {self.url}: expected a running `gr2 serve`, got {error!r}; start it, or fix the address."
             ) from error
-        if response.status != 200:
-            raise PolicyError(f"policy {self.url} answers {response.status}: {data.decode('utf-8', 'replace')[:500]}")
+        self._asked = True
+        if status != 200:
+            raise PolicyError(f"policy {self.url} answers {status}: {data.decode('utf-8', 'replace')[:500]}")
         return data
+
+    def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        """Send a request and return status and body; once more where the server had closed an idle connection."""
+        reused = self._connection.sock is not None
+        try:
+            return self._send(method, path, body)
+        except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+            self._connection.close()
+            if not reused:
+                raise
+            return self._send(method, path, body)
+
+    def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        self._connection.request(method, path, body=body, headers={"Content-Type": "application/octet-stream"})
+        response = self._connection.getresponse()
+        data = response.read(MAX_BYTES)
+        return response.status, data

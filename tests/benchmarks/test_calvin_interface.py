@@ -167,7 +167,7 @@ def test_a_calvin_model_runs_unchanged(tmp_path: Path) -> None:
     record = run_model(f"{file}:CustomModel", tmp_path)
     assert record["executed_steps"] == 1 and record["results"][0]["steps"] == 3
     assert sys.modules["gr2_user_policy_calvin_model"].CustomModel.goals == [("open the drawer", i) for i in range(3)]
-    with pytest.raises(PolicyError, match="Broken: action: expected 7 finite"):
+    with pytest.raises(PolicyError, match="failed: action: expected 7 finite"):
         run_model(f"{file}:Broken", tmp_path)
     with pytest.raises(PolicyError, match="got Ours without step"):
         run_model(f"{file}:Ours", tmp_path)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pybullet
@@ -28,6 +32,7 @@ from gr2.contracts import ActionTrajectory, Observation
 from gr2.embodiment import TOOL_ARM, Embodiment, Signal
 from gr2.errors import DataError, EnvironmentMissing, Gr2Error, PolicyError
 from gr2.gr_model.act import serving
+from gr2.gr_model.act.http_server import PolicyHTTPServer
 from gr2.gr_model.act.opening import open_policy, policy_fingerprint, policy_maker
 from gr2.gr_model.act.policy import GR2Policy, act_together
 from gr2.gr_model.act.remote import (
@@ -39,7 +44,7 @@ from gr2.gr_model.act.remote import (
     unpack_observation,
     unpack_trajectory,
 )
-from gr2.gr_model.act.serving import PolicyServer, make_server
+from gr2.gr_model.act.sessions import PolicyServer
 
 USER_POLICY = '''
 import numpy as np
@@ -342,15 +347,24 @@ def test_a_pass_that_fails_is_not_remembered() -> None:
     assert len(good.act(observation(0)).positions) and len(good.history) == 1
 
 
+@contextmanager
+def listening(policies: PolicyServer, name: str = "small", **options: Any) -> Iterator[str]:
+    """Serve policies at a free port and return the address."""
+    fingerprint = options.pop("fingerprint", "")
+    with PolicyHTTPServer("127.0.0.1", 0, **options) as server:
+        serve = partial(server.serve, policies, name, fingerprint=fingerprint)
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+    policies.close()
+
+
 @pytest.fixture
 def address() -> Iterator[str]:
-    server = make_server(PolicyServer(small_policy, max_wait=0.02), "small", "127.0.0.1", 0)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with listening(PolicyServer(small_policy, max_wait=0.02)) as url:
+        yield url
 
 
 def test_a_server_answers_many_clients_each_with_its_own_history(address: str) -> None:
@@ -482,27 +496,27 @@ def test_a_policy_that_changes_has_another_fingerprint(address: str, user_file: 
 
 
 def test_a_server_states_the_fingerprint_of_its_policy(user_file: Path) -> None:
-    server = PolicyServer(policy_maker(f"{user_file}:Still"))
-    with make_server(server, "still", "127.0.0.1", 0, fingerprint="abc") as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        assert policy_fingerprint(f"http://127.0.0.1:{listening.server_address[1]}") == "abc"
-        listening.shutdown()
-    server.close()
+    with listening(PolicyServer(policy_maker(f"{user_file}:Still")), fingerprint="abc") as url:
+        assert policy_fingerprint(url) == "abc"
 
 
 def test_serving_states_whatever_decides_about_answers(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stated = []
 
-    def refuse(policy: PolicyServer, name: str, host: str, port: int, *, fingerprint: str) -> None:
+    def stop(self: PolicyHTTPServer, policies: PolicyServer, name: str, *, fingerprint: str) -> None:
         stated.append(fingerprint)
-        raise EnvironmentMissing("no port")
 
-    monkeypatch.setattr(serving, "make_server", refuse)
+    monkeypatch.setattr(PolicyHTTPServer, "serve", stop)
     for latency in (0.0, 0.1):
-        with pytest.raises(EnvironmentMissing, match="no port"):
-            serving.serve(policy=f"{user_file}:Still", latency=latency, threads=0)
+        serving.serve(policy=f"{user_file}:Still", latency=latency, threads=0, port=free_port())
     weights = policy_fingerprint(f"{user_file}:Still")
     assert stated == [f"{weights} independent 0 s", f"{weights} independent 0.1 s"]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def test_a_policy_that_is_not_there_leaves_no_folder(tmp_path: Path) -> None:
