@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ...contracts import Chunking, Policy
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_bytes
-from ...errors import ConfigError, DataError
+from ...errors import ConfigError, DataError, PolicyError
 from ...gr_model.act.opening import EXECUTED_STEPS, open_policy
 from .control import make_control
 from .episodes import as_record, asking_period, last_step, run_chain
@@ -34,8 +34,8 @@ Videos = Literal["none", "failed", "all"]
 class Evaluation(Protocol):
     """What is measured: a frozen dataclass of JSON values; equal ones give equal results.
 
-    An evaluation may have two more fields, which are looked up and may be absent: `latency`, how long after its
-    observation a chunk arrives [s], and `chunking`, how a chunk relates to the running one.
+    An evaluation may have more fields, which are looked up and may be absent: `latency`, how long after its observation
+    a chunk arrives [s]; `chunking`, how a chunk relates to the running one; `weights`, the policy's fingerprint.
     """
 
     @property
@@ -93,9 +93,24 @@ def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder
                 adapt=getattr(suite, "adapt", None),
             )  # fmt: skip
             with closing(policy):
+                _check_same(evaluation, policy)
                 check_fit(policy, suite.simulator)
                 records += [_run_job(evaluation, suite, policy, job, videos, folder) for job in mine]
     return records
+
+
+def _check_same(evaluation: Evaluation, policy: Policy) -> None:
+    """Refuse a server that now runs another policy than when the evaluation began.
+
+    Raises:
+        PolicyError: it states another fingerprint.
+    """
+    begun, now = getattr(evaluation, "weights", ""), getattr(policy, "fingerprint", "")
+    if begun and now and begun != now:
+        raise PolicyError(
+            f"--policy {evaluation.policy}: expected the policy that the evaluation began with ({begun[:12]}), got "
+            f"another one ({now[:12]}); serve the first one again, or choose another --out."
+        )
 
 
 def _latency(evaluation: Evaluation) -> float:

@@ -122,9 +122,9 @@ def policy_maker(
 def policy_fingerprint(source: str) -> str:
     """Return what tells a policy from others of the same name, so that their results are not mixed.
 
-    Of a released model the SHA-256 of its weights; of a user's policy that of its source file and, where the class or
-    function has a `fingerprint` (a text, or a method without arguments), of that; of a server what it states. Empty for
-    the experts and for a server that states none.
+    Of a released model the SHA-256 of its weights; of a user's policy that of its source file, of the modules beside it
+    that it imports, and, where the class or function has a `fingerprint` (a text, or a method without arguments), of
+    that; of a server what it states. Empty for the experts and for a server that states none.
 
     Args:
         source: as for `open_policy`.
@@ -143,8 +143,8 @@ def policy_fingerprint(source: str) -> str:
         place, _, name = source.rpartition(":")
         module = _module(place, source)
         stated = _stated(_member(module, name, source), source)
-        file = Path(module.__file__ or "")
-        return hashlib.sha256((file.read_bytes() if file.is_file() else b"") + stated.encode()).hexdigest()
+        sources = b"".join(file.read_bytes() for file in _sources(module))
+        return hashlib.sha256(sources + stated.encode()).hexdigest()
     from .loading import release_folder
 
     weights = release_folder(source) / "model.safetensors"
@@ -154,6 +154,28 @@ def policy_fingerprint(source: str) -> str:
             'folder that `gr2 finetune` wrote, "pretrained", "scripted", http://host:port, or file.py:Class.'
         )
     return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def _sources(module: ModuleType) -> list[Path]:
+    """Return the source of a user's module and of the modules in its folder that it uses, itself first."""
+    place = Path(module.__file__ or "").parent
+    found: dict[Path, None] = {}
+    waiting = [module]
+    while waiting:
+        one = waiting.pop()
+        file = Path(getattr(one, "__file__", None) or "")
+        if file in found or not file.is_file() or place not in file.parents or "site-packages" in file.parts:
+            continue
+        found[file] = None
+        used = [value if isinstance(value, ModuleType) else _home(value) for value in vars(one).values()]
+        waiting += [value for value in used if isinstance(value, ModuleType)]
+    return [*list(found)[:1], *sorted(list(found)[1:])]
+
+
+def _home(value: object) -> ModuleType | None:
+    """Return the module that a class or function comes from, None for other values."""
+    name = getattr(value, "__module__", None)
+    return sys.modules.get(name) if isinstance(name, str) else None
 
 
 def _stated(factory: Callable[[], object], source: str) -> str:

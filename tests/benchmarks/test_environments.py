@@ -130,6 +130,9 @@ def test_stable_baselines3_learns_to_turn_on_the_led() -> None:
     small: dict[str, Any] = {"policy_kwargs": {"net_arch": [64, 64]}, "batch_size": 128, "device": "cpu"}
     model = SAC("MlpPolicy", env, seed=0, learning_starts=500, gamma=0.95, learning_rate=1e-3, **small)
     assert success(model) <= 0.2
-    model.learn(6000)
-    assert success(model) >= 0.8
+    rates = [0.0]
+    while max(rates) < 0.9 and len(rates) <= 8:
+        model.learn(1500, reset_num_timesteps=False)
+        rates.append(success(model))
+    assert max(rates) >= 0.9, rates
     env.close()

@@ -495,6 +495,31 @@ def test_a_policy_that_changes_has_another_fingerprint(address: str, user_file: 
     assert policy_fingerprint(address) == ""
 
 
+def test_modules_beside_a_policy_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    helper, file = tmp_path / "gr2_test_helper.py", tmp_path / "uses_helper.py"
+    file.write_text("import json\nimport numpy as np\nfrom gr2_test_helper import Base\nclass Mine(Base): ...\n")
+    seen = []
+    for number in (1, 2):
+        sys.modules.pop("gr2_test_helper", None)
+        helper.write_text(f"class Base:\n    number = {number:100d}\n" + "#" * number)
+        seen += [policy_fingerprint(f"{file}:Mine"), policy_fingerprint(f"{file}:Mine")]
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+    sys.modules.pop("gr2_test_helper", None)
+
+
+def test_a_server_that_changes_its_policy_ends_an_evaluation(user_file: Path, tmp_path: Path) -> None:
+    with listening(PolicyServer(policy_maker(f"{user_file}:Still")), fingerprint="second") as url:
+        config = EvaluationConfig(
+            policy=url, weights="first", scene="D", calvin_root="", executed_steps=1, max_steps=1, image_px=16,
+            renderer="tiny", fast_drawing=False, backend="gr2", seed=0,
+        )  # fmt: skip
+        jobs = [Job(control="calvin", kind="open_drawer", index=0)]
+        with pytest.raises(PolicyError, match=r"began with \(first\), got another one \(second\)"):
+            run_jobs(config, jobs, "none", tmp_path)
+        assert len(run_jobs(replace(config, weights="second"), jobs, "none", tmp_path)) == 1
+
+
 def test_a_server_states_the_fingerprint_of_its_policy(user_file: Path) -> None:
     with listening(PolicyServer(policy_maker(f"{user_file}:Still")), fingerprint="abc") as url:
         assert policy_fingerprint(url) == "abc"
