@@ -20,8 +20,15 @@ from ...data_pipeline.store.calvin_layout import (
     relative_actions,
 )
 from ...errors import DataError
+from .calvin_sidecars import embed_instructions, evaluation_embeddings, simulator_settings
 
 _PIECES = "pieces"
+
+SHORTEST = 34
+"""Fewest frames of a piece with an instruction: CALVIN's loaders take windows of up to 32 frames that begin in it."""
+
+FIRST_FRAME = 64
+"""Number of the first frame; CALVIN's loaders refuse ranges and windows that end at a number below 32."""
 
 
 def write_piece(
@@ -29,6 +36,7 @@ def write_piece(
     index: int,
     *,
     images: Mapping[str, Array],
+    depths: Mapping[str, Array],
     robot_obs: Array,
     scene_obs: Array,
     instruction: str,
@@ -41,6 +49,7 @@ def write_piece(
         out: folder of the split.
         index: number of the piece.
         images: camera -> uint8 `[t h w 3]`.
+        depths: camera -> float32 `[t h w]` [m].
         robot_obs, scene_obs: `[t+1 15]`, `[t+1 24]`; the last row is the state after the last step.
         instruction: empty for play.
         task: name of the task, empty for play.
@@ -53,16 +62,22 @@ def write_piece(
     writer = CalvinWriter(folder)
     for i in range(len(actions)):
         named = {f"rgb_{camera}": frames[i] for camera, frames in images.items()}
+        named |= {f"depth_{camera}": frames[i] for camera, frames in depths.items()}
         numbers = {"actions": actions[i], "rel_actions": relative[i], "robot_obs": robot_obs[i]}
         writer.write_frame(named | numbers | {"scene_obs": scene_obs[i]})
     facts = {"index": index, "frames": len(actions), "sentence": instruction, "task": task, "scene": scene}
     write_json(out / _PIECES / f"{index:06d}.json", facts)
 
 
-def join_pieces(out: Path) -> None:
+def join_pieces(out: Path, calvin_root: Path | None = None) -> None:
     """Number the frames of all pieces, scene after scene, and write what marks the split as whole.
 
-    It can be stopped and run again: a frame that has been moved is left where it is.
+    It can be stopped and run again: a frame that has been moved is left where it is. An instruction's window ends
+    before the last frame of its range, as in CALVIN's data; its loaders read nothing past it.
+
+    Args:
+        out: folder of the split.
+        calvin_root: a clone of CALVIN, whose instructions and surfaces are stated to its code.
 
     Raises:
         DataError: frames are missing.
@@ -75,7 +90,7 @@ def join_pieces(out: Path) -> None:
     ranges: list[tuple[int, int]] = []
     annotations: list[Annotation] = []
     scenes: dict[str, tuple[int, int]] = {}
-    first = 0
+    first = start = _first_frame(out)
     for piece in pieces:
         stop = first + piece["frames"]
         for source, target in _moves(out, piece, first):
@@ -85,10 +100,23 @@ def join_pieces(out: Path) -> None:
                 raise DataError(f"{source}: expected a recorded frame, found none; record into an empty folder.")
         ranges.append((first, stop - 1))
         if piece["sentence"]:
-            annotations.append(Annotation(start=first, stop=stop, instruction=piece["sentence"], task=piece["task"]))
+            annotations.append(
+                Annotation(start=first, stop=stop - 1, instruction=piece["sentence"], task=piece["task"])
+            )
         scenes[piece["scene"]] = (scenes.get(piece["scene"], (first, 0))[0], stop - 1)
         first = stop
-    CalvinWriter(out, first).finish(ranges, annotations, scenes, _statistics(out, ranges))
+    CalvinWriter(out, start).finish(
+        ranges, annotations, scenes, _statistics(out, ranges),
+        embeddings=embed_instructions([annotation.instruction for annotation in annotations]) if annotations else None,
+        evaluation=evaluation_embeddings(calvin_root),
+        settings=simulator_settings(pieces[-1]["scene"], calvin_root),
+    )  # fmt: skip
+
+
+def _first_frame(out: Path) -> int:
+    """Return the number of the first frame: a recording of gr2 0.1.0 begins at 0."""
+    ranges = out / "ep_start_end_ids.npy"
+    return int(np.load(ranges, allow_pickle=False)[0, 0]) if ranges.is_file() else FIRST_FRAME
 
 
 def _moves(out: Path, piece: Mapping[str, Any], first: int) -> Iterator[tuple[Path, Path]]:

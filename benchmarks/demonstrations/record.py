@@ -29,7 +29,7 @@ from ..playtable.scenes import ROBOT_BASE, scene
 from ..playtable.tasks import ALL_TASKS, choose_tasks
 from ..playtable.world import WorldState
 from ..simulation.control import make_control
-from .calvin_pieces import join_pieces, write_piece
+from .calvin_pieces import SHORTEST, join_pieces, write_piece
 from .expert_motion import ExpertStyle
 from .experts import act
 from .next_task import choose_next, deal, dealable, deals_again, emphasis_of, hand_is_free
@@ -124,15 +124,24 @@ class _Tape:
     actions: list[np.ndarray]
     robot_obs: list[np.ndarray]
     scene_obs: list[np.ndarray]
+    depths: dict[str, list[np.ndarray]]
 
     @staticmethod
     def empty() -> _Tape:
-        return _Tape({name: [] for name in CAMERAS}, [], [], [], [])
+        return _Tape({name: [] for name in CAMERAS}, [], [], [], [], {name: [] for name in CAMERAS})
 
     def note(self, env: PlayTable) -> None:
         """Append CALVIN's arrays of this moment."""
         self.robot_obs.append(env.robot_obs())
         self.scene_obs.append(env.scene_obs())
+
+    def shoot(self, env: PlayTable) -> None:
+        """Append images and depths of this moment, and CALVIN's arrays."""
+        for name in CAMERAS:
+            image, depth = env.draw_with_depth(name)
+            self.images[name].append(image)
+            self.depths[name].append(depth)
+        self.note(env)
 
     def episode(self, instruction: str, stride: int, source: str) -> Episode:
         """Stack the tape into an episode; image i belongs to step `i * stride`."""
@@ -162,11 +171,12 @@ def _run_segment(
     extra, done_at, state = int(rng.integers(0, 5)), None, start
     most = _MAX_STEPS + (0 if pilot is None else pilot.steps)
     for step in range(most):
-        observation = env.observe("", images=(offset + step) % config.frame_stride == 0)
+        own = config.layout == "calvin"
+        observation = env.observe("", images=not own and (offset + step) % config.frame_stride == 0)
         for name, frame in observation.images.items():
             tape.images[name].append(frame)
-        if config.layout == "calvin":
-            tape.note(env)
+        if own:
+            tape.shoot(env)
         position, quaternion, gripper = act(task, state, env.spec_scene, style)
         tape.states.append(observation.state_vector())
         tape.actions.append(np.array([*(position - ROBOT_BASE), *quaternion, gripper]))
@@ -180,6 +190,14 @@ def _run_segment(
         if done_at is not None and step >= done_at + extra:
             return True, step + 1
     return False, most
+
+
+def _hold(env: PlayTable, tape: _Tape) -> None:
+    """Hold the last commanded pose until the piece is as long as CALVIN's loaders want."""
+    position, quaternion, gripper = tape.actions[-1][:3], tape.actions[-1][3:7], float(tape.actions[-1][7])
+    while len(tape.robot_obs) < SHORTEST:
+        tape.shoot(env)
+        env.apply(position, quaternion, gripper)
 
 
 def _record_chain(
@@ -215,6 +233,7 @@ def _record_chain(
         }
         if not play and success:
             if config.layout == "calvin":
+                _hold(env, tape)
                 tape.note(env)
             yield tape, instruction, facts
         if play and not success:
@@ -242,6 +261,7 @@ def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: lis
                 if config.layout == "calvin":
                     write_piece(
                         out, index, images={n: np.stack(f) for n, f in tape.images.items()},
+                        depths={n: np.stack(f) for n, f in tape.depths.items()},
                         robot_obs=np.stack(tape.robot_obs), scene_obs=np.stack(tape.scene_obs), instruction=instruction,
                         task=facts["task"] or "", scene=scene_name,
                     )  # fmt: skip
@@ -342,7 +362,7 @@ def record(
     started = time.monotonic()
     counts = _record_all(place, config, num_workers)
     if layout == "calvin":
-        join_pieces(place)
+        join_pieces(place, calvin_root)
     elif layout == "shards":
         write_video_shards(source=str(place), out=out / "shards", num_workers=num_workers)
     return {

@@ -17,6 +17,11 @@ _CALVIN_SCALING = 0.8
 _BLOCK_SIZES = {0.04: "small", 0.056: "middle", 0.08: "big"}
 
 
+def block_file(color: str, length: float) -> str:
+    """Return the name of the file of a block of this color and long side [m]."""
+    return f"block_{color}_{_BLOCK_SIZES[length]}.urdf"
+
+
 def calvin_assets(root: Path, spec: SceneSpec, *, light: bool = False) -> AssetFiles:
     """Return CALVIN's own files of a scene.
 
@@ -36,7 +41,7 @@ def calvin_assets(root: Path, spec: SceneSpec, *, light: bool = False) -> AssetF
             f"neither {places[0]} nor {places[1]}; clone it with --recurse-submodules."
         )
     blocks = tuple(
-        data / "blocks" / f"block_{color}_{_BLOCK_SIZES[length]}.urdf"
+        data / "blocks" / block_file(color, length)
         for color, length in zip(spec.blocks, spec.block_lengths, strict=True)
     )
     table = f"calvin_table_{spec.name}"

@@ -4,8 +4,10 @@
         episode_0000000.npz ...             one frame at 30 Hz: FRAME_KEYS
         ep_start_end_ids.npy  ep_lens.npy   ranges of frames without a gap, ends included
         lang_annotations/auto_lang_ann.npy  instructions of windows
+        lang_annotations/embeddings.npy     task -> instruction of an evaluation and its vector
         scene_info.npy                      scene -> first and last frame (training)
         statistics.yaml
+        .hydra/merged_config.yaml           settings of the simulator
 
 Conventions, and where the copies in use differ from the official description: docs/calvin.md.
 """
@@ -310,12 +312,29 @@ class CalvinWriter:
         annotations: Sequence[Annotation],
         scenes: Mapping[str, tuple[int, int]],
         statistics: Mapping[str, Any],
+        *,
+        embeddings: Array | None = None,
+        evaluation: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Write ranges (ends included), instructions, scenes and statistics.
 
-        The embeddings of the instructions are zeros of the official shape: they come from a text model that is no part
-        of this project.
+        Args:
+            ranges: first and last frame of each piece without a gap.
+            annotations: instructions; CALVIN's own loaders read a window only where it ends before its range does.
+            scenes: scene -> first and last frame.
+            statistics: of all frames.
+            embeddings: a vector of each annotation `[n 1 d]`; zeros of the official shape where there are none.
+            evaluation: content of `embeddings.npy`: task -> `ann` and `emb`.
+            settings: content of `.hydra/merged_config.yaml`.
         """
+        if evaluation is not None:
+            (self.path / "lang_annotations").mkdir(exist_ok=True)
+            _save(self.path / "lang_annotations" / "embeddings.npy", np.array(dict(evaluation), dtype=object))
+        if settings is not None:
+            (self.path / ".hydra").mkdir(exist_ok=True)
+            text = yaml.safe_dump(dict(settings), sort_keys=False)
+            write_bytes(self.path / ".hydra" / "merged_config.yaml", text.encode())
         spans = np.array(ranges, np.int64).reshape(-1, 2)
         _save(self.path / "ep_start_end_ids.npy", spans)
         _save(self.path / "ep_lens.npy", spans[:, 1] - spans[:, 0] + 1)
@@ -326,7 +345,7 @@ class CalvinWriter:
             "language": {
                 "ann": [a.instruction for a in annotations],
                 "task": [a.task for a in annotations],
-                "emb": np.zeros((len(annotations), 1, 384), np.float32),
+                "emb": np.zeros((len(annotations), 1, 384), np.float32) if embeddings is None else embeddings,
             },
             "info": {"episodes": [], "indx": [(a.start, a.stop) for a in annotations]},
         }

@@ -156,19 +156,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes | None:
         """Return the body of a POST; refuse or drop the connection and return None where there is none to be read."""
-        stated = self.headers.get("Content-Length")
-        if stated is None:
-            how = "got none" if "Transfer-Encoding" not in self.headers else "got a chunked body"
-            return self._refuse(411, f"POST {self.path}: expected a Content-Length, {how}; state it.")
-        if not re.fullmatch(r"[0-9]{1,18}", stated):
-            return self._refuse(400, f"POST {self.path}: expected a whole number as Content-Length, got {stated!r}.")
-        length = int(stated)
-        if length > MAX_BYTES:
-            return self._refuse(
-                413, f"POST {self.path}: expected at most {MAX_BYTES} bytes, got {length}; send smaller images."
-            )
-        if not length:
-            return self._refuse(400, f"POST {self.path}: expected an npz file, got an empty body.")
+        length = self._length()
+        if length is None:
+            return None
         pieces, until = [], time.monotonic() + REQUEST_TIMEOUT
         while length:
             piece = self.rfile.read1(min(length, 1 << 20))  # type: ignore[attr-defined]
@@ -178,6 +168,22 @@ class _Handler(BaseHTTPRequestHandler):
             pieces.append(piece)
             length -= len(piece)
         return b"".join(pieces)
+
+    def _length(self) -> int | None:
+        """Return the length of the body, None where it was refused."""
+        stated = self.headers.get("Content-Length")
+        if stated is None:
+            how = "got none" if "Transfer-Encoding" not in self.headers else "got a chunked body"
+            self._refuse(411, f"POST {self.path}: expected a Content-Length, {how}; state it.")
+        elif not re.fullmatch(r"[0-9]{1,18}", stated):
+            self._refuse(400, f"POST {self.path}: expected a whole number as Content-Length, got {stated!r}.")
+        elif int(stated) > MAX_BYTES:
+            self._refuse(413, f"POST {self.path}: expected at most {MAX_BYTES} bytes, got {int(stated)}.")
+        elif not int(stated):
+            self._refuse(400, f"POST {self.path}: expected an npz file, got an empty body.")
+        else:
+            return int(stated)
+        return None
 
     def _refuse_path(self) -> None:
         wanted = _ROUTES.get(self.path)

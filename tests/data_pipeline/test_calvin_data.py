@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from gr2.benchmarks.demonstrations.record import record
 from gr2.data_pipeline.curation.ingest import write_video_shards
@@ -213,7 +214,9 @@ def test_demonstrations_are_recorded_in_this_layout(tmp_path: Path) -> None:
     found = CalvinSplit(out)
     assert done["labeled"] == len(found.annotations) == len(found.ranges) > 2
     for a, (first, last) in zip(found.annotations, found.ranges.tolist(), strict=True):
-        assert (a.start, a.stop) == (first, last + 1) and a.instruction and a.task in options["tasks"]
+        assert (
+            (a.start, a.stop) == (first, last) and last - first >= 33 and a.instruction and a.task in options["tasks"]
+        )
         robot, actions = found.column("robot_obs", first, last + 1), found.column("actions", first, last + 1)
         assert np.array_equal(actions[:-1], absolute_actions(robot))
         assert np.array_equal(found.column("rel_actions", first, last + 1), relative_actions(actions, robot))
@@ -222,7 +225,32 @@ def test_demonstrations_are_recorded_in_this_layout(tmp_path: Path) -> None:
     record(out=out, scenes="D", layout="calvin", chains=2, play_share=0.0, num_workers=1, seed=3, **options)
     assert before == {p.name: p.read_bytes() for p in out.glob("*.npy")}
     names = {problem["reason"] for problem in inspect_calvin(out)["problems"]}
-    assert names <= {"embeddings"}
+    assert not names
+    loads_with_calvins_own_rules(out)
+
+
+def loads_with_calvins_own_rules(split: Path, *, shortest: int = 16, longest: int = 32) -> None:
+    """Do with plain numpy what calvin_agent's DiskDataset and SharedMemoryLoader do, and fail where they would."""
+    ranges = np.load(split / "ep_start_end_ids.npy")
+    language = np.load(split / "lang_annotations" / "auto_lang_ann.npy", allow_pickle=True).item()
+    keys = ("rgb_static", "rgb_gripper", "depth_static", "depth_gripper", "rel_actions", "actions", "robot_obs")
+    starts = {index for first, last in ranges for index in range(first, last + 1 - shortest)}
+    assert all(last > longest for _, last in ranges)
+    windows = language["info"]["indx"]
+    assert len(windows) == len(language["language"]["emb"]) == len(language["language"]["ann"])
+    for (first, end), vector in zip(windows, language["language"]["emb"], strict=True):
+        assert end >= longest and first in starts and vector.shape == (1, 384) and vector.any()
+        assert len(range(first, end + 1 - longest)) > 0
+        assert any(low <= first and end <= high for low, high in ranges)  # shared memory leaves out the last frame
+        for index in (first, end - 1):
+            with np.load(split / f"episode_{index:07d}.npz") as frame:
+                assert set(keys) <= set(frame) and frame["depth_static"].dtype == np.float32
+    tasks = np.load(split / "lang_annotations" / "embeddings.npy", allow_pickle=True).item()
+    assert len(tasks) == 34
+    assert all(v["emb"].shape == (1, 1, 384) and v["emb"].any() and len(v["ann"]) == 1 for v in tasks.values())
+    settings = yaml.safe_load((split / ".hydra" / "merged_config.yaml").read_text())
+    assert settings["env"]["cameras"] == "${cameras}" and set(settings["cameras"]) == {"static", "gripper"}
+    assert settings["scene"]["objects"]["fixed_objects"]["table"]["file"] == "calvin_table_D/urdf/calvin_table_D.urdf"
 
 
 def test_as_many_demonstrations_as_asked_for_and_at_once_as_shards(tmp_path: Path) -> None:
