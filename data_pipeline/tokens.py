@@ -27,13 +27,22 @@ from tqdm import tqdm
 from ..contracts import Array
 from ..embodiment import Embodiment
 from ..errors import ConfigError, DataError
+from ..fingerprints import differing_facts
 from .embodiments import EmbodimentTally, kept_embodiment
 from .executors import ONE_PROCESS, Executor, ExecutorKind, ordered_map
 from .files import array_bytes, load_array, write_bytes
 from .locations import Location, as_location
 from .store.columns import ABSENT, token_columns, write_columns
 from .store.shards import ShardWriter, read_index, read_indexed
-from .store.stages import ShardTask, Tally, begun_or_finished, expect_video_shards, finish_stage, map_shards
+from .store.stages import (
+    ShardTask,
+    Tally,
+    begun_or_finished,
+    begun_parameters,
+    expect_video_shards,
+    finish_stage,
+    map_shards,
+)
 from .video.frames import resize_frames
 from .video.reader import open_video
 
@@ -85,7 +94,7 @@ def write_token_shards(
         encode_texts: frozen text encoder; every different text is encoded once, the empty one too. None keeps the
             texts alone, for corpora whose features would not fit.
         tokenizer_facts: JSON values that identify the tokenizers; `codebook_size` and `grid` (rows, columns)
-            are needed, `sha256` of the weights distinguishes equal ones from different ones.
+            are needed, `image_fingerprint` and `text_fingerprint` distinguish equal ones from different ones.
         image_size: height and width [px]; images are resized by area, not cropped.
         target_fps: keep every m-th frame, so that about this many frames a second remain; None keeps all.
         executor: `local` encodes in this process, `ray` one shard in each worker.
@@ -105,6 +114,9 @@ def write_token_shards(
             f"--target-fps: expected a rate above 0 [1/s], got {target_fps:g}; leave it out for all images."
         )
     facts = _checked_facts(tokenizer_facts, image_size)
+    stated = begun_parameters(out, STAGE).get("tokenizer")
+    if stated is not None and not differing_facts(stated, facts):
+        facts = dict(stated)  # the fingerprints of one encoder are not the same letters on every machine and version
     shards = as_location(shards)
     expect_video_shards(shards)
     parameters = {

@@ -19,15 +19,16 @@ from gr2 import contracts
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = ("data_pipeline", "tokenizers", "cvae_head", "wbc")
 FOLDERS = (*LEAVES, "gr_model", "benchmarks")
-ROOTS = ("errors", "contracts", "embodiment", "layers", "hub")
+ROOTS = ("errors", "contracts", "embodiment", "fingerprints", "layers", "hub")
 """Modules beside `__init__.py`."""
 
 # Who may import what, by the beginning of a module's path; the longest beginning decides. This table is the whole star.
-TYPES = ("errors", "contracts", "embodiment")
+TYPES = ("errors", "contracts", "embodiment", "fingerprints")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "contracts": ("errors",),
     "embodiment": ("errors", "contracts"),
+    "fingerprints": ("contracts",),
     "layers": ("errors", "contracts"),
     "hub": ("errors",),
     "data_pipeline": ("data_pipeline", "hub", *TYPES),
@@ -48,6 +49,7 @@ WITHOUT_TORCH = (
     "contracts",
     "embodiment",
     "hub",
+    "fingerprints",
     "wbc",
     "gr_model.cli",
     "gr_model.commands",

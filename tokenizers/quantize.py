@@ -25,12 +25,16 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
 
     def nearest(self, latents: Float[Tensor, "*b d"]) -> Int[Tensor, "*b"]:
-        """Return the index of the codebook vector with the smallest Euclidean distance."""
+        """Return the index of the codebook vector that is chosen for each latent vector."""
+        return self.scores(latents).argmax(-1)
+
+    def scores(self, latents: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+        """Return how well each codebook vector fits; the greatest is chosen. Here the nearest fits best."""
         codebook = self.embedding.weight
         flat = latents.reshape(-1, codebook.shape[1])
         # |z|^2 is the same for every code, so it cannot change the minimum.
-        distances = torch.addmm(codebook.square().sum(1), flat, codebook.t(), beta=1.0, alpha=-2.0)
-        return distances.argmin(1).view(latents.shape[:-1])
+        scores = torch.addmm(codebook.square().sum(1), flat, codebook.t(), beta=-1.0, alpha=2.0)
+        return scores.view(*latents.shape[:-1], -1)
 
     def lookup(self, codes: Int[Tensor, "b n"], grid: tuple[int, int]) -> Float[Tensor, "b d gh gw"]:
         """Return the codebook vectors of row-major codes, laid out as an image of `grid` rows and columns.
@@ -83,9 +87,9 @@ class GumbelQuantizer(VectorQuantizer):
         self.kl_weight, self.temperature = kl_weight, temperature
         self.proj = nn.Conv2d(embed_dim, codebook_size, 1)
 
-    def nearest(self, latents: Float[Tensor, "*b d"]) -> Int[Tensor, "*b"]:
-        """Return the index of the likeliest code."""
-        return F.linear(latents, self.proj.weight.flatten(1), self.proj.bias).argmax(-1)
+    def scores(self, latents: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+        """Return the logit of each code."""
+        return F.linear(latents, self.proj.weight.flatten(1), self.proj.bias)
 
     def forward(
         self, latents: Float[Tensor, "b d gh gw"]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..contracts import Array
 from ..errors import ConfigError
+from ..fingerprints import fingerprint_of
 
 if TYPE_CHECKING:
     from open_clip.transformer import TextTransformer
@@ -25,6 +26,9 @@ BPE_SIZE = 49408
 """Entries of open_clip's byte-pair vocabulary; the last two are start and end of text."""
 
 END_OF_TEXT = BPE_SIZE - 1
+_PROBES = ("open the drawer", "A photo of 2 red blocks, 12 cm apart: push the left one!")
+"""Texts whose features are part of an encoder's fingerprint."""
+
 UNKNOWN_ROW = 0
 """Row of a small vocabulary that stands for every token outside it."""
 
@@ -122,14 +126,15 @@ class TextEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change with any weight or token of the encoder."""
+        """Text that changes with any weight, token or activation of the encoder; compare by `same_encoder`."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tower.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().to("cpu", torch.float32).numpy().tobytes())
         if self.vocabulary is not None:
             digest.update(self.vocabulary.token_ids.tobytes())
-        return digest.hexdigest()[:16]
+        tokens = _byte_pairs()(list(_PROBES), context_length=self.context_length)
+        return fingerprint_of(digest.hexdigest()[:16], self._known_features(tokens).cpu().numpy())
 
     def to(self, device: str | torch.device) -> TextEncoder:
         """Move the tower to a device."""
@@ -167,8 +172,12 @@ class TextEncoder:
         """Return the features after `ln_final` of byte-pair tokens, padding included."""
         if self.vocabulary is not None:
             self._warn_unknown(tokens)
-            tokens = self.vocabulary.rows[tokens]
-        return token_features(self.tower, tokens.to(self.tower.positional_embedding.device)).float()
+        return self._known_features(tokens)
+
+    @torch.inference_mode()
+    def _known_features(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        rows = tokens if self.vocabulary is None else self.vocabulary.rows[tokens]
+        return token_features(self.tower, rows.to(self.tower.positional_embedding.device)).float()
 
     def _warn_unknown(self, tokens: Int[Tensor, "b l"]) -> None:
         assert self.vocabulary is not None

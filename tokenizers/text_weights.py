@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import CheckpointError, ConfigError
+from ..fingerprints import same_encoder
 from .text import BPE_SIZE, TextConfig, TextEncoder, Vocabulary
 from .weight_files import load_weights
 
@@ -76,7 +77,7 @@ def _shipped(fingerprint: str | None) -> TextEncoder:
                     "install a release or train one with `gr2 text train`."
                 )
             found.append(_read_own(path))
-        if fingerprint in (None, found[-1].fingerprint):
+        if fingerprint is None or same_encoder(fingerprint, found[-1].fingerprint):
             return found[-1]
     return found[0]
 

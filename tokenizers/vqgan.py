@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ..contracts import Array
 from ..errors import ConfigError, ShapeError
+from ..fingerprints import fingerprint_of, fixed_bytes
 from .quantize import GumbelQuantizer, VectorQuantizer
 
 
@@ -171,6 +173,9 @@ class VQGAN(nn.Module):
                 f"VQGAN images: expected shape (b, 3, {side}, {side}), got {tuple(images.shape)}; resize "
                 "the images or load the tokenizer with another resolution."
             )
+        return self._latents(images)
+
+    def _latents(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
         return self.quant_conv(self.encoder(F.pixel_unshuffle(images, self.config.patch_size)))
 
     def images(self, vectors: Float[Tensor, "b d gh gw"]) -> Float[Tensor, "b 3 h w"]:
@@ -191,6 +196,27 @@ class VQGAN(nn.Module):
         """Return the reconstruction (not clipped), the codebook loss and the codes."""
         vectors, loss, codes = self.quantize(self.latents(images))
         return self.images(vectors), loss, codes
+
+    @torch.inference_mode()
+    def fingerprint(self) -> str:
+        """Return a text that changes with any weight and with how they are used; compare by `same_encoder`.
+
+        Latents and scores of a small fixed image and the image of fixed codes are part of it.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        rows, device = 4, self.codebook.device
+        side = rows * self.config.downsampling
+        pixels = fixed_bytes(side * side * 3, "gr2 image").reshape(1, side, side, 3)
+        latents = self._latents(normalize_frames(torch.as_tensor(pixels.copy(), device=device)))
+        codes = torch.arange(rows * rows, device=device)[None] * 7919 % len(self.codebook)
+        computed = [
+            latents, self.quantize.scores(latents.permute(0, 2, 3, 1)),
+            self.images(self.quantize.lookup(codes, (rows, rows))),
+        ]  # fmt: skip
+        return fingerprint_of(digest.hexdigest(), *(values.float().cpu().numpy() for values in computed))
 
     @torch.inference_mode()
     def encode_frames(self, frames: Array, *, batch_size: int = 64) -> Array:

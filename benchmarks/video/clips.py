@@ -14,6 +14,7 @@ from ...data_pipeline.loading.token_store import TokenStore
 from ...data_pipeline.loading.token_windows import TokenWindows, in_split
 from ...data_pipeline.store.columns import ABSENT
 from ...errors import ConfigError, DataError
+from ...fingerprints import image_fingerprint, same_encoder
 from ...gr_model.model.release import Release
 from ...tokenizers.vqgan import VQGAN
 
@@ -60,13 +61,12 @@ def open_store(tokens: str, release: Release) -> TokenStore:
         DataError: the shards cannot be used, or other tokenizers than the model's made them.
     """
     store = TokenStore.open([tokens], [c.name for c in release.model.config.cameras], load_steps=release.model.acts)
-    for name, wanted in (("sha256", release.tokenizer), ("text_fingerprint", release.text)):
-        got = str(store.tokenizer.get(name))
-        if name == "sha256" and got != wanted:
-            raise DataError(
-                f"{tokens}: expected codes of the model's image tokenizer ({wanted[:12]}), got those of another one "
-                f"({got[:12]}); encode the shards with the tokenizer of the release: `gr2 data tokens --tokenizer ...`."
-            )
+    got, wanted = image_fingerprint(store.tokenizer), release.tokenizer
+    if not same_encoder(got, wanted):
+        raise DataError(
+            f"{tokens}: expected codes of the model's image tokenizer ({wanted[:12]}), got those of another one "
+            f"({got[:12]}); encode the shards with the tokenizer of the release: `gr2 data tokens --tokenizer ...`."
+        )
     if release.model.acts and release.model.config.is_mixture:
         store.number_embodiments(release.model.config.embodiments)
         robots = [store.embodiments[i].name for i in _robots(store)]

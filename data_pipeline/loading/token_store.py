@@ -18,6 +18,7 @@ import numpy as np
 from ...contracts import Array
 from ...embodiment import TOOL_ARM, Embodiment, fitting
 from ...errors import DataError
+from ...fingerprints import differing_facts
 from ..embodiments import joined_embodiments
 from ..locations import Location, as_location, cached, joined
 from ..store.columns import ABSENT, open_columns
@@ -403,9 +404,7 @@ class TokenStore:
 
 
 def _expect_same_tokenizer(folder: TokenFolder, first: TokenFolder) -> None:
-    if folder.tokenizer != first.tokenizer:
-        names = {*folder.tokenizer, *first.tokenizer}
-        changed = sorted(name for name in names if folder.tokenizer.get(name) != first.tokenizer.get(name))
+    if changed := differing_facts(folder.tokenizer, first.tokenizer):
         raise DataError(
             f"{folder.folder}: expected the tokenizer of {first.folder}, but {', '.join(changed)} differ; encode "
             "both with the same tokenizers."

@@ -96,6 +96,15 @@ def begun_or_finished(
     return manifest
 
 
+def begun_parameters(out: Path, stage: str) -> Mapping[str, Any]:
+    """Return the parameters of the stage that a folder holds, finished or not; none where it holds nothing.
+
+    Raises:
+        DataError: the folder holds another stage.
+    """
+    return _expect_stage(out, stage)["parameters"] if (out / "manifest.json").is_file() else {}
+
+
 def begin_stage(out: Path, stage: str, parameters: Mapping[str, Any], overwrite: bool) -> bool:
     """Prepare the output folder of a stage.
 

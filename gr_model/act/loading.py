@@ -10,6 +10,7 @@ from ...data_pipeline.statistics.check import state_contradiction
 from ...data_pipeline.video.frames import resize_frames
 from ...embodiment import Embodiment
 from ...errors import CheckpointError, ConfigError, ShapeError
+from ...fingerprints import same_encoder
 from ...hub import download, names_repository
 from ...tokenizers.text import TextEncoder
 from ...tokenizers.text_weights import load_text_encoder
@@ -17,7 +18,6 @@ from ...tokenizers.vqgan import VQGAN
 from ...tokenizers.weights import load_vqgan
 from ..model.context import Context
 from ..model.release import RELEASE_FILES, Release, load_release
-from ..train.tokenizer_stages import codebook_fingerprint
 from .policy import EncodeImages, EncodeText, GR2Policy
 
 
@@ -70,10 +70,10 @@ def assemble(source: str | Path) -> Assembled:
         places[kind] = str(folder / name) if name == kind else name
     vqgan, text = load_vqgan(places["tokenizer"]), load_text_encoder(places["text"], fingerprint=release.text)
     for kind, got, wanted in (
-        ("tokenizer", codebook_fingerprint(vqgan), release.tokenizer),
+        ("tokenizer", vqgan.fingerprint(), release.tokenizer),
         ("text", text.fingerprint, release.text),
     ):
-        if got != wanted:
+        if not same_encoder(got, wanted):
             raise CheckpointError(
                 f"{folder}: expected the {kind} encoder {wanted[:12]}, found {got[:12]} at {places[kind]}; "
                 "put back the one that the model was trained with."

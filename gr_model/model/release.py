@@ -26,6 +26,7 @@ from ...data_pipeline.files import write_bytes, write_json
 from ...data_pipeline.statistics.datasets import DatasetStatistics, read_datasets
 from ...embodiment import Embodiment
 from ...errors import CheckpointError, ConfigError, DataError
+from ...fingerprints import same_encoder
 from .card import CARD, model_card
 from .config import CameraSpec, ModelConfig
 from .normalization import Normalization
@@ -181,7 +182,7 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
     """
     record = read_record(folder)
     for kind, wanted in (("tokenizer", tokenizer), ("text", text)):
-        if wanted is not None and record[kind] != wanted:
+        if wanted is not None and not same_encoder(record[kind], wanted):
             raise CheckpointError(
                 f"{folder}: expected a model trained with the {kind} encoder {wanted}, got one trained with "
                 f"{record[kind]}; "

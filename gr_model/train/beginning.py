@@ -11,6 +11,7 @@ import torch
 from ...cvae_head.kinds import HeadConfig, HeadOptions
 from ...embodiment import Embodiment, fitting
 from ...errors import ConfigError
+from ...fingerprints import image_fingerprint
 from ..model import presets
 from ..model.config import CameraSpec, ModelChanges, ModelConfig
 from ..model.normalization import Normalization
@@ -65,7 +66,7 @@ def first_model(
         return new_model(options, facts, cameras, robots), None
     if options.model != ModelChanges():
         raise ConfigError(f"--init {options.init}: its model is what it is, got changes of it, too; leave --model out.")
-    encoders = {"tokenizer": str(facts["sha256"]), "text": str(facts["text_fingerprint"])}
+    encoders = {"tokenizer": image_fingerprint(facts), "text": str(facts["text_fingerprint"])}
     release = load_release(options.init, **encoders)
     found = release.model.config
     if (found.chunk_length, found.max_context) != (options.chunk_length, options.context):

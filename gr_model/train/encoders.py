@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
+from ...fingerprints import image_fingerprint, same_encoder
 
 if TYPE_CHECKING:
     from ...data_pipeline.loading.token_store import TokenStore
@@ -38,10 +39,9 @@ def load_encoders(store: TokenStore, tokenizer: str, text: str) -> FrozenEncoder
     """
     from ...tokenizers.weights import load_vqgan
     from .texts import load_encoder_of
-    from .tokenizer_stages import codebook_fingerprint
 
     vqgan = load_vqgan(tokenizer)
-    if codebook_fingerprint(vqgan) != store.tokenizer["sha256"]:
+    if not same_encoder(vqgan.fingerprint(), image_fingerprint(store.tokenizer)):
         raise CheckpointError(
             f"--tokenizer {tokenizer}: expected the tokenizer that made the tokens, got another one; name the one that "
             "was given to `gr2 data tokens`, or encode the shards again."

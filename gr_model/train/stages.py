@@ -129,7 +129,7 @@ def _run(
         save_release(
             folder,
             weights,
-            tokenizer=str(encoders.facts["sha256"]),
+            tokenizer=encoders.vqgan.fingerprint(),
             text=str(encoders.facts["text_fingerprint"]),
             frame_step=frame_steps.get(robots[0].name, usual),
             control_hz=float(np.median(rates)),

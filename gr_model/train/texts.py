@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import CheckpointError
+from ...fingerprints import same_encoder
 from ...tokenizers.text import TextEncoder
 from ...tokenizers.text_weights import load_text_encoder
 from ..model.encoded_texts import EncodedTexts
@@ -28,13 +29,13 @@ def load_encoder_of(tokens: Mapping[str, Any], text: str) -> TextEncoder:
     Raises:
         CheckpointError: it is missing, damaged, or another one.
     """
-    wanted = tokens.get("text_fingerprint")
+    wanted = str(tokens.get("text_fingerprint"))
     encoder = load_text_encoder(text, fingerprint=wanted)
-    if encoder.fingerprint != wanted:
+    if not same_encoder(encoder.fingerprint, wanted):
         raise CheckpointError(
-            f"--text {text}: expected the text encoder of the tokens ({wanted}), whose texts have no features, "
-            f"got another one ({encoder.fingerprint}); name the one that was given to `gr2 data tokens`, or encode the "
-            "shards again."
+            f"--text {text}: expected the text encoder of the tokens ({wanted[:16]}), whose texts have no features, "
+            f"got another one ({encoder.fingerprint[:16]}); name the one that was given to `gr2 data tokens`, or "
+            "encode the shards again."
         )
     return encoder
 

@@ -180,22 +180,11 @@ def tokenizer_facts(vqgan: VQGAN, text: TextEncoder) -> dict[str, Any]:
         "codebook_size": int(vqgan.codebook.shape[0]),
         "codebook_dim": int(vqgan.codebook.shape[1]),
         "grid": list(vqgan.grid),
-        "sha256": codebook_fingerprint(vqgan),
+        "image_fingerprint": vqgan.fingerprint(),
         "text_fingerprint": text.fingerprint,
         "text_width": text.width,
         "text_length": text.context_length,
     }
-
-
-def codebook_fingerprint(vqgan: VQGAN) -> str:
-    """Return a digest of all weights that turn images into codes and back."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(vqgan.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class ImageEncoder:

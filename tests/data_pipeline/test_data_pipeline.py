@@ -315,6 +315,20 @@ def test_thinner_frames_keep_their_steps(tmp_path: Path) -> None:
         assert np.array_equal(load_array(sample["codes.static.npy"]), encode_images(reader.get_batch(range(0, 50, 2))))
 
 
+def test_tokens_of_an_earlier_version_are_those_of_the_same_tokenizer(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 1)
+    write_video_shards(source=tmp_path / "in", out=tmp_path / "video", filters=KEEP_ALL)
+    stage: dict[str, Any] = {
+        "shards": tmp_path / "video", "out": tmp_path / "tokens", "encode_images": encode_images,
+        "encode_texts": encode_texts, "image_size": 64,
+    }  # fmt: skip
+    before = write_token_shards(tokenizer_facts=FACTS | {"text_fingerprint": "ab"}, **stage)
+    facts = {"codebook_size": 256, "grid": [4, 4], "image_fingerprint": "fake.3c00", "text_fingerprint": "ab.3c00"}
+    assert write_token_shards(tokenizer_facts=facts, **stage) == before
+    with pytest.raises(DataError, match="tokenizer changed"):
+        write_token_shards(tokenizer_facts=facts | {"image_fingerprint": "other.3c00"}, **stage)
+
+
 def test_tokenizer_that_contradicts_its_facts_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", 1)
     write_video_shards(source=tmp_path / "in", out=tmp_path / "video")

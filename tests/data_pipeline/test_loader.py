@@ -287,7 +287,7 @@ def test_splits_divide_videos_and_labels_select_episodes(store: TokenStore) -> N
 def test_store_refuses_what_does_not_fit(tmp_path: Path) -> None:
     one = write_tokens(tmp_path / "one", web_clips(2))
     other = write_tokens(tmp_path / "other", web_clips(2), FACTS | {"sha256": "different"})
-    with pytest.raises(DataError, match="sha256 differ"):
+    with pytest.raises(DataError, match="image_fingerprint differ"):
         TokenStore.open([one, other], ["static"])
     with pytest.raises(DataError, match=r"found only \['static'\]"):
         TokenStore.open([one], ["wrist"])
