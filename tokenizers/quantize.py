@@ -53,7 +53,8 @@ class VectorQuantizer(nn.Module):
                 f"{int(codes.min())} to {int(codes.max())}; check that codes and tokenizer belong together."
             )
         vectors = self.embedding(codes)
-        return vectors.transpose(1, 2).reshape(len(codes), -1, *grid)
+        # contiguous: convolutions in bfloat16 take more than twice as long on the strides of a transposed view
+        return vectors.transpose(1, 2).reshape(len(codes), -1, *grid).contiguous()
 
     def forward(
         self, latents: Float[Tensor, "b d gh gw"]
@@ -65,7 +66,7 @@ class VectorQuantizer(nn.Module):
         """
         batch, _, rows, columns = latents.shape
         codes = self.nearest(latents.detach().permute(0, 2, 3, 1)).view(batch, rows * columns)
-        vectors = self.embedding(codes).transpose(1, 2).reshape(latents.shape)
+        vectors = self.embedding(codes).transpose(1, 2).reshape(latents.shape).contiguous()
         loss = self.commitment * F.mse_loss(latents, vectors.detach()) + F.mse_loss(vectors, latents.detach())
         return latents + (vectors - latents).detach(), loss, codes
 

@@ -83,6 +83,7 @@ def test_command_times_what_it_is_asked_for(tmp_path, capsys, no_transformers):
     found = json.loads(out.read_text(encoding="utf-8"))
     assert set(found["training"]) == {OURS, PLAIN}
     assert found["training_bars"] == []
+    assert [bar["what"].split(",")[0] for bar in found["tokenizer_bars"]] == ["encoding", "decoding"]
     assert not {"metrics", "generation"} & set(found)
     assert found["encoding"][OUR_VQGAN]["rate"]["median"] > 0
     printed = capsys.readouterr().out
