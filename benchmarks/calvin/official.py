@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pybullet
 
 from ...contracts import Observation
 from ...data_pipeline.video.frames import resize_frames
 from ...errors import DataError, EnvironmentMissing
+from ..playtable.bullet import pybullet
 from ..playtable.cameras import CameraConfig
 from ..playtable.environment import CAMERAS, CONTROL_HZ
 from ..playtable.robot import FINGER_OPEN

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pybullet
 
 from ...errors import EnvironmentMissing
+from .bullet import pybullet
 
 Renderer = Literal["tiny", "egl"]
 
@@ -23,7 +23,7 @@ STATIC_RANGE, GRIPPER_RANGE = (0.01, 10.0), (0.01, 2.0)
 """Near and far plane of each camera [m]."""
 
 
-_PYBULLET_NAMES = {"tiny": pybullet.ER_TINY_RENDERER, "egl": pybullet.ER_BULLET_HARDWARE_OPENGL}
+_PYBULLET_NAMES = {"tiny": "ER_TINY_RENDERER", "egl": "ER_BULLET_HARDWARE_OPENGL"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def _shoot(
     """Return color, uint8 `[side side 3]`, and the depth buffer, float32 `[side side]`."""
     options = {} if shadows else {"shadow": 0, "flags": pybullet.ER_NO_SEGMENTATION_MASK}
     image = pybullet.getCameraImage(
-        side, side, *matrices, renderer=_PYBULLET_NAMES[renderer], physicsClientId=client, **options
+        side, side, *matrices, renderer=getattr(pybullet, _PYBULLET_NAMES[renderer]), physicsClientId=client, **options
     )
     rgb = np.asarray(image[2], dtype=np.uint8).reshape(side, side, 4)[..., :3]
     return rgb, np.asarray(image[3], np.float32).reshape(side, side)

@@ -13,13 +13,13 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import pybullet
 
 from ...contracts import JointCommand, Observation
 from ...errors import ConfigError, EnvironmentMissing, SimulationError
 from ...wbc.robot.robots import RobotModel
 from . import cameras
 from .assets import builtin_assets
+from .bullet import pybullet
 from .calvin_assets import calvin_assets
 from .cameras import CameraConfig
 from .robot import FINGER_OPEN, REST_JOINTS, SimulatedPanda, panda_model

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pybullet
 
 from ...wbc.robot.robots import RobotModel, panda
+from .bullet import pybullet
 from .scenes import ROBOT_BASE
 
 LOWER_LIMITS = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])

@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pybullet
 
 from ...contracts import Array
 from ...wbc.robot.robots import RobotModel
 from ...wbc.robot.transforms import quaternion_from_matrix
 from ...wbc.robot.urdf import CONTINUOUS_RANGE, robot_urdf
+from ..playtable.bullet import pybullet
 from .peer import NotSolved, Step
 from .trajectories import TrackingCase
 

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pybullet
 
 from ...contracts import ActionTrajectory
 from ...data_pipeline.files import write_json
@@ -25,6 +24,7 @@ from ...wbc.drivers.loop import ControlLoop
 from ...wbc.robot.kinematics import Kinematics
 from ...wbc.robot.transforms import Array, quaternion_from_matrix, rotation_exp, rotation_log
 from ..metrics.statistics import wilson_interval
+from ..playtable.bullet import pybullet
 from .picking_scenes import (
     FLOOR,
     GRASP_Z,

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pybullet
 
 from ...contracts import ControlTrajectory, JointCommand
 from ...wbc.collision import Box, Sphere
@@ -21,6 +20,7 @@ from ...wbc.robot.robots import RobotModel
 from ...wbc.robot.transforms import Array, matrix_from_rpy, rotation_exp
 from ...wbc.robot.urdf import robot_urdf
 from ...wbc.status import EMERGENCY_BRAKE, EMERGENCY_STOP, PROTECTIVE_STOP
+from ..playtable.bullet import pybullet
 from .picking_scenes import TRAY_HALF, Obstacle, Scene
 
 FINGER_STROKE, FINGER_FORCE, FINGER_MASS = 0.0425, 40.0, 0.06

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pybullet
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
@@ -18,6 +17,7 @@ from ...data_pipeline.video.reader import write_video
 from ...wbc.robot.kinematics import Kinematics
 from ...wbc.robot.robots import RobotModel
 from ...wbc.robot.urdf import robot_urdf
+from ..playtable.bullet import pybullet
 from .feeding import Run
 from .trajectories import TICK, TrackingCase
 

@@ -8,7 +8,6 @@ SHA-256 and its provenance.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -27,6 +26,7 @@ from ...data_pipeline.statistics.datasets import DatasetStatistics, read_dataset
 from ...embodiment import Embodiment
 from ...errors import CheckpointError, ConfigError, DataError
 from ...fingerprints import same_encoder
+from ...tokenizers.weight_files import sha256
 from .card import CARD, model_card
 from .config import CameraSpec, ModelConfig
 from .normalization import Normalization
@@ -155,7 +155,7 @@ def save_release(
         "frame_step": frame_step,
         "control_hz": control_hz,
         "frame_steps": dict(frame_steps or {}),
-        "sha256": _sha256(weights),
+        "sha256": sha256(weights),
         "provenance": {"command": " ".join(["gr2", *sys.argv[1:]]), **provenance},
     }
     write_json(folder / f".{RECORD}.{os.getpid()}", record)
@@ -191,7 +191,7 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"{weights}: expected the weight file, got none; copy the whole release folder.")
-    if _sha256(weights) != record["sha256"]:
+    if sha256(weights) != record["sha256"]:
         raise CheckpointError(
             f"{weights}: expected the SHA-256 that {RECORD} states, got another; the file is truncated or "
             f"changed: "
@@ -285,8 +285,3 @@ def read_record(folder: Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path}: expected the values {sorted(missing)}, got none; copy it again.")
     return dict(record)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
