@@ -147,6 +147,7 @@ class CVAEHead(TrajectoryHead):
         mask: Bool[Tensor, "b k c"],
         *,
         step: int | None = None,
+        kept: Float[Tensor, " c"] | None = None,
     ) -> dict[str, Tensor]:
         """Encode the true chunk, sample z, rebuild, compare.
 
@@ -155,7 +156,7 @@ class CVAEHead(TrajectoryHead):
             flow as the prior, `prior_loss`.
         """
         c = self.config
-        mean, log_variance = self.encoder(target * mask, condition).chunk(2, dim=-1)
+        mean, log_variance = self.encoder(target.masked_fill(~mask, 0), condition).chunk(2, dim=-1)
         log_variance = log_variance.clamp(-10, 10)
         z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
         if c.prior == "gaussian":
@@ -163,7 +164,7 @@ class CVAEHead(TrajectoryHead):
         else:
             kl = kl_to_standard_normal(mean, log_variance)
         rows = self.decoder(z, condition)
-        continuous, binary = chunk_losses(rows, target, mask, self.binary, c.pose_norm)
+        continuous, binary = chunk_losses(rows, target, mask, self.binary, c.pose_norm, kept)
         costly = kl.mean(0).clamp(min=c.free_bits).sum() if c.free_bits else kl.sum(-1).mean()
         weight = c.kl_weight * (min(1.0, (step + 1) / c.kl_warmup) if c.kl_warmup and step is not None else 1.0)
         losses = {"continuous_loss": continuous, "binary_loss": binary, "kl": kl.sum(-1).mean()}

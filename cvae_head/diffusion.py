@@ -95,10 +95,11 @@ class DiffusionHead(InpaintingHead):
         mask: Bool[Tensor, "b k c"],
         *,
         step: int | None = None,
+        kept: Float[Tensor, " c"] | None = None,
     ) -> dict[str, Tensor]:
         """Return the squared error of the prediction as `action_loss`, and that of continuous columns."""
         draws = self.config.draws
-        chunk = (self.signed(target) * mask).repeat_interleave(draws, 0)
+        chunk = self.signed(target).masked_fill(~mask, 0).repeat_interleave(draws, 0)
         condition, mask = condition.repeat_interleave(draws, 0), mask.repeat_interleave(draws, 0)
         noise = torch.randn_like(chunk)
         level = torch.randint(self.config.train_steps, (len(chunk),), device=chunk.device)
@@ -106,10 +107,10 @@ class DiffusionHead(InpaintingHead):
         predicted = self._predict(signal.sqrt() * chunk + (1 - signal).sqrt() * noise, condition, level)
         wanted = noise if self.config.prediction == "epsilon" else chunk
         error = (predicted.to(chunk.dtype) - wanted).square()
-        kept = mask & ~self.binary
+        total, continuous = (None, None) if kept is None else (draws * kept.sum(), draws * kept[~self.binary].sum())
         return {
-            "action_loss": masked_mean(error * self.weight, mask),
-            "continuous_loss": masked_mean(error.detach(), kept),
+            "action_loss": masked_mean(error * self.weight, mask, total),
+            "continuous_loss": masked_mean(error.detach(), mask & ~self.binary, continuous),
         }
 
     def _predict(self, chunk: Tensor, condition: Tensor, level: Tensor) -> Tensor:

@@ -84,10 +84,11 @@ class FlowHead(InpaintingHead):
         mask: Bool[Tensor, "b k c"],
         *,
         step: int | None = None,
+        kept: Float[Tensor, " c"] | None = None,
     ) -> dict[str, Tensor]:
         """Return the squared error of the velocity as `action_loss`, and that of continuous columns."""
         draws = self.config.draws
-        chunk = (self.signed(target) * mask).repeat_interleave(draws, 0)
+        chunk = self.signed(target).masked_fill(~mask, 0).repeat_interleave(draws, 0)
         condition, mask = condition.repeat_interleave(draws, 0), mask.repeat_interleave(draws, 0)
         noise = torch.randn_like(chunk)
         # 1 - u^(1 / alpha) has the distribution of 1 - Beta(alpha, 1)
@@ -96,10 +97,10 @@ class FlowHead(InpaintingHead):
         at = time[:, None, None]
         predicted = self.velocity(at * chunk + (1 - at) * noise, condition, time).to(chunk.dtype)
         error = (predicted - (chunk - noise)).square()
-        kept = mask & ~self.binary
+        total, continuous = (None, None) if kept is None else (draws * kept.sum(), draws * kept[~self.binary].sum())
         return {
-            "action_loss": masked_mean(error * self.weight, mask),
-            "continuous_loss": masked_mean(error.detach(), kept),
+            "action_loss": masked_mean(error * self.weight, mask, total),
+            "continuous_loss": masked_mean(error.detach(), mask & ~self.binary, continuous),
         }
 
     def sample(

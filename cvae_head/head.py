@@ -73,6 +73,7 @@ class TrajectoryHead(nn.Module, ABC):
         mask: Bool[Tensor, "b k c"],
         *,
         step: int | None = None,
+        kept: Float[Tensor, " c"] | None = None,
     ) -> dict[str, Tensor]:
         """Compare with the true chunk.
 
@@ -81,10 +82,17 @@ class TrajectoryHead(nn.Module, ABC):
             target: the true chunk.
             mask: True = keep; a number that is padding or absent in this embodiment is left out.
             step: of the training, for weights that change; None is after all of it.
+            kept: what sums over kept numbers are divided by, column by column, as `counts` counts: the mean over all
+                batches of an optimization step, on all processes, so that they add up to one large batch. None counts
+                this mask.
 
         Returns:
             Scalars, among them `action_loss`, which is minimized.
         """
+
+    def counts(self, mask: Bool[Tensor, "b k c"]) -> Float[Tensor, " c"]:
+        """Return how many numbers of each column the loss is averaged over."""
+        return mask.sum((0, 1)).double()
 
     @abstractmethod
     def sample(

@@ -12,10 +12,16 @@ from torch.nn import functional as F
 PoseNorm = Literal["l1", "smooth_l1"]
 
 
-def masked_mean(values: Float[Tensor, "*b"], mask: Bool[Tensor, "*b"]) -> Float[Tensor, ""]:
-    """Average `values` where `mask` is true; zero where nothing is kept."""
-    weight = mask.to(values.dtype)
-    return (values * weight).sum() / weight.sum().clamp(min=1)
+def masked_mean(
+    values: Float[Tensor, "*b"], mask: Bool[Tensor, "*b"], kept: Float[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
+    """Average `values` where `mask` is true; zero where nothing is kept.
+
+    Args:
+        kept: how many are kept, where the sum is to be divided by another number than that of this mask.
+    """
+    count = mask.to(values.dtype).sum() if kept is None else kept.to(values.dtype)
+    return torch.where(mask, values, 0).sum() / count.clamp(min=1)
 
 
 def continuous_loss(
@@ -23,18 +29,22 @@ def continuous_loss(
     target: Float[Tensor, "b k c"],
     mask: Bool[Tensor, "b k c"],
     norm: PoseNorm,
+    kept: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Compare normalized numbers by L1 or by smooth L1 (quadratic below 1)."""
     if norm == "l1":
-        return masked_mean(F.l1_loss(predicted, target, reduction="none"), mask)
-    return masked_mean(F.smooth_l1_loss(predicted, target, reduction="none"), mask)
+        return masked_mean(F.l1_loss(predicted, target, reduction="none"), mask, kept)
+    return masked_mean(F.smooth_l1_loss(predicted, target, reduction="none"), mask, kept)
 
 
 def binary_loss(
-    logits: Float[Tensor, "b k c"], target: Float[Tensor, "b k c"], mask: Bool[Tensor, "b k c"]
+    logits: Float[Tensor, "b k c"],
+    target: Float[Tensor, "b k c"],
+    mask: Bool[Tensor, "b k c"],
+    kept: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Binary cross-entropy [nats] of commands that are 0 or 1."""
-    return masked_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none"), mask)
+    return masked_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none"), mask, kept)
 
 
 def chunk_losses(
@@ -43,11 +53,17 @@ def chunk_losses(
     mask: Bool[Tensor, "b k c"],
     binary: Bool[Tensor, " c"],
     norm: PoseNorm,
+    kept: Float[Tensor, " c"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return the loss of the continuous and of the binary columns; `rows` has logits in the latter."""
+    """Return the loss of the continuous and of the binary columns; `rows` has logits in the latter.
+
+    What the mask leaves out may be NaN. `kept` is as in `TrajectoryHead.loss`.
+    """
+    target = target.masked_fill(~mask, 0)
     where = [torch.nonzero(kind).flatten() for kind in (~binary, binary)]
     parts = [(rows[..., at], target[..., at], mask[..., at]) for at in where]
-    return continuous_loss(*parts[0], norm), binary_loss(*parts[1])
+    counts = [None if kept is None else kept[at].sum() for at in where]
+    return continuous_loss(*parts[0], norm, counts[0]), binary_loss(*parts[1], counts[1])
 
 
 def kl_to_standard_normal(mean: Float[Tensor, "b z"], log_variance: Float[Tensor, "b z"]) -> Float[Tensor, "b z"]:

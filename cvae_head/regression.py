@@ -57,11 +57,12 @@ class RegressionHead(TrajectoryHead):
         mask: Bool[Tensor, "b k c"],
         *,
         step: int | None = None,
+        kept: Float[Tensor, " c"] | None = None,
     ) -> dict[str, Tensor]:
         """Return `action_loss` (weighted sum), `continuous_loss` and `binary_loss` [nats]."""
         c = self.config
         rows = self.decoder(condition.new_zeros(len(condition), 0), condition)
-        continuous, binary = chunk_losses(rows, target, mask, self.binary, c.pose_norm)
+        continuous, binary = chunk_losses(rows, target, mask, self.binary, c.pose_norm, kept)
         total = c.pose_weight * continuous + c.gripper_weight * binary
         return {"action_loss": total, "continuous_loss": continuous, "binary_loss": binary}
 

@@ -117,17 +117,26 @@ class TokensHead(TrajectoryHead):
         mask: Bool[Tensor, "b k c"],
         *,
         step: int | None = None,
+        kept: Float[Tensor, " c"] | None = None,
     ) -> dict[str, Tensor]:
         """Return the cross-entropy [nats] of the true tokens as `action_loss`, and how many are the likeliest."""
-        tokens = self.tokenize(target * mask)
+        tokens = self.tokenize(target.masked_fill(~mask, 0))
         logits = self.logits(condition.unflatten(1, (self.num_tokens, -1))).float()
-        kept = mask if not self.config.dct else mask.any(1, keepdim=True).expand(-1, self.config.dct, -1)
+        mask, total = self._kept(mask).flatten(1), None if kept is None else kept.sum()
         nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
         right = (logits.detach().argmax(-1) == tokens).to(nats.dtype)
         return {
-            "action_loss": masked_mean(nats, kept.flatten(1)),
-            "action_token_accuracy": masked_mean(right, kept.flatten(1)),
+            "action_loss": masked_mean(nats, mask, total),
+            "action_token_accuracy": masked_mean(right, mask, total),
         }
+
+    def _kept(self, mask: Bool[Tensor, "b k c"]) -> Bool[Tensor, "b m c"]:
+        """Return which tokens count: those of a column with any number."""
+        return mask if not self.config.dct else mask.any(1, keepdim=True).expand(-1, self.config.dct, -1)
+
+    def counts(self, mask: Bool[Tensor, "b k c"]) -> Float[Tensor, " c"]:
+        """Return how many tokens of each column the loss is averaged over."""
+        return super().counts(self._kept(mask))
 
     def sample_token(self, features: Float[Tensor, "b d"], noise: Float[Tensor, " b"] | None) -> Int[Tensor, " b"]:
         """Sample the next token: the bin at which the distribution reaches the normal share of the noise.

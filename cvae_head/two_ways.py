@@ -71,9 +71,11 @@ class _TokensAlone(TrajectoryHead):
             x = block(x, seen)
         return x
 
-    def loss(self, condition: Tensor, target: Tensor, mask: Tensor, *, step: int | None = None) -> dict[str, Tensor]:
+    def loss(
+        self, condition: Tensor, target: Tensor, mask: Tensor, *, step: int | None = None, kept: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the losses of the head; there is one condition only, which says nothing."""
-        return self.head.loss(self._read(self.head.tokenize(target)).flatten(1), target, mask, step=step)
+        return self.head.loss(self._read(self.head.tokenize(target)).flatten(1), target, mask, step=step, kept=kept)
 
     def sample(self, condition: Tensor, noise: Tensor | None = None, present: Tensor | None = None) -> Tensor:
         """Sample token after token."""

@@ -362,6 +362,13 @@ class TokenStore:
         offsets = self.values(f"codes_{camera}", episodes, ABSENT)
         out = np.zeros((*frames.shape, self.num_tokens), self._code_dtype)
         self._read_rows(out, episodes, offsets, frames, np.full(len(episodes), self.num_tokens))
+        size = int(self.tokenizer["codebook_size"])
+        if out.size and out.max() >= size:
+            wrong = int(episodes[(out.reshape(len(out), -1) >= size).any(1).argmax()])
+            raise DataError(
+                f"{self.key(wrong)}: expected codes below {size}, the size of the codebook, got {int(out.max())} in "
+                f"camera {camera}; the shard is damaged or of another tokenizer: encode it again."
+            )
         return out, offsets != ABSENT
 
     def read_steps(self, name: str, episodes: Array, steps: Array) -> Array:

@@ -92,6 +92,11 @@ class TokenEmbedding(nn.Module):
                     f"codes[{camera.name}]: expected shape {(b, f, n)}, got {tuple(here.shape)}; "
                     f"the model was built for a grid of {camera.grid}."
                 )
+            if not here.is_cuda and here.numel() and (here.min() < 0 or here.max() >= self.null_code):
+                raise ShapeError(  # on a GPU the question would stop the queue; loaders check what they read
+                    f"codes[{camera.name}]: expected values in [0, {self.null_code}), got {int(here.min())} to "
+                    f"{int(here.max())}; check that codes and model are of the same tokenizer."
+                )
             parts += [begin, pack_codes(here, camera.grid, self.config.token_packing)]  # type: ignore[arg-type,list-item]
         return torch.cat(parts, dim=2)
 

@@ -45,7 +45,7 @@ def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
         )
     h = min(next(iter(known.values())).shape[1], model.config.max_context)
     text, text_mask = model.texts.of(batch["text_id"].tolist(), model.device)
-    states, frame_mask, state_mask = (batch.get(name) for name in ("states", "frame_mask", "state_mask"))
+    states, frame_mask, state_mask = _kept_states(batch), batch.get("frame_mask"), batch.get("state_mask")
     context = Context(
         codes={name: values[:, :h] for name, values in known.items()},
         text=text,
@@ -57,6 +57,15 @@ def read_context(model: WorldModel, batch: Batch) -> tuple[Context, int]:
         embodiment=batch.get("embodiment") if model.config.is_mixture else None,
     )
     return context, h
+
+
+def _kept_states(batch: Batch) -> Float[Tensor, "b f s"] | None:
+    """Return the states of a batch, 0 where a mask leaves them out; there they may be NaN."""
+    states: Tensor | None = batch.get("states")
+    for name in ("state_mask", "frame_mask"):
+        if states is not None and batch.get(name) is not None:
+            states = states.masked_fill(~batch[name][..., None], 0)
+    return states
 
 
 def read_targets(
@@ -116,13 +125,49 @@ def code_loss(
     return {"frame_loss": loss, "token_accuracy": accuracy}
 
 
+def _count_targets(model: WorldModel, batch: Batch) -> Float[Tensor, ""]:
+    """Count the codes of target frames that are there."""
+    codes: Mapping[str, Tensor] = batch["codes"]
+    total = torch.zeros((), dtype=torch.float64, device=batch["text_id"].device)
+    for camera in model.config.cameras:
+        if camera.name in codes:
+            b, f, n = codes[camera.name].shape
+            h = min(f, model.config.max_context)
+            mask = batch.get("frame_mask")
+            here = torch.ones(b, f, dtype=torch.bool, device=total.device) if mask is None else mask
+            here = here[:, h : h + model.config.num_targets]
+            if camera.name in batch.get("camera_mask", {}):
+                here = here & batch["camera_mask"][camera.name][:, None]
+            total = total + n * here.sum()
+    return total
+
+
+def count_kept(model: WorldModel, batch: Batch, *, with_actions: bool) -> Float[Tensor, " n"]:
+    """Return what the losses of a batch are averaged over: codes of target frames, then numbers of each chunk column.
+
+    Which codes are hidden or scored at random is left out.
+    """
+    codes = _count_targets(model, batch)[None]
+    if not with_actions:
+        return codes
+    mask = _chunk_mask(model, batch, model.head.shape.width)
+    return torch.cat((codes, model.head.counts(mask).to(codes)))
+
+
+def _chunk_mask(model: WorldModel, batch: Batch, width: int) -> Bool[Tensor, "b k c"]:
+    """Return which numbers of the chunks count."""
+    mask: Tensor = batch["action_mask"][..., None].expand(-1, -1, width)
+    robots = batch.get("embodiment") if model.config.is_mixture else None
+    return mask if robots is None else mask & model.present.to(mask.device)[robots][:, None]
+
+
 def read_chunk(model: WorldModel, batch: Batch, h: int) -> tuple[Float[Tensor, "b k c"], Bool[Tensor, "b k c"]]:
     """Return the normalized commands that follow the last context frame, and which numbers count."""
     robots = batch.get("embodiment") if model.config.is_mixture else None
     target = model.config.slots.encode(batch["states"][:, h - 1].float(), batch["actions"].float(), robots)
     chunk = model.normalize_chunk(target, robots)
-    mask = batch["action_mask"][..., None].expand_as(chunk)
-    return chunk, mask if robots is None else mask & model.present[robots][:, None]
+    mask = _chunk_mask(model, batch, chunk.shape[-1])
+    return chunk.masked_fill(~mask, 0), mask  # what is left out may be NaN
 
 
 def drop_cameras(context: Context, probability: float) -> Context:
@@ -158,6 +203,7 @@ def training_losses(
     with_frames: bool,
     step: int | None = None,
     state_shares: tuple[float, float] = (0.7, 0.7),
+    kept: Float[Tensor, " n"] | None = None,
 ) -> dict[str, Tensor]:
     """Compute the losses of a batch.
 
@@ -165,6 +211,8 @@ def training_losses(
         step: of the training, for weights that change; None is after all of it.
         state_shares: share of the samples that see the robot's state when they predict frames, and of those, the share
             that also sees the state at the target frames, to which a trajectory would lead.
+        kept: the mean of `count_kept` over all batches of an optimization step; the losses of these batches then
+            average to that of one batch of all their samples. None is for a batch by itself.
 
     Returns:
         Scalars: `frame_loss`, `token_accuracy` with frames; `action_loss` and its parts with actions.
@@ -194,8 +242,12 @@ def training_losses(
     losses: dict[str, Tensor] = {}
     if features is not None:
         losses |= code_loss(model, features, packed, where, model.reference(context))
+        if kept is not None:
+            share = _count_targets(model, batch) / kept[0].clamp(min=1)
+            losses["frame_loss"] = losses["frame_loss"] * share.to(losses["frame_loss"].dtype)
     if condition is not None and chunk is not None:
-        losses |= model.head.loss(condition, *chunk, step=step)
+        columns = {} if kept is None else {"kept": kept[1:]}
+        losses |= model.head.loss(condition, *chunk, step=step, **columns)
     return losses
 
 
@@ -213,7 +265,7 @@ def _show_states(model: WorldModel, context: Context, batch: Batch, h: int, shar
     return replace(
         context,
         state_mask=seen if context.state_mask is None else context.state_mask & seen,
-        target_states=batch["states"][:, h : h + g],
+        target_states=_kept_states(batch)[:, h : h + g],
         target_state_mask=ahead,
     )
 

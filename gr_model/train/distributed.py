@@ -148,6 +148,15 @@ def any_rank(flags: Tensor) -> Callable[[], list[bool]]:
     return answer
 
 
+def mean_tensor(values: Tensor) -> Tensor:
+    """Return the mean of a tensor over the processes; all of them must call."""
+    if not among_many():
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 def mean_over_ranks(metrics: dict[str, float], device: torch.device) -> dict[str, float]:
     """Average metrics over the processes; all of them must call with the same names."""
     if not among_many():

@@ -91,7 +91,13 @@ def train(
         module.peak_flops = device_peak(torch.cuda.get_device_name(device))
     progress = Progress(description, batch_size, module.cost(), module.peak_flops)
     trainer = _make_trainer(module, distribution, progress, max_steps=min(module.steps, stop_after or module.steps))
-    stream = StepStream(loader, steps=module.steps * module.config.accumulate)
+    accumulate, parts = module.config.accumulate, module.config.accumulate * distribution.world_size
+    stream = StepStream(
+        loader,
+        steps=module.steps * accumulate,
+        accumulate=accumulate,
+        announce=module.count_step if parts > 1 else None,
+    )
     with module.stop_request:
         try:
             trainer.fit(module, stream, ckpt_path=begin, weights_only=True)

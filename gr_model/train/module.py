@@ -21,12 +21,12 @@ from torch import Tensor
 
 from ...errors import CheckpointError, DataError
 from ..model.config import ModelConfig
-from ..model.objectives import Batch, evaluation_metrics, rows_of, training_losses
+from ..model.objectives import Batch, count_kept, evaluation_metrics, rows_of, training_losses
 from ..model.release import config_from_dict
 from ..model.world_model import WorldModel
 from .averaging import WeightAverage
 from .bad_samples import NameEpisode, describe_bad_samples, find_bad_samples
-from .distributed import WholePass, any_rank, full, gather_texts, mean_over_ranks
+from .distributed import WholePass, any_rank, full, gather_texts, mean_over_ranks, mean_tensor
 from .evaluations import Evaluations
 from .metrics_log import MetricsLog
 from .optimizer import MuonAdamW, muon_matrices
@@ -56,6 +56,7 @@ class TrainingModule(L.LightningModule):
         self.last_metrics: dict[str, float] = {}
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._interval = (0, 0.0)
+        self._kept: Tensor | None = None
         self._stopping = self._warned = False
         self._whole: list[WholePass] = []  # in a list, so that its weights are not registered twice
         self._gathered: dict[str, Tensor] | None = None
@@ -110,6 +111,14 @@ class TrainingModule(L.LightningModule):
         fraction = self.config.frame_fraction
         return math.floor((step + 1) * fraction) > math.floor(step * fraction)
 
+    def count_step(self, batches: Sequence[Batch]) -> None:
+        """Count what the batches of the coming step are averaged over, here and on the other processes.
+
+        With it, accumulated batches and those of several processes weigh by what they hold, as in one large batch.
+        """
+        counts = [count_kept(self.model, batch, with_actions=self.config.with_actions) for batch in batches]
+        self._kept = mean_tensor(torch.stack(counts).mean(0).to(self.device))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the weighted loss."""
         c, step = self.config, self.global_step
@@ -128,8 +137,9 @@ class TrainingModule(L.LightningModule):
         step, acts = self.global_step, self.config.with_actions
         shares = (self.config.state_share, self.config.target_state_share)
         return training_losses(
-            model, batch, with_actions=acts, with_frames=self.predicts_frames(step), step=step, state_shares=shares
-        )
+            model, batch, with_actions=acts, with_frames=self.predicts_frames(step), step=step, state_shares=shares,
+            kept=self._kept,
+        )  # fmt: skip
 
     def _weigh(self, losses: Mapping[str, Tensor]) -> Tensor:
         c = self.config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,12 +34,22 @@ class StatefulLoader(Protocol):
 class StepStream:
     """Exactly `steps` batches of an endless loader, as one resumable epoch.
 
+    The `accumulate` batches of an optimization step are read together and shown to `announce` before the first of them.
+
     Having a length keeps Lightning from fetching a batch ahead, so that the loader's state is that of the
     batches used.
     """
 
-    def __init__(self, loader: StatefulLoader, *, steps: int) -> None:
+    def __init__(
+        self,
+        loader: StatefulLoader,
+        *,
+        steps: int,
+        accumulate: int = 1,
+        announce: Callable[[Sequence[Batch]], None] | None = None,
+    ) -> None:
         self.loader, self.steps, self.step = loader, steps, 0
+        self.accumulate, self.announce = accumulate, announce
 
     def __len__(self) -> int:
         return self.steps
@@ -47,9 +57,12 @@ class StepStream:
     def __iter__(self) -> Iterator[Batch]:
         source = iter(self.loader)
         while self.step < self.steps:
-            batch = next(source)
-            self.step += 1
-            yield batch
+            group = [next(source) for _ in range(self.accumulate)]
+            if self.announce is not None:
+                self.announce(group)
+            for batch in group:
+                self.step += 1
+                yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position and the loader's state."""

@@ -25,7 +25,7 @@ class TrainingConfig:
     weight_average: decay of the moving average of the weights; 0 evaluates the last weights.
     state_share: share of the samples that see the robot's state when they predict frames; the others learn to
         continue video. target_state_share: of those, the share that also sees the state at the target frames.
-    accumulate: batches whose gradients are averaged in one step.
+    accumulate: batches of one step; each weighs by the codes and steps that it holds, over all processes.
     compile: let torch.compile fuse the trunk's blocks.
     gradient_checkpointing: compute a block's activations again in the backward pass instead of keeping them; None
         leaves it to the model's size.

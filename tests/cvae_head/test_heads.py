@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -57,12 +58,39 @@ def test_what_is_masked_changes_no_loss(config: HeadConfig) -> None:
     mask = torch.ones(4, 5, 7, dtype=torch.bool)
     mask[:, 3:] = False
     mask[0, :, 2] = False
-    losses = []
-    for filling in (0.0, 7.0):
+    losses, gradients = [], []
+    for filling in (0.0, 7.0, math.nan, math.inf):
         torch.manual_seed(1)
         losses.append(head.loss(condition, torch.where(mask, chunk, filling), mask))
-    assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
+        gradients.append(torch.autograd.grad(losses[-1]["action_loss"], [*head.parameters()], allow_unused=True))
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        assert all(torch.equal(losses[0][name], loss[name]) for name in losses[0])
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], gradient, strict=True) if a is not None)
     assert torch.isfinite(losses[0]["action_loss"])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_losses_of_parts_add_up_to_that_of_the_whole(config: HeadConfig) -> None:
+    """Every part is divided by the mean count of the parts; what counts samples needs parts of equal size."""
+    head = make(config)
+    torch.manual_seed(3)
+    condition, chunk = torch.randn(4, 32), chunks(4)
+    mask = torch.arange(5)[None, :, None] < torch.tensor([5, 4, 1, 0])[:, None, None]
+    mask = mask.expand(4, 5, 7).clone()
+    mask[0, :, 2:4] = False
+    parts = [slice(0, 2), slice(2, 4)]
+    kept = torch.stack([head.counts(mask[part]) for part in parts]).mean(0)
+    torch.testing.assert_close(kept * 2, head.counts(mask))
+    alone = head.loss(condition, chunk, mask)["action_loss"]
+    torch.manual_seed(1)
+    same = head.loss(condition[parts[0]], chunk[parts[0]], mask[parts[0]])["action_loss"]
+    torch.manual_seed(1)
+    own = head.counts(mask[parts[0]])
+    again = head.loss(condition[parts[0]], chunk[parts[0]], mask[parts[0]], kept=own)["action_loss"]
+    assert torch.equal(same, again)
+    if type(config).__name__ in ("RegressionConfig", "TokensConfig"):  # the others draw noise for each sample
+        found = [head.loss(condition[p], chunk[p], mask[p], kept=kept)["action_loss"] for p in parts]
+        torch.testing.assert_close(torch.stack(found).mean(), alone)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name_of)

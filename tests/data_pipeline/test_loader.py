@@ -284,6 +284,13 @@ def test_splits_divide_videos_and_labels_select_episodes(store: TokenStore) -> N
     assert chosen == {i for i in range(8) if TEXTS[i % 3]}
 
 
+def test_a_code_beyond_the_codebook_is_refused_with_its_episode(tmp_path: Path) -> None:
+    small = write_tokens(tmp_path / "small", web_clips(2), FACTS | {"codebook_size": 300})
+    store = TokenStore.open([small], ["static"])
+    with pytest.raises(DataError, match=r"episode_.*expected codes below 300.*camera static"):
+        store.read_codes("static", np.array([0, 1]), np.arange(5)[None].repeat(2, 0))
+
+
 def test_store_refuses_what_does_not_fit(tmp_path: Path) -> None:
     one = write_tokens(tmp_path / "one", web_clips(2))
     other = write_tokens(tmp_path / "other", web_clips(2), FACTS | {"sha256": "different"})

@@ -35,7 +35,7 @@ from gr2.errors import CheckpointError, ConfigError, DataError, EnvironmentMissi
 from gr2.gr_model.failures import describe_failure
 from gr2.gr_model.model import presets
 from gr2.gr_model.model.config import ModelConfig
-from gr2.gr_model.model.objectives import training_losses
+from gr2.gr_model.model.objectives import count_kept, training_losses
 from gr2.gr_model.model.texts import TextTable
 from gr2.gr_model.model.world_model import WorldModel
 from gr2.gr_model.train.distributed import Distribution
@@ -56,6 +56,7 @@ class PartLoader:
     ) -> None:
         self.config, self.size, self.rank, self.world_size = config, size, rank, world_size
         self.states, self.slow, self.bad_step, self.position = states, slow, bad_step, 0
+        self.ragged = False
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while True:
@@ -63,6 +64,8 @@ class PartLoader:
             whole["episode"] = 100 * self.position + torch.arange(self.size * self.world_size)
             if self.position == self.bad_step:
                 whole["actions"][-1, 0, 0] = torch.nan
+            if self.ragged:
+                whole |= ragged_masks(self.config, len(whole["text_id"]))
             if not self.states:
                 whole = {name: value for name, value in whole.items() if name not in ("states", "state_mask")}
             self.position += 1
@@ -82,6 +85,17 @@ def rows(value: Any, chosen: slice) -> Any:
     return value[chosen]
 
 
+def ragged_masks(config: ModelConfig, size: int) -> dict[str, Any]:
+    """Chunks that end early, target frames and cameras that are missing, unevenly over the samples of a batch."""
+    k, frames = config.chunk_length, config.max_context + config.num_targets
+    lengths = (torch.arange(size) ** 2 // 4) % (k + 1)
+    frame_mask = torch.ones(size, frames, dtype=torch.bool)
+    frame_mask[: size // 2 - 1, -1] = False
+    cameras = {camera.name: torch.ones(size, dtype=torch.bool) for camera in config.cameras}
+    cameras["gripper"][-2:] = False
+    return {"action_mask": torch.arange(k) < lengths[:, None], "frame_mask": frame_mask, "camera_mask": cameras}
+
+
 def exact_config(actions: bool) -> ModelConfig:
     """A model whose losses draw nothing at random, so that parts of a batch add up to the whole."""
     return small_config(decoding="raster", head=RegressionConfig(network="mlp", width=32)) if actions else (
@@ -92,7 +106,7 @@ def exact_config(actions: bool) -> ModelConfig:
 def run(
     *, out: str, steps: int = 50, batch_size: int = 4, devices: int = 1, strategy: Any = "auto", actions: bool = False,
     accumulate: int = 1, random: bool = False, slow: float = 0.0, bad_step: int = -1, stop_after: int | None = None,
-    average: float = 0.9, checkpoint_every: int = 10,
+    average: float = 0.9, checkpoint_every: int = 10, ragged: bool = False,
 ) -> TrainingModule:  # fmt: skip
     """Train on the CPU."""
     torch.set_num_threads(1)
@@ -109,6 +123,7 @@ def run(
         config, batch_size, rank=distribution.rank, world_size=distribution.world_size, states=actions, slow=slow,
         bad_step=bad_step,
     )  # fmt: skip
+    loader.ragged = ragged
     validation = [make_batch(config, 4, seed=9999)]
     train(
         module=module, loader=loader, validation=validation, out=Path(out), batch_size=batch_size, log_every=1,
@@ -188,28 +203,53 @@ def test_two_replicas_pretrain_like_one_process(alone: dict[bool, Path], tmp_pat
     check_replicas(alone[False], tmp_path, actions=False)
 
 
-def test_accumulated_batches_train_like_one_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("actions", "ragged"), [(False, False), (True, True)])
+def test_accumulated_batches_train_like_one_batch(tmp_path: Path, actions: bool, ragged: bool) -> None:
     losses = []
-    for size, accumulate in ((8, 1), (4, 2)):
-        config = exact_config(False)
-        settings = TrainingConfig(with_actions=False, warmup=2, precision="32", accumulate=accumulate)
+    for size, accumulate in ((8, 1), (2, 4)):
+        config = exact_config(actions)
+        settings = TrainingConfig(
+            with_actions=actions, warmup=2, precision="32", accumulate=accumulate, state_share=1, target_state_share=1
+        )
         module = TrainingModule(make_model(config), settings, steps=6)
         out = tmp_path / str(size)
-        train(module=module, loader=Halves(config, size), validation=[], out=out, batch_size=size, log_every=1)
+        loader = Parts(config, size, states=actions)
+        loader.ragged = ragged
+        train(module=module, loader=loader, validation=[], out=out, batch_size=size, log_every=1)
         losses.append(read_losses(out))
     assert_close(*losses, steps=6)
 
 
-class Halves(PartLoader):
-    """Batches of 8, whole or in halves one after the other."""
+def test_replicas_with_uneven_padding_train_like_one_process(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 6, "actions": True, "ragged": True}
+    run(out=str(tmp_path / "alone"), batch_size=8, **options)
+    status, errors = finish(start(out=str(tmp_path / "two"), devices=2, strategy="ddp", **options))
+    assert status == 0, errors
+    assert_close(read_losses(tmp_path / "alone"), read_losses(tmp_path / "two"), steps=6)
 
-    def __init__(self, config: ModelConfig, size: int) -> None:
-        super().__init__(config, size, rank=0, world_size=1, states=False, slow=0.0, bad_step=-1)
+
+def test_equal_counts_leave_the_losses_as_they_are() -> None:
+    model = make_model(exact_config(True))
+    batch = make_batch(model.config, 4) | ragged_masks(model.config, 4)
+    kept = count_kept(model, batch, with_actions=True)
+    alone = training_losses(model, batch, with_actions=True, with_frames=True)
+    weighed = training_losses(model, batch, with_actions=True, with_frames=True, kept=kept)
+    assert all(torch.equal(alone[name], weighed[name]) for name in alone)
+
+
+class Parts(PartLoader):
+    """Batches of 8, whole or in parts one after the other."""
+
+    def __init__(self, config: ModelConfig, size: int, *, states: bool) -> None:
+        super().__init__(config, size, rank=0, world_size=1, states=states, slow=0.0, bad_step=-1)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while True:
             whole = make_batch(self.config, 8, seed=self.position * self.size // 8)
-            whole = {name: value for name, value in whole.items() if name not in ("states", "state_mask")}
+            if self.ragged:
+                whole |= ragged_masks(self.config, 8)
+            if not self.states:
+                whole = {name: value for name, value in whole.items() if name not in ("states", "state_mask")}
             first = self.position * self.size % 8
             self.position += 1
             yield rows(whole, slice(first, first + self.size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from model_cases import RandomLoader, make_batch, make_model, small_config
 
 from gr2.cvae_head.kinds import HeadKind, HeadOptions, small
-from gr2.errors import CheckpointError, DataError
+from gr2.errors import CheckpointError, DataError, ShapeError
 from gr2.gr_model.model.normalization import Statistics, measure_statistics
 from gr2.gr_model.model.objectives import evaluation_metrics, training_losses
 from gr2.gr_model.train.averaging import WeightAverage
@@ -165,6 +166,36 @@ def test_frames_and_actions_of_one_batch_are_learned() -> None:
     assert after["action_l1_deg"] < 0.15 * before["action_l1_deg"]
     assert after["gripper_accuracy"] == 1
     assert after["token_accuracy"] > 0.95
+
+
+def test_numbers_that_masks_leave_out_may_be_nan() -> None:
+    model = make_model(small_config()).train()
+    batch = make_batch(model.config)
+    batch["action_mask"][1:, 3:] = False
+    batch["frame_mask"][2, 0] = batch["state_mask"][1, -1] = False
+    holes = dict(batch)
+    holes["actions"] = batch["actions"].masked_fill(~batch["action_mask"][..., None], math.nan)
+    kept = batch["frame_mask"] & batch["state_mask"]
+    holes["states"] = batch["states"].masked_fill(~kept[..., None], math.nan)
+    found = []
+    for given in (batch, holes):
+        torch.manual_seed(4)
+        losses = training_losses(model, given, with_actions=True, with_frames=True, state_shares=(1.0, 1.0))
+        sum(losses[name] for name in ("action_loss", "frame_loss")).backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        found.append((losses, gradients))
+    assert all(torch.equal(found[0][0][name], found[1][0][name]) for name in found[0][0])
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+@pytest.mark.parametrize("code", [-1, 20])
+def test_a_code_outside_the_codebook_is_refused(code: int) -> None:
+    model = make_model(small_config())
+    batch = make_batch(model.config)
+    batch["codes"]["static"][1, 0, 3] = code
+    with pytest.raises(ShapeError, match=r"codes\[static\]: expected values in \[0, 20\)"):
+        training_losses(model, batch, with_actions=False, with_frames=True)
 
 
 def test_loss_that_is_not_finite_names_the_step(tmp_path: Path) -> None:
