@@ -24,6 +24,11 @@ class VectorQuantizer(nn.Module):
         self.embedding = nn.Embedding(codebook_size, embed_dim)
         nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
 
+    @property
+    def codebook(self) -> Float[Tensor, "k d"]:
+        """The codebook vectors as the decoder gets them."""
+        return self.embedding.weight
+
     def nearest(self, latents: Float[Tensor, "*b d"]) -> Int[Tensor, "*b"]:
         """Return the index of the codebook vector that is chosen for each latent vector."""
         return self.scores(latents).argmax(-1)
@@ -52,7 +57,7 @@ class VectorQuantizer(nn.Module):
                 f"Image codes: expected values in [0, {self.embedding.num_embeddings}), got "
                 f"{int(codes.min())} to {int(codes.max())}; check that codes and tokenizer belong together."
             )
-        vectors = self.embedding(codes)
+        vectors = F.embedding(codes, self.codebook)
         # contiguous: convolutions in bfloat16 take more than twice as long on the strides of a transposed view
         return vectors.transpose(1, 2).reshape(len(codes), -1, *grid).contiguous()
 
@@ -66,9 +71,42 @@ class VectorQuantizer(nn.Module):
         """
         batch, _, rows, columns = latents.shape
         codes = self.nearest(latents.detach().permute(0, 2, 3, 1)).view(batch, rows * columns)
-        vectors = self.embedding(codes).transpose(1, 2).reshape(latents.shape).contiguous()
+        vectors = F.embedding(codes, self.codebook).transpose(1, 2).reshape(latents.shape).contiguous()
         loss = self.commitment * F.mse_loss(latents, vectors.detach()) + F.mse_loss(vectors, latents.detach())
         return latents + (vectors - latents).detach(), loss, codes
+
+
+class CosineQuantizer(VectorQuantizer):
+    """Choose codes by the angle between vectors, all of length 1, as LlamaGen's tokenizers do.
+
+    Source: Sun et al. 2024, "Autoregressive Model Beats Diffusion", section 2.1; Yu et al. 2022 (ViT-VQGAN).
+    """
+
+    @property
+    def codebook(self) -> Float[Tensor, "k d"]:
+        """The codebook vectors, of length 1."""
+        return F.normalize(self.embedding.weight, dim=-1)
+
+    def scores(self, latents: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+        """Return the cosine of the angle to each codebook vector."""
+        return F.normalize(latents, dim=-1) @ self.codebook.t()
+
+    def forward(
+        self, latents: Float[Tensor, "b d gh gw"]
+    ) -> tuple[Float[Tensor, "b d gh gw"], Float[Tensor, ""], Int[Tensor, "b n"]]:
+        """Quantize latents of length 1 as the plain quantizer does."""
+        return super().forward(F.normalize(latents, dim=1))
+
+
+class DotQuantizer(VectorQuantizer):
+    """Choose codes by the product with each codebook vector, as IBQ does.
+
+    Source: Shi et al. 2024, "Scalable Image Tokenization with Index Backpropagation Quantization".
+    """
+
+    def scores(self, latents: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+        """Return the product with each codebook vector."""
+        return latents @ self.embedding.weight.t()
 
 
 class GumbelQuantizer(VectorQuantizer):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .published import LOADED, averaged, from_llamagen, is_llamagen, refuse_other
 from .vqgan import VQGAN, GumbelVQGAN, VQGANConfig
 
 _NETWORK = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
@@ -17,19 +18,20 @@ _QUANTIZER = ("quantize.embedding.weight", "quantize.proj.weight", "quantize.pro
 def network_tensors(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
     """Return the tensors of the network alone, under our names; losses and buffers of training are left out.
 
-    taming's `VQModel` and its `GumbelVQ` are known; the codebook of the latter is called `quantize.embed.weight`.
+    The names of `LOADED` in `published.py` are known; the codebook of taming's `GumbelVQ` is `quantize.embed.weight`.
 
     Raises:
         CheckpointError: there is no codebook of a known quantizer.
     """
-    renamed = dict(state)
+    refuse_other(source, state)
+    renamed = averaged(from_llamagen(state) if is_llamagen(state) else state)
     if "quantize.embed.weight" in renamed and "quantize.proj.weight" in renamed:
         renamed["quantize.embedding.weight"] = renamed.pop("quantize.embed.weight")
     if "quantize.embedding.weight" not in renamed:
         found = sorted(name for name in state if name.startswith("quantize."))
         raise CheckpointError(
             f"{source}: expected quantize.embedding.weight as in taming's VQModel, or quantize.embed.weight with "
-            f"quantize.proj.weight as in its Gumbel model, got {found}; other quantizers are not supported."
+            f"quantize.proj.weight as in its Gumbel model, got {found or sorted(state)[:4]}; gr2 loads {LOADED}."
         )
     return {name: value for name, value in renamed.items() if name.startswith(_NETWORK) or name in _QUANTIZER}
 

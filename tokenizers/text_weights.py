@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import CheckpointError, ConfigError
 from ..fingerprints import same_encoder
+from .clip_layout import is_transformers_folder, read_clip_tower
 from .text import BPE_SIZE, TextConfig, TextEncoder, Vocabulary
 from .weight_files import load_weights
 
@@ -37,6 +38,7 @@ def load_text_encoder(
             "small" (shipped);
             a folder or `text.safetensors` of `train_text`;
             a folder with `open_clip_config.json` and weights (`local-dir:` before it is allowed);
+            a folder with `config.json` and weights of transformers' CLIP;
             a weight file of open_clip, with `architecture` and `quick_gelu`;
             `name:tag` of open_clip, such as "ViT-B-32:openai";
             a hub name, such as "hf-hub:timm/vit_base_patch32_clip_224.openai".
@@ -56,6 +58,8 @@ def load_text_encoder(
     if path.is_dir():
         if (path / "text.safetensors").is_file():
             return _read_own(path / "text.safetensors")
+        if is_transformers_folder(path):
+            return TextEncoder(read_clip_tower(path))
         return TextEncoder(_open_clip_tower(f"local-dir:{path}", None, False))
     if path.is_file():
         if path.with_suffix(".json").is_file() and architecture is None:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ..contracts import Array
 from ..errors import ConfigError, ShapeError
 from ..fingerprints import fingerprint_of, fixed_bytes
-from .quantize import GumbelQuantizer, VectorQuantizer
+from .quantize import CosineQuantizer, DotQuantizer, GumbelQuantizer, VectorQuantizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +33,10 @@ class VQGANConfig:
     decoder_channels, decoder_res_blocks: of the decoder; `None` takes those of the encoder. As in taming,
         a level of the decoder has one block more.
     embed_dim, codebook_size: length and number of the codebook vectors.
+    quantizer: how a code is chosen: the nearest vector, the one at the least angle (LlamaGen), or the one with the
+        greatest product (IBQ).
+    middle_attention: whether encoder and decoder attend at their coarsest level between blocks; without in
+        latent-diffusion's `attn_type: none`.
     """
 
     resolution: int = 64
@@ -45,6 +50,8 @@ class VQGANConfig:
     decoder_res_blocks: int | None = None
     embed_dim: int = 16
     codebook_size: int = 512
+    quantizer: Literal["nearest", "cosine", "dot"] = "nearest"
+    middle_attention: bool = True
 
     def __post_init__(self) -> None:
         if self.channels % 32 or (self.decoder_channels or 32) % 32:
@@ -119,6 +126,9 @@ class VQGAN(nn.Module):
     has the keys of its published checkpoints.
     """
 
+    trained_psnr: float | None = None
+    """Reconstruction of held-out images of its own training data [dB], None where nobody stated it."""
+
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         self.config = config
@@ -149,7 +159,10 @@ class VQGAN(nn.Module):
             )
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
-        self.quantize = VectorQuantizer(codebook_size=config.codebook_size, embed_dim=config.embed_dim)
+        kinds = {"nearest": VectorQuantizer, "cosine": CosineQuantizer, "dot": DotQuantizer}
+        self.quantize = kinds[config.quantizer](codebook_size=config.codebook_size, embed_dim=config.embed_dim)
+        if not config.middle_attention:
+            self.encoder.mid.attn_1, self.decoder.mid.attn_1 = nn.Identity(), nn.Identity()
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -159,7 +172,7 @@ class VQGAN(nn.Module):
     @property
     def codebook(self) -> Float[Tensor, "k d"]:
         """The codebook vectors."""
-        return self.quantize.embedding.weight
+        return self.quantize.codebook
 
     def latents(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
         """Return the vectors before quantization.

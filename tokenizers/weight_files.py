@@ -140,8 +140,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read tensors by name from a file, running nothing that is pickled in it.
 
     Tries safetensors, then torch's `weights_only` reader, then an unpickler that rebuilds tensors and
-    replaces every other class by one that does nothing (Lightning checkpoints of 2020 need it). A
-    `state_dict` entry is unwrapped.
+    replaces every other class by one that does nothing (Lightning checkpoints of 2020 need it). An entry
+    `state_dict`, `ema` or `model` is unwrapped.
 
     Raises:
         CheckpointError: if the file is missing, damaged or holds no tensors.
@@ -156,8 +156,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content = _load_inert(path)
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise _damaged(path, error) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    for name in ("state_dict", "ema", "model"):  # Lightning's, and LlamaGen's two
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
     tensors = (
         {k: v.detach() for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
         if isinstance(content, Mapping)
