@@ -58,7 +58,8 @@ def image_fingerprint(facts: Mapping[str, Any]) -> str:
 def differing_facts(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Return the names of the facts in which the tokenizers of two sets of token shards differ."""
     names = sorted({*one, *other} - {"sha256", "image_fingerprint", "text_fingerprint"})
-    changed = [name for name in names if one.get(name) != other.get(name)]
+    before = {"image_fit": "stretch"}  # what facts of earlier versions do not state
+    changed = [name for name in names if one.get(name, before.get(name)) != other.get(name, before.get(name))]
     if not same_encoder(image_fingerprint(one), image_fingerprint(other)):
         changed.append("image_fingerprint")
     if not same_encoder(str(one.get("text_fingerprint", "")), str(other.get("text_fingerprint", ""))):

@@ -9,7 +9,8 @@ Video shard i becomes token shard i, so a killed run resumes with the first shar
                                embodiment (where there are states and actions)
     texts.safetensors          features float32 [texts l d], mask bool [texts l]
     columns/                   what a loader must know of every episode, and the texts
-    manifest.json              `embodiments` of the episodes, in the order of the column `embodiment`
+    manifest.json              `embodiments` of the episodes, in the order of the column `embodiment`; `is_square`: all
+                               images were squares, so that `image_fit` of the tokenizer's facts changed nothing
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from .store.stages import (
     finish_stage,
     map_shards,
 )
-from .video.frames import resize_frames
+from .video.frames import ImageFit, resize_frames, stated_fit
 from .video.reader import open_video
 
 STAGE = "token_shards"
@@ -61,6 +62,7 @@ class DecodedWindow:
     """One window of a video sample, decoded and resized, or the reason why it could not be.
 
     images: camera -> uint8 `[f size size 3]`.
+    is_square: whether all images were squares before.
     """
 
     key: str
@@ -68,6 +70,7 @@ class DecodedWindow:
     members: Mapping[str, bytes]
     description: Mapping[str, Any]
     embodiment: Embodiment | None = None
+    is_square: bool = True
     problem: str = ""
 
 
@@ -79,6 +82,7 @@ def write_token_shards(
     encode_texts: EncodeTexts | None,
     tokenizer_facts: Mapping[str, Any],
     image_size: int,
+    image_fit: ImageFit = "crop",
     target_fps: float | None = None,
     executor: ExecutorKind = "local",
     num_workers: int = 1,
@@ -95,7 +99,8 @@ def write_token_shards(
             texts alone, for corpora whose features would not fit.
         tokenizer_facts: JSON values that identify the tokenizers; `codebook_size` and `grid` (rows, columns)
             are needed, `image_fingerprint` and `text_fingerprint` distinguish equal ones from different ones.
-        image_size: height and width [px]; images are resized by area, not cropped.
+        image_size: height and width [px]; images are resized by area.
+        image_fit: how images that are no squares become such.
         target_fps: keep every m-th frame, so that about this many frames a second remain; None keeps all.
         executor: `local` encodes in this process, `ray` one shard in each worker.
         num_workers: processes that decode for this process; workers of Ray.
@@ -113,9 +118,16 @@ def write_token_shards(
         raise ConfigError(
             f"--target-fps: expected a rate above 0 [1/s], got {target_fps:g}; leave it out for all images."
         )
-    facts = _checked_facts(tokenizer_facts, image_size)
+    facts = _checked_facts(tokenizer_facts, image_size, image_fit)
     stated = begun_parameters(out, STAGE).get("tokenizer")
-    if stated is not None and not differing_facts(stated, facts):
+    if stated is not None and not set(differing_facts(stated, facts)) - (set() if overwrite else {"image_fit"}):
+        if stated_fit(stated) != image_fit:
+            if "image_fit" in stated or image_fit != "crop":
+                raise ConfigError(
+                    f"{out}: holds tokens with --image-fit {stated_fit(stated)}, asked for {image_fit}; choose another "
+                    "folder or pass overwrite."
+                )
+            print(f"{out}: begun by an earlier version, so images that are no squares stay squeezed")
         facts = dict(stated)  # the fingerprints of one encoder are not the same letters on every machine and version
     shards = as_location(shards)
     expect_video_shards(shards)
@@ -124,7 +136,7 @@ def write_token_shards(
     }  # fmt: skip
     if (finished := begun_or_finished(out, STAGE, parameters, overwrite)) is not None:
         return finished
-    decode = partial(decode_sample, image_size=image_size, target_fps=target_fps)
+    decode = partial(decode_sample, image_size=image_size, target_fps=target_fps, image_fit=stated_fit(facts))
     on_ray = executor == "ray"
     decoders = ONE_PROCESS if on_ray else Executor(num_workers=num_workers)
     write_shard = partial(_write_shard, decode=decode, encode_images=encode_images, facts=facts, decoders=decoders)
@@ -158,6 +170,7 @@ def finish_token_shards(
         "shards": list(names),
         "tokenizer": dict(facts),
         "num_texts": len(texts),
+        "is_square": all(note.get("is_square", False) for note in notes),
         "cameras": list(dict.fromkeys(camera for note in notes for camera in note.get("cameras", ()))),
         "embodiments": [embodiment.to_dict() for embodiment in embodiments.result()],
         "columns": write_columns(out, columns | _text_columns(texts)),
@@ -174,9 +187,10 @@ def _text_columns(texts: Sequence[str]) -> dict[str, Array]:
 
 
 def decode_sample(
-    sample: tuple[str, Mapping[str, bytes]], image_size: int, target_fps: float | None
+    sample: tuple[str, Mapping[str, bytes]], image_size: int, target_fps: float | None, image_fit: ImageFit = "crop"
 ) -> list[DecodedWindow]:
     """Decode the windows of one video sample; a broken video gives one window with a problem."""
+    resize = partial(resize_frames, size=image_size, fit=image_fit)
     key, members = sample
     try:
         description = json.loads(members["json"])
@@ -184,7 +198,7 @@ def decode_sample(
         decoded = []
         for i, window in enumerate(windows):
             name = key if len(windows) == 1 else f"{key}-w{i:03d}"
-            decoded.append(_decode_window(name, key, members, description, window, image_size, target_fps))
+            decoded.append(_decode_window(name, key, members, description, window, resize, target_fps))
         return decoded
     except (DataError, KeyError, ValueError) as error:
         return [DecodedWindow(key=key, images={}, members={}, description={}, problem=str(error))]
@@ -196,20 +210,20 @@ def _decode_window(
     members: Mapping[str, bytes],
     description: Mapping[str, Any],
     window: Mapping[str, Any],
-    image_size: int,
+    resize: Callable[[Array], Array],
     target_fps: float | None,
 ) -> DecodedWindow:
     skip = max(1, round(description["fps"] / target_fps)) if target_fps else 1
     indices = np.arange(window["start"], window["stop"], skip)
-    images = {}
+    images, is_square = {}, True
     for camera, facts in description["videos"].items():
+        parts = []
         with open_video(members[facts["member"]]) as reader:
-            images[camera] = np.concatenate(
-                [
-                    resize_frames(reader.get_batch(piece), image_size)
-                    for piece in np.array_split(indices, -(-len(indices) // 64))  # bounds the full-size frames
-                ]
-            )
+            for piece in np.array_split(indices, -(-len(indices) // 64)):  # bounds the full-size frames
+                frames = reader.get_batch(piece)
+                is_square &= frames.shape[1] == frames.shape[2]
+                parts.append(resize(frames))
+        images[camera] = np.concatenate(parts)
     stride = description["frame_stride"]
     steps = slice(window["start"] * stride, window["stop"] * stride)
     arrays = {
@@ -223,6 +237,7 @@ def _decode_window(
         images=images,
         members={f"{member}.npy": array_bytes(values) for member, values in arrays.items()},
         embodiment=embodiment,
+        is_square=is_square,
         description={
             "caption": window["caption"],
             "fps": description["fps"] / skip,
@@ -248,6 +263,7 @@ def _write_shard(
 ) -> None:
     tally, texts, embodiments = Tally(), dict[str, int](), EmbodimentTally()
     cameras: dict[str, None] = {}
+    is_square = True
     total = len(read_index(task.source)["samples"])
     progress = tqdm(total=total, desc=f"shard {task.number}", unit="clip", leave=False)
     with ShardWriter(task.out, max_bytes=1 << 62, first_number=task.number) as writer, progress:
@@ -262,6 +278,7 @@ def _write_shard(
                 members["json"] = json.dumps(window.description, ensure_ascii=False).encode()
                 text = texts.setdefault(window.description["caption"], len(texts))
                 cameras |= dict.fromkeys(window.images)
+                is_square &= window.is_square
                 writer.write(window.key, members, _row(window, text, facts, embodiments))
             for sample in group:
                 _count(tally, sample)
@@ -269,7 +286,7 @@ def _write_shard(
                     entry = {"key": sample[0].key, "reason": "undecodable", "detail": sample[0].problem}
                     writer.drop(entry)
             progress.update(len(group))
-        note = {"tally": asdict(tally), "sentences": list(texts)}
+        note = {"tally": asdict(tally), "sentences": list(texts), "is_square": is_square}
         writer.finish_shard(note | {"cameras": list(cameras), "embodiments": embodiments.to_list()})
 
 
@@ -339,11 +356,11 @@ def _write_texts(out: Path, texts: list[str], encode_texts: EncodeTexts) -> None
     write_bytes(out / "texts.safetensors", save({"features": features, "mask": mask}))
 
 
-def _checked_facts(facts: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+def _checked_facts(facts: Mapping[str, Any], image_size: int, image_fit: ImageFit) -> dict[str, Any]:
     missing = [name for name in ("codebook_size", "grid") if name not in facts]
     if missing:
         raise ConfigError(f"tokenizer_facts: expected {missing}, got {sorted(facts)}; describe the tokenizer.")
-    checked: dict[str, Any] = json.loads(json.dumps({**facts, "image_size": image_size}))
+    checked: dict[str, Any] = json.loads(json.dumps({**facts, "image_size": image_size, "image_fit": image_fit}))
     return checked
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import pkgutil
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("gr_model", "tokenizers", "data_pipeline", "cvae_head", "wbc", "benchmarks")
 PROMISED = ("3.10", "3.11", "3.12", "3.13")
 OPTIONAL = {"coal", "mediapipe", "mink", "pink", "pinocchio", "ray", "torchcodec", "transformers"}
 """Packages of extras, which the wheel alone does not install."""
@@ -33,9 +33,12 @@ def import_all() -> int:
 
     absent = OPTIONAL if WITH_SIMULATOR else OPTIONAL | {"pybullet"}
     count = 0
-    for module in pkgutil.walk_packages(gr2.__path__, "gr2."):
+    root = Path(gr2.__path__[0])
+    files = [*root.glob("*.py"), *(file for folder in FOLDERS for file in (root / folder).rglob("*.py"))]
+    for file in files:
+        name = ".".join(("gr2", *file.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
         try:
-            importlib.import_module(module.name)
+            importlib.import_module(name)
             count += 1
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] not in absent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -28,6 +29,12 @@ BPE_SIZE = 49408
 END_OF_TEXT = BPE_SIZE - 1
 _PROBES = ("open the drawer", "A photo of 2 red blocks, 12 cm apart: push the left one!")
 """Texts whose features are part of an encoder's fingerprint."""
+
+_TOLD: set[str] = set()
+"""Texts whose unknown words were named already."""
+
+_NAMED = 8
+"""Texts with unknown words that one warning lists."""
 
 UNKNOWN_ROW = 0
 """Row of a small vocabulary that stands for every token outside it."""
@@ -134,7 +141,7 @@ class TextEncoder:
         if self.vocabulary is not None:
             digest.update(self.vocabulary.token_ids.tobytes())
         tokens = _byte_pairs()(list(_PROBES), context_length=self.context_length)
-        return fingerprint_of(digest.hexdigest()[:16], self._known_features(tokens).cpu().numpy())
+        return fingerprint_of(digest.hexdigest()[:16], self.features(tokens).cpu().numpy())
 
     def to(self, device: str | torch.device) -> TextEncoder:
         """Move the tower to a device."""
@@ -153,6 +160,7 @@ class TextEncoder:
         found: dict[str, tuple[Array, Array]] = {s: self._cache[s] for s in texts if s in self._cache}
         for start in range(0, len(missing), 64):
             part = missing[start : start + 64]
+            self._tell_unknown(part)
             tokens = tokenize(part, self.context_length)
             mask = token_mask(tokens)
             features = self.features(tokens).cpu().masked_fill(~mask[..., None], 0.0).numpy()
@@ -170,23 +178,32 @@ class TextEncoder:
     @torch.inference_mode()
     def features(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """Return the features after `ln_final` of byte-pair tokens, padding included."""
-        if self.vocabulary is not None:
-            self._warn_unknown(tokens)
-        return self._known_features(tokens)
-
-    @torch.inference_mode()
-    def _known_features(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         rows = tokens if self.vocabulary is None else self.vocabulary.rows[tokens]
         return token_features(self.tower, rows.to(self.tower.positional_embedding.device)).float()
 
-    def _warn_unknown(self, tokens: Int[Tensor, "b l"]) -> None:
-        assert self.vocabulary is not None
-        unknown = tokens[self.vocabulary.rows[tokens] == UNKNOWN_ROW].unique().tolist()
-        if unknown:
-            words = [_byte_pairs().decode([t]).strip() for t in unknown]
+    def words(self, text: str) -> list[str]:
+        """Return the words of a text, in order."""
+        return re.findall(r"\w+", text.lower())
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the words of a text that the encoder was trained without; they read as an unknown word."""
+        if self.vocabulary is None:
+            return []
+        rows, encode = self.vocabulary.rows, _byte_pairs().encode
+        return [word for word in self.words(text) if any(rows[token] == UNKNOWN_ROW for token in encode(word))]
+
+    def _tell_unknown(self, texts: Sequence[str]) -> None:
+        """Warn of texts with unknown words, of each one once in the life of the program."""
+        found = {text: self.unknown_words(text) for text in texts if text not in _TOLD}
+        _TOLD.update(found)
+        told = [f"{text!r} ({', '.join(words)})" for text, words in found.items() if words]
+        if told:
+            more = f" and {len(told) - _NAMED} more texts" if len(told) > _NAMED else ""
             warnings.warn(
-                f"Text: the encoder was trained without the tokens {words}; they read as an unknown word",
-                stacklevel=4,
+                f"Text: words that the text encoder was not trained on, read as an unknown word: "
+                f"{'; '.join(told[:_NAMED])}{more}; an encoder of all words is `--text ViT-B-32:openai` of `gr2 data "
+                "tokens`",
+                stacklevel=3,
             )
 
 

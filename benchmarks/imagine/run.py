@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,7 +95,9 @@ def imagine(
     parts = assemble(policy).to(torch_device(device))
     dream = Imagination(parts, sampling)
     if image is not None or clip is not None:
-        return _go_on(out, dream, read_start(parts, image, clip, num_frames), text, num_frames, grid)
+        start = read_start(parts, image, clip, num_frames)
+        _warn_of_foreign(parts, start)
+        return _go_on(out, dream, start, text, num_frames, grid)
     acted = act_out_all(
         policy_of(parts, executed_steps=executed_steps, embodiment=TOOL_ARM), scene=scene, num_shown=episodes,
         num_measured=metric_episodes, executed_steps=executed_steps, image_size=image_size, stride=frame_stride,
@@ -107,6 +110,20 @@ def _check_numbers(**numbers: int) -> None:
     if min(numbers.values()) < 1:
         got = ", ".join(f"--{name.replace('_', '-')} {number}" for name, number in numbers.items())
         raise ConfigError(f"imagine: expected at least one frame, episode and pixel, got {got}.")
+
+
+def _warn_of_foreign(parts: Assembled, start: Start) -> None:
+    """Warn of images that the tokenizer cannot give back: what is imagined from them means little."""
+    from ...tokenizers.fit import is_poor, reconstruction_psnr
+
+    found = reconstruction_psnr(parts.vqgan, np.concatenate(list(start.images.values())))
+    if is_poor(found, parts.vqgan.trained_psnr):
+        own = "" if parts.vqgan.trained_psnr is None else f" ({parts.vqgan.trained_psnr:.1f} dB on its own)"
+        warnings.warn(
+            f"imagine: the model's image tokenizer gives these images back with {found:.1f} dB{own}: they are unlike "
+            "what it was trained on, and so is what it imagines; train tokenizer and model on images like them",
+            stacklevel=2,
+        )
 
 
 def _go_on(out: Path, dream: Imagination, start: Start, text: str, num_frames: int, grid: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from ...contracts import Array
-from ...data_pipeline.video.frames import resize_frames
 from ...data_pipeline.video.reader import is_video, open_video
 from ...errors import ConfigError, DataError
 
@@ -64,11 +63,11 @@ def read_start(
     if unknown or not files:
         raise ConfigError(f"imagine: expected cameras of {cameras}, got {unknown}; name them as the model does.")
     frame_s = parts.release.frame_step / parts.release.control_hz
-    h, side = config.max_context, parts.vqgan.config.resolution
+    h = config.max_context
     if clip is None:
-        frames = {name: resize_frames(_read_image(file), side) for name, file in files.items()}
+        frames = {name: parts.resize(_read_image(file)) for name, file in files.items()}
     else:
-        frames = {name: _read_clip(file, frame_s, h + num_frames, side) for name, file in files.items()}
+        frames = {name: _read_clip(file, frame_s, h + num_frames, parts.resize) for name, file in files.items()}
     shortest = min(map(len, frames.values()))
     return Start(
         images={name: values[: min(h, shortest)] for name, values in frames.items()},
@@ -91,11 +90,11 @@ def _read_image(file: Path) -> Array:
         ) from error
 
 
-def _read_clip(file: Path, frame_s: float, most: int, side: int) -> Array:
+def _read_clip(file: Path, frame_s: float, most: int, resize: Callable[[Array], Array]) -> Array:
     """Read the frames of a video that lie nearest to every `frame_s` [s], at most `most`, resized."""
     with open_video(file) as reader:
         times = reader.times
         wanted = np.arange(0.0, times[-1] + 1e-6, frame_s)[:most]
         nearest = np.searchsorted((times[1:] + times[:-1]) / 2, wanted)
         blocks = [nearest[i : i + _FRAMES_AT_ONCE] for i in range(0, len(nearest), _FRAMES_AT_ONCE)]
-        return np.concatenate([resize_frames(reader.get_batch(block), side) for block in blocks])
+        return np.concatenate([resize(reader.get_batch(block)) for block in blocks])

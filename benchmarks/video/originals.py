@@ -11,7 +11,7 @@ from ...data_pipeline.loading.token_store import ShardFiles, TokenStore
 from ...data_pipeline.locations import as_location, joined
 from ...data_pipeline.store.columns import ABSENT, open_columns
 from ...data_pipeline.store.stages import VIDEO_STAGES, read_manifest
-from ...data_pipeline.video.frames import resize_frames
+from ...data_pipeline.video.frames import resize_frames, stated_fit
 from ...data_pipeline.video.reader import open_video
 from ...errors import DataError
 from ...tokenizers.vqgan import VQGAN
@@ -32,6 +32,7 @@ def original_frames(shards: str, store: TokenStore, clips: VideoClips, vqgan: VQ
     columns = open_columns(location, manifest["columns"])
     files = ShardFiles([joined(location, name) for name in manifest["shards"]])
     side, length = vqgan.config.resolution, clips.context + clips.num_frames
+    fit = stated_fit(store.tokenizer)
     frames = {c: np.zeros((len(clips), length, side, side, 3), np.uint8) for c in store.cameras}
     shift = (np.arange(length) - (clips.context - 1)) * clips.frame_step
     for i, (episode, anchor) in enumerate(zip(clips.episodes.tolist(), clips.anchors.tolist(), strict=True)):
@@ -44,7 +45,8 @@ def original_frames(shards: str, store: TokenStore, clips: VideoClips, vqgan: VQ
                     raise _other_shards(shards, f"has no camera '{camera}' in the video of clip {i}")
                 data = files.read(row["shard"], offset, row[f"video_{camera}_size"])
                 with open_video(data) as reader:
-                    frames[camera][i] = resize_frames(reader.get_batch(row["start"] + (anchor + shift) * skip), side)
+                    found = reader.get_batch(row["start"] + (anchor + shift) * skip)
+                    frames[camera][i] = resize_frames(found, side, fit)
     _expect_same_codes(shards, frames, clips, vqgan)
     return frames
 

@@ -24,6 +24,7 @@ from ..locations import Location, as_location, cached, joined
 from ..store.columns import ABSENT, open_columns
 from ..store.shards import read_index
 from ..store.stages import read_manifest
+from ..video.frames import stated_fit
 from .token_embodiments import FolderEmbodiments, read_embodiments, with_unnamed
 
 _OPEN_FILES = 256
@@ -79,12 +80,14 @@ class TokenFolder:
     cameras: in the order in which the episodes have them.
     named: the embodiments that the manifest names.
     has_text_features: whether the features of the texts lie beside them.
+    is_square: whether all images are known to have been squares.
     """
 
     def __init__(self, folder: Location) -> None:
         self.folder = as_location(folder)
         manifest = read_manifest(self.folder, "token_shards")
         self.tokenizer: Mapping[str, Any] = manifest["tokenizer"]
+        self.is_square: bool = manifest.get("is_square", False)
         self.names: list[str] = manifest["columns"]
         self.columns = open_columns(self.folder, [n for n in self.names if not n.startswith("sentence_")])
         self.files = ShardFiles([joined(self.folder, name) for name in manifest["shards"]])
@@ -168,7 +171,7 @@ class TokenStore:
     def __init__(self, folders: Sequence[TokenFolder], cameras: Sequence[str], load_steps: bool) -> None:
         self.folders = tuple(folders)
         self.cameras = tuple(cameras)
-        self.tokenizer = self.folders[0].tokenizer
+        self.tokenizer = _leading(self.folders).tokenizer
         self.load_steps = load_steps
         self._starts = np.cumsum([0, *(len(folder) for folder in folders)])
         self.source_starts: list[int] = self._starts[:-1].tolist()
@@ -206,7 +209,7 @@ class TokenStore:
         if cameras is None:
             cameras = list(dict.fromkeys(camera for folder in folders for camera in folder.cameras))
         for folder in folders:
-            _expect_same_tokenizer(folder, folders[0])
+            _expect_same_tokenizer(folder, _leading(folders))
             if not set(folder.cameras) & set(cameras):
                 raise DataError(
                     f"{folder.folder}: expected episodes with one of the cameras {list(cameras)}, found only "
@@ -311,6 +314,13 @@ class TokenStore:
         number = int(np.searchsorted(self._text_starts, text_id, side="right")) - 1
         return self.folders[number].text(int(text_id - self._text_starts[number]))
 
+    def different_texts(self, most: int) -> list[str] | None:
+        """Return the different texts of all episodes, sorted and without the empty one; None of more than `most`."""
+        numbers = np.unique(self.text_ids(np.arange(len(self))))
+        if len(numbers) > most:
+            return None
+        return sorted({self.text(int(number)) for number in numbers} - {""})
+
     @property
     def has_text_features(self) -> bool:
         """Return whether every folder holds the features of its texts."""
@@ -410,8 +420,22 @@ class TokenStore:
         return state, action
 
 
+def _leading(folders: Sequence[TokenFolder]) -> TokenFolder:
+    """Return the first folder whose images were no squares, which states how they became such; else the first."""
+    return next((folder for folder in folders if not folder.is_square), folders[0])
+
+
 def _expect_same_tokenizer(folder: TokenFolder, first: TokenFolder) -> None:
-    if changed := differing_facts(folder.tokenizer, first.tokenizer):
+    changed = differing_facts(folder.tokenizer, first.tokenizer)
+    if folder.is_square:
+        changed = [name for name in changed if name != "image_fit"]
+    if changed == ["image_fit"]:
+        raise DataError(
+            f"{folder.folder}: images that are no squares were made such by `{stated_fit(folder.tokenizer)}`, those of "
+            f"{first.folder} by `{stated_fit(first.tokenizer)}` (before 0.2: stretch); encode one of them again with "
+            "the other's `gr2 data tokens --image-fit`."
+        )
+    if changed:
         raise DataError(
             f"{folder.folder}: expected the tokenizer of {first.folder}, but {', '.join(changed)} differ; encode "
             "both with the same tokenizers."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...contracts import Array, Chunking, Observation
 from ...data_pipeline.statistics.check import state_contradiction
-from ...data_pipeline.video.frames import resize_frames
+from ...data_pipeline.video.frames import resize_frames, stated_fit
 from ...embodiment import Embodiment
 from ...errors import CheckpointError, ConfigError, ShapeError
 from ...fingerprints import same_encoder
@@ -28,6 +30,10 @@ class Assembled:
     release: Release
     vqgan: VQGAN
     text: TextEncoder
+
+    def resize(self, frames: Array) -> Array:
+        """Make uint8 frames `[f h w 3]` the squares that the image tokenizer takes, as in training."""
+        return resize_frames(frames, self.vqgan.config.resolution, stated_fit(self.release.provenance))
 
     def to(self, device: str) -> Assembled:
         """Move the model and its image tokenizer to a device; texts are encoded once, where they are."""
@@ -56,6 +62,17 @@ def release_folder(source: str | Path) -> Path:
     return folder
 
 
+def text_encoder_of(folder: Path, provenance: Mapping[str, Any], fingerprint: str) -> TextEncoder:
+    """Load the text encoder of a release by what its record states."""
+    return load_text_encoder(_place_of("text", folder, provenance), fingerprint=fingerprint)
+
+
+def _place_of(kind: str, folder: Path, provenance: Mapping[str, Any]) -> str:
+    """Return where an encoder lies: in the release, or where it came from."""
+    name = str(provenance.get(f"{kind}_source", "small"))
+    return str(folder / name) if name == kind else name
+
+
 def assemble(source: str | Path) -> Assembled:
     """Load a release, its image tokenizer and its text encoder, and check that they belong together.
 
@@ -64,11 +81,8 @@ def assemble(source: str | Path) -> Assembled:
     """
     folder = release_folder(source)
     release = load_release(folder)
-    places = {}
-    for kind in ("tokenizer", "text"):
-        name = str(release.provenance.get(f"{kind}_source", "small"))
-        places[kind] = str(folder / name) if name == kind else name
-    vqgan, text = load_vqgan(places["tokenizer"]), load_text_encoder(places["text"], fingerprint=release.text)
+    places = {kind: _place_of(kind, folder, release.provenance) for kind in ("tokenizer", "text")}
+    vqgan, text = load_vqgan(places["tokenizer"]), text_encoder_of(folder, release.provenance, release.text)
     for kind, got, wanted in (
         ("tokenizer", vqgan.fingerprint(), release.tokenizer),
         ("text", text.fingerprint, release.text),
@@ -179,7 +193,7 @@ def policy_of(
     """Make a policy with a history of its own over a loaded model; images of any size are resized as in training."""
 
     def encode_images(frames: Array) -> Array:
-        return parts.vqgan.encode_frames(resize_frames(frames, parts.vqgan.config.resolution))
+        return parts.vqgan.encode_frames(parts.resize(frames))
 
     policy = ReleasedPolicy(
         parts.release,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ...data_pipeline.loading.loader import LoaderConfig
+from ...data_pipeline.video.frames import stated_fit
 from ...embodiment import TOOL_ARM, with_different_names
 from ...errors import DataError
 from .encoders import FrozenEncoders, keep_encoders, load_encoders
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from .recipe import TrainingConfig
 
 _VALIDATION_SHARE, _VALIDATION_BATCHES = 0.03, 8
+
+_KEPT_TEXTS = 2000
+"""Different instructions up to which a release keeps those that it was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +137,14 @@ def _run(
             text=str(encoders.facts["text_fingerprint"]),
             frame_step=frame_steps.get(robots[0].name, usual),
             control_hz=float(np.median(rates)),
-            provenance={"seed": options.seed, **windows, "steps": step, **sources},
+            provenance={
+                "seed": options.seed,
+                **windows,
+                "steps": step,
+                **sources,
+                "image_fit": stated_fit(encoders.facts),
+                "instructions": store.different_texts(_KEPT_TEXTS) if recipe.with_actions else None,
+            },
             datasets=datasets,
             frame_steps=frame_steps,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,8 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ...contracts import Array
+from ...data_pipeline.locations import Location
 from ...data_pipeline.store.shards import list_shards, read_index, read_indexed
 from ...data_pipeline.tokens import DecodedWindow, decode_sample, write_token_shards
+from ...data_pipeline.video.frames import ImageFit, stated_fit
 from ...errors import DataError
 from ...tokenizers.training_options import VQGANTrainingConfig
 
@@ -208,6 +211,7 @@ def tokens(
     tokenizer: str = "small",
     text: str = "small",
     text_features: bool = True,
+    image_fit: ImageFit = "crop",
     target_fps: float | None = None,
     executor: Literal["local", "ray"] = "local",
     num_workers: int = 1,
@@ -223,6 +227,8 @@ def tokens(
         text: "small" (shipped), a folder of `gr2 text train`, or an open_clip model (`ViT-B-32:openai`).
         text_features: encode the captions too; without, only the captions are kept (a corpus in which every clip has
             its own caption would need about 160 KB of features for each).
+        image_fit: how images that are no squares become such: `crop` keeps their middle, `pad` puts black bars around
+            them, `stretch` squeezes them. Models trained on the tokens do the same with what they see.
         target_fps: frames a second to keep; all by default.
         executor: `local` encodes in this process, `ray` a shard in each worker of the cluster at RAY_ADDRESS.
         num_workers: processes that decode for this process; workers of Ray.
@@ -237,16 +243,42 @@ def tokens(
 
         choose_accelerator(device)  # states what is missing before any work
     vqgan, encoder = load_vqgan(tokenizer), load_text_encoder(text)
-    return write_token_shards(
+    manifest = write_token_shards(
         shards=shards,
         out=out,
         encode_images=ImageEncoder(vqgan, device),
         encode_texts=encoder.encode if text_features else None,
         tokenizer_facts=tokenizer_facts(vqgan, encoder),
         image_size=vqgan.config.resolution,
+        image_fit=image_fit,
         target_fps=target_fps,
         executor=executor,
         num_workers=num_workers,
         num_gpus=int(device == "cuda"),
         overwrite=overwrite,
     )
+    _tell_fit(vqgan, encoder, shards, out, manifest)
+    return manifest
+
+
+def _tell_fit(vqgan: VQGAN, encoder: TextEncoder, shards: Location, out: Path, manifest: Mapping[str, Any]) -> None:
+    """Print how well the encoders fit the images and captions that they have encoded."""
+    from ...tokenizers.fit import describe_images, describe_texts
+
+    frames = sampled_frames(shards, vqgan.config.resolution, stated_fit(manifest["tokenizer"]))
+    texts = (text for name in manifest["shards"] for text in read_index(out / name)["note"]["sentences"])
+    lines = [describe_images(vqgan, frames) if len(frames) else "", describe_texts(encoder, texts)]
+    print(*filter(None, lines), sep="\n")
+
+
+def sampled_frames(shards: Location, image_size: int, image_fit: ImageFit, *, most: int = 64) -> Array:
+    """Return up to `most` images, uint8 `[n size size 3]`: of the first clips of some shards, evenly spread."""
+    files = list_shards(shards)
+    found: list[Array] = []
+    for file in files[:: -(-len(files) // 8)]:
+        for sample in islice(read_indexed(file), 4):
+            for window in decode_sample(sample, image_size, None, image_fit):
+                for frames in () if window.problem else window.images.values():
+                    found.append(frames[:: -(-len(frames) // 2)])
+    images = np.concatenate(found) if found else np.zeros((0, image_size, image_size, 3), np.uint8)
+    return images[:: -(-len(images) // most)] if len(images) else images

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -315,7 +316,7 @@ def test_thinner_frames_keep_their_steps(tmp_path: Path) -> None:
         assert np.array_equal(load_array(sample["codes.static.npy"]), encode_images(reader.get_batch(range(0, 50, 2))))
 
 
-def test_tokens_of_an_earlier_version_are_those_of_the_same_tokenizer(tmp_path: Path) -> None:
+def test_tokens_of_an_earlier_version_are_those_of_the_same_tokenizer(tmp_path: Path, capsys: Any) -> None:
     write_folder(tmp_path / "in", 1)
     write_video_shards(source=tmp_path / "in", out=tmp_path / "video", filters=KEEP_ALL)
     stage: dict[str, Any] = {
@@ -327,6 +328,13 @@ def test_tokens_of_an_earlier_version_are_those_of_the_same_tokenizer(tmp_path: 
     assert write_token_shards(tokenizer_facts=facts, **stage) == before
     with pytest.raises(DataError, match="tokenizer changed"):
         write_token_shards(tokenizer_facts=facts | {"image_fingerprint": "other.3c00"}, **stage)
+    with pytest.raises(ConfigError, match="--image-fit crop, asked for pad"):
+        write_token_shards(tokenizer_facts=facts, image_fit="pad", **stage)
+    manifest = json.loads((tmp_path / "tokens" / "manifest.json").read_text())
+    del manifest["parameters"]["tokenizer"]["image_fit"], manifest["tokenizer"]["image_fit"]
+    (tmp_path / "tokens" / "manifest.json").write_text(json.dumps(manifest))
+    assert write_token_shards(tokenizer_facts=facts, **stage) == manifest
+    assert "stay squeezed" in capsys.readouterr().out
 
 
 def test_tokenizer_that_contradicts_its_facts_is_refused(tmp_path: Path) -> None:

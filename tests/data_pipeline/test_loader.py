@@ -291,6 +291,18 @@ def test_a_code_beyond_the_codebook_is_refused_with_its_episode(tmp_path: Path) 
         store.read_codes("static", np.array([0, 1]), np.arange(5)[None].repeat(2, 0))
 
 
+def test_tokens_of_squares_join_those_of_earlier_versions(tmp_path: Path) -> None:
+    before = write_tokens(tmp_path / "before", web_clips(2))
+    now = write_tokens(tmp_path / "now", web_clips(2), FACTS | {"image_fit": "crop"})
+    with pytest.raises(DataError, match=r"now: images that are no squares were made such by `crop`.*`stretch`"):
+        TokenStore.open([before, now], ["static"])
+    manifest = json.loads((now / "manifest.json").read_text())
+    (now / "manifest.json").write_text(json.dumps(manifest | {"is_square": True}))
+    for folders in ([before, now], [now, before]):
+        assert "image_fit" not in TokenStore.open(folders, ["static"]).tokenizer
+    assert TokenStore.open([now], ["static"]).tokenizer["image_fit"] == "crop"
+
+
 def test_store_refuses_what_does_not_fit(tmp_path: Path) -> None:
     one = write_tokens(tmp_path / "one", web_clips(2))
     other = write_tokens(tmp_path / "other", web_clips(2), FACTS | {"sha256": "different"})

@@ -144,6 +144,26 @@ def test_resizing_averages_areas() -> None:
     assert resize_frames(frames, 200) is frames
 
 
+def test_images_keep_their_aspect_ratio() -> None:
+    frames = np.zeros((1, 40, 80, 3), np.uint8)
+    frames[:, :, 20:60] = moving_blocks(1, 40)[..., :]
+    assert np.array_equal(resize_frames(frames, 40), frames[:, :, 20:60])
+    assert np.array_equal(resize_frames(frames.transpose(0, 2, 1, 3), 40), frames[:, :, 20:60].transpose(0, 2, 1, 3))
+    padded = resize_frames(frames, 80, "pad")
+    assert np.array_equal(padded[:, 20:60], frames) and not padded[:, :20].any() and not padded[:, 60:].any()
+    half = resize_frames(frames, 40, "pad")
+    assert half.shape == (1, 40, 40, 3) and half[:, 10:30].any() and not half[:, :10].any()
+    squeezed = resize_frames(frames, 40, "stretch")
+    assert squeezed.shape == (1, 40, 40, 3) and not np.array_equal(squeezed, resize_frames(frames, 40))
+
+
+def test_square_images_are_the_same_for_every_fit() -> None:
+    frames = moving_blocks(2, 50)
+    found = [resize_frames(frames, size, fit) for size in (50, 32) for fit in ("crop", "pad", "stretch")]
+    assert all(np.array_equal(one, found[0]) for one in found[:3])
+    assert all(np.array_equal(one, found[3]) for one in found[3:])
+
+
 @pytest.mark.parametrize("instruction", ["push the red block", ""])
 def test_episode_comes_back(tmp_path: Path, instruction: str) -> None:
     rng = np.random.default_rng(1)
