@@ -22,7 +22,9 @@ from ..simulation.jobs import Job, Videos, choose_part, run_evaluation
 from ..simulation.videos import write_sheet
 from .interface import Interface
 from .results import provenance, published, summarize, table
+from .sequences import official_sequences
 from .suite import Backend, EvaluationConfig
+from .training_tasks import training_lines, training_of
 
 Protocol = Literal["gr2", "official"]
 """What is chosen freely, or CALVIN's own settings."""
@@ -101,10 +103,14 @@ def evaluate(
         wording=wording, controller=controller_fingerprint(), interface=interface,
     )  # fmt: skip
     controls = _controls(backend, mode)
+    training = training_of(policy, evaluation_instructions(calvin_root, wording), official_sequences()[:sequences])
+    print(*training_lines(training), sep="
+", end="
+" if training else "")
     jobs = choose_part(_jobs(controls, sequences, chains, starts, choose_tasks(tasks)), shard)
     records = run_evaluation(config, jobs, file=out / "episodes.jsonl", num_workers=num_workers, videos=videos)
-    results = _results(config, {job.key: records[job.key] for job in jobs}, controls) | {"shard": shard}
-    results |= {"published": published()} if sequences else {}
+    results = _results(config, {job.key: records[job.key] for job in jobs}, controls)
+    results |= {"shard": shard, "training": training} | ({"published": published()} if sequences else {})
     write_json(out / "results.json", results)
     _show(results, out / "videos" if videos != "none" else None)
     return results
