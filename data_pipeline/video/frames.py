@@ -49,6 +49,6 @@ def resize_frames(frames: Array, size: int, fit: ImageFit = "crop") -> Array:
 
 
 def stated_fit(record: Mapping[str, Any]) -> ImageFit:
-    """Return how images were made square, from facts of token shards or a release; before 0.2 they were squeezed."""
+    """Return how images were made square, from facts of token shards or a release; earlier versions squeezed them."""
     found: ImageFit = record.get("image_fit", "stretch")
     return found
