@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..playtable.instructions import held_out_instruction, instructions_of
@@ -32,7 +31,7 @@ def training_of(
     from ...gr_model.act.loading import release_folder, text_encoder_of
     from ...gr_model.model.release import RECORD, read_record
 
-    folder = Path(policy) if policy != "pretrained" else release_folder(policy)
+    folder = release_folder(policy)
     if not (folder / RECORD).is_file():
         return None
     record = read_record(folder)

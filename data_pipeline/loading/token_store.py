@@ -432,8 +432,8 @@ def _expect_same_tokenizer(folder: TokenFolder, first: TokenFolder) -> None:
     if changed == ["image_fit"]:
         raise DataError(
             f"{folder.folder}: images that are no squares were made such by `{stated_fit(folder.tokenizer)}`, those of "
-            f"{first.folder} by `{stated_fit(first.tokenizer)}` (earlier versions: stretch); encode one of them again with "
-            "the other's `gr2 data tokens --image-fit`."
+            f"{first.folder} by `{stated_fit(first.tokenizer)}` (earlier versions: stretch); encode one of them again "
+            "with the other's `gr2 data tokens --image-fit`."
         )
     if changed:
         raise DataError(
