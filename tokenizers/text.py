@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ _PROBES = ("open the drawer", "A photo of 2 red blocks, 12 cm apart: push the le
 
 _TOLD: set[str] = set()
 """Texts whose unknown words were named already."""
+
+_MOST_TOLD = 64
+"""Texts whose unknown words are named in one program; a corpus may have millions."""
 
 _NAMED = 8
 """Texts with unknown words that one warning lists."""
@@ -193,18 +197,29 @@ class TextEncoder:
         return [word for word in self.words(text) if any(rows[token] == UNKNOWN_ROW for token in encode(word))]
 
     def _tell_unknown(self, texts: Sequence[str]) -> None:
-        """Warn of texts with unknown words, of each one once in the life of the program."""
-        found = {text: self.unknown_words(text) for text in texts if text not in _TOLD}
+        """Warn of texts with unknown words: of each once in the life of the program, up to a number of texts.
+
+        Processes that another one started are silent: that one names them.
+        """
+        if self.vocabulary is None or len(_TOLD) >= _MOST_TOLD or multiprocessing.parent_process() is not None:
+            return
+        found = {text: words for text in texts if text not in _TOLD and (words := self.unknown_words(text))}
         _TOLD.update(found)
-        told = [f"{text!r} ({', '.join(words)})" for text, words in found.items() if words]
+        told = [f"{text!r} ({', '.join(words)})" for text, words in found.items()]
         if told:
             more = f" and {len(told) - _NAMED} more texts" if len(told) > _NAMED else ""
+            end = "; further texts are not named" if len(_TOLD) >= _MOST_TOLD else ""
             warnings.warn(
                 f"Text: words that the text encoder was not trained on, read as an unknown word: "
                 f"{'; '.join(told[:_NAMED])}{more}; an encoder of all words is `--text ViT-B-32:openai` of `gr2 data "
-                "tokens`",
+                f"tokens`{end}",
                 stacklevel=3,
             )
+
+
+def note_as_named(texts: Iterable[str]) -> None:
+    """Note that somebody else names the unknown words of texts, so that encoders need not."""
+    _TOLD.update(texts)
 
 
 def token_mask(tokens: Int[Tensor, "b l"]) -> Tensor:

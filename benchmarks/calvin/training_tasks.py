@@ -30,6 +30,7 @@ def training_of(
     """
     from ...gr_model.act.loading import release_folder, text_encoder_of
     from ...gr_model.model.release import RECORD, read_record
+    from ...tokenizers.text import note_as_named
 
     folder = release_folder(policy)
     if not (folder / RECORD).is_file():
@@ -39,6 +40,7 @@ def training_of(
     tasks = None if stated is None else tasks_of(stated, instructions)
     encoder = text_encoder_of(folder, record["provenance"], str(record["text"]))
     unknown = {text: words for text in instructions.values() if (words := encoder.unknown_words(text))}
+    note_as_named(unknown)
     return {
         "tasks": tasks,
         "untrained": None if tasks is None else [name for name in ALL_TASKS if name not in tasks],

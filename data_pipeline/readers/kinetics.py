@@ -42,11 +42,16 @@ def _first_folders(path: Path) -> Iterator[Path]:
     """Yield some folders of a class: those below, and those below `train` and the like."""
     if not path.is_dir():
         return
-    for folder in itertools.islice(sorted(path.glob("[!.]*/")), _FOLDERS_LOOKED_AT):
+    for folder in itertools.islice(_folders_in(path), _FOLDERS_LOOKED_AT):
         if _split_in(folder.name):
-            yield from itertools.islice(sorted(folder.glob("[!.]*/")), _FOLDERS_LOOKED_AT)
+            yield from itertools.islice(_folders_in(folder), _FOLDERS_LOOKED_AT)
         else:
             yield folder
+
+
+def _folders_in(path: Path) -> list[Path]:
+    """Return the folders in a folder, sorted; `glob("*/")` gives files, too, with Python 3.10."""
+    return sorted(found for found in path.glob("[!.]*") if found.is_dir())
 
 
 def _holds_clips(folder: Path) -> bool:

@@ -50,7 +50,7 @@ class RldsDataset:
 
 def find_rlds(path: Path) -> list[Path]:
     """List the version folders at `path` or right below it: those with `features.json` and a TFRecord file."""
-    folders = [path, *sorted(path.glob("*/"))] if path.is_dir() else []
+    folders = [path, *sorted(found for found in path.glob("*") if found.is_dir())] if path.is_dir() else []
     return [f for f in folders if (f / "features.json").is_file() and _visible(f, "*.tfrecord*")]
 
 

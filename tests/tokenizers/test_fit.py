@@ -57,6 +57,8 @@ def test_each_text_with_unknown_words_is_named_once() -> None:
             encoder._cache.clear()
             encoder.encode(["open the drawer", "open the handle"])
         encoder_of("open the drawer").encode(["open the handle", "pull the knob"])
-    assert len(told) == 2
+        encoder_of("open").encode([f"word{chr(97 + i)}{chr(97 + j)}" for i in range(10) for j in range(26)])
+        encoder_of("open").encode(["something else"])
+    assert len(told) == 3 and "further texts are not named" in str(told[2].message)
     assert "'open the handle' (handle)" in str(told[0].message) and "open the drawer" not in str(told[0].message)
     assert "'pull the knob' (pull, knob)" in str(told[1].message) and "handle" not in str(told[1].message)
