@@ -255,6 +255,8 @@ def _show_states(model: WorldModel, context: Context, batch: Batch, h: int, shar
     """Hide the states of some samples, in training; show those of the target frames to some of the others."""
     if not model.training or context.states is None:
         return context
+    states = _kept_states(batch)
+    assert states is not None
     b, g = len(context.states), model.config.num_targets
     seen = torch.rand(b, 1, device=model.device) < shares[0]
     ahead = (seen & (torch.rand(b, 1, device=model.device) < shares[1])).expand(b, g)
@@ -265,7 +267,7 @@ def _show_states(model: WorldModel, context: Context, batch: Batch, h: int, shar
     return replace(
         context,
         state_mask=seen if context.state_mask is None else context.state_mask & seen,
-        target_states=_kept_states(batch)[:, h : h + g],
+        target_states=states[:, h : h + g],
         target_state_mask=ahead,
     )
 
