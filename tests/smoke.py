@@ -100,7 +100,7 @@ def smoke(folder: Path) -> None:
     run("data", "shards", "--source", folder / "videos", "--out", folder / "shards", "--filters.min-motion", 0)
     run("data", "tokens", "--shards", folder / "shards", "--out", folder / "tokens")
     words = ("--steps", 2, "--batch-size", 2, "--device", "cpu")
-    run("pretrain", "--tokens", folder / "tokens", "--out", folder / "pretrain", *words)
+    run("pretrain", "--tokens", f'["{folder}/tokens"]', "--out", folder / "pretrain", *words)
     image = folder / "image.png"
     from PIL import Image
 
