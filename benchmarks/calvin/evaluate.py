@@ -104,9 +104,7 @@ def evaluate(
     )  # fmt: skip
     controls = _controls(backend, mode)
     training = training_of(policy, evaluation_instructions(calvin_root, wording), official_sequences()[:sequences])
-    print(*training_lines(training), sep="
-", end="
-" if training else "")
+    print(*training_lines(training), sep="\n", end="\n" if training else "")
     jobs = choose_part(_jobs(controls, sequences, chains, starts, choose_tasks(tasks)), shard)
     records = run_evaluation(config, jobs, file=out / "episodes.jsonl", num_workers=num_workers, videos=videos)
     results = _results(config, {job.key: records[job.key] for job in jobs}, controls)
