@@ -102,9 +102,7 @@ def evaluate(
         fast_drawing=fast_drawing, backend=backend, seed=seed, latency=check_latency(latency), chunking=chunking,
         wording=wording, controller=controller_fingerprint(), interface=interface,
     )  # fmt: skip
-    controls = _controls(backend, mode)
-    training = training_of(policy, evaluation_instructions(calvin_root, wording), official_sequences()[:sequences])
-    print(*training_lines(training), sep="\n", end="\n" if training else "")
+    controls, training = _controls(backend, mode), _training(policy, calvin_root, wording, sequences)
     jobs = choose_part(_jobs(controls, sequences, chains, starts, choose_tasks(tasks)), shard)
     records = run_evaluation(config, jobs, file=out / "episodes.jsonl", num_workers=num_workers, videos=videos)
     results = _results(config, {job.key: records[job.key] for job in jobs}, controls)
@@ -126,6 +124,13 @@ def _show(results: Mapping[str, Any], videos: Path | None) -> None:
     print(circumstances, *table(results["controls"]), sep="\n")
     if videos is not None and (sheet := write_sheet(videos)):
         print(sheet)
+
+
+def _training(policy: str, calvin_root: Path | None, wording: Wording, sequences: int) -> dict[str, Any] | None:
+    """Say on which of the tasks a policy was trained, and return it."""
+    training = training_of(policy, evaluation_instructions(calvin_root, wording), official_sequences()[:sequences])
+    print(*training_lines(training), sep="\n", end="\n" if training else "")
+    return training
 
 
 def _results(
