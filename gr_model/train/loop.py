@@ -91,13 +91,7 @@ def train(
         module.peak_flops = device_peak(torch.cuda.get_device_name(device))
     progress = Progress(description, batch_size, module.cost(), module.peak_flops)
     trainer = _make_trainer(module, distribution, progress, max_steps=min(module.steps, stop_after or module.steps))
-    accumulate, parts = module.config.accumulate, module.config.accumulate * distribution.world_size
-    stream = StepStream(
-        loader,
-        steps=module.steps * accumulate,
-        accumulate=accumulate,
-        announce=module.count_step if parts > 1 else None,
-    )
+    stream = _stream(loader, module, distribution)
     with module.stop_request:
         try:
             trainer.fit(module, stream, ckpt_path=begin, weights_only=True)
@@ -116,6 +110,13 @@ def train(
     if not module.last_metrics and validation and not distribution.sharded:
         module.last_metrics = module.evaluate()
     return module.last_metrics
+
+
+def _stream(loader: StatefulLoader, module: TrainingModule, distribution: Distribution) -> StepStream:
+    """Return the batches of all steps; their kept parts are counted ahead where several make one step."""
+    accumulate = module.config.accumulate
+    announce = module.count_step if accumulate * distribution.world_size > 1 else None
+    return StepStream(loader, steps=module.steps * accumulate, accumulate=accumulate, announce=announce)
 
 
 def _prepare(module: TrainingModule, distribution: Distribution) -> tuple[torch.device, bool]:
