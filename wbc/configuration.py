@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ..errors import ConfigError
@@ -30,7 +31,8 @@ class ControllerConfig:
         chunk is given up [s].
     unreachable_distance: remaining tool error [m] of a standing arm that is reported; unreachable_angle: remaining
         error of a joint [rad], where the chunk is of joint positions; above what plans keep from position limits.
-    start_tolerance: how far a measured joint may lie beyond its limit at a reset [rad].
+    start_tolerance: how far a measured joint may lie beyond its limit at a reset [rad]; the arm then moves back within
+        before it follows anything. Farther out, the limits or the zero of the joint are more likely wrong.
     max_events: events kept, the latest ones.
     """
 
@@ -50,7 +52,7 @@ class ControllerConfig:
     hold_timeout: float = 1.0
     unreachable_distance: float = 0.005
     unreachable_angle: float = 0.03
-    start_tolerance: float = 0.05
+    start_tolerance: float = math.radians(10.0)
     max_events: int = 1000
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from .fast import make_collisions
 from .planning import Motion, Smoothed
 from .reference import SmoothTrajectory
 from .robot.robots import Capsule, RobotModel
+from .robot.transforms import Array
 from .splines import JointSpline
 from .status import Event, EventLog
 from .supervision import Supervision
@@ -45,7 +46,7 @@ class WholeBodyController:
         self.dt = 1.0 / config.tick_hz
         self._log = EventLog(config.max_events)
         self._solver = TickSolver(robot, config.tracking, config.collision, self.dt, config.backend)
-        self._supervision = Supervision(config.supervision, self.dt)
+        self._supervision = Supervision(config.supervision, self.dt, np.isinf(robot.upper))
         self._clock, self._lock = ReferenceClock(self.dt), threading.RLock()
         self._queue = ChunkQueue(robot, config, self._solver, self._clock, self._supervision, self._log, self._lock)
         self._collision = config.collision
@@ -75,13 +76,16 @@ class WholeBodyController:
     def reset(self, joint_positions: npt.ArrayLike, gripper: float, time: float) -> None:
         """Start from the measured state, at rest; also releases a stop.
 
+        An arm that begins a few degrees beyond a limit moves back within first (status `returning`).
+
         Args:
             joint_positions: `[j]` measured [rad].
             gripper: measured opening, 0 to 1.
             time: [s].
 
         Raises:
-            ControlError: numbers that are not finite, of another shape, or joints beyond their limits.
+            ControlError: numbers that are not finite, of another shape, or joints farther beyond their limits than
+                `start_tolerance`.
         """
         q = np.array(joint_positions, dtype=np.float64)
         if q.shape != (self.robot.num_joints,) or not np.all(np.isfinite([*q, gripper, time])):
@@ -90,17 +94,15 @@ class WholeBodyController:
                 f"got {q}, {gripper}, {time}; "
                 "pass the measured state."
             )
-        inside = np.clip(q, self.robot.lower, self.robot.upper)
-        if float(np.abs(q - inside).max()) > self.config.start_tolerance:
-            raise ControlError(
-                f"reset: expected joints within their limits by {self.config.start_tolerance} rad, got {q}; "
-                "move the arm inside first."
-            )
+        beyond = self._solver.beyond(q)
+        if float(np.abs(beyond).max()) > self.config.start_tolerance:
+            raise ControlError(_too_far_beyond(self.robot, q, beyond, self.config.start_tolerance))
         with self._lock:
-            still = np.zeros_like(inside)
-            self._arm = Commanded(q=inside, dq=still, ddq=np.zeros_like(inside), posture=inside)
+            still = np.zeros_like(q)
+            self._arm = Commanded(q=q, dq=still, ddq=np.zeros_like(q), posture=q - beyond)
             self._clock.reset(time)
             self._queue.reset(self._arm, gripper)
+            self._queue.blocked = bool(np.any(beyond))
             self._residual = 0.0
             self._stop, self._started, self._together = "", True, False
             self._supervision.reset()
@@ -168,10 +170,15 @@ class WholeBodyController:
             if self._stop:
                 arm.dq = self._solver.brake(arm.q, arm.dq, self._solver.emergency, self._together)
                 self._clock.run_on()
+            elif self._queue.blocked:
+                self._move_back_within()
             else:
                 self._queue.switch()
                 self._follow()
-            arm.q = np.clip(arm.q + arm.dq * self.dt, self.robot.lower, self.robot.upper)
+            lower, upper = self.robot.lower, self.robot.upper
+            if self._queue.blocked:
+                lower, upper = np.minimum(lower, arm.q), np.maximum(upper, arm.q)
+            arm.q = np.clip(arm.q + arm.dq * self.dt, lower, upper)
             arm.ddq = (arm.dq - before) / self.dt
             opening = self._queue.gripper.step(self._clock.reference, self.dt)
             return JointCommand(
@@ -205,6 +212,25 @@ class WholeBodyController:
         elif step > self.config.supervision.max_gap and self._queue.motion is not None:
             self._log.record(before, "watchdog", f"no tick for {step:.3f} s, chunk dropped")
             self._queue.drop()
+
+    def _move_back_within(self) -> None:
+        """Choose the velocity of this tick for an arm that began beyond a limit; note when it is within."""
+        arm, now = self._arm, self._clock.now
+        if not np.any(self._solver.beyond(arm.q)):
+            self._queue.blocked = False
+            self._log.record(now, "returned", "all joints are within their limits")
+            self._queue.switch()
+            self._follow()
+            return
+        tick = self._solver.follow(
+            arm.q, arm.dq, self._solver.back_within(arm.q), now + self.dt - self._solver.scene_time
+        )
+        arm.dq, self._clock.reference = tick.velocity, self._clock.target(1.0, following=False)
+        if tick.rung == NOMINAL:
+            self._log.become(status.RETURNING, now, "began beyond a joint's limit")
+        else:
+            self._log.become(status.EMERGENCY_BRAKE, now, "no motion within the nominal limits keeps clear")
+            self.counters[tick.rung] += 1
 
     def _follow(self) -> None:
         """Choose the velocity of this tick towards the reference at its end."""
@@ -280,3 +306,15 @@ class WholeBodyController:
             self._log.become(status.TRACK, now)
         if over and (arrived or given_up) and self._queue.is_last:
             self._queue.motion = None
+
+
+def _too_far_beyond(robot: RobotModel, q: Array, beyond: Array, tolerance: float) -> str:
+    """Return a sentence on joints `q` `[j]` that lie too far `beyond` `[j]` their limits [rad]."""
+    worst = int(np.abs(beyond).argmax())
+    low, high = math.degrees(robot.lower[worst]), math.degrees(robot.upper[worst])
+    return (
+        f"reset: joint {worst + 1} stands at {math.degrees(q[worst]):.1f} degrees, "
+        f"{math.degrees(abs(beyond[worst])):.1f} beyond its limits of {low:.1f} to {high:.1f}; expected at most "
+        f"{math.degrees(tolerance):.1f} (start_tolerance), from where the arm moves back by itself. Check the unit and "
+        "the zero of the joint, or move the arm inside by hand."
+    )

@@ -13,6 +13,8 @@ DEGRADED = "degraded"
 """Follows the smoothed chunk, because the optimization failed or came too late."""
 UNREACHABLE = "unreachable"
 """Stands as near to the wanted pose as it can."""
+RETURNING = "returning"
+"""Begins beyond a joint's limit and moves back within; chunks wait until it is there."""
 SLOWED = "slowed"
 """Follows at reduced speed, because the measured joints lag behind."""
 EMERGENCY_BRAKE = "emergency_brake"
@@ -22,7 +24,7 @@ PROTECTIVE_STOP = "protective_stop"
 EMERGENCY_STOP = "emergency_stop"
 """Stopped on request; `reset` with the measured state releases it."""
 
-STATUSES = (HOLD, TRACK, DEGRADED, UNREACHABLE, SLOWED, EMERGENCY_BRAKE, PROTECTIVE_STOP, EMERGENCY_STOP)
+STATUSES = (HOLD, TRACK, DEGRADED, UNREACHABLE, RETURNING, SLOWED, EMERGENCY_BRAKE, PROTECTIVE_STOP, EMERGENCY_STOP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

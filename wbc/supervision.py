@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
+from .limits import shortest_turn
 from .robot.transforms import Array
 from .status import EventLog
 
@@ -44,9 +45,15 @@ class SupervisionConfig:
 class Supervision:
     """Following-error supervision of one arm; `scale` is the share of the speed that the reference may run at."""
 
-    def __init__(self, config: SupervisionConfig, dt: float) -> None:
-        """Begin at full speed; `dt` is the duration of a tick [s]."""
-        self.config, self.dt = config, dt
+    def __init__(self, config: SupervisionConfig, dt: float, endless: npt.NDArray[np.bool_]) -> None:
+        """Begin at full speed.
+
+        Args:
+            config: thresholds.
+            dt: duration of a tick [s].
+            endless: `[j]` joints without stops; whichever turn they are measured in, the nearest one counts.
+        """
+        self.config, self.dt, self._endless = config, dt, endless
         self.reset()
 
     def reset(self) -> None:
@@ -66,7 +73,7 @@ class Supervision:
                     return f"{self._bad} unusable measurements in a row"
             else:
                 self._bad = 0
-                self.error = float(np.abs(values - commanded).max())
+                self.error = float(np.abs(shortest_turn(values - commanded, self._endless)).max())
                 if self.error > self.config.stop_angle:
                     return f"a joint is {math.degrees(self.error):.1f} degrees from its command"
                 self._watch(time, log)

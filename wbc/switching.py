@@ -60,6 +60,7 @@ class ChunkQueue:
     motion: what the ticks follow; None where nothing is left to follow.
     chunk: the targets of `motion`.
     gripper: the opening along the chunk.
+    blocked: whether the arm is still on its way back within its limits; chunks wait until it is there.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class ChunkQueue:
         rate = self.config.gripper_rate or self.robot.gripper_rate
         self.gripper = GripperSchedule(opening, rate, self.config.gripper_hysteresis)
         self._nearest, self._last_start = math.inf, -math.inf
-        self._closed = False
+        self._closed = self.blocked = False
 
     @property
     def is_last(self) -> bool:
@@ -120,7 +121,7 @@ class ChunkQueue:
                     # Only a plan, or rest, says what will be commanded at the switch. An arm that is off its plan
                     # has but its present state, which is older than the switch.
                     unknown = state.time < switch
-                    if unknown and start > self._clock.reference + 0.5 * self._clock.dt:
+                    if self.blocked or (unknown and start > self._clock.reference + 0.5 * self._clock.dt):
                         # Too early to plan: the chunk waits, and is planned at its start.
                         self._next, verdict = _Waiting(start, start, None, chunk), validation.PENDING
                         self._last_start = start

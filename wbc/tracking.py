@@ -27,6 +27,8 @@ from .stopping import ClearanceDemand, ClearanceWatch
 
 NOMINAL, EMERGENCY, BRAKE = "nominal", "emergency_acceleration", "brake"
 """Rungs of the ladder, in order."""
+RETURN_SHARE = 0.25
+"""Share of the velocity limits at which an arm that begins beyond a position limit moves back within."""
 STANDING = 0.05
 """Joint speed [rad/s] below which an arm that cannot keep clear moves out as well as it can."""
 SLOWED_LACK = 2e-3
@@ -166,6 +168,17 @@ class TickSolver:
         distance = np.abs(error)
         pull = np.minimum(self.config.gain * distance, np.sqrt(self.acceleration * distance))
         wanted: Array = (target - now) / self.dt + np.copysign(pull, error)
+        return wanted
+
+    def beyond(self, q: Array) -> Array:
+        """Return how far each joint of `q` `[j]` lies beyond its limits [rad], negative below the lower one."""
+        return q - np.minimum(np.maximum(q, self.lower), self.upper)
+
+    def back_within(self, q: Array) -> Array:
+        """Return the joint velocities `[j]` [rad/s] that lead from beyond the limits to them, braking on the way."""
+        beyond = self.beyond(q)
+        speed = np.minimum(RETURN_SHARE * self.velocity, np.sqrt(self.acceleration * np.abs(beyond)))
+        wanted: Array = -np.copysign(speed, beyond)
         return wanted
 
     def follow(self, q: Array, previous: Array, wanted: Array, elapsed: float = 0.0) -> Tick:

@@ -356,7 +356,36 @@ def test_misuse_of_the_loop_is_named() -> None:
     arm = Arm()
     arm.commands = [_tick(GEN3.home + np.array([0, 3.0, 0, 0, 0, 0, 0]))]
     with pytest.raises(ControlError, match="limits"):
-        ControlLoop(Script(_sine), arm).start()
+        ControlLoop(WholeBodyController(GEN3), arm).start()
+
+
+def test_an_arm_beyond_a_limit_is_driven_back_within_the_limits() -> None:
+    arm = Arm(1000.0)
+    q = GEN3.home.copy()
+    q[1] = GEN3.upper[1] + 0.05
+    arm.commands = [_tick(q)]
+    loop = ControlLoop(WholeBodyController(GEN3), arm)
+    loop.start()
+    assert loop.run(1.0) == ""
+    np.testing.assert_allclose(arm.positions[1], q, atol=1e-4)
+    speeds = np.abs(np.diff(arm.positions, axis=0)) * 1000.0
+    assert np.all(speeds <= GEN3.velocity * (1 + 1e-9))
+    assert GEN3.upper[1] - 1e-3 < arm.positions[-1, 1] <= GEN3.upper[1]
+
+
+def test_a_loop_takes_joints_without_stops_in_any_turn() -> None:
+    arm = Arm(1000.0)
+    read = arm.read
+
+    def wrapped() -> Measurement:
+        seen = read()
+        return dataclasses.replace(seen, positions=seen.positions + 2.0 * np.pi * np.isinf(GEN3.upper))
+
+    loop = ControlLoop(WholeBodyController(GEN3), arm)
+    loop.start()
+    arm.read = wrapped  # type: ignore[method-assign]
+    assert loop.accept(_chunk(GEN3)) == "accepted"
+    assert loop.run(1.0) == "" and loop.max_following_error < 1e-3
 
 
 def test_a_jammed_arm_is_stopped_at_five_degrees() -> None:

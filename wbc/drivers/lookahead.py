@@ -32,8 +32,13 @@ class LookAhead:
     """
 
     def __init__(self, robot: RobotModel, dt: float, first: JointCommand) -> None:
-        """Start at rest at `first`; `dt` is the time between ticks [s]."""
+        """Start at rest at `first`; `dt` is the time between ticks [s].
+
+        Positions keep to the limits or, for a joint that begins beyond one, to where it begins.
+        """
         self._robot, self._dt = robot, dt
+        self._lower = np.minimum(robot.lower, first.positions)
+        self._upper = np.maximum(robot.upper, first.positions)
         self._ticks: dict[int, JointCommand] = {0: first}
         self._slopes: dict[int, Array] = {0: np.zeros(robot.num_joints)}
         self._last = self._sampled = 0
@@ -103,7 +108,7 @@ class LookAhead:
             + next_slope * (3.0 * square - 2.0 * share)
         ) / self._dt
         return JointCommand(
-            positions=np.clip(positions, self._robot.lower, self._robot.upper),
+            positions=np.clip(positions, self._lower, self._upper),
             velocities=velocities,
             gripper=(1.0 - share) * begin.gripper + share * end.gripper,
             status=end.status,
@@ -133,7 +138,7 @@ class LookAhead:
                 moving = bool(np.any(velocity))
                 velocity = np.sign(velocity) * np.maximum(np.abs(velocity) - less, 0.0)
                 less, before = change, self._ticks[self._last]
-                positions = np.clip(before.positions + velocity * self._dt, self._robot.lower, self._robot.upper)
+                positions = np.clip(before.positions + velocity * self._dt, self._lower, self._upper)
                 self._last += 1
                 self._ticks[self._last] = JointCommand(
                     positions=positions, velocities=velocity, gripper=before.gripper, status=status
@@ -159,7 +164,7 @@ class LookAhead:
             greatest = 3.0 * np.minimum(before, after) + 2.0 * limit
             slope = np.clip(np.minimum(np.maximum(0.5 * (before + after), least), greatest), -limit, limit)
             q = self.tick(index).positions
-            margin = 3.0 / self._dt * np.maximum(np.minimum(q - self._robot.lower, self._robot.upper - q), 0.0)
+            margin = 3.0 / self._dt * np.maximum(np.minimum(q - self._lower, self._upper - q), 0.0)
             self._slopes[index] = np.clip(slope, -margin, margin)
         return self._slopes[index]
 

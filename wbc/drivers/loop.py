@@ -20,6 +20,7 @@ import numpy as np
 
 from ...contracts import ControlTrajectory, JointCommand
 from ...errors import ConfigError, ControlError
+from ..limits import shortest_turn
 from ..robot.robots import RobotModel
 from ..robot.transforms import Array
 from ..status import EMERGENCY_STOP, PROTECTIVE_STOP
@@ -124,19 +125,14 @@ class ControlLoop:
         """Begin at rest from the measured joints; also the way out of a stop.
 
         Raises:
-            ControlError: the driver reports a fault, or joints that lie beyond their limits.
+            ControlError: the driver reports a fault, or joints from which the controller cannot start.
         """
-        measurement, robot = self.driver.read(), self.controller.robot
+        measurement = self.driver.read()
         if measurement.fault:
             raise ControlError(f"The arm reports a fault: {measurement.fault}; clear it before starting.")
-        inside = np.clip(measurement.positions, robot.lower, robot.upper)
-        if not np.all(np.abs(inside - measurement.positions) <= robot.velocity * self.controller.dt):
-            raise ControlError(
-                f"start: expected finite joints within their limits, got {measurement.positions}; move the arm inside."
-            )
-        self.controller.reset(measurement.positions, measurement.gripper, 0.0)
-        still = np.zeros(robot.num_joints)
-        self._begin(JointCommand(positions=inside, velocities=still, gripper=measurement.gripper, status="hold"))
+        first, opening = measurement.positions.copy(), measurement.gripper
+        self.controller.reset(first, opening, 0.0)
+        self._begin(JointCommand(positions=first, velocities=np.zeros_like(first), gripper=opening, status="hold"))
         while self.produce():
             pass
         return measurement
@@ -201,7 +197,8 @@ class ControlLoop:
         if measurement.fault or not np.all(np.isfinite(measurement.positions)):
             self._cut_off(f"driver: {measurement.fault or 'joints measured as NaN'}")
             return measurement
-        self.following_error = command.positions - measurement.positions
+        endless = np.isinf(self.controller.robot.upper)
+        self.following_error = shortest_turn(command.positions - measurement.positions, endless)
         self.max_following_error = max(self.max_following_error, float(np.abs(self.following_error).max()))
         if self._buffer.at_rest(self.time):
             self._over = True
