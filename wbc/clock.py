@@ -57,6 +57,17 @@ class ReferenceClock:
             target = self.reference + scale * self.dt + gain
         return max(target, self.reference)
 
+    def slower(self, target: float, share: float) -> float:
+        """Return the time at the `share` of the way to `target` [s] that it was to be, and add the rest to `lag`."""
+        less = (1.0 - share) * (target - self.reference)
+        self.lag += less
+        return target - less
+
+    def catch_up(self) -> None:
+        """Forget what slowing down has cost: the plan that it was for is about to be left."""
+        self.reference = max(self.reference, self.now + self.dt)
+        self.lag = 0.0
+
     def run_on(self) -> None:
         """Advance the reference to the end of this tick, where no plan is followed any more."""
         self.reference = max(self.now + self.dt, self.reference)

@@ -11,6 +11,7 @@ from .optimization import OptimizationConfig
 from .smoothing import SmoothingConfig
 from .supervision import SupervisionConfig
 from .tracking import TrackingConfig
+from .validation import GuardConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,8 @@ class ControllerConfig:
     optimization: the joint-space optimization of chunks; None follows the smoothed chunk instead.
     smooth_first: let the optimization follow the smoothed chunk, with its caps on the tool's speed, rather than the
         waypoints themselves.
+    guard: which tool poses are refused as mistakes; the tool's speed is capped by `smoothing.linear_speed` and
+        `smoothing.angular_speed`.
     lead: how far ahead of the present tick a new chunk takes over [s]. 0 plans while `accept` holds the
         controller still, which suits simulated time. About 0.02 lets another thread keep ticking during planning.
     window: how much of a long chunk is planned at once [s]; the rest follows by itself.
@@ -44,6 +47,7 @@ class ControllerConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     collision: CollisionConfig = field(default_factory=CollisionConfig)
     supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     lead: float = 0.0
     window: float = 1.5
     gripper_rate: float | None = None

@@ -45,12 +45,12 @@ class WholeBodyController:
         self.robot, self.config = robot, config
         self.dt = 1.0 / config.tick_hz
         self._log = EventLog(config.max_events)
-        self._solver = TickSolver(robot, config.tracking, config.collision, self.dt, config.backend)
+        self._caps = config.smoothing.linear_speed, config.smoothing.angular_speed
+        self._solver = TickSolver(robot, config.tracking, config.collision, self.dt, config.backend, self._caps)
         self._supervision = Supervision(config.supervision, self.dt, np.isinf(robot.upper))
         self._clock, self._lock = ReferenceClock(self.dt), threading.RLock()
         self._queue = ChunkQueue(robot, config, self._solver, self._clock, self._supervision, self._log, self._lock)
         self._collision = config.collision
-        self._speed_caps = (1.1 * config.smoothing.linear_speed, 1.1 * config.smoothing.angular_speed)
         self._started, self._stop = False, ""
 
     @property
@@ -241,6 +241,12 @@ class WholeBodyController:
             tick = self._solver.follow(arm.q, arm.dq, np.zeros_like(arm.q), elapsed)
         elif isinstance(motion, JointSpline):
             now, then = motion.positions(self._clock.reference), motion.positions(target_time)
+            share = self._solver.cap.share(arm.q, (then - now) / self.dt)
+            if share < 1.0:
+                # A plan that is too fast for the tool is run through more slowly: the path stays what it is.
+                target_time = self._clock.slower(target_time, share)
+                then = motion.positions(target_time)
+                self.counters["capped"] += 1
             tick = self._solver.follow(arm.q, arm.dq, self._solver.pulled(arm.q, now, then), elapsed)
         else:
             tick = self._follow_tool(motion, target_time, elapsed)
@@ -251,7 +257,7 @@ class WholeBodyController:
         """Follow a smoothed chunk in tool space."""
         pose = self._solver.kinematics.forward(self._arm.q)
         now, target = motion.pose(self._clock.reference), motion.pose(target_time)
-        twist = wanted_twist(pose.tool, now, target, self.dt, self.config.tracking, self._speed_caps)
+        twist = wanted_twist(pose.tool, now, target, self.dt, self.config.tracking, self._caps)
         posture = self._arm.posture if target_time < motion.end_time else None
         return self._solver.solve(self._arm.q, self._arm.dq, pose, twist, posture, elapsed)
 

@@ -25,6 +25,7 @@ import numpy as np
 from ..errors import ConfigError
 from .collision import CollisionModel
 from .limits import shortest_turn
+from .plan_rows import cap_rows, near_rows
 from .robot.kinematics import ArmPose, Kinematics
 from .robot.robots import RobotModel
 from .robot.transforms import Array, rotation_logs
@@ -150,13 +151,27 @@ class _Goal(NamedTuple):
 class ChunkOptimizer:
     """Plans chunks for one robot among its obstacles."""
 
-    def __init__(self, robot: RobotModel, config: OptimizationConfig, scales: tuple[float, float] = (1.0, 1.0)) -> None:
-        """Prepare the limits; `scales` are the shares of velocity and acceleration that the controller uses."""
+    def __init__(
+        self,
+        robot: RobotModel,
+        config: OptimizationConfig,
+        scales: tuple[float, float] = (1.0, 1.0),
+        caps: tuple[float, float] = (math.inf, math.inf),
+    ) -> None:
+        """Prepare the limits.
+
+        Args:
+            robot: the arm.
+            config: weights and bounds.
+            scales: shares of velocity and acceleration that the controller uses.
+            caps: greatest speed of the tool, linear [m/s] and angular [rad/s].
+        """
         self.config, self.kinematics = config, Kinematics(robot)
         margin = np.minimum(config.position_margin, 0.25 * (robot.upper - robot.lower))
         self.lower, self.upper = robot.lower + margin, robot.upper - margin
         self.velocity = config.velocity_share * scales[0] * robot.velocity
         self.acceleration = config.acceleration_share * scales[1] * robot.acceleration
+        self._caps = config.velocity_share * caps[0], config.velocity_share * caps[1]
         self._endless = np.isinf(robot.upper)
         self._weights = np.array([1.0] * 3 + [config.rotation_weight] * 3)
 
@@ -350,6 +365,9 @@ class ChunkOptimizer:
         # Distances are linearized at the same poses. Their rows and those of the limits are soft: a chunk through an
         # obstacle still has a solution, whose violation the next iteration and the tick remove.
         near = self._near(grid, control, pose, goal)
+        fast = cap_rows(grid, control, pose.jacobian, self._caps)
+        if fast is not None:
+            near = np.concatenate([near[0], fast[0]]), np.concatenate([near[1], fast[1]])
         size = grid.free * joints
         # Unknowns are ordered by control point first, then by joint, as the rows of `Limit.rows` are.
         square = np.ascontiguousarray(hessian.transpose(0, 2, 1, 3).reshape(size, size))
@@ -415,33 +433,13 @@ class ChunkOptimizer:
         ]
 
     def _near(self, grid: SplineGrid, control: Array, pose: ArmPose, goal: _Goal) -> tuple[Array, Array]:
-        """Return rows `[r f*j]` on the near distances, and their least values `[r]` [m].
-
-        Each pair gives two: its distance, and its distance less the way in which the arm could stop closing it, as
-        the tick will demand. A pair that is too near already opens at an even speed.
-        """
-        joints, collisions = len(self.lower), goal.collisions
+        """Return the rows of `near_rows` for one goal."""
+        config, collisions = self.config, goal.collisions
         if collisions.num_pairs == 0:
-            return np.empty((0, grid.free * joints)), np.empty(0)
-        near = collisions.clearances(pose, self.config.influence, goal.elapsed + grid.times)
-        speeds = grid.speed_at_samples @ control
-        stops = 0.5 * np.maximum((np.abs(speeds) / self.acceleration).max(1), 2.0 / collisions.config.approach_rate)
-        at, stop = near.poses, stops[near.poses]
-        way = near.distances - collisions.config.clearance
-        ahead = grid.samples + stops[:, None] * grid.speed_samples
-        rows = np.concatenate(
-            [
-                grid.samples[at][:, :, None] * near.gradients[:, None, :],
-                ahead[at][:, :, None] * near.gradients[:, None, :],
-            ]
-        )
-        closing = (near.gradients * speeds[at]).sum(1) + near.drifts
-        wanted = np.full(len(way), self.config.clearance_margin)
-        if goal.now is not None:
-            lack = goal.now[near.pairs] - collisions.config.clearance
-            wanted = np.minimum(wanted, lack + self.config.escape_speed * grid.times[at])
-        least = np.concatenate([wanted - way, np.minimum(wanted, 0.0) - way - stop * closing])
-        return rows.reshape(len(rows), grid.free * joints), least
+            return np.empty((0, grid.free * len(self.lower))), np.empty(0)
+        near = collisions.clearances(pose, config.influence, goal.elapsed + grid.times)
+        opening = config.clearance_margin, config.escape_speed
+        return near_rows(grid, control, near, collisions.config, self.acceleration, opening, goal.now)
 
 
 def _capped(errors: Array, limit: float) -> Array:

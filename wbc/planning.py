@@ -65,7 +65,8 @@ class ChunkPlanner:
         self._optimizer: ChunkOptimizer | None = None
         if config.optimization is not None:
             scales = (config.tracking.velocity_scale, config.tracking.acceleration_scale)
-            self._optimizer = ChunkOptimizer(robot, config.optimization, scales)
+            caps = config.smoothing.linear_speed, config.smoothing.angular_speed
+            self._optimizer = ChunkOptimizer(robot, config.optimization, scales, caps)
         tracking = config.tracking
         self._limits = tracking.velocity_scale * robot.velocity, tracking.acceleration_scale * robot.acceleration
         self._lower, self._upper = robot.lower, robot.upper

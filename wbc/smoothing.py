@@ -36,7 +36,7 @@ CAP_TOLERANCE = 1.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmoothingConfig:
-    """Shape and caps of the reference.
+    """Shape and caps of the tool's motion; the two speeds cap it in every stage, the rest shapes the reference.
 
     smoothness: weight of the jerk, without unit: waypoints are followed up to about one cycle in `6 *
         smoothness^(1/6)` poses.
@@ -48,8 +48,8 @@ class SmoothingConfig:
     """
 
     smoothness: float = 3.0
-    linear_speed: float = 0.5
-    angular_speed: float = 1.74
+    linear_speed: float = 1.0
+    angular_speed: float = 2.5
     linear_acceleration: float = 5.0
     angular_acceleration: float = 15.0
     settle: int = 2

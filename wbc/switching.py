@@ -11,7 +11,7 @@ import numpy as np
 
 from ..contracts import ControlTrajectory
 from . import validation
-from .chunks import Chunk, after, chunk_of, held
+from .chunks import Chunk, ToolChunk, after, chunk_of, held
 from .clock import CLOCK_SLACK, ReferenceClock
 from .configuration import ControllerConfig
 from .gripper import GripperSchedule
@@ -112,12 +112,21 @@ class ChunkQueue:
         # is planned ahead of time. What the plan assumed may then have changed, and is checked again.
         with self._planning:
             with self._lock:
-                verdict = self._judge(trajectory)
+                verdict, reason = self._judge(trajectory)
+                kept = self._clock.reference, self._clock.lag
                 if verdict == validation.ACCEPTED:
                     start = float(trajectory.start_time)
+                    if self._clock.lag > 0.0 and start <= self._clock.now + self._clock.dt + CLOCK_SLACK:
+                        # The plan is run through late. A chunk that is due would wait for that lag, and the next one
+                        # replace it, again and again.
+                        self._clock.catch_up()
                     switch = max(self._clock.reference + self.config.lead, start)
                     state = self.state_at(switch)
                     chunk = chunk_of(trajectory, self.robot).anchored(state.q, state.time)
+                    reason = self._jump(chunk, state)
+                    if reason:
+                        self._clock.reference, self._clock.lag = kept
+                        return self._noted(validation.REJECTED_JUMP, trajectory, reason)
                     # Only a plan, or rest, says what will be commanded at the switch. An arm that is off its plan
                     # has but its present state, which is older than the switch.
                     unknown = state.time < switch
@@ -128,8 +137,10 @@ class ChunkQueue:
                     elif unknown or switch == self._clock.reference:
                         # Due now: plan while the ticks wait.
                         verdict = self._take_over(state, chunk, start)
+                        if verdict != validation.ACCEPTED:
+                            self._clock.reference, self._clock.lag = kept
                 if verdict != validation.ACCEPTED or state.time == self._clock.reference:
-                    return self._noted(verdict, trajectory)
+                    return self._noted(verdict, trajectory, reason)
             planned = self._plan(state, chunk)
             with self._lock:
                 if self._closed:
@@ -188,27 +199,38 @@ class ChunkQueue:
         dq = last.dq + 0.5 * self._clock.dt * ddq
         return MotionState(time=self._clock.reference, q=last.q, dq=dq, ddq=ddq, earlier=motion)
 
-    def _judge(self, trajectory: ControlTrajectory) -> str:
-        """Return `ACCEPTED` or why a chunk cannot be taken now."""
+    def _judge(self, trajectory: ControlTrajectory) -> tuple[str, str]:
+        """Return `ACCEPTED` or why a chunk cannot be taken now, and the fault of its own in words, if it has one."""
         verdict = validation.check_chunk(trajectory, self.robot)
         if verdict != validation.ACCEPTED:
-            return verdict
+            return verdict, validation.likely_cause(verdict, trajectory)
         if self._closed:
-            return validation.REJECTED_STOPPED
+            return validation.REJECTED_STOPPED, ""
         if self.motion is None and self._supervision.error > self.config.supervision.restart_jump:
-            return validation.REJECTED_STATE
+            return validation.REJECTED_STATE, ""
         if trajectory.start_time <= self._last_start + CLOCK_SLACK:
-            return validation.REJECTED_ORDER
+            return validation.REJECTED_ORDER, ""
         end = trajectory.start_time + len(trajectory.positions) * trajectory.dt
         if end <= self._clock.reference + self.config.lead + 1e-6:
-            return validation.REJECTED_EXPIRED
-        return verdict
+            return validation.REJECTED_EXPIRED, ""
+        far = validation.out_of_reach(trajectory, self.robot, self.config.guard)
+        return (validation.REJECTED_REACH, far) if far else (verdict, "")
 
-    def _noted(self, verdict: str, trajectory: ControlTrajectory) -> str:
+    def _jump(self, chunk: Chunk, state: MotionState) -> str:
+        """Return a sentence on a pose that no tool that is commanded as `state` says could be near, else nothing."""
+        if not isinstance(chunk, ToolChunk) or chunk.ends_before(state.time):
+            return ""
+        ahead = after(chunk, state.time)
+        tool = self._solver.kinematics.forward(state.q).tool[:3, 3]
+        speed, guard = self.config.smoothing.linear_speed, self.config.guard
+        return validation.jump_in(ahead.positions, ahead.due, tool, state.time, speed, guard)
+
+    def _noted(self, verdict: str, trajectory: ControlTrajectory, reason: str = "") -> str:
         """Count a verdict; a refusal is an event."""
         if verdict.startswith("rejected"):
             start = getattr(trajectory, "start_time", None)
-            self._log.record(self._clock.now, verdict, f"chunk starting at {start} s refused, motion unchanged")
+            cause = f": {reason}" if reason else ""
+            self._log.record(self._clock.now, verdict, f"chunk starting at {start} s refused, motion unchanged{cause}")
         else:
             self._log.counters[verdict] += 1
         return verdict

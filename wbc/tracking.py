@@ -24,6 +24,7 @@ from .robot.robots import RobotModel
 from .robot.transforms import Array, rotation_log
 from .row_generation import SOFT
 from .stopping import ClearanceDemand, ClearanceWatch
+from .tool_speed import ToolSpeedCap
 
 NOMINAL, EMERGENCY, BRAKE = "nominal", "emergency_acceleration", "brake"
 """Rungs of the ladder, in order."""
@@ -114,6 +115,7 @@ class TickSolver:
     """Solves ticks for one robot, with its obstacles.
 
     scene_time: when the obstacles were where the scene says [s].
+    cap: of the tool's speed.
     """
 
     def __init__(
@@ -123,14 +125,24 @@ class TickSolver:
         collision: CollisionConfig,
         dt: float,
         backend: str = "numpy",
+        caps: tuple[float, float] = (math.inf, math.inf),
     ) -> None:
-        """Prepare limits and pairs; `dt` is the duration of a tick [s], `backend` as in `fast`."""
+        """Prepare limits and pairs.
+
+        Args:
+            robot: the arm.
+            tracking, collision: gains and scene.
+            dt: duration of a tick [s].
+            backend: as in `fast`.
+            caps: greatest speed of the tool, linear [m/s] and angular [rad/s].
+        """
         self.kinematics = make_kinematics(robot, backend)
         self.config, self.dt = tracking, dt
         self.lower, self.upper = robot.lower, robot.upper
         self.velocity = robot.velocity * tracking.velocity_scale
         self.acceleration = robot.acceleration * tracking.acceleration_scale
         self.emergency = np.maximum(robot.emergency_acceleration, self.acceleration)
+        self.cap = ToolSpeedCap(self.kinematics, *caps)
         self._squares = np.array([1.0] * 3 + [tracking.rotation_weight**2] * 3)
         self._identity = np.eye(robot.num_joints)
         self.keep_clear_of(make_collisions(robot, collision, backend))
@@ -189,6 +201,9 @@ class TickSolver:
             wanted: what the plan asks for.
             elapsed: age of the obstacles' positions [s].
         """
+        share = self.cap.share(q, wanted)
+        if share < 1.0:
+            wanted = share * wanted
         return self._climb(self._identity, -wanted, q, previous, self.watch.demand(q, previous, None, elapsed))
 
     def solve(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..contracts import ActionTrajectory, Array, ControlTrajectory, JointTrajectory
+from ..errors import ConfigError
 from .robot.robots import RobotModel
 
 ACCEPTED = "accepted"
@@ -25,6 +27,11 @@ REJECTED_STATE = "rejected_state"
 REJECTED_ARM = "rejected_arm"
 """The chunk is for an arm that the group does not have."""
 
+REJECTED_REACH = "rejected_reach"
+"""A pose is far out of the arm's reach."""
+REJECTED_JUMP = "rejected_jump"
+"""A pose is too far from where the tool can be by then."""
+
 MAX_DISTANCE = 10.0
 """Farthest coordinate [m] taken for a target; unreachable ones below it are approached as far as possible."""
 MAX_EXCESS = 0.5 * math.pi
@@ -36,6 +43,63 @@ MIN_PERIOD, MAX_PERIOD = 1e-4, 10.0
 """Shortest and longest time between poses [s]."""
 QUATERNION_TOLERANCE = 1e-3
 """Largest deviation of a quaternion's length from 1; smaller ones are normalized."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardConfig:
+    """Which tool poses are taken for a mistake (another frame or unit, a stale chunk) rather than for a target.
+
+    max_jump: how far [m] the tool, at its greatest speed, may lag behind a pose when it is due, coming from the pose
+        before it (the first one: from where it is commanded to be).
+    max_reach: greatest distance of a pose from the arm's first joint, as a share of what the arm reaches; poses
+        between the reach and this are approached as far as possible.
+
+    Infinity switches either off.
+    """
+
+    max_jump: float = 0.5
+    max_reach: float = 1.5
+
+    def __post_init__(self) -> None:
+        if not (self.max_jump > 0.0 and self.max_reach >= 1.0):
+            raise ConfigError(
+                f"guard: expected max_jump above 0 m and max_reach of 1 or more, got {self.max_jump} and "
+                f"{self.max_reach}; infinity switches one off."
+            )
+
+
+def out_of_reach(trajectory: ControlTrajectory, robot: RobotModel, guard: GuardConfig) -> str:
+    """Return a sentence on the farthest pose of a sound trajectory where it is far out of reach, else nothing."""
+    if not isinstance(trajectory, ActionTrajectory):
+        return ""
+    away = float(np.linalg.norm(trajectory.positions - robot.joint_positions[0], axis=1).max())
+    if away <= guard.max_reach * robot.reach:
+        return ""
+    return (
+        f"a pose {away:.2f} m from the arm's first joint; {robot.name} reaches {robot.reach:.2f} m: another unit or "
+        "frame than meters in the robot's base frame? (guard.max_reach)"
+    )
+
+
+def jump_in(positions: Array, due: Array, tool: Array, time: float, speed: float, guard: GuardConfig) -> str:
+    """Return a sentence on the pose that lies too far from the one before it, nothing where none does.
+
+    Args:
+        positions: `[k 3]` [m]; due: `[k]` when [s].
+        tool: `[3]` where the tool is commanded to be at `time` [s].
+        speed: greatest speed of the tool [m/s].
+    """
+    gaps = np.linalg.norm(np.diff(positions, axis=0, prepend=tool[None]), axis=1)
+    durations = np.diff(due, prepend=time)
+    excess = gaps - speed * durations
+    worst = int(excess.argmax())
+    if float(excess[worst]) <= guard.max_jump:
+        return ""
+    before = "the tool" if worst == 0 else "the pose before it"
+    return (
+        f"a pose {gaps[worst]:.2f} m from {before}, due {durations[worst]:.3f} s after it: another frame, or a chunk "
+        "for another moment? (guard.max_jump)"
+    )
 
 
 def _array(value: object, shape: tuple[int, ...]) -> bool:
@@ -95,8 +159,16 @@ def _in_range(trajectory: ControlTrajectory, robot: RobotModel) -> bool:
     return inside and float(np.abs(positions).max()) <= MAX_ANGLE
 
 
-FAULTS = (REJECTED_SHAPE, REJECTED_NOT_FINITE, REJECTED_QUATERNION, REJECTED_RANGE, REJECTED_TIME)
-"""Verdicts on a chunk itself, whatever the arm does: who sends one like it again is refused again."""
+FAULTS = (
+    REJECTED_SHAPE,
+    REJECTED_NOT_FINITE,
+    REJECTED_QUATERNION,
+    REJECTED_RANGE,
+    REJECTED_REACH,
+    REJECTED_JUMP,
+    REJECTED_TIME,
+)
+"""Verdicts on a chunk itself: who sends one like it again is refused again."""
 
 
 def likely_cause(verdict: str, trajectory: ControlTrajectory) -> str:
@@ -116,5 +188,9 @@ def likely_cause(verdict: str, trajectory: ControlTrajectory) -> str:
             unit = "meters in the robot's base frame"
         return f"positions up to {far:.3g}, expected {unit}: another unit or frame"
     if verdict == REJECTED_TIME:
-        return f"poses {trajectory.dt:g} s apart from {trajectory.start_time:g} s on, expected seconds"
+        return f"poses {trajectory.dt} s apart from {trajectory.start_time} s on, expected seconds"
+    if verdict == REJECTED_REACH:
+        return "poses far out of the arm's reach, expected meters in the robot's base frame: another unit or frame"
+    if verdict == REJECTED_JUMP:
+        return "poses that jump, from the tool or within the chunk: another frame, or a chunk for another moment"
     return "arrays of other shapes or types than one row for each pose"

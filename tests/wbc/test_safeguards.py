@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
 
-from gr2.contracts import ActionTrajectory, JointCommand
-from gr2.errors import ControlError
+from gr2.contracts import ActionTrajectory, JointCommand, JointTrajectory
+from gr2.errors import ConfigError, ControlError
 from gr2.wbc.collision import CollisionConfig
 from gr2.wbc.configuration import ControllerConfig
 from gr2.wbc.controller import WholeBodyController
 from gr2.wbc.robot.kinematics import Kinematics
 from gr2.wbc.robot.robots import RobotModel, kinova_gen3
-from gr2.wbc.robot.transforms import quaternion_from_matrix, rotation_exp
+from gr2.wbc.robot.transforms import quaternion_from_matrix, rotation_exp, rotation_logs
+from gr2.wbc.smoothing import SmoothingConfig
+from gr2.wbc.validation import GuardConfig
 
 GEN3 = kinova_gen3()
 FREE = ControllerConfig(collision=CollisionConfig(self_collision=False))
@@ -124,3 +127,84 @@ def test_a_whole_turn_of_a_joint_with_stops_still_stops_the_arm() -> None:
     measured = GEN3.home.copy()
     measured[1] -= 2.0 * np.pi
     assert controller.step(0.0, measured).status == "protective_stop"
+
+
+# --- far poses -------------------------------------------------------------------------------------------------------
+
+
+def test_a_pose_meters_away_is_refused_with_the_reason() -> None:
+    controller = _started(GEN3)
+    assert controller.accept(_chunk(GEN3, np.tile([5.0, 2.0, 7.0], (5, 1)))) == "rejected_reach"
+    assert re.search(
+        r"a pose 9\.\d\d m from the arm's first joint; kinova_gen3 reaches 1\.15 m", controller.events[-1].detail
+    )
+    assert all(not np.any(c.velocities) for c in _run(controller, 0.1))
+
+
+def test_a_jump_is_refused_from_the_tool_and_within_the_chunk_unless_there_is_time_for_it() -> None:
+    controller, far = _started(GEN3), np.array([-0.2, 0.6, 0.2])
+    assert controller.accept(_chunk(GEN3, np.tile(far, (20, 1)))) == "rejected_jump"
+    assert "0.66 m from the tool, due 0.050 s after it" in controller.events[-1].detail
+    within = np.concatenate([np.zeros((5, 3)), np.tile(far, (5, 1))])
+    assert controller.accept(_chunk(GEN3, within)) == "rejected_jump"
+    assert "from the pose before it" in controller.events[-1].detail
+    assert controller.accept(_chunk(GEN3, far, dt=1.0)) == "accepted"
+    free = dataclasses.replace(FREE, guard=GuardConfig(max_jump=math.inf))
+    assert _started(GEN3, free).accept(_chunk(GEN3, np.tile(far, (20, 1)))) == "accepted"
+
+
+def test_poses_somewhat_out_of_reach_are_still_approached() -> None:
+    controller = _started(GEN3)
+    away = np.linspace(0.05, 1.0, 20)[:, None] * np.array([1.0, 0.0, 0.2])
+    assert controller.accept(_chunk(GEN3, away)) == "accepted"
+    assert _run(controller, 6.0)[-1].status == "unreachable"
+
+
+def test_a_guard_without_sense_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_jump above 0"):
+        GuardConfig(max_jump=0.0)
+
+
+# --- speed of the tool -----------------------------------------------------------------------------------------------
+
+
+def _tool_speeds(robot: RobotModel, commands: list[JointCommand]) -> tuple[float, float]:
+    """Peak linear [m/s] and angular [rad/s] speed of the tool between commands."""
+    tools = Kinematics(robot).forward_many(np.stack([robot.home, *(c.positions for c in commands)])).tool
+    linear = np.linalg.norm(np.diff(tools[:, :3, 3], axis=0), axis=1) / DT
+    turns = rotation_logs(tools[1:, :3, :3] @ tools[:-1, :3, :3].transpose(0, 2, 1))
+    return float(linear.max()), float(np.linalg.norm(turns, axis=1).max()) / DT
+
+
+@pytest.mark.parametrize("kind", ["optimized", "smooth_first", "smoothed", "joints"])
+@pytest.mark.parametrize("caps", [(1.0, 2.5), (0.25, 0.6)])
+def test_no_chunk_drives_the_tool_faster_than_its_caps(kind: str, caps: tuple[float, float]) -> None:
+    smoothing = SmoothingConfig(linear_speed=caps[0], angular_speed=caps[1])
+    config = dataclasses.replace(
+        FREE, smoothing=smoothing, guard=GuardConfig(max_jump=math.inf), smooth_first=kind == "smooth_first"
+    )
+    if kind == "smoothed":
+        config = dataclasses.replace(config, optimization=None)
+    controller = _started(GEN3, config)
+    chunk: ActionTrajectory | JointTrajectory = _chunk(GEN3, np.tile([-0.2, 0.6, 0.2], (20, 1)))
+    if kind == "joints":
+        goal = GEN3.home + np.array([1.5, -0.6, 0.4, -0.8, 0.5, -0.9, 1.0])
+        chunk = JointTrajectory(positions=np.tile(goal, (20, 1)), gripper=None, dt=0.05, start_time=0.0)
+    assert controller.accept(chunk) == "accepted"
+    commands = _run(controller, 5.0)
+    linear, angular = _tool_speeds(GEN3, commands)
+    assert linear <= 1.01 * caps[0] and angular <= 1.01 * caps[1]
+    assert linear >= 0.8 * caps[0] or angular >= 0.8 * caps[1]
+    assert caps[0] < 1.0 or commands[-1].status == "hold"
+
+
+def test_chunks_that_are_too_fast_for_the_tool_replace_one_another() -> None:
+    """A plan that is run through late must not hold back the chunks that come after it."""
+    config = dataclasses.replace(FREE, smoothing=SmoothingConfig(linear_speed=0.2))
+    controller = _started(GEN3, config)
+    for index in range(400):
+        if index % 40 == 0:
+            wide = 0.2 * np.sin(2.0 * np.pi * (index * DT + 0.05 * np.arange(1, 21)))[:, None] * [0.0, 1.0, 0.0]
+            assert controller.accept(_chunk(GEN3, wide, index * DT)) == "accepted"
+        controller.step(index * DT)
+    assert controller.counters["capped"] > 0 and controller.counters["accepted"] == 10

@@ -100,6 +100,12 @@ class RobotModel:
         """Number of joints."""
         return len(self.lower)
 
+    @property
+    def reach(self) -> float:
+        """Distance [m] from the first joint beyond which the tool cannot be: the lengths of all links and the tool."""
+        links = float(np.linalg.norm(self.joint_positions[1:], axis=1).sum())
+        return links + float(np.linalg.norm(self.tool_position))
+
 
 def solid_capsules(capsules: Sequence[Capsule]) -> Inertial:
     """Return the inertial numbers of the capsules of one link at `DEFAULT_DENSITY`, overlaps counted twice.
