@@ -244,12 +244,18 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointCommand:
-    """One tick of the controller: positions `[j]` [rad], velocities `[j]` [rad/s], gripper opening, status name."""
+    """One tick of the controller: positions `[j]` [rad], velocities `[j]` [rad/s], gripper opening, status name.
+
+    position_error, rotation_error: of the tool [m] [rad] at the last pose of a chunk that was due; for chunks of joint
+    positions of the tool [m] and of the joint that is farthest off [rad].
+    """
 
     positions: Array
     velocities: Array
     gripper: float
     status: str
+    position_error: float = 0.0
+    rotation_error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,9 @@ class Miss(NamedTuple):
         return f"stands {self.distance * 1e3:.1f} mm from the wanted pose"
 
 
+NO_MISS = Miss(0.0, 0.0, False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Timed:
     """When the targets are due: due: `[k]` [s]; period: time between them [s]."""

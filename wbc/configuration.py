@@ -21,8 +21,8 @@ class ControllerConfig:
     backend: what computes kinematics and distances, `numpy` or `pinocchio` (`pip install gr2[fast]`), with one result.
     tick_hz: ticks a second; every call of `step` counts as one.
     optimization: the joint-space optimization of chunks; None follows the smoothed chunk instead.
-    smooth_first: let the optimization follow the smoothed chunk, with its caps on the tool's speed, rather than the
-        waypoints themselves.
+    smooth_first: let the optimization follow the smoothed chunk, with its caps on the tool's speed and acceleration,
+        rather than the waypoints themselves.
     guard: which tool poses are refused as mistakes; the tool's speed is capped by `smoothing.linear_speed` and
         `smoothing.angular_speed`.
     lead: how far ahead of the present tick a new chunk takes over [s]. 0 plans while `accept` holds the
@@ -34,6 +34,8 @@ class ControllerConfig:
         chunk is given up [s].
     unreachable_distance: remaining tool error [m] of a standing arm that is reported; unreachable_angle: remaining
         error of a joint [rad], where the chunk is of joint positions; above what plans keep from position limits.
+    track_distance: tool error [m] at the last pose that was due beyond which a moving arm is `deviating`, not tracking;
+        track_angle: the same for its rotation or, for chunks of joint positions, for a joint [rad].
     start_tolerance: how far a measured joint may lie beyond its limit at a reset [rad]; the arm then moves back within
         before it follows anything. Farther out, the limits or the zero of the joint are more likely wrong.
     max_events: events kept, the latest ones.
@@ -56,6 +58,8 @@ class ControllerConfig:
     hold_timeout: float = 1.0
     unreachable_distance: float = 0.005
     unreachable_angle: float = 0.03
+    track_distance: float = 0.02
+    track_angle: float = 0.2
     start_tolerance: float = math.radians(10.0)
     max_events: int = 1000
 

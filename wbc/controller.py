@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..contracts import ControlTrajectory, JointCommand
 from ..errors import ControlError
 from . import status
-from .chunks import Miss
+from .chunks import NO_MISS, Miss
 from .clock import ReferenceClock
 from .collision import CollisionConfig
 from .configuration import ControllerConfig
@@ -29,6 +29,8 @@ from .switching import ChunkQueue, Commanded
 from .tracking import NOMINAL, Tick, TickSolver, wanted_twist
 
 DEFAULT = ControllerConfig()
+LOOK_PERIOD = 0.02
+"""Least time [s] between two looks at the tracking error, which cost as much as a tick."""
 STANDING_TIME = 0.25
 """How far ahead [s] a plan is evaluated to decide whether it asks for motion."""
 
@@ -73,6 +75,11 @@ class WholeBodyController:
         """Distance [m] of the tool from the last target of the chunk, where that turned out unreachable; else 0."""
         return self._residual if self._log.status == status.UNREACHABLE else 0.0
 
+    @property
+    def tracking_error(self) -> Miss:
+        """How far the arm was from the last target that was due, looked at no more often than `LOOK_PERIOD`."""
+        return self._error
+
     def reset(self, joint_positions: npt.ArrayLike, gripper: float, time: float) -> None:
         """Start from the measured state, at rest; also releases a stop.
 
@@ -103,7 +110,7 @@ class WholeBodyController:
             self._clock.reset(time)
             self._queue.reset(self._arm, gripper)
             self._queue.blocked = bool(np.any(beyond))
-            self._residual = 0.0
+            self._residual, self._error, self._seen_due, self._next_look = 0.0, NO_MISS, -math.inf, -math.inf
             self._stop, self._started, self._together = "", True, False
             self._supervision.reset()
             self._log.status = status.HOLD
@@ -180,9 +187,13 @@ class WholeBodyController:
                 lower, upper = np.minimum(lower, arm.q), np.maximum(upper, arm.q)
             arm.q = np.clip(arm.q + arm.dq * self.dt, lower, upper)
             arm.ddq = (arm.dq - before) / self.dt
-            opening = self._queue.gripper.step(self._clock.reference, self.dt)
             return JointCommand(
-                positions=arm.q.copy(), velocities=arm.dq.copy(), gripper=opening, status=self._log.status
+                positions=arm.q.copy(),
+                velocities=arm.dq.copy(),
+                gripper=self._queue.gripper.step(self._clock.reference, self.dt),
+                status=self._log.status,
+                position_error=self._error.distance,
+                rotation_error=self._error.angle,
             )
 
     def _require_started(self) -> None:
@@ -234,6 +245,7 @@ class WholeBodyController:
 
     def _follow(self) -> None:
         """Choose the velocity of this tick towards the reference at its end."""
+        self._look_at_error()
         arm, motion = self._arm, self._queue.motion
         target_time = self._clock.target(self._supervision.scale, following=motion is not None)
         elapsed = self._clock.now + self.dt - self._solver.scene_time
@@ -261,6 +273,26 @@ class WholeBodyController:
         posture = self._arm.posture if target_time < motion.end_time else None
         return self._solver.solve(self._arm.q, self._arm.dq, pose, twist, posture, elapsed)
 
+    def _look_at_error(self) -> None:
+        """Compare the arm with the last target that was due, when there is a new one or it was reached late."""
+        chunk, now = self._queue.chunk, self._clock.reference
+        if chunk is None or now < self._next_look:
+            return
+        passed = int(np.searchsorted(chunk.due, now + 1e-9)) - 1
+        over = self._queue.motion is not None and passed == len(chunk.due) - 1
+        if passed < 0 or (chunk.due[passed] == self._seen_due and not over):
+            return
+        self._error = chunk.miss(self._solver.kinematics, self._arm.q, passed)
+        self._seen_due, self._next_look = float(chunk.due[passed]), now + LOOK_PERIOD
+
+    def _following(self) -> str:
+        """Return the status of an arm that follows an optimized plan."""
+        if self._supervision.slowed:
+            return status.SLOWED
+        error, config = self._error, self.config
+        near = error.distance <= config.track_distance and error.angle <= config.track_angle
+        return status.TRACK if near else status.DEVIATING
+
     def _judge_tick(self, tick: Tick, time: float) -> None:
         """Set the status after a tick; end a motion that arrived or cannot."""
         motion, now = self._queue.motion, self._clock.now
@@ -278,7 +310,7 @@ class WholeBodyController:
         elif isinstance(motion, Smoothed) and self.config.optimization is not None:
             self._log.become(status.DEGRADED, now, "follows the smoothed chunk")
         else:
-            self._log.become(status.SLOWED if self._supervision.slowed else status.TRACK, now)
+            self._log.become(self._following(), now, "" if self._error is NO_MISS else str(self._error))
 
     def _stands_still(self, motion: Motion) -> bool:
         """Tell whether the plan, too, asks for hardly any motion."""
@@ -309,7 +341,7 @@ class WholeBodyController:
         elif over:
             self._log.become(status.HOLD, now)
         else:
-            self._log.become(status.TRACK, now)
+            self._log.become(self._following(), now)
         if over and (arrived or given_up) and self._queue.is_last:
             self._queue.motion = None
 

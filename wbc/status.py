@@ -9,6 +9,8 @@ HOLD = "hold"
 """The chunk is over; the arm stands or comes to rest."""
 TRACK = "track"
 """Follows an optimized chunk."""
+DEVIATING = "deviating"
+"""Follows a plan, but the tool is farther from the last pose that was due than may be called tracking."""
 DEGRADED = "degraded"
 """Follows the smoothed chunk, because the optimization failed or came too late."""
 UNREACHABLE = "unreachable"
@@ -24,7 +26,18 @@ PROTECTIVE_STOP = "protective_stop"
 EMERGENCY_STOP = "emergency_stop"
 """Stopped on request; `reset` with the measured state releases it."""
 
-STATUSES = (HOLD, TRACK, DEGRADED, UNREACHABLE, RETURNING, SLOWED, EMERGENCY_BRAKE, PROTECTIVE_STOP, EMERGENCY_STOP)
+STATUSES = (
+    HOLD,
+    TRACK,
+    DEVIATING,
+    DEGRADED,
+    UNREACHABLE,
+    RETURNING,
+    SLOWED,
+    EMERGENCY_BRAKE,
+    PROTECTIVE_STOP,
+    EMERGENCY_STOP,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

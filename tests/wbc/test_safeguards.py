@@ -208,3 +208,34 @@ def test_chunks_that_are_too_fast_for_the_tool_replace_one_another() -> None:
             assert controller.accept(_chunk(GEN3, wide, index * DT)) == "accepted"
         controller.step(index * DT)
     assert controller.counters["capped"] > 0 and controller.counters["accepted"] == 10
+
+
+# --- tracking error --------------------------------------------------------------------------------------------------
+
+
+def test_an_arm_that_is_far_from_its_poses_is_not_called_tracking() -> None:
+    """Poses at 1.5 m/s, which the tool's cap does not allow, are passed late, and the command says by how much."""
+    controller = _started(GEN3)
+    chunk = _chunk(GEN3, np.linspace(0.05, 1.0, 10)[:, None] * [-0.1, 0.45, 0.1], dt=0.03)
+    assert controller.accept(chunk) == "accepted"
+    commands = _run(controller, 2.5)
+    assert max(c.position_error for c in commands) > 0.1
+    for command in commands:
+        far = command.position_error > FREE.track_distance
+        assert command.status in ({"deviating"} if far else {"track", "hold"})
+    assert {c.status for c in commands} == {"track", "deviating", "hold"}
+    assert commands[-1].position_error < 5e-3 and controller.tracking_error.distance == commands[-1].position_error
+    assert any("mm from the wanted pose" in e.detail for e in controller.events if e.code == "deviating")
+
+
+def test_an_arm_on_its_poses_reports_how_near_it_is() -> None:
+    controller = _started(GEN3)
+    chunk = _chunk(GEN3, np.linspace(0.05, 1.0, 20)[:, None] * [0.05, 0.05, 0.0])
+    assert controller.accept(chunk) == "accepted"
+    commands = _run(controller, 2.0)
+    tools = Kinematics(GEN3).forward_many(np.stack([c.positions for c in commands])).tool[:, :3, 3]
+    for index, position in enumerate(chunk.positions):
+        at = 10 * (index + 1)
+        assert commands[at].position_error == pytest.approx(np.linalg.norm(tools[at - 1] - position), abs=1e-9)
+    assert {c.status for c in commands} == {"track", "hold"}
+    assert 0.0 < max(c.position_error for c in commands) < 5e-3 and max(c.rotation_error for c in commands) < 5e-3
