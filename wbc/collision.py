@@ -143,6 +143,8 @@ class CollisionModel:
         capsules, pairs = robot.capsules, list(robot.self_pairs) if config.self_collision else []
         if config.attached is not None:
             capsules, pairs = _with_attached(robot, config.attached, pairs)
+        margins = list(robot.self_margins) if config.self_collision else []
+        margins += [0.0] * (len(pairs) - len(margins))
         movable: list[Sphere | Rod | Box] = [*config.spheres, *config.rods, *config.boxes]
         speeds = [float(np.linalg.norm(obstacle.velocity)) for obstacle in movable]
         self.fastest_obstacle = max(speeds, default=0.0)
@@ -150,7 +152,7 @@ class CollisionModel:
         self.arm = arm = ArmCapsules(capsules, robot.num_joints, config.first_link)
         obstacles = [(s.center, s.center, s.radius, s.velocity) for s in config.spheres]
         obstacles += [(r.start, r.end, r.radius, r.velocity) for r in config.rods]
-        self.capsule_pairs = CapsulePairs(arm, pairs, obstacles, moving=self.fastest_obstacle > 0.0)
+        self.capsule_pairs = CapsulePairs(arm, pairs, margins, obstacles, moving=self.fastest_obstacle > 0.0)
         self.plane_pairs = PlanePairs(arm, config.plane.normal, config.plane.offset) if config.plane else None
         self.box_pairs = [_box_pairs(arm, box) for box in config.boxes]
         self.walls = None

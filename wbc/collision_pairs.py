@@ -89,6 +89,7 @@ class CapsulePairs:
 
     All are measured in one call, since a call costs more than its rows.
 
+    margins: `[p]` what is added to the distance of each pair [m].
     first, second: `[p]` capsules of each pair; obstacles are counted after the arm's, and are always second.
     moved: `[p j]` as in `NearPairs`; velocities: `[p 3]` of the obstacle [m/s].
     obstacle_ends: `[2 o 3]` [m]; obstacle_radii: `[o]` [m]; obstacle_velocities: `[o 3]` [m/s].
@@ -98,6 +99,7 @@ class CapsulePairs:
         self,
         arm: ArmCapsules,
         self_pairs: Sequence[tuple[int, int]],
+        margins: Sequence[float],
         obstacles: Sequence[tuple[Sequence[float], Sequence[float], float, Sequence[float]]],
         *,
         moving: bool,
@@ -106,7 +108,7 @@ class CapsulePairs:
 
         Args:
             arm: its capsules.
-            self_pairs: pairs among them.
+            self_pairs: pairs among them; margins: what is added to the distance of each [m].
             obstacles: start, end, radius and velocity of each.
             moving: whether anything in the scene moves.
         """
@@ -119,7 +121,8 @@ class CapsulePairs:
         self.obstacle_radii = np.array([o[2] for o in obstacles], dtype=np.float64)
         self.obstacle_velocities = np.array([o[3] for o in obstacles], dtype=np.float64).reshape(-1, 3)
         radii = np.concatenate([arm.radii, self.obstacle_radii])
-        self.radii = radii[self.first] + radii[self.second]
+        self.margins = np.concatenate([np.asarray(margins), np.zeros(len(pairs) - len(margins))])
+        self.radii = radii[self.first] + radii[self.second] - self.margins
         # A joint that carries both capsules of a pair leaves their distance alone: 1 - 1 = 0.
         moved = np.concatenate([arm.moved, np.zeros((len(obstacles), arm.moved.shape[1]))])
         self.moved = moved[self.first] - moved[self.second]

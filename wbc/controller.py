@@ -54,6 +54,11 @@ class WholeBodyController:
         self._queue = ChunkQueue(robot, config, self._solver, self._clock, self._supervision, self._log, self._lock)
         self._collision = config.collision
         self._started, self._stop = False, ""
+        if robot.unwatched_pairs and config.collision.self_collision:
+            links = sorted({(robot.capsules[a].link, robot.capsules[b].link) for a, b in robot.unwatched_pairs})
+            self._log.record(
+                0.0, "unwatched_pairs", f"capsules of links {links} always overlap; they are not kept apart"
+            )
 
     @property
     def events(self) -> deque[Event]:

@@ -243,6 +243,7 @@ class CoalCollisionModel(CollisionModel):
             shape.placement.translation = center + passed * velocity
         self._pin.computeDistances(self._model, own.data, own.geometry, own.found, pose.q)
         distances = np.array([result.min_distance for result in own.results])
+        distances[: len(self.capsule_pairs.margins)] += self.capsule_pairs.margins
         exact: dict[int, tuple[float, Array, Array]] = {}
         if len(self._deep):
             inside = self._first_box_row + np.flatnonzero(distances[self._first_box_row :] < self._deep)

@@ -316,7 +316,7 @@ class WbcControl:
 def controller_config() -> ControllerConfig:
     """Return the controller's settings for table-top tasks: PlayTable's demonstrations reach 0.6 m/s and 2 rad/s.
 
-    A policy that turns the hand faster is not slowed down: the cap on rotation is beyond what the joints can do together.
+    A policy that turns the hand faster is not slowed down: the cap on rotation is beyond what the joints can do.
     """
     return ControllerConfig(
         smoothing=SmoothingConfig(

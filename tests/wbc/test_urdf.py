@@ -17,6 +17,7 @@ from gr2.wbc.robot.capsule_fit import capsule_around_box, capsule_around_cylinde
 from gr2.wbc.robot.catalog import load_robot
 from gr2.wbc.robot.kinematics import Kinematics, cross
 from gr2.wbc.robot.robots import Capsule, RobotModel, kinova_gen3, panda, solid_capsules
+from gr2.wbc.robot.self_pairs import HOME_GAP
 from gr2.wbc.robot.transforms import matrix_from_quaternion
 from gr2.wbc.robot.urdf import robot_urdf
 from gr2.wbc.robot.urdf_reader import robot_from_urdf
@@ -252,7 +253,7 @@ def test_capsules_cover_every_vertex_of_the_meshes(name: str, meshes: str, clien
             local = (points - zero[index][:3, 3]) @ zero[index][:3, :3]
             assert _outside([c for c in model.capsules if c.link == index], local) < 1e-5
             count += 1
-    assert count == len(model.capsules)
+    assert count <= len(model.capsules) <= 6 * count
 
 
 def test_home_of_a_read_robot_is_clear(tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def test_home_of_a_read_robot_is_clear(tmp_path: Path) -> None:
         model = load_robot(_path(name, tmp_path))
         assert model.self_pairs
         clear = CollisionModel(model, CollisionConfig()).clearances(Kinematics(model).forward(model.home))
-        assert clear.nearest >= 0.02
+        assert clear.nearest >= HOME_GAP - 1e-9
         assert all(model.capsules[b].link - model.capsules[a].link >= 2 for a, b in model.self_pairs)
 
 

@@ -16,6 +16,9 @@ from .transforms import Array
 LEAST_RADIUS = 1e-4
 """Radius [m] of a capsule around points that lie on one segment."""
 
+NUM_DIRECTIONS = 200
+"""Directions in which the farthest points of a mesh stand for all of them while a capsule is sought."""
+
 MAX_MESH_BYTES = 256 * 2**20
 """Size above which a mesh file is refused."""
 
@@ -35,13 +38,23 @@ class FittedCapsule(NamedTuple):
 
     def excess(self, points: Array) -> float:
         """Return how far [m] the farthest of `points` `[n 3]` lies outside; negative where all are inside."""
+        return float(self._distances(points).max()) - self.radius
+
+    def holds(self, points: Array) -> Array:
+        """Return which of `points` `[n 3]` lie inside `[n]`."""
+        inside: Array = self._distances(points) <= self.radius
+        return inside
+
+    def _distances(self, points: Array) -> Array:
+        """Return the distances `[n]` [m] of `points` `[n 3]` from the segment."""
         along = self.end - self.start
         share = (points - self.start) @ along / max(float(along @ along), 1e-30)
         nearest = self.start + np.clip(share, 0.0, 1.0)[:, None] * along
-        return float(np.linalg.norm(points - nearest, axis=1).max()) - self.radius
+        distances: Array = np.linalg.norm(points - nearest, axis=1)
+        return distances
 
 
-def _corners(points: Array) -> Array:
+def corners_of(points: Array) -> Array:
     """Return the points that span the convex hull `[m 3]`; all of them where they are flat or few."""
     distinct = np.unique(points, axis=0)
     if len(distinct) <= 4:
@@ -52,7 +65,21 @@ def _corners(points: Array) -> Array:
         return distinct
 
 
-def _around_axis(corners: Array, direction: Array, center: Array, widening: float) -> FittedCapsule:
+def extremes(points: Array) -> Array:
+    """Return those of `points` `[n 3]` that lie farthest in `NUM_DIRECTIONS` evenly spread directions `[m 3]`.
+
+    All of them where they are few. They stand for the points in a search; what they miss is added afterwards.
+    """
+    if len(points) <= NUM_DIRECTIONS:
+        return points
+    turns = np.arange(NUM_DIRECTIONS) + 0.5
+    height = 1.0 - 2.0 * turns / NUM_DIRECTIONS
+    angle, width = math.pi * (1.0 + math.sqrt(5.0)) * turns, np.sqrt(1.0 - height**2)
+    directions = np.stack([width * np.cos(angle), width * np.sin(angle), height])
+    return points[np.unique((points @ directions).argmax(0))]
+
+
+def around_axis(corners: Array, direction: Array, center: Array, widening: float) -> FittedCapsule:
     """Return the shortest capsule that covers `corners`, its segment along `direction` through `center`.
 
     A point at distance rho from the axis is covered where the segment comes within `sqrt(r^2 - rho^2)` of it
@@ -86,7 +113,7 @@ def fit_capsule(points: Array) -> FittedCapsule:
         raise ShapeError(
             f"points to cover have shape {points.shape}; expected [n 3] finite numbers with n > 0; check the mesh."
         )
-    corners = _corners(points)
+    corners = extremes(corners_of(points))
     middle = (corners.min(0) + corners.max(0)) / 2
     size = max(float(np.ptp(corners, axis=0).max()), LEAST_RADIUS)
     axes = np.linalg.svd(corners - corners.mean(0), full_matrices=True)[2]
@@ -95,7 +122,7 @@ def fit_capsule(points: Array) -> FittedCapsule:
         direction = frame[0] + x[0] * frame[1] + x[1] * frame[2]
         direction = direction / np.linalg.norm(direction)
         center = middle + size * (x[2] * frame[1] + x[3] * frame[2])
-        return _around_axis(corners, direction, center, size * float(x[4]))
+        return around_axis(corners, direction, center, size * float(x[4]))
 
     best: FittedCapsule | None = None
     for turn in range(3):
@@ -145,6 +172,8 @@ def capsule_around_box(size: Array) -> FittedCapsule:
 def read_vertices(path: Path) -> Array:
     """Read the vertices `[n 3]` of a mesh file: STL (binary or text) or OBJ, in the file's own unit.
 
+    Each three of them are a triangle, unless an OBJ has no faces.
+
     Raises:
         ConfigError: another format, or a file that is missing, too large, truncated or without vertices.
     """
@@ -183,7 +212,16 @@ def _stl_vertices(data: bytes) -> Array:
 
 
 def _obj_vertices(data: bytes) -> Array:
-    return _number_rows(data, b"v")
+    """Read the corners of the faces, each cut into triangles from its first corner; all vertices where it has none."""
+    vertices = _number_rows(data, b"v")
+    corners: list[int] = []
+    for line in data.splitlines():
+        words = line.split()
+        if words and words[0] == b"f":
+            face = [int(word.split(b"/")[0]) for word in words[1:]]
+            face = [index - 1 if index > 0 else len(vertices) + index for index in face]
+            corners += [c for k in range(1, len(face) - 1) for c in (face[0], face[k], face[k + 1])]
+    return vertices[corners] if corners else vertices
 
 
 def _number_rows(data: bytes, keyword: bytes) -> Array:

@@ -53,6 +53,9 @@ class RobotModel:
     inertias: `[j+1 3 3]` about the centers of mass, along the axes of the link frames [kg m^2].
     gripper_rate: fastest change of the opening (0 to 1) [1/s].
     home: `[j]` a comfortable posture [rad].
+    self_pairs: pairs of capsules that are kept apart; self_margins: for each of them [m] that is added to their
+        distance, above 0 where the capsules overlap without the bodies touching; zeros where left out.
+    unwatched_pairs: pairs of capsules that are not kept apart although joints between them would let them meet.
 
     Where masses, centers or inertias are left out, all three follow from the capsules at `DEFAULT_DENSITY`;
     a link without capsules gets `UNKNOWN_MASS`.
@@ -73,17 +76,22 @@ class RobotModel:
     home: Array
     capsules: tuple[Capsule, ...]
     self_pairs: tuple[tuple[int, int], ...]
+    self_margins: tuple[float, ...] = ()
+    unwatched_pairs: tuple[tuple[int, int], ...] = ()
     masses: Array = field(default_factory=lambda: np.empty(0))
     mass_centers: Array = field(default_factory=lambda: np.empty((0, 3)))
     inertias: Array = field(default_factory=lambda: np.empty((0, 3, 3)))
 
     def __post_init__(self) -> None:
-        """Fill in masses that were left out.
+        """Fill in margins and masses that were left out.
 
         Raises:
             ShapeError: masses, centers or inertias for another number of links.
         """
         count = self.num_joints + 1
+        if len(self.self_margins) != len(self.self_pairs):
+            # A copy with other pairs has none of the margins of the old ones.
+            object.__setattr__(self, "self_margins", (0.0,) * len(self.self_pairs))
         if 0 in (len(self.masses), len(self.mass_centers), len(self.inertias)):
             bodies = [solid_capsules([c for c in self.capsules if c.link == link]) for link in range(count)]
             for name, values in zip(("masses", "mass_centers", "inertias"), stacked(bodies), strict=True):

@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from ...errors import ConfigError
-from .capsule_fit import FittedCapsule, capsule_around_box, capsule_around_cylinder, fit_capsule, read_vertices
+from .capsule_fit import FittedCapsule, capsule_around_box, capsule_around_cylinder, read_vertices
+from .mesh_cover import cover_mesh
 from .robots import Capsule
 from .transforms import Array
 from .urdf_elements import UrdfLink, UrdfShape
@@ -46,7 +47,7 @@ def _cover_all(link: UrdfLink, package_dirs: Sequence[Path], folder: Path | None
             continue
         ends = [_ball_at(place, shape.radius, balls) for place in _cylinder_ends(shape)]
         if None in ends:
-            found.append((order, _cover(shape, link.name, package_dirs, folder)))
+            found += [(order, capsule) for capsule in _cover(shape, link.name, package_dirs, folder)]
             continue
         first, last = (end for end in ends if end is not None)
         rounding |= {first, last}
@@ -60,7 +61,7 @@ def _cover_all(link: UrdfLink, package_dirs: Sequence[Path], folder: Path | None
                 continue
             seen.append(shape)
         if shape.kind != "cylinder":
-            found.append((order, _cover(shape, link.name, package_dirs, folder)))
+            found += [(order, capsule) for capsule in _cover(shape, link.name, package_dirs, folder)]
     return [capsule for _, capsule in sorted(found, key=lambda item: item[0])]
 
 
@@ -77,21 +78,21 @@ def _ball_at(place: Array, radius: float, balls: dict[int, UrdfShape]) -> int | 
     return None
 
 
-def _cover(shape: UrdfShape, link: str, package_dirs: Sequence[Path], folder: Path | None) -> FittedCapsule:
-    """Return the capsule around one shape, in the frame of its link."""
+def _cover(shape: UrdfShape, link: str, package_dirs: Sequence[Path], folder: Path | None) -> list[FittedCapsule]:
+    """Return the capsules around one shape, in the frame of its link: several for a mesh, one for others."""
     if shape.kind == "sphere":
-        return FittedCapsule(shape.pose[:3, 3], shape.pose[:3, 3], shape.radius)
+        return [FittedCapsule(shape.pose[:3, 3], shape.pose[:3, 3], shape.radius)]
     if shape.kind == "capsule":
-        return FittedCapsule(*_cylinder_ends(shape), shape.radius)
+        return [FittedCapsule(*_cylinder_ends(shape), shape.radius)]
     if shape.kind == "cylinder":
-        around = capsule_around_cylinder(shape.radius, shape.length)
+        around = [capsule_around_cylinder(shape.radius, shape.length)]
     elif shape.kind == "box":
-        around = capsule_around_box(np.array(shape.size))
+        around = [capsule_around_box(np.array(shape.size))]
     else:
         path = mesh_path(shape.filename, link, package_dirs, folder)
-        around = fit_capsule(read_vertices(path) * np.array(shape.size))
+        around = cover_mesh(read_vertices(path) * np.array(shape.size))
     rotation, position = shape.pose[:3, :3], shape.pose[:3, 3]
-    return FittedCapsule(rotation @ around.start + position, rotation @ around.end + position, around.radius)
+    return [FittedCapsule(rotation @ c.start + position, rotation @ c.end + position, c.radius) for c in around]
 
 
 def mesh_path(filename: str, link: str, package_dirs: Sequence[Path], folder: Path | None) -> Path:

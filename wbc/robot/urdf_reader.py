@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ConfigError
-from .geometry import closest_on_segments, point_separation
 from .inertia import combined, stacked
-from .kinematics import Kinematics
 from .robots import Capsule, RobotModel, solid_capsules
+from .self_pairs import with_self_pairs
 from .transforms import Array, pose_matrix, rotation_exp
 from .urdf import CONTINUOUS_RANGE
 from .urdf_elements import TURNING, UrdfFile, UrdfJoint, UrdfLink, read_urdf
@@ -28,12 +27,6 @@ from .urdf_geometry import body_capsules
 
 DEFAULT_ACCELERATION = 5.0
 """Acceleration bound [rad/s^2] of joints for which neither the caller nor the file gives one."""
-
-NUM_SAMPLES = 200
-"""Postures in which `separable_pairs` tries which capsules always touch."""
-
-HOME_GAP = 0.02
-"""Distance [m] that watched capsules have at home; more than a controller keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +58,8 @@ def robot_from_urdf(
 ) -> RobotModel:
     """Read the chain of revolute and continuous joints from `base_link` to `tool_link`.
 
-    Spheres become capsules exactly, as does a cylinder with a ball at each end; another cylinder, a box and
-    a mesh get the least capsule around them, one for each `<collision>`. A body without mass in the file gets
+    Spheres become capsules exactly, as does a cylinder with a ball at each end; another cylinder and a box get the
+    least capsule around them, a mesh up to four that together cover it. A body without mass in the file gets
     that of its capsules. The emergency acceleration equals the acceleration and the gripper opens in 1 s:
     change either with `dataclasses.replace`.
 
@@ -84,7 +77,7 @@ def robot_from_urdf(
         side_joints: places [rad or m] of joints on side branches; 0 where not named, `<mimic>` is not
             followed. Geometry is taken there: open a gripper to cover what it sweeps.
         capsules: instead of the file's geometry, in the link frames of the model; meshes are not opened.
-        self_pairs: capsules to keep apart; by default those of `separable_pairs`.
+        self_pairs: capsules to keep apart; by default those of `with_self_pairs`.
 
     Raises:
         ConfigError: no serial arm of this kind can be read; the message states where and what to do.
@@ -99,36 +92,12 @@ def robot_from_urdf(
     else:
         shapes = list(capsules)
     model = _model(file.name, arm, shapes, velocity, acceleration, effort, home)
-    pairs = separable_pairs(model) if self_pairs is None else tuple((a, b) for a, b in self_pairs)
+    if self_pairs is None:
+        return with_self_pairs(model)
+    pairs = tuple((a, b) for a, b in self_pairs)
     if any(not 0 <= index < len(shapes) for pair in pairs for index in pair):
         raise ConfigError(f"self_pairs {pairs} name capsules; expected indices below {len(shapes)}.")
     return replace(model, self_pairs=pairs)
-
-
-def separable_pairs(model: RobotModel) -> tuple[tuple[int, int], ...]:
-    """List the pairs of capsules at least two joints apart that can be kept apart.
-
-    Left out are those nearer than `HOME_GAP` at `home`, and those that touch in all of `NUM_SAMPLES` postures
-    sampled within the limits (and one turn) with seed 0: their capsules are too wide to tell anything.
-    """
-    links = np.array([capsule.link for capsule in model.capsules], dtype=np.intp)
-    first, second = np.triu_indices(len(links), 1)
-    apart = np.abs(links[second] - links[first]) >= 2
-    first, second = first[apart], second[apart]
-    if len(first) == 0:
-        return ()
-    starts = np.array([capsule.start for capsule in model.capsules])
-    ends = np.array([capsule.end for capsule in model.capsules])
-    radii = np.array([capsule.radius for capsule in model.capsules])
-    lower, upper = np.maximum(model.lower, -math.pi), np.minimum(model.upper, math.pi)
-    postures = np.random.default_rng(0).uniform(lower, np.maximum(upper, lower), (NUM_SAMPLES, model.num_joints))
-    frames = Kinematics(model).forward_many(np.vstack([model.home, postures])).frames[:, links]
-    begin, end = ((frames[..., :3, :3] @ p[..., None])[..., 0] + frames[..., :3, 3] for p in (starts, ends))
-    sides = (begin[:, first], end[:, first], begin[:, second], end[:, second])
-    distances, _ = point_separation(*closest_on_segments(*(side.reshape(-1, 3) for side in sides)))
-    gaps = distances.reshape(len(frames), -1) - radii[first] - radii[second]
-    useful = (gaps[0] >= HOME_GAP) & ~np.all(gaps[1:] < 0.0, axis=0)
-    return tuple(zip(first[useful].tolist(), second[useful].tolist(), strict=True))
 
 
 def _chain(file: UrdfFile, base_link: str | None, tool_link: str | None) -> list[UrdfJoint]:
