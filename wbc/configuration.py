@@ -29,7 +29,8 @@ class ControllerConfig:
         controller still, which suits simulated time. About 0.02 lets another thread keep ticking during planning.
     window: how much of a long chunk is planned at once [s]; the rest follows by itself.
     gripper_rate: fastest change of the opening [1/s], None for the robot's own.
-    gripper_hysteresis: changes of the gripper command below this are ignored.
+    gripper_hysteresis: changes of the gripper command below this are ignored; gripper_dwell: least time between two
+        reversals of its direction [s].
     hold_speed: joint speed [rad/s] below which the arm counts as standing; hold_timeout: time after which a finished
         chunk is given up [s].
     unreachable_distance: remaining tool error [m] of a standing arm that is reported; unreachable_angle: remaining
@@ -54,6 +55,7 @@ class ControllerConfig:
     window: float = 1.5
     gripper_rate: float | None = None
     gripper_hysteresis: float = 0.05
+    gripper_dwell: float = 0.2
     hold_speed: float = 0.01
     hold_timeout: float = 1.0
     unreachable_distance: float = 0.005

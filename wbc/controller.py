@@ -295,7 +295,9 @@ class WholeBodyController:
         if self._supervision.slowed:
             return status.SLOWED
         error, config = self._error, self.config
-        near = error.distance <= config.track_distance and error.angle <= config.track_angle
+        # An arm with fewer than six joints is judged by the position: no rotation was promised.
+        turned = error.angle > config.track_angle and (error.joints or self.robot.num_joints >= 6)
+        near = error.distance <= config.track_distance and not turned
         return status.TRACK if near else status.DEVIATING
 
     def _judge_tick(self, tick: Tick, time: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .robot.transforms import Array
@@ -10,10 +12,18 @@ from .robot.transforms import Array
 class GripperSchedule:
     """Opening commanded over time, 0 closed to 1 open."""
 
-    def __init__(self, opening: float, rate: float, hysteresis: float) -> None:
-        """Start at `opening`, move at most `rate` [1/s], ignore changes of the target below `hysteresis`."""
+    def __init__(self, opening: float, rate: float, hysteresis: float, dwell: float = 0.0) -> None:
+        """Start at `opening`.
+
+        Args:
+            opening: 0 to 1.
+            rate: fastest change [1/s].
+            hysteresis: changes of the target below this are ignored.
+            dwell: least time between two reversals of the direction [s]; the first one is never held back.
+        """
         self.opening = self.target = min(max(opening, 0.0), 1.0)
-        self.rate, self.hysteresis = rate, hysteresis
+        self.rate, self.hysteresis, self.dwell = rate, hysteresis, dwell
+        self._direction, self._turned = 0.0, -math.inf
         self._due, self._values = np.empty(0), np.empty(0)
 
     def follow(self, due: Array, values: Array) -> None:
@@ -30,7 +40,18 @@ class GripperSchedule:
             index = min(int(np.searchsorted(self._due, time - 1e-9)), len(self._values) - 1)
             wanted = float(self._values[index])
             if abs(wanted - self.target) >= self.hysteresis or wanted in (0.0, 1.0):
-                self.target = wanted
+                self._take(wanted, time)
         change = min(max(self.target - self.opening, -self.rate * dt), self.rate * dt)
         self.opening = min(max(self.opening + change, 0.0), 1.0)
         return self.opening
+
+    def _take(self, wanted: float, time: float) -> None:
+        """Make `wanted` the target unless that reverses the direction too soon after the last reversal."""
+        change = wanted - self.target
+        if change == 0.0:
+            return
+        if change * self._direction < 0.0:
+            if time < self._turned + self.dwell:
+                return
+            self._turned = time
+        self._direction, self.target = change, wanted

@@ -26,7 +26,7 @@ from ..errors import ConfigError
 from .collision import CollisionModel
 from .limits import shortest_turn
 from .plan_rows import cap_rows, near_rows
-from .robot.kinematics import ArmPose, Kinematics
+from .robot.kinematics import ArmPose, Kinematics, away_from_singularity
 from .robot.robots import RobotModel
 from .robot.transforms import Array, rotation_logs
 from .row_generation import Limit, solve_by_row_generation
@@ -47,6 +47,8 @@ from .waypoints import (
     with_end,
 )
 
+POSITION_FIRST = 0.003
+"""Most weight of a radian of rotation against a meter for arms with fewer than six joints."""
 SHARE = 0.05
 """Time [s] that a sample of weight one stands for; it fixes the unit of every weight against the tool's error."""
 
@@ -160,11 +162,8 @@ class ChunkOptimizer:
     ) -> None:
         """Prepare the limits.
 
-        Args:
-            robot: the arm.
-            config: weights and bounds.
-            scales: shares of velocity and acceleration that the controller uses.
-            caps: greatest speed of the tool, linear [m/s] and angular [rad/s].
+        `scales` are the shares of velocity and acceleration that the controller uses; `caps` the greatest speed of the
+        tool, linear [m/s] and angular [rad/s].
         """
         self.config, self.kinematics = config, Kinematics(robot)
         margin = np.minimum(config.position_margin, 0.25 * (robot.upper - robot.lower))
@@ -173,7 +172,9 @@ class ChunkOptimizer:
         self.acceleration = config.acceleration_share * scales[1] * robot.acceleration
         self._caps = config.velocity_share * caps[0], config.velocity_share * caps[1]
         self._endless = np.isinf(robot.upper)
-        self._weights = np.array([1.0] * 3 + [config.rotation_weight] * 3)
+        # An arm with fewer than six joints cannot have both: the position first, the rotation as far as it goes.
+        rotation = config.rotation_weight if robot.num_joints >= 6 else min(config.rotation_weight, POSITION_FIRST)
+        self._weights = np.array([1.0] * 3 + [rotation] * 3)
 
     def plan(
         self,
@@ -321,7 +322,7 @@ class ChunkOptimizer:
             if goal.collisions.num_pairs == 0 or self._clear(posed, grid, goal):
                 return free, posed
         if guess is None:
-            free = np.tile(origin[0], (grid.free, 1))
+            free = np.tile(away_from_singularity(self.kinematics, origin[0], self.lower, self.upper), (grid.free, 1))
         else:
             free = grid.through(places, guess.many(times), origin)
         return free, self.kinematics.forward_many(grid.at_samples @ grid.control(origin, free))

@@ -87,7 +87,7 @@ class ChunkQueue:
         self._next: _Waiting | None = None
         self._rest: Chunk | None = None
         rate = self.config.gripper_rate or self.robot.gripper_rate
-        self.gripper = GripperSchedule(opening, rate, self.config.gripper_hysteresis)
+        self.gripper = GripperSchedule(opening, rate, self.config.gripper_hysteresis, self.config.gripper_dwell)
         self._nearest, self._last_start = math.inf, -math.inf
         self._closed = self.blocked = False
 

@@ -10,6 +10,9 @@ import numpy as np
 from .robots import RobotModel
 from .transforms import Array, hat, matrix_from_rpy, pose_matrix
 
+SINGULAR, BEND = 1e-4, 0.05
+"""Manipulability below which a posture is singular, and how far a joint is bent to leave it [rad]."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmPose:
@@ -138,3 +141,22 @@ class Kinematics:
 def manipulability(jacobian: Array) -> float:
     """Return Yoshikawa's measure `sqrt(det(J J'))` of a Jacobian `[6 j]`; 0 at a singularity."""
     return math.sqrt(max(float(np.linalg.det(jacobian @ jacobian.T)), 0.0))
+
+
+def away_from_singularity(kinematics: Kinematics, q: Array, lower: Array, upper: Array) -> Array:
+    """Return joints `[j]` [rad] to begin a search from: `q` or, where that is singular, with the best joint bent.
+
+    At an exact singularity no small motion of the joints helps, so that a search from there would not begin to move.
+    An arm with fewer than six joints is left as it is: its measure is always 0.
+
+    Args:
+        kinematics: of the arm; q: `[j]` [rad].
+        lower, upper: `[j]` limits that the bent joint keeps [rad].
+    """
+    if len(q) < 6 or kinematics.manipulability_gradient(kinematics.forward(q).jacobian)[0] > SINGULAR:
+        return q
+    tried = q + BEND * np.concatenate([np.eye(len(q)), -np.eye(len(q))])
+    measures, _ = kinematics.manipulability_gradients(kinematics.forward_many(tried).jacobian)
+    inside = np.all((tried >= lower) & (tried <= upper), axis=1)
+    bent: Array = tried[int(np.where(inside, measures, -1.0).argmax())]
+    return bent
