@@ -27,6 +27,8 @@ class ControllerConfig:
         `smoothing.angular_speed`.
     lead: how far ahead of the present tick a new chunk takes over [s]. 0 plans while `accept` holds the
         controller still, which suits simulated time. About 0.02 lets another thread keep ticking during planning.
+    stream_period: chunks of one pose that follow one another by no more than this [s] are a stream (teleoperation): the
+        ticks go straight for the next pose, instead of planning to rest on each; 0 for never.
     window: how much of a long chunk is planned at once [s]; the rest follows by itself.
     gripper_rate: fastest change of the opening [1/s], None for the robot's own.
     gripper_hysteresis: changes of the gripper command below this are ignored; gripper_dwell: least time between two
@@ -52,6 +54,7 @@ class ControllerConfig:
     supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     lead: float = 0.0
+    stream_period: float = 0.05
     window: float = 1.5
     gripper_rate: float | None = None
     gripper_hysteresis: float = 0.05

@@ -19,7 +19,7 @@ from .collision import CollisionConfig
 from .configuration import ControllerConfig
 from .fast import make_collisions
 from .planning import Motion, Smoothed
-from .reference import SmoothTrajectory
+from .reference import SmoothTrajectory, StreamedPose
 from .robot.robots import Capsule, RobotModel
 from .robot.transforms import Array
 from .splines import JointSpline
@@ -270,8 +270,8 @@ class WholeBodyController:
         arm.dq, self._clock.reference = tick.velocity, target_time
         self._judge_tick(tick, target_time)
 
-    def _follow_tool(self, motion: SmoothTrajectory, target_time: float, elapsed: float) -> Tick:
-        """Follow a smoothed chunk in tool space."""
+    def _follow_tool(self, motion: SmoothTrajectory | StreamedPose, target_time: float, elapsed: float) -> Tick:
+        """Follow a smoothed chunk or a streamed pose in tool space."""
         pose = self._solver.kinematics.forward(self._arm.q)
         now, target = motion.pose(self._clock.reference), motion.pose(target_time)
         twist = wanted_twist(pose.tool, now, target, self.dt, self.config.tracking, self._caps)

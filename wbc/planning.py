@@ -11,7 +11,7 @@ from .chunks import Chunk, JointChunk, ToolChunk, after
 from .collision import CollisionModel
 from .configuration import ControllerConfig
 from .optimization import ChunkOptimizer, Plan
-from .reference import SmoothTrajectory, ToolState
+from .reference import SmoothTrajectory, StreamedPose, ToolState
 from .robot.kinematics import Kinematics
 from .robot.robots import RobotModel
 from .robot.transforms import Array
@@ -20,8 +20,8 @@ from .splines import JointSpline, SmoothJointSpline
 from .status import EventLog
 from .waypoints import AnyWaypoints, JointWaypoints, Waypoints, joint_waypoints_of, waypoints_of
 
-Motion = JointSpline | SmoothTrajectory
-"""What the ticks follow: joint motion, or a smoothed chunk in tool space."""
+Motion = JointSpline | SmoothTrajectory | StreamedPose
+"""What the ticks follow: joint motion, or in tool space a smoothed chunk or the next pose of a stream."""
 Smoothed = SmoothTrajectory | SmoothJointSpline
 """Motion that was not optimized: what remains where the optimization fails, comes late, or is not wanted."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .robot.transforms import Array, rotation_exp, rotation_vector_rates
+from .robot.transforms import Array, rotation_exp, rotation_log, rotation_vector_rates
 from .splines import Pieces
 
 
@@ -55,6 +55,26 @@ class SmoothTrajectory(Pieces):
             acceleration=second[:3],
             angular_acceleration=angular_acceleration,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StreamedPose:
+    """The way from one pose of a stream to the next, passed evenly; the tool stays at the last one.
+
+    start_time, end_time: [s]; before, after: poses `[4 4]` at these times.
+    """
+
+    start_time: float
+    end_time: float
+    before: Array
+    after: Array
+
+    def pose(self, time: float) -> tuple[Array, Array]:
+        """Return position `[3]` [m] and rotation `[3 3]` at `time` [s]; constant before and after."""
+        share = min(max((time - self.start_time) / max(self.end_time - self.start_time, 1e-9), 0.0), 1.0)
+        turn = rotation_log(self.after[:3, :3] @ self.before[:3, :3].T)
+        position = (1.0 - share) * self.before[:3, 3] + share * self.after[:3, 3]
+        return position, rotation_exp(share * turn) @ self.before[:3, :3]
 
 
 def resting(position: Array, rotation: Array) -> ToolState:

@@ -16,8 +16,9 @@ from .clock import CLOCK_SLACK, ReferenceClock
 from .configuration import ControllerConfig
 from .gripper import GripperSchedule
 from .planning import ChunkPlanner, Motion, MotionState, Smoothed
+from .reference import StreamedPose
 from .robot.robots import RobotModel
-from .robot.transforms import Array
+from .robot.transforms import Array, matrix_from_quaternion, pose_matrix
 from .splines import JointSpline
 from .status import EventLog
 from .supervision import Supervision
@@ -245,9 +246,27 @@ class ChunkQueue:
 
     def _plan(self, state: MotionState, chunk: Chunk, *, late: bool = False) -> Motion | None:
         """Plan a chunk, only smoothed where it comes late; None where even that refuses it."""
+        streamed = self._streamed(state, chunk)
+        if streamed is not None:
+            self._log.counters["streamed"] += 1
+            return streamed
         elapsed = state.time - self._solver.scene_time
         collisions = self._solver.watch.collisions
         return self._planner.plan(state, chunk, self.commanded.posture, collisions, elapsed, late=late)
+
+    def _streamed(self, state: MotionState, chunk: Chunk) -> StreamedPose | None:
+        """Return the way to the next pose of a stream; None where the chunk and the one before are no stream."""
+        before, most = self.chunk, self.config.stream_period
+        if not (isinstance(chunk, ToolChunk) and isinstance(before, ToolChunk)) or self.motion is None:
+            return None
+        if len(chunk.due) != 1 or len(before.due) != 1 or not 0.0 < chunk.due[0] - before.due[0] <= most + CLOCK_SLACK:
+            return None
+        tool = self._solver.kinematics.forward(state.q).tool
+        if isinstance(self.motion, StreamedPose):
+            # From where the reference is, not the arm: what the arm lags behind stays for the ticks to make up.
+            tool = pose_matrix(*self.motion.pose(state.time))
+        goal = pose_matrix(chunk.positions[0], matrix_from_quaternion(chunk.quaternions[0]))
+        return StreamedPose(start_time=state.time, end_time=float(chunk.due[0]), before=tool, after=goal)
 
     def _take_over(self, state: MotionState, chunk: Chunk, start: float, *, late: bool = False) -> str:
         """Plan and switch at once; return the verdict."""
