@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import minimize, minimize_scalar
 from scipy.spatial import ConvexHull, QhullError
 
@@ -40,9 +41,9 @@ class FittedCapsule(NamedTuple):
         """Return how far [m] the farthest of `points` `[n 3]` lies outside; negative where all are inside."""
         return float(self._distances(points).max()) - self.radius
 
-    def holds(self, points: Array) -> Array:
+    def holds(self, points: Array) -> npt.NDArray[np.bool_]:
         """Return which of `points` `[n 3]` lie inside `[n]`."""
-        inside: Array = self._distances(points) <= self.radius
+        inside: npt.NDArray[np.bool_] = self._distances(points) <= self.radius
         return inside
 
     def _distances(self, points: Array) -> Array:

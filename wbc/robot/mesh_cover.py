@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy.spatial import ConvexHull, QhullError
 
 from .capsule_fit import FittedCapsule, around_axis, extremes, fit_capsule
@@ -22,12 +23,15 @@ NUM_POINTS = 4000
 """Points, sampled with seed 0, in which covered space is counted."""
 
 
+Mask = npt.NDArray[np.bool_]
+
+
 class _Part(NamedTuple):
     """Triangles `[t 3 3]`, some of them for the search, and which points of space the capsule around them covers."""
 
     full: Array
     some: Array
-    covered: Array
+    covered: Mask
 
 
 class _Cut(NamedTuple):
@@ -35,7 +39,7 @@ class _Cut(NamedTuple):
 
     axis: Array
     height: float
-    covered: tuple[Array, Array]
+    covered: tuple[Mask, Mask]
 
 
 def cover_mesh(vertices: Array) -> list[FittedCapsule]:
@@ -99,7 +103,7 @@ def _left(parts: list[_Part], index: int, cut: _Cut | None) -> int:
     return int(np.logical_or.reduce(kept + list(cut.covered if cut else [parts[index].covered])).sum())
 
 
-def _best_cut(part: _Part, space: Array, others: Array) -> _Cut | None:
+def _best_cut(part: _Part, space: Array, others: Mask) -> _Cut | None:
     """Return the cut after which the fewest points of `space` `[p 3]` are covered, `others` `[p]` being so anyway."""
     corners = extremes(part.some.reshape(-1, 3))
     best: tuple[int, _Cut] | None = None
