@@ -336,6 +336,8 @@ def controller_config() -> ControllerConfig:
         # it drifts towards the elbow's limit within a chain.
         tracking=TrackingConfig(posture_weight=0.05, posture_gain=3.0, velocity_scale=0.68),
         gripper_rate=60.0,
+        # The policies were measured with a gripper that follows every command.
+        gripper_dwell=0.0,
     )
 
 
