@@ -48,8 +48,10 @@ class ArmCapsules:
 
     def __init__(self, capsules: Sequence[Capsule], num_joints: int, first_link: int) -> None:
         """Take over capsules; those from `first_link` on are exposed."""
-        self.links = np.array([c.link for c in capsules])
-        self.ends = np.array([[c.start for c in capsules], [c.end for c in capsules]]).transpose(1, 2, 0)
+        self.links = np.array([c.link for c in capsules], dtype=np.intp)
+        self.ends = (
+            np.array([[c.start for c in capsules], [c.end for c in capsules]]).reshape(2, -1, 3).transpose(1, 2, 0)
+        )
         self.radii = np.array([c.radius for c in capsules])
         self.moved = (np.arange(num_joints)[None, :] < self.links[:, None]).astype(np.float64)
         self.exposed = np.array([i for i, c in enumerate(capsules) if c.link >= first_link], dtype=np.intp)

@@ -14,7 +14,7 @@ from ...contracts import JointCommand
 from ...errors import ConfigError, ControlError
 from ..robot.robots import RobotModel
 from ..robot.transforms import Array
-from ..robot.urdf import robot_urdf
+from ..robot.urdf import UNBOUNDED_EFFORT, robot_urdf
 from .driver import Measurement, Pacer
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class BulletDriver:
                 targetVelocity=(1.0 - self._gain) * velocity,
                 positionGain=self._gain,
                 velocityGain=1.0,
-                force=effort,
+                force=min(effort, UNBOUNDED_EFFORT),
                 maxVelocity=limit,
                 physicsClientId=self.client,
             )

@@ -12,6 +12,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.spatial import ConvexHull, QhullError
 
 from ...errors import ConfigError, ShapeError
+from .collada import collada_vertices
 from .transforms import Array
 
 LEAST_RADIUS = 1e-4
@@ -171,7 +172,10 @@ def capsule_around_box(size: Array) -> FittedCapsule:
 
 
 def read_vertices(path: Path) -> Array:
-    """Read the vertices `[n 3]` of a mesh file: STL (binary or text) or OBJ, in the file's own unit.
+    """Read the vertices `[n 3]` of a mesh file: STL (binary or text), OBJ, or COLLADA.
+
+    STL and OBJ are in the file's own unit, COLLADA, which states its unit, in meters. An STL may be without
+    triangles, as placeholders are.
 
     Each three of them are a triangle, unless an OBJ has no faces.
 
@@ -183,16 +187,19 @@ def read_vertices(path: Path) -> Array:
     if path.stat().st_size > MAX_MESH_BYTES:
         raise ConfigError(f"mesh file {path} is larger than {MAX_MESH_BYTES >> 20} MiB; simplify it first.")
     suffix = path.suffix.lower()
-    if suffix not in (".stl", ".obj"):
+    if suffix not in READERS:
         raise ConfigError(
-            f"mesh file {path} is '{suffix or 'without suffix'}'; expected .stl or .obj; convert it, or pass capsules=."
+            f"mesh file {path} is '{suffix or 'without suffix'}'; expected one of {list(READERS)}; convert it, or pass "
+            "capsules=."
         )
     data = path.read_bytes()
+    if data.startswith(b"version https://git-lfs"):
+        raise ConfigError(f"mesh file {path} is a pointer of Git LFS; run `git lfs pull` in its repository.")
     try:
-        vertices = _stl_vertices(data) if suffix == ".stl" else _obj_vertices(data)
+        vertices = READERS[suffix](data)
     except (ValueError, IndexError) as error:
         raise ConfigError(f"mesh file {path} is damaged ({error}); export it again.") from error
-    if len(vertices) == 0 or not np.isfinite(vertices).all():
+    if (len(vertices) == 0 and suffix != ".stl") or not np.isfinite(vertices).all():
         raise ConfigError(
             f"mesh file {path} has {len(vertices)} vertices, all of which must be finite numbers; export it again."
         )
@@ -202,6 +209,8 @@ def read_vertices(path: Path) -> Array:
 def _stl_vertices(data: bytes) -> Array:
     """Read triangles: 84 bytes of header and 50 a triangle, or text with `vertex x y z` lines."""
     count = int.from_bytes(data[80:84], "little") if len(data) >= 84 else -1
+    if len(data) == 80 and not any(data):
+        return np.empty((0, 3))
     if len(data) == 84 + 50 * count:
         triangle = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
         return np.frombuffer(data, triangle, offset=84)["corners"].reshape(-1, 3).astype(np.float64)
@@ -231,3 +240,7 @@ def _number_rows(data: bytes, keyword: bytes) -> Array:
     if any(len(row) != 3 for row in rows):
         raise ValueError(f"a '{keyword.decode()}' line without three numbers")
     return np.array(rows, dtype=np.float64).reshape(-1, 3) if rows else np.empty((0, 3))
+
+
+READERS = {".stl": _stl_vertices, ".obj": _obj_vertices, ".dae": collada_vertices}
+"""How the vertices of a mesh file are read, by its suffix."""

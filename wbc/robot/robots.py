@@ -57,6 +57,9 @@ class RobotModel:
         distance, above 0 where the capsules overlap without the bodies touching; zeros where left out.
     unwatched_pairs: pairs of capsules that are not kept apart although joints between them would let them meet.
 
+    joint_names: `[j]` names of the joints, in this order; `joint_1` ... where none are given.
+    notes: what a reader chose or repaired, one sentence each.
+
     Where masses, centers or inertias are left out, all three follow from the capsules at `DEFAULT_DENSITY`;
     a link without capsules gets `UNKNOWN_MASS`.
     """
@@ -81,14 +84,22 @@ class RobotModel:
     masses: Array = field(default_factory=lambda: np.empty(0))
     mass_centers: Array = field(default_factory=lambda: np.empty((0, 3)))
     inertias: Array = field(default_factory=lambda: np.empty((0, 3, 3)))
+    joint_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Fill in margins and masses that were left out.
+        """Fill in names, margins and masses that were left out.
 
         Raises:
-            ShapeError: masses, centers or inertias for another number of links.
+            ShapeError: names for another number of joints; masses, centers or inertias for another number of links.
         """
         count = self.num_joints + 1
+        if not self.joint_names:
+            object.__setattr__(self, "joint_names", tuple(f"joint_{number}" for number in range(1, count)))
+        if len(self.joint_names) != self.num_joints:
+            raise ShapeError(
+                f"joint_names of robot '{self.name}' has {len(self.joint_names)} names; expected {self.num_joints}."
+            )
         if len(self.self_margins) != len(self.self_pairs):
             # A copy with other pairs has none of the margins of the old ones.
             object.__setattr__(self, "self_margins", (0.0,) * len(self.self_pairs))

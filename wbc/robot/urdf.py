@@ -13,6 +13,9 @@ from .robots import Capsule, RobotModel
 CONTINUOUS_RANGE = 1e3
 """Limit [rad] written for joints without stops, which stay revolute: one number a joint in simulators."""
 
+UNBOUNDED_EFFORT = 1e4
+"""Torque [N m] written for joints whose limit is not known."""
+
 
 def _numbers(values: npt.ArrayLike) -> str:
     return " ".join(f"{value:.17g}" for value in np.asarray(values, dtype=np.float64).tolist())
@@ -62,6 +65,7 @@ def robot_urdf(model: RobotModel) -> str:
     for index in range(model.num_joints):
         lower = max(float(model.lower[index]), -CONTINUOUS_RANGE)
         upper = min(float(model.upper[index]), CONTINUOUS_RANGE)
+        effort = min(float(model.effort[index]), UNBOUNDED_EFFORT)
         parts.append(
             f'<joint name="joint_{index + 1}" type="revolute">'
             f'<parent link="link_{index}"/><child link="link_{index + 1}"/>'
@@ -69,7 +73,7 @@ def robot_urdf(model: RobotModel) -> str:
             f'rpy="{_numbers(model.joint_rpys[index])}"/>'
             '<axis xyz="0 0 1"/>'
             f'<limit lower="{lower:.17g}" upper="{upper:.17g}" '
-            f'velocity="{model.velocity[index]:.17g}" effort="{model.effort[index]:.17g}"/></joint>'
+            f'velocity="{model.velocity[index]:.17g}" effort="{effort:.17g}"/></joint>'
         )
     parts.append(_link("tool", Inertial(0.0, np.zeros(3), np.zeros((3, 3))), []))
     parts.append(

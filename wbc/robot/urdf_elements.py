@@ -50,6 +50,11 @@ CHILDREN = {
 }
 """What is read or known to be of no matter; a child that is nearly one of these is a misspelling."""
 
+MISSPELT = 0.75
+"""Likeness from which an unknown attribute is a misspelling of an absent one."""
+
+EXPAND = "expand it with `xacro FILE.urdf.xacro > FILE.urdf` (ROS has it, or `pip install xacro`) and load the .urdf"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UrdfShape:
@@ -67,6 +72,13 @@ class UrdfShape:
     size: tuple[float, ...] = (1.0, 1.0, 1.0)
     filename: str = ""
 
+    @property
+    def empty(self) -> bool:
+        """Whether the shape has no extent, as a placeholder has."""
+        if self.kind == "box":
+            return max(self.size) == 0.0
+        return self.kind != "mesh" and self.radius == 0.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UrdfLink:
@@ -82,6 +94,7 @@ class UrdfJoint:
     """A joint: `origin` `[4 4]` places its frame in the parent link, `axis` `[3]` is a unit vector.
 
     limits: the attributes of `<limit>` that the file has [rad, rad/s, rad/s^2, N m, or the same with m and N].
+    mimic: name of the joint that it follows, None for a joint of its own.
     """
 
     name: str
@@ -91,7 +104,12 @@ class UrdfJoint:
     origin: Array
     axis: Array
     limits: dict[str, float]
-    mimics: bool
+    mimic: str | None = None
+
+    @property
+    def mimics(self) -> bool:
+        """Whether the joint follows another one."""
+        return self.mimic is not None
 
     def placed(self, value: float) -> Array:
         """Return the pose `[4 4]` of the child link in the parent link at `value` [rad or m]."""
@@ -125,7 +143,7 @@ def read_urdf(path_or_text: str | os.PathLike[str]) -> UrdfFile:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"URDF file {path} is larger than {MAX_BYTES >> 20} MiB; give the .urdf, not its meshes.")
         data, folder = path.read_bytes(), path.resolve().parent
-    root = _parse(data)
+    root = parse_xml(data, "the URDF")
     if root.tag != "robot":
         raise ConfigError(f"the XML describes a <{root.tag}>; expected a <robot>; convert it to URDF first.")
     _check_names(root, "the file")
@@ -145,37 +163,50 @@ def read_urdf(path_or_text: str | os.PathLike[str]) -> UrdfFile:
     return UrdfFile(name=root.get("name") or "robot", links=known, joints={j.name: j for j in joints}, folder=folder)
 
 
-def _parse(data: bytes) -> Element:
-    """Build the tree; a document type, and with it every entity, is refused."""
+def parse_xml(data: bytes, what: str) -> Element:
+    """Return the root element; a document type, and with it every entity, is refused.
+
+    Args:
+        data: the file.
+        what: its name in messages.
+
+    Raises:
+        ConfigError: a document type, or no well-formed XML.
+    """
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
 
     def refuse(*_: object) -> None:
-        raise ConfigError("the URDF declares a document type or entities, which no robot needs; remove <!DOCTYPE ...>.")
+        raise ConfigError(f"{what} declares a document type or entities, which no robot needs; remove <!DOCTYPE ...>.")
 
     parser.StartDoctypeDeclHandler = refuse
     parser.EntityDeclHandler = refuse
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(data, True)
     except expat.ExpatError as error:
-        raise ConfigError(f"the URDF is not well-formed XML ({error}); it may be truncated, write it again.") from error
+        raise ConfigError(f"{what} is not well-formed XML ({error}); it may be truncated, write it again.") from error
     return builder.close()
 
 
 def _check_names(element: Element, where: str) -> None:
-    """Refuse unknown attributes, misspelt children and xacro below `element`."""
-    allowed = ATTRIBUTES.get(element.tag)
-    unknown = sorted(set(element.keys()) - allowed) if allowed else []
-    if allowed and unknown:
-        raise ConfigError(
-            f"{where}: <{element.tag}> has an attribute '{unknown[0]}'; expected {sorted(allowed)}; correct the file."
-        )
+    """Refuse misspelt attributes and children, and xacro, below `element`; what is unknown otherwise is left out.
+
+    Readers of URDF ignore attributes and elements that are not theirs (`drake:acceleration`, `dont_collapse`). An
+    attribute that is nearly one that is absent is a misspelling.
+    """
+    allowed = ATTRIBUTES.get(element.tag, set())
+    for name in sorted(set(element.keys()) - allowed) if allowed else []:
+        if ":" not in name and difflib.get_close_matches(name, allowed - set(element.keys()), 1, MISSPELT):
+            raise ConfigError(
+                f"{where}: <{element.tag}> has an attribute '{name}'; expected {sorted(allowed)}; correct the file."
+            )
     expected = CHILDREN.get(element.tag)
     for child in element:
         if child.tag.startswith("xacro:"):
-            raise ConfigError(f"{where} holds <{child.tag}>: it is xacro source; run `xacro FILE > robot.urdf` first.")
+            raise ConfigError(f"{where} holds <{child.tag}>: it is xacro source; {EXPAND}.")
         near = difflib.get_close_matches(child.tag, expected, 1, 0.7) if expected and child.tag not in expected else []
         if near:
             raise ConfigError(f"{where}: unknown element <{child.tag}>; did you mean <{near[0]}>? Correct the file.")
@@ -196,15 +227,15 @@ def _numbers(element: Element, attribute: str, count: int, where: str, default: 
         values = []
     largest = math.inf if element.tag == "limit" else LARGEST
     if len(values) != count or not all(math.isfinite(value) and abs(value) <= largest for value in values):
-        advice = "run xacro first" if "${" in text else "correct the file"
+        advice = "run xacro first" if "${" in text or "$(" in text else "correct the file"
         raise ConfigError(f"{where}: {attribute} of <{element.tag}> is '{text[:60]}'; expected {wanted}; {advice}.")
     return values
 
 
 def _length(element: Element, attribute: str, where: str) -> float:
     (value,) = _numbers(element, attribute, 1, where)
-    if value <= 0.0:
-        raise ConfigError(f"{where}: {attribute} of <{element.tag}> is {value:g} m; expected more than 0; correct it.")
+    if value < 0.0:
+        raise ConfigError(f"{where}: {attribute} of <{element.tag}> is {value:g} m; expected 0 or more; correct it.")
     return value
 
 
@@ -236,7 +267,7 @@ def _joint(element: Element) -> UrdfJoint:
     kind = _name(element, "type", where)
     if kind not in KINDS:
         raise ConfigError(f"{where} is of type '{kind}'; expected one of {list(KINDS)}; correct the file.")
-    axis, limit = element.find("axis"), element.find("limit")
+    axis, limit, mimic = element.find("axis"), element.find("limit"), element.find("mimic")
     direction = np.array([1.0, 0.0, 0.0])
     if axis is not None and kind not in ("fixed", "floating"):
         direction = np.array(_numbers(axis, "xyz", 3, where))
@@ -244,7 +275,8 @@ def _joint(element: Element) -> UrdfJoint:
         if length < 1e-6:
             raise ConfigError(f"{where}: its axis is zero; expected a direction; correct the file.")
         direction = direction / length
-    limits = {} if limit is None else {key: _numbers(limit, key, 1, where)[0] for key in limit.keys()}  # noqa: SIM118
+    given = [] if limit is None else [key for key in limit.keys() if key in ATTRIBUTES["limit"]]  # noqa: SIM118
+    limits = {} if limit is None else {key: _numbers(limit, key, 1, where)[0] for key in given}
     return UrdfJoint(
         name=name,
         kind=kind,
@@ -253,7 +285,7 @@ def _joint(element: Element) -> UrdfJoint:
         origin=_origin(element, where),
         axis=direction,
         limits=limits,
-        mimics=element.find("mimic") is not None,
+        mimic=None if mimic is None else mimic.get("joint", ""),
     )
 
 
@@ -281,7 +313,10 @@ def _inertial(element: Element, where: str) -> Inertial:
 
 
 def _shape(collision: Element, where: str) -> UrdfShape:
-    geometry, pose = _child(collision, "geometry", where), _origin(collision, where)
+    """Return the shape of a `<collision>`; one without any is empty."""
+    geometry, pose = collision.find("geometry"), _origin(collision, where)
+    if geometry is None or len(geometry) == 0:
+        return UrdfShape(kind="box", pose=pose, size=(0.0, 0.0, 0.0))
     for element in geometry:
         if element.tag == "sphere":
             return UrdfShape(kind="sphere", pose=pose, radius=_length(element, "radius", where))
@@ -290,8 +325,8 @@ def _shape(collision: Element, where: str) -> UrdfShape:
             return UrdfShape(kind=element.tag, pose=pose, radius=radius, length=length)
         if element.tag == "box":
             size = tuple(_numbers(element, "size", 3, where))
-            if min(size) <= 0.0:
-                raise ConfigError(f"{where}: a box of size {size}; expected edges above 0 m; correct the file.")
+            if min(size) < 0.0:
+                raise ConfigError(f"{where}: a box of size {size}; expected edges of 0 m or more; correct the file.")
             return UrdfShape(kind="box", pose=pose, size=size)
         if element.tag == "mesh":
             scale = tuple(_numbers(element, "scale", 3, where, "1 1 1"))

@@ -17,20 +17,82 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ConfigError
+from .home import default_home
 from .inertia import combined, stacked
 from .robots import Capsule, RobotModel, solid_capsules
 from .self_pairs import with_self_pairs
 from .transforms import Array, pose_matrix, rotation_exp
 from .urdf import CONTINUOUS_RANGE
+from .urdf_chain import find_arm, listed
 from .urdf_elements import TURNING, UrdfFile, UrdfJoint, UrdfLink, read_urdf
-from .urdf_geometry import body_capsules
+from .urdf_geometry import Meshes, body_capsules
 
 DEFAULT_ACCELERATION = 5.0
 """Acceleration bound [rad/s^2] of joints for which neither the caller nor the file gives one."""
 
+DEFAULT_VELOCITY = 2.0
+"""Velocity bound [rad/s] of joints whose file gives one above `FASTEST`, which is a placeholder."""
+
+FASTEST = 4 * math.pi
+"""Velocity limit [rad/s] above which a file is not believed: two turns a second."""
+
+MOST_TURNS = 4
+"""Turns beyond which a position limit in rad is taken for one in degrees."""
+
+REACHES = (0.01, 30.0)
+"""Least and greatest reach [m] of an arm whose lengths are believed."""
+
+LARGEST_PART, SMALLEST_PART = 5.0, 0.005
+"""Extent of a mesh, and of the largest one, beyond which its unit is not believed [reach of the arm]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UrdfOptions:
+    """How a .urdf file is read.
+
+    Args:
+        base_link: link 0; the root where none is given.
+        tool_link: link whose frame is the tool; where none is given, the frame that is named as one (tcp, tool0, ee) on
+            the last body of the branch with most turning joints, else the end of that body. Needed for two arms.
+        package_dirs: folders that hold packages, or are one, for `package://` in mesh names; after them the folder of
+            the file, those above it, and ROS_PACKAGE_PATH and AMENT_PREFIX_PATH are tried.
+        mesh_scale: factor on every mesh, 0.001 for meshes in millimeters.
+        limits_in_degrees: The position limits of the file are in degrees.
+        lower: position limits [rad], a number or one for each joint; those of the file where none are given.
+        upper: position limits [rad], a number or one for each joint; those of the file where none are given.
+        velocity: bound [rad/s], a number or one for each joint; that of the file where none is given.
+        acceleration: bound [rad/s^2], a number or one for each joint; that of the file, else 5 where none is given.
+        effort: bound [N m], for simulators; that of the file where none is given, unbounded where it has none.
+        home: posture to begin in [rad]; where none is given, a bent one is chosen by `default_home`.
+        side_joints: places [rad or m] of joints on side branches, 0 where not named; geometry is taken there: open a
+            gripper to cover what it sweeps. A sliding joint of the arm that is named is fixed there.
+        capsules: bodies in place of the file's geometry, in the link frames of the model; meshes are not opened. [] is
+            to go without.
+        self_pairs: pairs of capsules to keep apart; those of `with_self_pairs` where none are given.
+    """
+
+    base_link: str | None = None
+    tool_link: str | None = None
+    package_dirs: Sequence[str | os.PathLike[str]] = ()
+    mesh_scale: float = 1.0
+    limits_in_degrees: bool = False
+    lower: float | Sequence[float] | None = None
+    upper: float | Sequence[float] | None = None
+    velocity: float | Sequence[float] | None = None
+    acceleration: float | Sequence[float] | None = None
+    effort: float | Sequence[float] | None = None
+    home: float | Sequence[float] | None = None
+    side_joints: Mapping[str, float] | None = None
+    capsules: Sequence[Capsule] | None = None
+    self_pairs: Sequence[tuple[int, int]] | None = None
+
+
+AS_IN_FILE = UrdfOptions()
+"""Everything as the file has it."""
+
 
 @dataclass(frozen=True, slots=True)
-class _Arm:
+class _Bodies:
     """The chain, folded: joint frames `[4 4]` in one another, the tool, and what each body is made of.
 
     parts: for each body (the base first) its links, with their poses `[4 4]` in the frame of the body.
@@ -48,6 +110,10 @@ def robot_from_urdf(
     base_link: str | None = None,
     tool_link: str | None = None,
     package_dirs: Sequence[str | os.PathLike[str]] = (),
+    mesh_scale: float = 1.0,
+    limits_in_degrees: bool = False,
+    lower: npt.ArrayLike | None = None,
+    upper: npt.ArrayLike | None = None,
     velocity: npt.ArrayLike | None = None,
     acceleration: npt.ArrayLike | None = None,
     effort: npt.ArrayLike | None = None,
@@ -56,105 +122,117 @@ def robot_from_urdf(
     capsules: Sequence[Capsule] | None = None,
     self_pairs: Sequence[tuple[int, int]] | None = None,
 ) -> RobotModel:
+    """Read an arm from URDF, as `read_robot` does with the `UrdfOptions` of these fields.
+
+    Raises:
+        ConfigError: no serial arm of this kind can be read; the message states where and what to do.
+    """
+    options = UrdfOptions(
+        base_link=base_link,
+        tool_link=tool_link,
+        package_dirs=package_dirs,
+        mesh_scale=mesh_scale,
+        limits_in_degrees=limits_in_degrees,
+        lower=plain(lower),
+        upper=plain(upper),
+        velocity=plain(velocity),
+        acceleration=plain(acceleration),
+        effort=plain(effort),
+        home=plain(home),
+        side_joints=side_joints,
+        capsules=capsules,
+        self_pairs=self_pairs,
+    )
+    return read_robot(path_or_text, options)
+
+
+def plain(given: npt.ArrayLike | None) -> float | Sequence[float] | None:
+    """Return an array as the list that `UrdfOptions` holds; anything else as it is, to be judged later."""
+    plain: float | Sequence[float] | None = given.tolist() if isinstance(given, np.ndarray) else given  # type: ignore[assignment]
+    return plain
+
+
+def read_robot(path_or_text: str | os.PathLike[str], options: UrdfOptions = AS_IN_FILE) -> RobotModel:
     """Read the chain of revolute and continuous joints from `base_link` to `tool_link`.
 
     Spheres become capsules exactly, as does a cylinder with a ball at each end; another cylinder and a box get the
     least capsule around them, a mesh up to four that together cover it. A body without mass in the file gets
     that of its capsules. The emergency acceleration equals the acceleration and the gripper opens in 1 s:
-    change either with `dataclasses.replace`.
+    change either with `dataclasses.replace`. What was chosen or repaired is in the model's `notes`.
 
     Args:
         path_or_text: a file, or the text itself (a string that contains `<`).
-        base_link: link 0; by default the root.
-        tool_link: the link whose frame is the tool; by default the end of the branch with most free joints
-            (then with most joints). Needed where a gripper has revolute joints.
-        package_dirs: folders that hold packages, or are one, for `package://` in mesh names; after them the
-            folder of the file and those above it are tried.
-        velocity, effort: bounds [rad/s], [N m], a number or `[j]`; by default the file's.
-        acceleration: bound [rad/s^2], a number or `[j]`; by default the file's, else `DEFAULT_ACCELERATION`.
-        home: `[j]` [rad]; by default the middle of the limits, 0 for joints without stops. Give a bent one
-            for arms that would be stretched there.
-        side_joints: places [rad or m] of joints on side branches; 0 where not named, `<mimic>` is not
-            followed. Geometry is taken there: open a gripper to cover what it sweeps.
-        capsules: instead of the file's geometry, in the link frames of the model; meshes are not opened.
-        self_pairs: capsules to keep apart; by default those of `with_self_pairs`.
+        options: how to read it.
 
     Raises:
         ConfigError: no serial arm of this kind can be read; the message states where and what to do.
     """
     file = read_urdf(path_or_text)
-    arm = _folded(file, _chain(file, base_link, tool_link), base_link, side_joints or {})
-    if capsules is None:
-        folders = [Path(folder) for folder in package_dirs]
-        shapes = [c for link, parts in enumerate(arm.parts) for c in body_capsules(link, parts, folders, file.folder)]
-        if not shapes:
-            raise ConfigError("the URDF has no <collision> geometry; give capsules= (an empty list to go without).")
-    else:
-        shapes = list(capsules)
-    model = _model(file.name, arm, shapes, velocity, acceleration, effort, home)
-    if self_pairs is None:
+    held = options.side_joints or {}
+    arm = find_arm(file, options.base_link, options.tool_link, held)
+    bodies = _folded(file, list(arm.chain), held)
+    notes = list(arm.notes)
+    bare = _model(file.name, bodies, options, notes)
+    _check_lengths(bare.reach, bodies.joints)
+    capsules = _capsules(file, bodies, options, bare.reach)
+    masses, centers, inertias = _masses(bodies, capsules)
+    model = replace(bare, capsules=tuple(capsules), masses=masses, mass_centers=centers, inertias=inertias)
+    if options.home is None:
+        model = replace(model, home=default_home(model))
+    model = replace(model, notes=tuple(notes))
+    if options.self_pairs is None:
         return with_self_pairs(model)
-    pairs = tuple((a, b) for a, b in self_pairs)
-    if any(not 0 <= index < len(shapes) for pair in pairs for index in pair):
-        raise ConfigError(f"self_pairs {pairs} name capsules; expected indices below {len(shapes)}.")
+    pairs = tuple((a, b) for a, b in options.self_pairs)
+    if any(not 0 <= index < len(capsules) for pair in pairs for index in pair):
+        raise ConfigError(f"self_pairs {pairs} name capsules; expected indices below {len(capsules)}.")
     return replace(model, self_pairs=pairs)
 
 
-def _chain(file: UrdfFile, base_link: str | None, tool_link: str | None) -> list[UrdfJoint]:
-    """Return the joints from the base to the tool."""
-    above = {}
-    for joint in file.joints.values():
-        if joint.child in above:
-            raise ConfigError(f"link '{joint.child}' hangs on two joints; expected a tree; remove one of them.")
-        above[joint.child] = joint
-    for name in (base_link, tool_link):
-        if name is not None and name not in file.links:
-            raise ConfigError(f"the URDF has no link '{name}'; expected one of {sorted(file.links)}.")
-    roots = sorted(set(file.links) - set(above))
-    if base_link is None and len(roots) != 1:
-        raise ConfigError(f"the URDF has {len(roots)} root links {roots}; expected one; give base_link=.")
-    base = base_link or roots[0]
+def _capsules(file: UrdfFile, bodies: _Bodies, options: UrdfOptions, reach: float) -> list[Capsule]:
+    """Return what covers the bodies.
 
-    def path(end: str) -> list[UrdfJoint] | None:
-        joints: list[UrdfJoint] = []
-        while end != base:
-            if end not in above or len(joints) > len(above):
-                return None
-            joints.append(above[end])
-            end = joints[-1].parent
-        return joints[::-1]
-
-    if tool_link is not None:
-        chain = path(tool_link)
-        if chain is None:
-            raise ConfigError(f"link '{tool_link}' does not hang on '{base}'; give another base_link= or tool_link=.")
-    else:
-        chain = _longest([path(end) for end in sorted(set(file.links) - {j.parent for j in file.joints.values()})])
-    for joint in chain:
-        if joint.kind not in (*TURNING, "fixed") or (joint.mimics and joint.kind != "fixed"):
-            kind = "mimic" if joint.mimics else joint.kind
-            raise ConfigError(
-                f"joint '{joint.name}' between '{base}' and the tool is {kind}; expected revolute, continuous or "
-                "fixed joints only; choose base_link= and tool_link= around it, or make it fixed."
-            )
-    if not any(joint.kind in TURNING for joint in chain):
-        raise ConfigError(f"no joint turns between '{base}' and the tool; give base_link= and tool_link=.")
-    return chain
+    Raises:
+        ConfigError: no geometry, meshes that are missing or in another unit, or a capsule that cannot be.
+    """
+    count = len(bodies.joints)
+    if options.capsules is not None:
+        for capsule in options.capsules:
+            numbers = [*capsule.start, *capsule.end, capsule.radius]
+            if not 0 <= capsule.link <= count or not np.isfinite(numbers).all() or capsule.radius <= 0.0:
+                raise ConfigError(
+                    f"{capsule} cannot be; expected a link of 0 to {count}, finite ends, a radius above 0."
+                )
+        return list(options.capsules)
+    if not (math.isfinite(options.mesh_scale) and options.mesh_scale > 0.0):
+        raise ConfigError(f"mesh_scale={options.mesh_scale!r} cannot be used; expected a number above 0.")
+    meshes = Meshes(
+        package_dirs=[Path(folder) for folder in options.package_dirs],
+        folder=file.folder,
+        scale=options.mesh_scale,
+        largest=LARGEST_PART * max(reach, 0.5),
+        reach=reach,
+    )
+    found = [c for link, parts in enumerate(bodies.parts) for c in body_capsules(link, parts, meshes)]
+    if not found:
+        raise ConfigError(
+            "the URDF has no <collision> geometry on its arm; give capsules= (--urdf.capsules), [] to go without."
+        )
+    largest = max(float(np.linalg.norm(np.subtract(c.end, c.start))) + 2 * c.radius for c in found)
+    if largest < SMALLEST_PART * reach:
+        raise ConfigError(
+            f"the largest part of the arm is {1e3 * largest:.3g} mm long, but the arm reaches {reach:.3g} m; expected "
+            "meshes in meters; give mesh_scale= (--urdf.mesh-scale), 1000 where a scale of 0.001 is one too many."
+        )
+    return found
 
 
-def _longest(paths: list[list[UrdfJoint] | None]) -> list[UrdfJoint]:
-    """Return the one path of free and fixed joints with most free ones, then with most joints."""
-    serial = [p for p in paths if p and all(j.kind in (*TURNING, "fixed") and not j.mimics for j in p)]
-    if not serial:
-        raise ConfigError("no branch of the URDF has revolute and fixed joints alone; give tool_link=.")
-
-    def length(path: list[UrdfJoint]) -> tuple[int, int]:
-        return sum(joint.kind in TURNING for joint in path), len(path)
-
-    longest = [path for path in serial if length(path) == max(map(length, serial))]
-    if len(longest) > 1:
-        raise ConfigError(f"the arm may end at any of {[p[-1].child for p in longest]}; give one as tool_link=.")
-    return longest[0]
+def _check_lengths(reach: float, joints: Sequence[UrdfJoint]) -> None:
+    """Refuse an arm whose lengths are in another unit."""
+    if len(joints) > 1 and not REACHES[0] <= reach <= REACHES[1]:
+        raise ConfigError(
+            f"the joints {listed(joint.name for joint in joints)} are {reach:.3g} m long together; expected "
+            f"{REACHES[0]:g} to {REACHES[1]:g} m; the <origin> of URDF is in meters, export the file in meters."
+        )
 
 
 def _turn_to(axis: Array) -> Array:
@@ -166,13 +244,13 @@ def _turn_to(axis: Array) -> Array:
     return rotation_exp(across / sine * math.atan2(sine, float(axis[2])))
 
 
-def _folded(file: UrdfFile, chain: list[UrdfJoint], base_link: str | None, side_joints: Mapping[str, float]) -> _Arm:
+def _folded(file: UrdfFile, chain: list[UrdfJoint], side_joints: Mapping[str, float]) -> _Bodies:
     """Merge fixed joints and side branches into the bodies, and turn every body so that its joint is about z."""
     moving = {joint.name for joint in chain if joint.kind in TURNING}
     for name in side_joints:
         if name not in file.joints or name in moving:
             raise ConfigError(f"side_joints names '{name}', which is no joint of a side branch; remove it.")
-    arm, pose = _Arm(), np.eye(4)
+    arm, pose = _Bodies(), np.eye(4)
     start = (file.links[chain[0].parent], pose)
     arm.parts.append([start])
     for joint in chain:
@@ -206,69 +284,96 @@ def _rpy_from_matrix(rotation: Array) -> Array:
     return np.array([math.atan2(-rest[1, 2], rest[1, 1]), math.atan2(-rest[2, 0], rest[0, 0]), yaw])
 
 
-def _model(
-    name: str,
-    arm: _Arm,
-    capsules: list[Capsule],
-    velocity: npt.ArrayLike | None,
-    acceleration: npt.ArrayLike | None,
-    effort: npt.ArrayLike | None,
-    home: npt.ArrayLike | None,
-) -> RobotModel:
-    """Assemble the model, its limits checked, without pairs."""
+def _model(name: str, arm: _Bodies, options: UrdfOptions, notes: list[str]) -> RobotModel:
+    """Assemble the model, its limits checked, without capsules, pairs and masses; append what was repaired to notes."""
     count = len(arm.joints)
-    for capsule in capsules:
-        numbers = [*capsule.start, *capsule.end, capsule.radius]
-        if not 0 <= capsule.link <= count or not np.isfinite(numbers).all() or capsule.radius <= 0.0:
-            raise ConfigError(f"{capsule} cannot be; expected a link of 0 to {count}, finite ends, a radius above 0.")
-    stops = np.array([_stops(joint) for joint in arm.joints])
+    stops = np.array([_stops(joint, number, options) for number, joint in enumerate(arm.joints)])
     middle = np.where(np.isfinite(stops).all(1), np.nan_to_num(stops, posinf=0.0, neginf=0.0).sum(1) / 2, 0.0)
-    neutral = middle if home is None else _per_joint("home", home, count)
+    neutral = middle if options.home is None else _per_joint("home", options.home, count)
     if not np.all((neutral >= stops[:, 0]) & (neutral <= stops[:, 1])):
         raise ConfigError(f"home is {neutral.tolist()}; expected angles within the limits {stops.tolist()} [rad].")
-    bound = _bounds("acceleration", acceleration, arm.joints, DEFAULT_ACCELERATION)
-    bodies = []
-    for link, parts in enumerate(arm.parts):
-        given = [body.inertial.moved(p[:3, 3], p[:3, :3]) for body, p in parts if body.inertial is not None]
-        whole = combined(given)
-        bodies.append(whole if whole.mass > 0.0 else solid_capsules([c for c in capsules if c.link == link]))
-    masses, mass_centers, inertias = stacked(bodies)
+    bound = _bounds("acceleration", options.acceleration, arm.joints, DEFAULT_ACCELERATION)
+    velocity = _bounds("velocity", options.velocity, arm.joints, None)
+    if options.velocity is None and np.any(velocity > FASTEST):
+        placeholders = [joint.name for joint, limit in zip(arm.joints, velocity, strict=True) if limit > FASTEST]
+        notes.append(
+            f"velocity limits above {FASTEST:.3g} rad/s are not believed and {DEFAULT_VELOCITY:g} rad/s is kept "
+            f"instead: {listed(placeholders)} (velocity)"
+        )
+        velocity = np.where(velocity > FASTEST, DEFAULT_VELOCITY, velocity)
     return RobotModel(
         name=name,
+        joint_names=tuple(joint.name for joint in arm.joints),
         joint_positions=np.stack([frame[:3, 3] for frame in arm.frames]),
         joint_rpys=np.stack([_rpy_from_matrix(frame[:3, :3]) for frame in arm.frames]),
         tool_position=arm.tool[:3, 3],
         tool_rpy=_rpy_from_matrix(arm.tool[:3, :3]),
         lower=stops[:, 0],
         upper=stops[:, 1],
-        velocity=_bounds("velocity", velocity, arm.joints, None),
+        velocity=velocity,
         acceleration=bound,
         emergency_acceleration=bound,
-        effort=_bounds("effort", effort, arm.joints, None),
+        effort=_bounds("effort", options.effort, arm.joints, math.inf),
         gripper_rate=1.0,
         home=neutral,
-        capsules=tuple(capsules),
+        capsules=(),
         self_pairs=(),
-        masses=masses,
-        mass_centers=mass_centers,
-        inertias=inertias,
     )
 
 
-def _stops(joint: UrdfJoint) -> tuple[float, float]:
-    """Return the position limits [rad]; infinite for continuous joints and beyond `CONTINUOUS_RANGE`."""
-    if joint.kind == "continuous":
+def _masses(arm: _Bodies, capsules: Sequence[Capsule]) -> tuple[Array, Array, Array]:
+    """Return masses, centers and inertias of the bodies, from their capsules where the file gives none."""
+    bodies = []
+    for link, parts in enumerate(arm.parts):
+        given = [body.inertial.moved(p[:3, 3], p[:3, :3]) for body, p in parts if body.inertial is not None]
+        whole = combined(given)
+        bodies.append(whole if whole.mass > 0.0 else solid_capsules([c for c in capsules if c.link == link]))
+    return stacked(bodies)
+
+
+def _stops(joint: UrdfJoint, number: int, options: UrdfOptions) -> tuple[float, float]:
+    """Return the position limits [rad]; infinite for continuous joints and beyond `CONTINUOUS_RANGE`.
+
+    Raises:
+        ConfigError: no limits, none with lower < upper, or some in degrees.
+    """
+    limits = [joint.limits.get("lower"), joint.limits.get("upper")]
+    if options.limits_in_degrees:
+        limits = [None if limit is None else math.radians(limit) for limit in limits]
+    given = [_at("lower", options.lower, number), _at("upper", options.upper, number)]
+    if joint.kind == "continuous" and given == [None, None]:
         return -math.inf, math.inf
-    lower, upper = joint.limits.get("lower"), joint.limits.get("upper")
+    lower, upper = (file if own is None else own for file, own in zip(limits, given, strict=True))
     if lower is None or upper is None or lower >= upper:
         raise ConfigError(
             f"joint '{joint.name}' has position limits {lower} to {upper}; expected lower < upper [rad] in its "
-            "<limit>; complete the file, or make the joint continuous."
+            "<limit>; complete the file, make the joint continuous, or give lower= and upper= (--urdf.lower)."
+        )
+    most = max((abs(limit) for limit in (lower, upper) if abs(limit) < CONTINUOUS_RANGE), default=0.0)
+    if most > 2 * math.pi * MOST_TURNS and given == [None, None]:
+        raise ConfigError(
+            f"joint '{joint.name}' has position limits {lower:g} to {upper:g} rad, {most / math.tau:.0f} turns; "
+            "expected radians; for limits in degrees give limits_in_degrees=True (--urdf.limits-in-degrees), else "
+            "lower= and upper=."
         )
     return (
         lower if lower > -CONTINUOUS_RANGE else -math.inf,
         upper if upper < CONTINUOUS_RANGE else math.inf,
     )
+
+
+def _at(name: str, given: npt.ArrayLike | None, number: int) -> float | None:
+    """Return the number for one joint of an option that is a number or has one for each."""
+    if given is None:
+        return None
+    try:
+        values = np.asarray(given, dtype=np.float64)
+        value = float(values if values.ndim == 0 else values[number])
+    except (TypeError, ValueError, IndexError):
+        value = math.nan
+    if math.isnan(value):
+        raise ConfigError(f"{name}={given!r} cannot be used; expected a number, or one for each joint.")
+    return value
 
 
 def _per_joint(name: str, given: npt.ArrayLike, count: int) -> Array:
@@ -290,8 +395,8 @@ def _bounds(name: str, given: npt.ArrayLike | None, joints: list[UrdfJoint], def
         for joint in joints:
             if joint.limits.get(name, 0.0) <= 0.0 and default is None:
                 raise ConfigError(
-                    f"joint '{joint.name}' has no {name} limit above 0 in the URDF; give {name}= (a number, or one "
-                    "for each joint), or complete its <limit>."
+                    f"joint '{joint.name}' has no {name} limit above 0 in the URDF; give {name}= (--urdf.{name}), a "
+                    "number or one for each joint, or complete its <limit>."
                 )
         found = [joint.limits.get(name, 0.0) for joint in joints]
         return np.array([value if value > 0.0 else default for value in found], dtype=np.float64)
