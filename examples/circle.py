@@ -1,18 +1,24 @@
-"""Let an arm draw a circle: `python examples/circle.py [ARM.urdf [q1 q2 ...]]`, with the bent start q [rad]."""
-
-import sys
+"""Let an arm draw a circle: `python examples/circle.py [ARM.urdf [q1 q2 ...]]`, from its home or from q [rad]."""
 
 import numpy as np
+from jsonargparse import ArgumentParser
 
 from gr2.contracts import ActionTrajectory
 from gr2.wbc.controller import WholeBodyController
 from gr2.wbc.robot.catalog import load_robot
 from gr2.wbc.robot.kinematics import Kinematics
 from gr2.wbc.robot.transforms import quaternion_from_matrix
+from gr2.wbc.robot.urdf_reader import UrdfOptions
 
 RADIUS, PERIOD, STEP, REPLAN = 0.05, 4.0, 0.05, 0.2  # [m], [s] for a round, between poses, between chunks
-robot = load_robot(sys.argv[1] if len(sys.argv) > 1 else "kinova_gen3")
-start = np.array(sys.argv[2:], dtype=float) if len(sys.argv) > 2 else robot.home
+parser = ArgumentParser(description=__doc__)
+parser.add_argument("robot", nargs="?", default="kinova_gen3")
+parser.add_argument("start", nargs="*", type=float)
+parser.add_class_arguments(UrdfOptions, "urdf")  # how the file is read: --urdf.tool_link NAME, --urdf.velocity 2 ...
+given = parser.instantiate(parser.parse_args())
+robot = load_robot(given.robot, given.urdf)
+print("\n".join(robot.notes))
+start = np.array(given.start) if given.start else robot.home
 kinematics, controller = Kinematics(robot), WholeBodyController(robot)
 controller.reset(joint_positions=start, gripper=1.0, time=0.0)
 home = kinematics.forward(start).tool  # [4 4], tool in the base frame

@@ -27,6 +27,8 @@ MIN_CLEARANCE = 0.02
 """Least distance of a smooth case to the arm itself and to the table [m]."""
 
 MIN_MANIPULABILITY = 0.02
+"""Least manipulability of a smooth case where the reach is 1 m or more, of position alone below six joints."""
+
 POSITION_MARGIN = 0.1
 """Distance of a smooth case from the position limits [rad]."""
 
@@ -34,8 +36,13 @@ MAX_TRIES = 400
 
 
 def smooth_cases(robot: RobotModel, count: int = NUM_SMOOTH) -> list[TrackingCase]:
-    """Return `count` joint splines and as many Cartesian quintics that `robot` can follow exactly."""
-    return [*_joint_splines(robot, count), *_tool_quintics(robot, count)]
+    """Return `count` joint splines and as many Cartesian quintics that `robot` can follow exactly.
+
+    With fewer than six joints the splines alone: no path of poses but its own can be followed. None where no spline
+    around the home fits.
+    """
+    splines = _joint_splines(robot, count)
+    return [*splines, *(_tool_quintics(robot, count) if splines and robot.num_joints >= 6 else [])]
 
 
 @lru_cache(maxsize=1)
@@ -44,11 +51,11 @@ def _kinova_cases() -> tuple[TrackingCase, ...]:
     return (*smooth_cases(robot), *hard_cases(robot))
 
 
-def built_in_cases(robot: RobotModel | None = None) -> list[TrackingCase]:
-    """Return the smooth cases for `robot`; for the Kinova Gen3, which None means, the hard ones too."""
+def built_in_cases(robot: RobotModel | None = None, count: int = NUM_SMOOTH) -> list[TrackingCase]:
+    """Return `count` smooth cases of each kind for `robot`; for the Kinova Gen3 (None) all, and the hard ones."""
     if robot is None or robot.name == "kinova_gen3":
         return list(_kinova_cases())
-    return smooth_cases(robot)
+    return smooth_cases(robot, count)
 
 
 def noisy_cases(cases: list[TrackingCase], seeds: int) -> list[TrackingCase]:
@@ -105,7 +112,9 @@ def _tool_quintics(robot: RobotModel, count: int) -> list[TrackingCase]:
         q0 = robot.home + rng.uniform(-0.3, 0.3, robot.num_joints)
         start = kinematics.forward(q0).tool
         turns = rng.normal(size=3)
-        ends = np.concatenate([rng.uniform(-0.25, 0.25, 3), rng.uniform(0.2, 0.8) * turns / np.linalg.norm(turns)])
+        ends = np.concatenate(
+            [rng.uniform(-0.25, 0.25, 3) * min(1.0, robot.reach), rng.uniform(0.2, 0.8) * turns / np.linalg.norm(turns)]
+        )
         path = ease(np.linspace(0.0, 1.0, 401))[:, None] * ends
         poses = np.stack([moved(start, row[:3], row[3:]) for row in path])
         q = continuation(robot, poses, q0)
@@ -135,8 +144,10 @@ def followable(robot: RobotModel, q: Array) -> bool:
         return False
     if np.any(q < robot.lower + POSITION_MARGIN) or np.any(q > robot.upper - POSITION_MARGIN):
         return False
-    jacobians = Kinematics(robot).forward_many(q).jacobian
-    if np.sqrt(np.maximum(np.linalg.det(jacobians @ jacobians.transpose(0, 2, 1)), 0.0)).min() < MIN_MANIPULABILITY:
+    rows = slice(None) if robot.num_joints >= 6 else slice(min(3, robot.num_joints))
+    jacobians = Kinematics(robot).forward_many(q).jacobian[:, rows]
+    measures = np.sqrt(np.maximum(np.linalg.det(jacobians @ jacobians.transpose(0, 2, 1)), 0.0))
+    if measures.min() < MIN_MANIPULABILITY * min(1.0, robot.reach) ** 3:
         return False
     poses = np.tile(np.eye(4), (len(q), 1, 1))
     return bool(

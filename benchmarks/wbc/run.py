@@ -17,7 +17,8 @@ from ...data_pipeline.files import write_json
 from ...errors import ConfigError, EnvironmentMissing
 from ...wbc.robot.catalog import load_robot
 from ...wbc.robot.robots import RobotModel
-from .built_in import built_in_cases, noisy_cases
+from ...wbc.robot.urdf_reader import AS_IN_FILE, UrdfOptions
+from .built_in import NUM_SMOOTH, built_in_cases, noisy_cases
 from .feeding import FeedingConfig, Run, drive, feeding_of
 from .metrics import Evaluation, broken, evaluate
 from .peer import Peer
@@ -39,6 +40,7 @@ def benchmark(
     *,
     files: list[Path] | None = None,
     robot: str = "kinova_gen3",
+    urdf: UrdfOptions = AS_IN_FILE,
     peers: str = "",
     only: str = "",
     noise_seeds: int = 3,
@@ -61,6 +63,7 @@ def benchmark(
     Args:
         files: .npz files of motions, see benchmarks/wbc/trajectories.py; the built-in motions where none is given.
         robot: kinova_gen3, panda, or the path of a .urdf file.
+        urdf: how a .urdf file is read.
         peers: others to measure on the same targets, some of pink,mink,pybullet.
         only: words, with commas between them; cases whose name holds one of them.
         noise_seeds: how often each smooth motion is shown with noise too.
@@ -86,7 +89,9 @@ def benchmark(
         jitter=jitter,
         seed=seed,
     )
-    arm = load_robot(robot)
+    arm = load_robot(robot, urdf)
+    for note in arm.notes:
+        print(note)
     chosen = choose_cases(arm, files or [], only, noise_seeds)
     methods = {OURS: lambda case: drive(arm, case, feeding_of(case, feeding))} | _peers(arm, peers)
     print(
@@ -132,14 +137,21 @@ def _metrics(
     }
 
 
-def choose_cases(robot: RobotModel, files: Sequence[Path], only: str, noise_seeds: int) -> list[TrackingCase]:
-    """Return the cases of the files, or the built-in ones, noisy copies of the smooth ones last.
+def choose_cases(
+    robot: RobotModel, files: Sequence[Path], only: str, noise_seeds: int, *, count: int = NUM_SMOOTH
+) -> list[TrackingCase]:
+    """Return the cases of the files, or the built-in ones, `count` of each kind, noisy copies of the smooth ones last.
 
     Raises:
         ConfigError: a case for another number of joints, or no case of that name.
         DataError: a file that cannot be used.
     """
-    found = [case for file in files for case in load_cases(file)] if files else built_in_cases(robot)
+    found = [case for file in files for case in load_cases(file)] if files else built_in_cases(robot, count)
+    if not found:
+        raise ConfigError(
+            f"no built-in motion fits {robot.name} around its home {robot.home.round(2).tolist()} within its limits "
+            "and clear of itself; give another home= (--urdf.home), looser limits, or a file of motions (--file)."
+        )
     for case in found:
         if len(case.q0) != robot.num_joints:
             raise ConfigError(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ...data_pipeline.files import write_bytes
 from ...wbc.robot.catalog import load_robot
+from ...wbc.robot.urdf_reader import AS_IN_FILE, UrdfOptions
+from .built_in import NUM_SMOOTH
 from .feeding import FeedingConfig, drive, feeding_of
 from .metrics import broken, evaluate
 from .plots import plot_page
@@ -20,6 +22,7 @@ def track(
     *,
     file: Path | None = None,
     robot: str = "kinova_gen3",
+    urdf: UrdfOptions = AS_IN_FILE,
     case: str = "",
     view: bool = False,
     out: Path = Path("runs/wbc_track"),
@@ -34,6 +37,7 @@ def track(
     Args:
         file: .npz file of motions, see benchmarks/wbc/trajectories.py; the built-in motions where none is given.
         robot: kinova_gen3, panda, or the path of a .urdf file.
+        urdf: how a .urdf file is read.
         case: name of the motion, or a part of it; the first one where none is given.
         view: Write the video and the plots.
         out: folder for them.
@@ -41,8 +45,11 @@ def track(
         horizon: duration of a chunk [s].
         replan_hz: chunks a second.
     """
-    arm = load_robot(robot)
-    candidates = choose_cases(arm, [] if file is None else [file], case, noise_seeds=1)
+    arm = load_robot(robot, urdf)
+    for note in arm.notes:
+        print(note)
+    files, count = [] if file is None else [file], NUM_SMOOTH if case else 1
+    candidates = choose_cases(arm, files, case, noise_seeds=1 if case else 0, count=count)
     chosen = next((one for one in candidates if one.name == case), candidates[0])
     feeding = FeedingConfig(chunk_hz=chunk_hz, horizon=horizon, replan_hz=replan_hz)
     run = drive(arm, chosen, feeding_of(chosen, feeding))

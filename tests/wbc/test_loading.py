@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gr2.benchmarks.wbc import built_in
+from gr2.benchmarks.wbc.built_in import built_in_cases
+from gr2.benchmarks.wbc.run import choose_cases
 from gr2.contracts import ActionTrajectory
 from gr2.errors import ConfigError
+from gr2.gr_model.cli import main
 from gr2.wbc.collision import CollisionConfig, CollisionModel
 from gr2.wbc.controller import WholeBodyController
 from gr2.wbc.robot.capsule_fit import read_vertices
@@ -353,13 +358,13 @@ def test_xacro_is_answered_by_the_command_that_expands_it(tmp_path: Path) -> Non
 def test_options_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "arm.xml"
     path.write_text(_robot(*_arm()))
-    model = load_robot(path, UrdfOptions(velocity=1.0), acceleration=3.0)
+    model = load_robot(path, velocity=1.0, acceleration=np.full(6, 3.0))
     assert (model.velocity[0], model.acceleration[0], model.num_joints) == (1.0, 3.0, 6)
     with pytest.raises(TypeError, match="tol_link"):
         load_robot(path, tol_link="l6")
     with pytest.raises(ConfigError, match=r"options are for .urdf files"):
         load_robot("panda", tool_link="l6")
-    assert load_robot("panda", UrdfOptions()).joint_names[0] == "joint_1"
+    assert load_robot("panda", UrdfOptions(package_dirs=[])).joint_names[0] == "joint_1"
 
 
 def _bent(model: RobotModel) -> float:
@@ -385,3 +390,31 @@ def test_home_is_bent_within_the_limits_and_clear(count: int, limits: str) -> No
     np.testing.assert_array_equal(model.home, robot_from_urdf(text).home)
     given = 0.2 * np.ones(count)
     np.testing.assert_array_equal(robot_from_urdf(text, home=given).home, given)
+
+
+def test_every_option_is_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "arm.urdf"
+    path.write_text(_robot(*_arm(), _joint("slide", "l6", "tip_finger", kind="prismatic")))
+    options = ["velocity", "1.5", "home", "[0, 0.5, 0.5, 0.3, 0.5, 0]", "side-joints", "{slide: 0.1}", "capsules", "[]"]
+    words = [f"--urdf.{word}" if number % 2 == 0 else word for number, word in enumerate(options)]
+    printed = ["wbc", "track", "--robot", str(path), *words, "--print_config"]
+    with pytest.raises(SystemExit):
+        main(printed)
+    shown = capsys.readouterr().out
+    for line in ("velocity: 1.5", "slide: 0.1", "capsules: []", "- 0.3"):
+        assert line in shown
+    assert all(f"{field.name}:" in shown for field in dataclasses.fields(UrdfOptions))
+    assert main(["wbc", "track", "--robot", str(path), "--urdf.tol-link", "l6"]) == 2
+    assert "did you mean '--urdf.tool-link'?" in capsys.readouterr().err
+    assert main(["wbc", "track", "--robot", str(path), "--urdf.tool-link", "tip_finger"]) == 1
+    assert "joint 'slide' between 'base' and the tool is prismatic" in capsys.readouterr().err
+
+
+def test_any_arm_has_a_built_in_motion(monkeypatch: pytest.MonkeyPatch) -> None:
+    robot = robot_from_urdf(_robot(*_arm(5)).replace("0 0 0.2", "0 0 0.08"))
+    (case,) = built_in_cases(robot, 1)
+    assert case.poses.shape[1:] == (4, 4)
+    monkeypatch.setattr(built_in, "MAX_TRIES", 3)
+    stiff = robot_from_urdf(_robot(*_arm()), acceleration=1e-3)
+    with pytest.raises(ConfigError, match=r"no built-in motion fits r around its home"):
+        choose_cases(stiff, [], "", 0, count=1)

@@ -3,35 +3,71 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import numpy.typing as npt
 
 from ...errors import ConfigError
-from .robots import RobotModel, kinova_gen3, panda
+from .robots import Capsule, RobotModel, kinova_gen3, panda
 from .urdf_elements import EXPAND
-from .urdf_reader import UrdfOptions, robot_from_urdf
+from .urdf_reader import AS_IN_FILE, UrdfOptions, plain, read_robot
 
 
-def load_robot(name_or_path: str | os.PathLike[str], options: UrdfOptions | None = None, **changes: Any) -> RobotModel:
+def load_robot(
+    name_or_path: str | os.PathLike[str],
+    options: UrdfOptions | None = None,
+    *,
+    base_link: str | None = None,
+    tool_link: str | None = None,
+    package_dirs: Sequence[str | os.PathLike[str]] = (),
+    mesh_scale: float = 1.0,
+    limits_in_degrees: bool = False,
+    lower: npt.ArrayLike | None = None,
+    upper: npt.ArrayLike | None = None,
+    velocity: npt.ArrayLike | None = None,
+    acceleration: npt.ArrayLike | None = None,
+    effort: npt.ArrayLike | None = None,
+    home: npt.ArrayLike | None = None,
+    side_joints: Mapping[str, float] | None = None,
+    capsules: Sequence[Capsule] | None = None,
+    self_pairs: Sequence[tuple[int, int]] | None = None,
+) -> RobotModel:
     """Return the robot of a name (`kinova_gen3`, `panda`) or of a URDF file.
 
     Args:
         name_or_path: the name, or the path of the file.
-        options: how a file is read.
-        changes: fields of `UrdfOptions` by name, as in `load_robot("my_arm.urdf", tool_link="tool0")`.
+        options: how a file is read; in place of the keywords, which are the fields of `UrdfOptions`.
 
     Raises:
         ConfigError: no such robot, options for one that is known by name, or a file that cannot be read.
-        TypeError: no field of that name.
     """
     known = {"kinova_gen3": kinova_gen3, "panda": panda}
     name = os.fspath(name_or_path)
+    if options is None:
+        options = UrdfOptions(
+            base_link=base_link,
+            tool_link=tool_link,
+            package_dirs=package_dirs,
+            mesh_scale=mesh_scale,
+            limits_in_degrees=limits_in_degrees,
+            lower=plain(lower),
+            upper=plain(upper),
+            velocity=plain(velocity),
+            acceleration=plain(acceleration),
+            effort=plain(effort),
+            home=plain(home),
+            side_joints=side_joints,
+            capsules=capsules,
+            self_pairs=self_pairs,
+        )
     if name in known:
-        if changes or (options is not None and options != UrdfOptions()):
+        if replace(options, package_dirs=tuple(options.package_dirs)) != AS_IN_FILE:
             raise ConfigError(f"options are for .urdf files, and '{name}' is none; leave them out.")
         return known[name]()
     if name.lower().endswith(".xacro"):
         raise ConfigError(f"{name} is xacro source, which other programs turn into URDF; {EXPAND}.")
     if not name.lower().endswith(".urdf") and not Path(name).is_file():
         raise ConfigError(f"there is no robot '{name}'; expected one of {sorted(known)} or the path of a .urdf file.")
-    return robot_from_urdf(Path(name), options, **changes)
+    return read_robot(Path(name), options)

@@ -17,6 +17,18 @@ NUM_POSTURES = 2000
 NUM_CHECKED = 200
 """The best of them whose distances are measured."""
 
+NUM_MOVED = 50
+"""The best of those whose tool is moved to all sides."""
+
+SIDES = np.array(
+    [[x, y, z] for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if abs(x) + abs(y) + abs(z) == 1]
+)
+SIDES = np.vstack([SIDES, [[x, y, 0] for x in (-0.7, 0.7) for y in (-0.7, 0.7)]])
+"""Directions `[10 3]` in which the tool is moved."""
+
+WAY, WAY_SHARE, NUM_STEPS = 0.12, 0.2, 8
+"""How far the tool is moved: [m], at most this share of the reach, in as many steps."""
+
 CLEAR = 0.05
 """Distance [m] between watched capsules from which more is no better; less where the arm is smaller."""
 
@@ -31,6 +43,8 @@ def pair_gaps(model: RobotModel, pairs: tuple[Array, Array], q: Array) -> Array:
         pairs: indices `[p]` of the first and the second capsule of each.
     """
     first, second = pairs
+    if len(first) == 0:
+        return np.empty((len(q), 0))
     links = np.array([capsule.link for capsule in model.capsules], dtype=np.intp)
     starts = np.array([capsule.start for capsule in model.capsules])
     ends = np.array([capsule.end for capsule in model.capsules])
@@ -55,8 +69,8 @@ def default_home(model: RobotModel) -> Array:
     """Return a bent posture `[j]` [rad] for a model whose `home` is the middle of its limits.
 
     Of postures sampled within the limits, the first joint in its middle, the best has its tool far from a singularity,
-    its joints far from their limits, its links above the base's plane, and its capsules apart. Joints without
-    stops stay within a half turn. Rounded to 0.01 rad.
+    its joints far from their limits, its links above the base's plane, and its capsules apart, there and where the
+    tool has moved to all sides. Joints without stops stay within a half turn. Rounded to 0.01 rad.
     """
     lower, upper = np.maximum(model.lower, -math.pi), np.minimum(model.upper, math.pi)
     half = np.maximum((upper - lower) / 2, 1e-9)
@@ -66,17 +80,43 @@ def default_home(model: RobotModel) -> Array:
     postures[:, 0] = middle[0]
     postures = np.clip(np.round(postures, 2), np.ceil(lower * 100) / 100, np.floor(upper * 100) / 100)
     postures = np.clip(np.vstack([model.home, postures]), model.lower, model.upper)
-    scores = _dexterity(model, postures) * _room(postures, middle, half) * _upright(model, postures)
-    order = np.argsort(-scores, kind="stable")[:NUM_CHECKED]
     pairs = distant_capsules(model)
-    if len(pairs[0]):
-        gaps = pair_gaps(model, pairs, postures[order])
-        watched = ~np.all(gaps < 0.0, axis=0)
-        if watched.any():
-            wanted = min(CLEAR, 0.1 * model.reach)
-            scores[order] *= np.clip(gaps[:, watched].min(axis=1) / wanted, 1e-6, 1.0)
-    best: Array = postures[order[np.argmax(scores[order])]]
-    return best
+
+    def quality(q: Array, watched: Array) -> Array:
+        return _dexterity(model, q) * _room(q, middle, half) * _upright(model, q) * _clearance(model, pairs, watched, q)
+
+    scores = quality(postures, np.zeros(len(pairs[0]), dtype=bool))
+    best = postures[np.argsort(-scores, kind="stable")[:NUM_CHECKED]]
+    watched = ~np.all(pair_gaps(model, pairs, best) < 0.0, axis=0)
+    best = best[np.argsort(-quality(best, watched), kind="stable")[:NUM_MOVED]]
+    around = quality(_moved(model, best).reshape(-1, model.num_joints), watched).reshape(len(best), -1)
+    home: Array = best[np.argmax(quality(best, watched) * np.minimum(around.min(axis=1), quality(best, watched)))]
+    return home
+
+
+def _clearance(model: RobotModel, pairs: tuple[Array, Array], watched: Array, q: Array) -> Array:
+    """Return 1 where the watched pairs of capsules are `CLEAR` apart at postures `q` `[m j]`, less where not."""
+    if not watched.any():
+        return np.ones(len(q))
+    gaps = pair_gaps(model, (pairs[0][watched], pairs[1][watched]), q).min(axis=1)
+    clear: Array = np.clip(gaps / min(CLEAR, 0.1 * model.reach), 1e-6, 1.0)
+    return clear
+
+
+def _moved(model: RobotModel, q: Array) -> Array:
+    """Return where the joints `[m 10 j]` are when the tool has gone straight to all `SIDES` from postures `q` `[m j]`.
+
+    The rotation is kept from six joints on, by damped least squares; beyond the limits where the way leads there.
+    """
+    kinematics, steps = Kinematics(model), np.zeros((len(q) * len(SIDES), 6))
+    steps[:, :3] = np.tile(SIDES, (len(q), 1)) * min(WAY, WAY_SHARE * model.reach) / NUM_STEPS
+    rows = 6 if model.num_joints >= 6 else 3
+    moved = np.repeat(q, len(SIDES), axis=0)
+    for _ in range(NUM_STEPS):
+        jacobian = kinematics.forward_many(moved).jacobian[:, :rows]
+        square = jacobian @ jacobian.transpose(0, 2, 1) + 1e-6 * np.eye(rows)
+        moved = moved + (jacobian.transpose(0, 2, 1) @ np.linalg.solve(square, steps[:, :rows, None]))[..., 0]
+    return moved.reshape(len(q), len(SIDES), -1)
 
 
 def _dexterity(model: RobotModel, q: Array) -> Array:
