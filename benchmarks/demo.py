@@ -111,7 +111,7 @@ def _prepare(out: Path, preset: ChainPreset, seed: int, fresh: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if facts.exists():
         found = {"tasks": "demonstrated"} | json.loads(facts.read_text())  # 0.1.0 knew no other
-        if any(found[key] != value for key, value in asked.items()):
+        if (out / "stages.json").exists() and any(found[key] != value for key, value in asked.items()):
             holds, wants = (", ".join(f"{key} {one[key]}" for key in asked) for one in (found, asked))
             raise DataError(f"{out}: holds a run of {holds}, asked for {wants}; add --fresh, or choose another --out.")
     packages = ("gr2", "torch", "lightning", "open_clip_torch", "taming-transformers", "decord", "webdataset",
@@ -168,6 +168,8 @@ def demo(
     """
     if num_workers < 1:
         raise ConfigError(f"--num-workers: expected 1 or more, got {num_workers}.")
+    if videos is not None and not videos.exists():
+        raise DataError(f"--videos {videos}: no such file or folder, expected clips; check the path.")
     chosen = _chosen(preset, tasks)
     _prepare(out, chosen, seed, fresh)
     began = time.monotonic()

@@ -142,7 +142,7 @@ def _encoders(folder: Path, provenance: Mapping[str, Any]) -> dict[str, str]:
 def _begin(out: Path, policy: str, seed: int) -> None:
     """Make the folder, or check that it holds rounds of the same policy."""
     facts, wanted = out / "improve.json", {"policy": policy, "seed": seed}
-    if facts.exists() and (found := json.loads(facts.read_text())) != wanted:
+    if (out / "stages.json").exists() and (found := json.loads(facts.read_text())) != wanted:
         raise DataError(f"{out}: holds rounds of {found}, asked for {wanted}; choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     write_json(facts, wanted)

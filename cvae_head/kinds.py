@@ -113,14 +113,24 @@ def is_small(config: HeadConfig) -> bool:
 class HeadOptions:
     """The trajectory head; None leaves what the size has. An option must be one of the kind's.
 
-    kind: cvae (GR-2, ACT), regression, flow (pi0), diffusion (Diffusion Policy) or tokens (RT-1, OpenVLA).
-    network: mlp over the whole chunk, or transformer blocks over its steps.
-    width, heads, blocks: of the network (cvae: width and heads).
-    latent_dim, prior, sample_latent, kl_weight, kl_warmup, free_bits: of the cvae; the prior may be learned from the
-        condition.
-    steps: of an answer of flow and diffusion; draws: noises for each sample of a batch in training.
-    prediction: what diffusion predicts.
-    bins, dct, temperature: of tokens; dct keeps so many coefficients of a cosine transform, 0 makes each step a token.
+    Args:
+        kind: cvae (GR-2, ACT), regression, flow (pi0), diffusion (Diffusion Policy) or tokens (RT-1, OpenVLA).
+        network: mlp over the whole chunk, or transformer blocks over its steps.
+        width: of the network.
+        heads: attention heads of the network.
+        blocks: transformer blocks of the network.
+        latent_dim: of the cvae.
+        prior: of the cvae; gaussian and flow are learned from the condition.
+        sample_latent: the cvae acts on a sample of its prior, not on its mean.
+        kl_weight: of the cvae.
+        kl_warmup: steps over which kl_weight rises.
+        free_bits: of the cvae: nats of each latent number that cost nothing.
+        steps: denoising steps of an answer of flow and diffusion.
+        draws: noises for each sample of a batch in training of flow and diffusion.
+        prediction: what diffusion predicts.
+        bins: of tokens.
+        dct: coefficients of a cosine transform that tokens keep; 0 makes each step a token.
+        temperature: of tokens; 0 takes the likeliest.
     """
 
     kind: HeadKind | None = None

@@ -38,6 +38,7 @@ from .store.shards import ShardWriter, read_index, read_indexed
 from .store.stages import (
     ShardTask,
     Tally,
+    abandon_stage,
     begun_or_finished,
     begun_parameters,
     expect_video_shards,
@@ -143,6 +144,7 @@ def write_token_shards(
     runner = Executor(kind="ray", num_workers=num_workers, num_gpus=num_gpus) if on_ray else ONE_PROCESS
     tally, names = map_shards(write_shard, shards, out, runner, "token shards")
     if tally.windows == 0:
+        abandon_stage(out)
         raise DataError(
             f"{shards}: expected at least one decodable clip, {tally.num_dropped} failed: {tally.examples}."
         )

@@ -8,17 +8,27 @@ import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .commands import COMMANDS, RENAMED_COMMANDS, Command
-from .failures import UsageError, describe_failure, flatten_usage_error, plain_types, renamed_option, spelled
+from .failures import (
+    UsageError,
+    describe_failure,
+    flatten_usage_error,
+    plain_types,
+    renamed_option,
+    shorten_words,
+    spelled,
+)
+from .ranges import check_numbers
 from .targets import Target, call, options_class
 
 if TYPE_CHECKING:
     from argparse import Action
+    from contextlib import AbstractContextManager
     from inspect import Parameter
 
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
 
 
 def help_text(commands: Sequence[Command] = COMMANDS) -> str:
@@ -117,34 +127,101 @@ def _name_bare(option: str, argv: Sequence[str], target: Target) -> list[str]:
     return [f"--{option}={json.dumps(words)}", *argv[len(words) :]]
 
 
+def join_lists(words: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """Return `words` with lists as the parser wants them: `--tokens a b` and `--tokens a` are `--tokens=["a","b"]`."""
+    import json
+
+    kinds = {f"--{action.dest}": str(getattr(action, "_typehint", "")) for action in parser._actions}
+    joined: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        kind = kinds.get(option, "")
+        if "list[" not in kind:
+            joined.append(word)
+            continue
+        values = [value] if equals else []
+        while not equals and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        plain = len(values) != 1 or not (values[0].startswith("[") or values[0] in ("", "null"))
+        if plain and values:
+            numbers = "int" in kind or "float" in kind
+            joined.append(f"{option}=[{', '.join(values)}]" if numbers else f"{option}={json.dumps(values)}")
+        else:
+            joined += [option, *values] if not equals else [word]
+    return joined
+
+
 def _underscored(word: str) -> str:
     name, equals, value = word[2:].partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"
 
 
-def run_command(command: Command, argv: Sequence[str]) -> int:
-    """Parse `argv`, call the target and return the exit status; print a path that it returns."""
+def _expanded(value: Any) -> Any:
+    """Return a path with `~` as the home folder, which a shell does not put there after `--option=`."""
+    from pathlib import Path
+
+    if isinstance(value, list):
+        return [_expanded(part) for part in value]
+    return value.expanduser() if isinstance(value, Path) else value
+
+
+def _parsed(parser: ArgumentParser, words: Sequence[str], names: Sequence[str]) -> Namespace:
+    """Parse the options.
+
+    Raises:
+        UsageError: a word, a value or a configuration file that cannot be used.
+    """
     from argparse import ArgumentError
 
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        raise UsageError(flatten_usage_error(str(error), names)) from error
+    except (UnicodeError, RecursionError) as error:
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else "is no text"
+        raise UsageError(f"a configuration file {reason}; expected yaml, as --print-config writes it.") from error
+
+
+def _folder_of(out: object, command: str) -> AbstractContextManager[None]:
+    """Keep other commands off the output folder of a command that has one."""
+    from contextlib import nullcontext
+    from pathlib import Path
+
+    from .locks import locked
+
+    return locked(out, command) if isinstance(out, Path) else nullcontext()
+
+
+def run_command(command: Command, argv: Sequence[str]) -> int:
+    """Parse `argv`, call the target and return the exit status; print a path that it returns."""
     target = command.target()
     parser = build_parser(command, target)
     names = [key for key in parser.get_defaults().keys() if key != "config"]  # noqa: SIM118 (a Namespace)
+    paths = {p.name for p in _parameters(target).values() if "Path" in str(p.annotation)}
     if command.bare and argv and not argv[0].startswith("-"):
         argv = _name_bare(command.bare, argv, target)
-    words = spell_options(argv, target)
+    words = join_lists(spell_options(argv, target), parser)
     for word in words:
         name = word.removeprefix("--").partition("=")[0] if word.startswith("--") else ""
         if new := renamed_option(name, names):
             raise UsageError(f"{spelled(name)} is now {spelled(new)}.")
-    try:
-        parsed = parser.parse_args(words)
-    except ArgumentError as error:
-        raise UsageError(flatten_usage_error(str(error), names)) from error
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if name in paths and not (value if equals else following):
+            raise UsageError(
+                f"{spelled(name)}: expected a file or folder, got nothing; leave the option out, or name one."
+            )
+    parsed = _parsed(parser, words, names)
+    check_numbers(vars(parsed.as_flat()), vars(parser.get_defaults().as_flat()))
     if command.prints_options:
         print(f"gr2 {command.words}\n{parser.dump(parsed).rstrip()}", file=sys.stderr)
     values = parser.instantiate(parsed).as_dict()
     values.pop("config", None)
-    result = call(target, values)
+    values = {name: _expanded(value) for name, value in values.items()}
+    with _folder_of(values.get("out") if command.writes_folder else None, f"gr2 {command.words}"):
+        result = call(target, values)
     if isinstance(result, os.PathLike):
         print(os.fspath(result))
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
@@ -177,7 +254,7 @@ def main(argv: Sequence[str] | None = None, commands: Sequence[Command] = COMMAN
         if argv is None:  # a second Ctrl-C must not break the end of the process
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if sentence:
-            print(f"gr2: {sentence}", file=sys.stderr)
+            print(f"gr2: {shorten_words(sentence)}", file=sys.stderr)
         return status
 
 

@@ -264,6 +264,7 @@ class Command:
         prints_options: Print the resolved options to stderr before the work begins.
         bare: The option that may be given first without its name, as in `gr2 data inspect PATH`; several values where
             it is a list.
+        writes_folder: `--out`, where the command has it, is a folder, on which one process at a time works.
     """
 
     words: str
@@ -271,6 +272,7 @@ class Command:
     group: str
     prints_options: bool = False
     bare: str = ""
+    writes_folder: bool = True
 
     @property
     def summary(self) -> str:
@@ -299,7 +301,7 @@ COMMANDS = (
     Command(words="imagine", target=_imagine, group="results", prints_options=True),
     Command(words="rollout", target=_rollout, group="results", prints_options=True),
     Command(words="serve", target=_serve, group="results", prints_options=True),
-    Command(words="view", target=_view, group="results"),
+    Command(words="view", target=_view, group="results", writes_folder=False),
     Command(words="push", target=_push, group="results"),
     Command(words="benchmark actions", target=_benchmark_actions, group="results"),
     Command(words="benchmark calvin", target=_benchmark_calvin, group="results", prints_options=True),
@@ -313,7 +315,7 @@ COMMANDS = (
     Command(words="benchmark wbc", target=_benchmark_wbc, group="results", bare="files"),
     Command(words="benchmark wbc pick", target=_benchmark_wbc_pick, group="results"),
     Command(words="wbc track", target=_wbc_track, group="results", bare="file"),
-    Command(words="report", target=_report, group="results"),
+    Command(words="report", target=_report, group="results", bare="run"),
 )
 
 

@@ -80,6 +80,11 @@ def flatten_usage_error(message: str, options: Sequence[str]) -> str:
     return " ".join(message.split())
 
 
+def shorten_words(sentence: str) -> str:
+    """Return `sentence` with the middle of words of more than 300 characters left out."""
+    return re.sub(r"(\S{150})\S{50,}(\S{100})", r"\1...\2", sentence)
+
+
 def plain_types(text: str) -> str:
     """Return `text` with `<class 'pathlib.Path'>` written as `Path`."""
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("NoneType", "null")
@@ -103,6 +108,10 @@ def describe_failure(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, ImportError) and error.name is not None:
         return _describe_import_error(error, error.name)
     message = str(error)
+    if isinstance(error, RecursionError):
+        return "a file is nested too deeply to be read; check the files that the options name (--debug shows where).", 1
+    if "Could not determine home directory" in message:
+        return "a path begins with ~ and the name of nobody on this machine; write the folder out.", 1
     if any(piece in message for piece in _CUDA_MISSING):
         return (
             "no CUDA device can be used on this machine; choose the CPU, or fix the driver (`gr2 doctor`).",
@@ -125,8 +134,8 @@ def _describe_os_error(error: OSError) -> tuple[str, int] | None:
             f"no space left on the disk{' of' + name if name else ''}; free some, or choose another folder.",
             1,
         )
-    if name and isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError):
-        return f"{(error.strerror or 'cannot use').lower()}:{name}; check the path (--debug shows where).", 1
+    if name and error.strerror:
+        return f"{error.strerror.lower()}:{name}; check the path (--debug shows where).", 1
     return None
 
 

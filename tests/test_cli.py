@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -112,11 +113,7 @@ def test_options_of_a_real_command_are_typed_and_described(command):
     shown = parser.format_help()
     assert "--config" in shown
     assert "<class" not in shown
-    undescribed = [
-        action.dest
-        for action in parser._actions
-        if not action.help and action.dest != "help" and "." not in action.dest
-    ]
+    undescribed = [action.dest for action in parser._actions if not action.help and action.dest != "help"]
     assert not undescribed, f"{command.words}: describe {undescribed} under Args in the docstring"
 
 
@@ -313,6 +310,7 @@ def test_a_fault_of_the_program_keeps_its_traceback():
 
 FLOOD = """
 import sys
+import time
 from gr2.gr_model.cli import Command, main
 
 def flood() -> int:
@@ -345,3 +343,121 @@ def test_the_first_word_may_stand_for_the_option_that_the_command_names(tmp_path
     assert main(["data", "deep", "look", str(tmp_path), "--deep"], commands) == 0
     assert main(["data", "deep", "look", "--folder", str(tmp_path)], commands) == 0
     assert seen == [(tmp_path, True), (tmp_path, False)]
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from gr2.gr_model.cli import Command, main
+
+def work(*, out: Path, seconds: float = 60.0) -> None:
+    \"\"\"Work.
+
+    Args:
+        out: folder.
+        seconds: how long [s].
+    \"\"\"
+    (out / "begun").touch()
+    time.sleep(seconds)
+
+sys.exit(main(sys.argv[1:], (Command(words="work", target=lambda: work, group="tests"),)))
+"""
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """Return what starts `gr2 work` in a process of its own; all are killed afterwards."""
+    started = []
+
+    def start(*argv):
+        process = subprocess.Popen([sys.executable, "-c", WORKER, "work", *argv], stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not come")
+
+
+def test_a_second_process_on_a_folder_is_refused_until_the_first_is_gone(worker, tmp_path):
+    out = tmp_path / "runs" / "a"
+    first = worker("--out", str(out))
+    wait_for(out / "begun")
+    second = worker("--out", str(out))
+    message = second.communicate(timeout=60)[1]
+    assert second.returncode == 1
+    assert f"`gr2 work` (process {first.pid} on" in message and "choose another --out" in message
+    assert "Traceback" not in message
+
+    (out / f".half.json.{first.pid}.tmp").touch()
+    first.kill()
+    first.wait()
+    third = worker("--out", str(out), "--seconds", "0.01")
+    assert third.communicate(timeout=60)[1] == "" and third.returncode == 0
+    assert [path.name for path in out.iterdir()] == ["begun"]
+
+
+def test_a_command_that_is_refused_leaves_no_folder(tmp_path):
+    def refuse(*, out: Path) -> None:
+        """Refuse.
+
+        Args:
+            out: folder.
+        """
+        raise DataError("nothing to do.")
+
+    command = Command(words="refuse", target=lambda: refuse, group="tests")
+    assert main(["refuse", "--out", str(tmp_path / "runs" / "a")], (command,)) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--steps", "-5"], "--steps: expected 1 or more, got -5."),
+        (["--steps", str(10**30)], "--steps: expected 1 or more, up to 2147483647, got 10000000... (31 digits)."),
+        (["--limit", ".nan"], "--limit: expected a finite number, got nan."),
+        (["--limit", "-1"], "--limit: expected 0 or more, got -1.0."),
+        (["--optimizer.rate", "0"], "--optimizer.rate: expected a number above 0, got 0.0."),
+        (["--out", ""], "--out: expected a file or folder, got nothing; leave the option out, or name one."),
+    ],
+)
+def test_numbers_and_paths_that_no_option_can_hold_are_refused_before_the_work(argv, message, capsys):
+    assert main(["train", *argv], STAND_INS) == 2
+    assert capsys.readouterr().err == f"gr2: {message}\n"
+    assert calls == []
+
+
+def test_several_words_after_an_option_are_its_list():
+    got: list[object] = []
+
+    def take(*, tokens: list[str], shares: list[float] | None = None, name: str = "") -> None:
+        """Take lists.
+
+        Args:
+            tokens: folders.
+            shares: numbers.
+            name: a word.
+        """
+        got.append((tokens, shares, name))
+
+    commands = (Command(words="take", target=lambda: take, group="tests"),)
+    for argv in (
+        ["--tokens", "a", "b c", "--shares", "1", "0.5", "--name", "x"],
+        ["--tokens", '["a", "b c"]', "--shares", "[1, 0.5]", "--name", "x"],
+        ['--tokens=["a", "b c"]', "--shares=[1, 0.5]", "--name=x"],
+    ):
+        assert main(["take", *argv], commands) == 0
+        assert got.pop() == (["a", "b c"], [1.0, 0.5], "x")
+    assert main(["take", "--tokens", "a"], commands) == 0
+    assert main(["take", "--tokens=a"], commands) == 0
+    assert got == [(["a"], None, "")] * 2

@@ -40,7 +40,7 @@ def emphasis_of(results: Path) -> dict[str, float]:
         controls = json.loads(results.read_text())["controls"].values()
         rows = [row for c in controls for kind in ("tasks", "attempts") for row in c[kind].items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{results}: expected results.json of `gr2 benchmark calvin`, got {error!r}.") from error
+        raise DataError(f"{results}: expected results.json of `gr2 benchmark calvin`, got another file.") from error
     done, tried = Counter[str](), Counter[str]()
     for task, row in rows:
         done[task] += row["success"]

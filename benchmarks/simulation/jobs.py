@@ -171,7 +171,10 @@ def run_evaluation(
 
 
 def _finished(file: Path, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """Read the results so far; the first line holds the configuration, that of gr2 0.1.0 without fields added since."""
+    """Read the results so far; the first line holds the configuration, that of gr2 0.1.0 without fields added since.
+
+    Files of several parts (`--shard`), one after the other, are one; without results, any configuration is taken.
+    """
     config = asdict(evaluation)  # type: ignore[call-overload]
     added = {f.name: f.default for f in fields(evaluation) if f.default is not MISSING}  # type: ignore[arg-type]
     first = json.dumps({"config": config}) + "\n"
@@ -188,8 +191,8 @@ def _finished(file: Path, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
             if number == len(lines) - 1:
                 break
             raise DataError(f"{file}: line {number + 1} is no JSON; remove the file to begin again.") from None
-        if number == 0:
-            if added | value.get("config", {}) != config:
+        if "config" in value or number == 0:  # parts that were concatenated have one each
+            if added | value.get("config", {}) != config and len(lines) > 1:
                 raise DataError(
                     f"{file}: holds results of {value.get('config')}, asked for {config}; choose another --out."
                 )

@@ -31,7 +31,15 @@ from ..executors import Executor, ExecutorKind
 from ..locations import Location, as_location
 from ..store.columns import video_columns, write_columns
 from ..store.shards import ShardWriter, read_index, read_indexed
-from ..store.stages import ShardTask, Tally, begun_or_finished, expect_video_shards, finish_stage, map_shards
+from ..store.stages import (
+    ShardTask,
+    Tally,
+    abandon_stage,
+    begun_or_finished,
+    expect_video_shards,
+    finish_stage,
+    map_shards,
+)
 from ..video.reader import open_video
 from .caption_choice import (
     PROMPT,
@@ -161,6 +169,7 @@ def caption(
 def _finish(out: Path, parameters: Mapping[str, Any], tally: Tally, names: list[str]) -> Mapping[str, Any]:
     """Add up what the shards note of their answers, and write the columns and the manifest."""
     if tally.kept == 0:
+        abandon_stage(out)
         raise DataError(f"{out}: no frame of {tally.records} windows could be decoded; curate the shards first.")
     written = [out / name for name in names]
     notes = [read_index(shard)["note"] for shard in written]

@@ -26,6 +26,7 @@ from ..store.shards import ShardWriter, read_indexed
 from ..store.stages import (
     ShardTask,
     Tally,
+    abandon_stage,
     begun_or_finished,
     expect_video_shards,
     finish_stage,
@@ -46,17 +47,18 @@ class CurationThresholds:
     The defaults keep all of eleven real clips of robots, hands and web video that last half a second (motion 2.6 to
     53, sharpness 0.036 to 0.4), and drop stills, black, washed-out and out-of-focus images, title cards and pans.
 
-    min_seconds: shorter windows [s] are dropped as `too_short`.
-    min_motion: mean difference of probed frames [gray levels of 255]; less is `static`.
-    max_camera_motion: share of the motion that is the camera's; more is `camera_motion`.
-    min_sharpness: variance of the Laplacian over that of the image; less is `blurred`.
-    min_brightness: brightness that 1 % of the pixels exceed [gray levels]; less is `dark`.
-    max_brightness: brightness that 99 % of the pixels exceed [gray levels]; more is `bright`.
-    min_contrast: between those two brightnesses [gray levels]; less is `flat`.
-    max_text: share of the image under laid-over text; more is `text_overlay`.
-    min_hands: score of the hand detector; less is `no_hands`. Off by default: robots have none.
-    duplicate_bits: bits of the 512 of both clips' hashes that may differ in a `duplicate`, at most 31. Episodes of a
-        robot are never duplicates.
+    Args:
+        min_seconds: shorter windows [s] are dropped as `too_short`.
+        min_motion: mean difference of probed frames [gray levels of 255]; less is `static`.
+        max_camera_motion: share of the motion that is the camera's; more is `camera_motion`.
+        min_sharpness: variance of the Laplacian over that of the image; less is `blurred`.
+        min_brightness: brightness that 1 % of the pixels exceed [gray levels]; less is `dark`.
+        max_brightness: brightness that 99 % of the pixels exceed [gray levels]; more is `bright`.
+        min_contrast: between those two brightnesses [gray levels]; less is `flat`.
+        max_text: share of the image under laid-over text; more is `text_overlay`.
+        min_hands: score of the hand detector; less is `no_hands`. Off by default: robots have none.
+        duplicate_bits: bits of the 512 of both clips' hashes that may differ in a `duplicate`, at most 31. Episodes of
+            a robot are never duplicates.
     """
 
     min_seconds: float = 0.5
@@ -113,9 +115,11 @@ def curate(
     select = partial(_select_shard, measures=measures, thresholds=thresholds, duplicates=duplicates, starts=starts)
     tally, names = map_shards(select, location, out, workers, "curated shards")
     if tally.kept == 0:
+        abandon_stage(out)  # the measures stay: other thresholds need them
+        first = next(iter(tally.examples.values()), [{"key": "none", "detail": "there are no windows"}])[0]
         raise DataError(
             f"{shards}: all of {tally.records} windows were dropped ({tally.dropped}), expected one to be left; the "
-            "first of each reason stand in the manifest. Loosen the thresholds."
+            f"first is {first['key']}: {first['detail'].rstrip('.')}. Loosen the thresholds."
         )
     columns = write_columns(out, video_columns([out / name for name in names]))
     manifest = finish_stage(out, STAGE, parameters, tally, {"shards": names, "columns": columns})

@@ -26,14 +26,15 @@ _LONGEST_WAIT_S = 60.0
 class AskConfig:
     """How the model is asked; nothing here but `max_tokens` and `revision` changes its answer.
 
-    max_tokens: longest answer; a longer one is cut by the model, and not used.
-    revision: branch, tag or commit of a model of the Hugging Face hub; its commit is kept with every caption.
-    requests_at_once: requests in flight at a time in each worker.
-    timeout_seconds: longest wait for one answer [s].
-    attempts: how often a request is tried when the endpoint is busy (429), fails (5xx) or does not answer.
-    first_wait_seconds: wait after the first failure [s]; it doubles with each further one.
-    key_variable: environment variable that holds the key of the endpoint, where it wants one.
-    device: where a local model runs, `auto` for a GPU where there is one.
+    Args:
+        max_tokens: longest answer; a longer one is cut by the model, and not used.
+        revision: branch, tag or commit of a model of the Hugging Face hub; its commit is kept with every caption.
+        requests_at_once: requests in flight at a time in each worker.
+        timeout_seconds: longest wait for one answer [s].
+        attempts: how often a request is tried when the endpoint is busy (429), fails (5xx) or does not answer.
+        first_wait_seconds: wait after the first failure [s]; it doubles with each further one.
+        key_variable: environment variable that holds the key of the endpoint, where it wants one.
+        device: where a local model runs, `auto` for a GPU where there is one.
     """
 
     max_tokens: int = 128

@@ -21,10 +21,11 @@ MISSING = "missing"
 class FilterConfig:
     """Thresholds of the filters.
 
-    min_frames: a clip with fewer frames is dropped as `too_short`.
-    min_seconds: a clip that lasts less [s] is dropped as `too_short`.
-    min_motion: a clip whose probed frames differ less on average [gray levels of 255] is dropped as `static`.
-    probe_frames: frames decoded for the probe, spread evenly, the first and the last among them.
+    Args:
+        min_frames: a clip with fewer frames is dropped as `too_short`.
+        min_seconds: a clip that lasts less [s] is dropped as `too_short`.
+        min_motion: a clip whose probed frames differ less on average [gray levels of 255] is dropped as `static`.
+        probe_frames: frames decoded for the probe, spread evenly, the first and the last among them.
     """
 
     min_frames: int = 2

@@ -40,10 +40,11 @@ _DECODED_AT_ONCE = 256
 class MeasureConfig:
     """What is measured.
 
-    cut_scenes: look at every frame for scene cuts; without, only the probed frames are decoded.
-    window_seconds: longest window [s]; a longer scene is divided into equal windows.
-    probe_frames: frames measured in each window, spread evenly.
-    hands: `skin` (no weights), `none`, or the path of a MediaPipe `hand_landmarker.task`.
+    Args:
+        cut_scenes: look at every frame for scene cuts; without, only the probed frames are decoded.
+        window_seconds: longest window [s]; a longer scene is divided into equal windows.
+        probe_frames: frames measured in each window, spread evenly.
+        hands: `skin` (no weights), `none`, or the path of a MediaPipe `hand_landmarker.task`.
     """
 
     cut_scenes: bool = True

@@ -26,9 +26,10 @@ DRAW_AHEAD = 32
 class LoaderConfig:
     """How a loader goes through its sources.
 
-    weights: relative share of each source; None for all windows alike.
-    num_workers: processes that collect batches ahead; 0 collects in this process. The stream does not depend on it.
-    shuffle_block: windows of a block that are read near each other, for slow disks and remote shards; 0 mixes all.
+    Args:
+        weights: relative share of each source; None for all windows alike.
+        num_workers: processes that collect batches ahead; 0 collects in this process. The stream does not depend on it.
+        shuffle_block: windows of a block that are read near each other, for slow disks and remote shards; 0 mixes all.
     """
 
     weights: list[float] | None = None

@@ -175,7 +175,10 @@ def list_shards(source: Location) -> list[Location]:
 def _expanded(source: Location) -> list[Location]:
     import braceexpand
 
-    names = list(braceexpand.braceexpand(str(source)))
+    try:
+        names = list(braceexpand.braceexpand(str(source)))
+    except ValueError as error:
+        raise DataError(f"{source}: expected a pattern such as shard-{{000000..000127}}.tar ({error}).") from error
     return [name if is_url(name) else Path(name) for name in names]
 
 

@@ -118,16 +118,17 @@ def begin_stage(out: Path, stage: str, parameters: Mapping[str, Any], overwrite:
         False where the same stage is finished already, True where there is work to do.
 
     Raises:
-        DataError: where the folder holds the result of other parameters, or of another stage.
+        DataError: where the folder holds the result of other parameters, or of another stage. A stage that ended
+            before its first shard leaves nothing that binds the next one.
     """
     manifest = out / "manifest.json"
     if overwrite and manifest.is_file():
         _expect_stage(out, stage)
-        for path in [*out.glob("shard-*.index.json"), *out.glob("shard-*"), *out.glob("columns/*.npy"), manifest]:
-            path.unlink(missing_ok=True)
+        abandon_stage(out)
     if manifest.is_file():
         found = _expect_stage(out, stage)
-        if found["parameters"] != dict(parameters):
+        begun = found["status"] == "complete" or any(out.glob("shard-*.index.json"))
+        if begun and found["parameters"] != dict(parameters):
             changed = sorted(
                 name
                 for name in {*found["parameters"], *parameters}
@@ -145,6 +146,16 @@ def begin_stage(out: Path, stage: str, parameters: Mapping[str, Any], overwrite:
     remove_leftovers(out)
     write_json(manifest, _manifest(stage, "running", parameters))
     return True
+
+
+def abandon_stage(out: Path) -> None:
+    """Remove what a stage wrote to its folder; what others put there stays."""
+    for path in [*out.glob("shard-*.index.json"), *out.glob("shard-*"), *out.glob("columns/*.npy")]:
+        path.unlink(missing_ok=True)
+    (out / "manifest.json").unlink(missing_ok=True)
+    for folder in (out / "columns", out):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def finish_stage(

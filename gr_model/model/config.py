@@ -182,13 +182,18 @@ class ModelConfig:
 class ModelChanges:
     """What differs from a named size; see `ModelConfig`. None leaves what the size has.
 
-    decoding: masked predicts a frame in parallel, raster code by code.
-    width, depth, heads: of the GPT.
-    token_packing: p x p codes share a position (tiny: a quarter of the grid, others 1).
-    dropout: residual and attention dropout.
-    token_dropout, state_dropout, text_dropout, camera_dropout: how often context codes, robot states, texts
-        and single cameras are hidden in training; guidance needs some text dropout.
-    code_permutation: how often codes of a sample are permuted in training, for scenes that it never shows.
+    Args:
+        decoding: masked predicts a frame in parallel, raster code by code.
+        width: of the GPT.
+        depth: layers of the GPT.
+        heads: attention heads of the GPT.
+        token_packing: p x p codes share a position (tiny: a quarter of the grid, others 1).
+        dropout: residual and attention dropout.
+        token_dropout: how often codes of the context are hidden in training.
+        state_dropout: how often robot states are hidden in training.
+        text_dropout: how often texts are hidden in training; guidance needs some.
+        camera_dropout: how often single cameras are hidden in training.
+        code_permutation: how often codes of a sample are permuted in training, for scenes that it never shows.
     """
 
     decoding: Decoding | None = None

@@ -20,19 +20,20 @@ _PROBABILITIES_AT_ONCE = 1 << 22
 class SamplingConfig:
     """How codes are sampled, in masked and in raster decoding alike.
 
-    temperature: logits are divided by it; 0 takes the likeliest code.
-    top_k: only the k likeliest codes are sampled; 0 for all.
-    top_p: only the likeliest codes that together hold this share of the probability are sampled, one at least. It is
-        measured after `temperature` and `top_k`; 1 for all.
-    guidance: 1 for none; above, predictions are pushed away from those without text, w of `l0 + w (l - l0)` (needs
-        text dropout in training). Source: classifier-free guidance, arXiv 2207.12598, on logits.
-    passes: decoding steps of a frame in masked decoding. Two are enough for the likeliest codes; sampled ones need
-        more, as the codes of a step do not know of each other.
-    choice_temperature: scale of the Gumbel noise on the confidences that decide which codes masked decoding keeps;
-        falls to 0.
-    draft_rows: most rows (samples x positions) of a step of raster decoding, which takes drafts of the next codes along
-        and keeps those that it would have sampled; 1 takes none. The codes are the same, up to rounding.
-    seed: of all random numbers. Each sample has its own stream of them, so what stands beside it changes nothing.
+    Args:
+        temperature: logits are divided by it; 0 takes the likeliest code.
+        top_k: only the k likeliest codes are sampled; 0 for all.
+        top_p: only the likeliest codes that together hold this share of the probability are sampled, one at least. It
+            is measured after `temperature` and `top_k`; 1 for all.
+        guidance: 1 for none; above, predictions are pushed away from those without text, w of `l0 + w (l - l0)` (needs
+            text dropout in training). Source: classifier-free guidance, arXiv 2207.12598, on logits.
+        passes: decoding steps of a frame in masked decoding. Two are enough for the likeliest codes; sampled ones need
+            more, as the codes of a step do not know of each other.
+        choice_temperature: scale of the Gumbel noise on the confidences that decide which codes masked decoding keeps;
+            falls to 0.
+        draft_rows: most rows (samples x positions) of a step of raster decoding, which takes drafts of the next codes
+            along and keeps those that it would have sampled; 1 takes none. The codes are the same, up to rounding.
+        seed: of all random numbers. Each sample has its own stream of them, so what stands beside it changes nothing.
     """
 
     temperature: float = 0.0

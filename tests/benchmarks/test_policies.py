@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import struct
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -565,3 +567,18 @@ def test_nobody_at_the_address_is_named() -> None:
         RemotePolicy("http://127.0.0.1:9")
     with pytest.raises(Gr2Error, match="expected an address"):
         RemotePolicy("https://host")
+
+
+def test_clients_that_go_away_or_send_nonsense_leave_no_traceback(address: str, capfd: pytest.CaptureFixture) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    for request in (
+        b"POST /act HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nab",
+        "POST /act HTTP/1.1\r\nHost: a\r\nContent-Length: \u00b2\r\n\r\n".encode("latin-1"),
+        b"POST /act HTTP/1.1\r\nHo",
+    ):
+        with socket.create_connection((host, int(port)), timeout=5) as client:
+            client.sendall(request)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+    answer = urllib.request.urlopen(f"{address}/info", timeout=5).read()
+    assert b"executed_steps" in answer
+    assert "Traceback" not in capfd.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.simulation import control as simulation_control
 from gr2.benchmarks.simulation.control import controller_fingerprint, make_control
-from gr2.benchmarks.simulation.jobs import Job, run_evaluation, run_jobs
+from gr2.benchmarks.simulation.jobs import Job, _finished, run_evaluation, run_jobs
 from gr2.benchmarks.simulation.simulator import JointSimulator
 from gr2.contracts import ActionTrajectory, Array, Observation, Policy
 from gr2.errors import ConfigError, DataError
@@ -137,6 +138,8 @@ def test_results_of_another_evaluation_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "episodes.jsonl"
     jobs: list[Job] = []
     run_evaluation(PointEvaluation(), jobs, file=file, num_workers=1)
+    with file.open("a") as log:
+        log.write(json.dumps({"key": "point/left/0"}) + "\n")
     with pytest.raises(DataError, match="choose another --out"):
         run_evaluation(PointEvaluation(max_steps=9), jobs, file=file, num_workers=1)
 
@@ -165,3 +168,28 @@ def test_results_from_before_a_field_was_added_are_resumed(tmp_path: Path) -> No
     assert list(run_evaluation(PointEvaluation(), [], file=file, num_workers=1)) == ["point/left/0"]
     with pytest.raises(DataError, match="choose another --out"):
         run_evaluation(PointEvaluation(max_steps=9), [], file=file, num_workers=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbered:
+    """Stand-in for the configuration of an evaluation."""
+
+    seed: int = 0
+
+
+def test_results_of_parts_one_after_the_other_are_one_file(tmp_path):
+    file = tmp_path / "episodes.jsonl"
+    head = json.dumps({"config": {"seed": 0}})
+    rows = [json.dumps({"key": f"wbc/starts/{number}"}) for number in range(3)]
+    file.write_text("\n".join([head, rows[0], rows[1], head, rows[2]]) + "\n")
+    assert [row["key"] for row in _finished(file, Numbered()).values()] == [f"wbc/starts/{i}" for i in range(3)]
+    assert file.read_text().count("config") == 1
+    with pytest.raises(DataError, match="choose another --out"):
+        _finished(file, Numbered(seed=1))
+
+
+def test_an_evaluation_that_ended_before_its_first_episode_does_not_bind_the_folder(tmp_path):
+    file = tmp_path / "episodes.jsonl"
+    assert _finished(file, Numbered()) == {}
+    assert _finished(file, Numbered(seed=1)) == {}
+    assert json.loads(file.read_text())["config"] == {"seed": 1}

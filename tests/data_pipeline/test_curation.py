@@ -21,7 +21,7 @@ from gr2.data_pipeline.executors import Executor, run_tasks
 from gr2.data_pipeline.loading.clip_windows import ClipWindows
 from gr2.data_pipeline.store.episodes import write_episode
 from gr2.data_pipeline.store.shards import list_shards, read_dropped, read_samples
-from gr2.data_pipeline.store.stages import read_manifest
+from gr2.data_pipeline.store.stages import begin_stage, read_manifest
 from gr2.data_pipeline.tokens import write_token_shards
 from gr2.data_pipeline.video.reader import open_video
 from gr2.data_pipeline.video.transcode import encode_frames
@@ -150,9 +150,11 @@ def test_nothing_left_is_an_error_and_tokens_need_a_finished_stage(shards: Path,
     impossible = CurationThresholds(min_motion=200.0)
     with pytest.raises(DataError, match="Loosen the thresholds"):
         curate(shards=str(shards), out=tmp_path / "out", measure=MEASURE, thresholds=impossible)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["measures"]
+    begin_stage(tmp_path / "half", "curated_shards", {}, False)
     with pytest.raises(DataError, match="not finished"):
         write_token_shards(
-            shards=tmp_path / "out", out=tmp_path / "tokens", encode_images=len, encode_texts=None,
+            shards=tmp_path / "half", out=tmp_path / "tokens", encode_images=len, encode_texts=None,
             tokenizer_facts={"codebook_size": 4, "grid": [1, 1]}, image_size=8,
         )  # fmt: skip
 
