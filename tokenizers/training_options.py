@@ -14,14 +14,20 @@ from ..errors import ConfigError
 class LossConfig:
     """Weights of the terms.
 
-    l1, l2: pixel terms.
-    gradient: multi-scale differences of neighboring pixels.
-    detail: how much more a pixel counts that stands out from its surroundings (see `detail_weights`); this
-        keeps objects of a few pixels.
-    codebook: the quantizer's own loss.
-    adversarial: weight of the critic (0: none), from step `adversarial_start` on.
-    perceptual: weight of the VGG16 distance (0: none) with weights from the local files `vgg_file` and,
-        optionally, `heads_file`.
+    Args:
+        l1: weight of the absolute difference of pixels.
+        l2: weight of the squared difference of pixels.
+        gradient: weight of multi-scale differences of neighboring pixels.
+        detail: how much more a pixel counts that stands out from its surroundings (see `detail_weights`); this
+            keeps objects of a few pixels.
+        codebook: weight of the quantizer's own loss.
+        adversarial: weight of the critic; 0 for none.
+        adversarial_start: step from which on the critic counts.
+        critic_channels: channels of the critic's first layer.
+        critic_layers: layers of the critic.
+        perceptual: weight of the VGG16 distance, for which `vgg_file` is needed; 0 for none.
+        vgg_file: weights of VGG16, a local file.
+        heads_file: weights of LPIPS's linear layers, a local file; none weighs all channels alike.
     """
 
     l1: float = 1.0
@@ -53,15 +59,20 @@ class LossConfig:
 class VQGANTrainingConfig:
     """How a VQGAN is trained.
 
-    learning_rate: peak; it rises over `warmup` steps and falls along a cosine.
-    accumulate: parts in which a step's images go through the network; more parts need less memory for the
-        same step.
-    quantize_start: step at which the quantizer is put between encoder and decoder, its codebook placed by
-        k-means on the latents of one batch; at most a quarter of the run.
-    codebook_decay: decay of the codebook's moving averages; 0 learns the codebook by gradient.
-    revive_until: fraction of the steps after which dead codes are left alone.
-    weight_average: decay of the moving average of all weights that is released; 0 releases the last weights.
-    precision: of encoder and decoder; "auto" takes bfloat16 where the machine computes it faster.
+    Args:
+        learning_rate: peak; it rises over `warmup` steps and falls along a cosine.
+        warmup: steps over which the learning rate rises.
+        weight_decay: of AdamW.
+        clip_norm: greatest norm of the gradient.
+        accumulate: parts in which a step's images go through the network; more parts need less memory for the
+            same step.
+        quantize_start: step at which the quantizer is put between encoder and decoder, its codebook placed by
+            k-means on the latents of one batch; at most a quarter of the run.
+        codebook_decay: decay of the codebook's moving averages; 0 learns the codebook by gradient.
+        revive_until: fraction of the steps after which dead codes are left alone.
+        weight_average: decay of the moving average of all weights that is released; 0 releases the last weights.
+        precision: of encoder and decoder; "auto" takes bfloat16 where the machine computes it faster.
+        losses: weights of the terms.
     """
 
     learning_rate: float = 3e-3

@@ -28,11 +28,18 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     os.close(handle)
     try:
         write(Path(name))
-        os.chmod(name, 0o644)
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp and safetensors let nobody else read their files
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    """Return which permissions new files do not have."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def sha256(path: Path) -> str:

@@ -20,6 +20,9 @@ FINETUNE = "finetune/metrics.csv"
 ACT = "act/results.json"
 IMAGINE = "imagine/metrics.json"
 EPISODES = "imagine/episodes.json"
+TRAINING = "metrics.csv"
+TOKENIZER_LOGS = "log/version_*/metrics.csv"
+"""Logs of a training whose own folder is the run: the world model's, and one a start of the tokenizers'."""
 
 Curves = dict[str, list[tuple[float, float]]]
 """Metric name -> (step, value) pairs, as logged."""
@@ -35,6 +38,7 @@ class RunFiles:
     shards: dict[str, Any]
     pretrain: Curves
     finetune: Curves
+    training: Curves
     act: dict[str, Any]
     imagine: dict[str, Any]
     episodes: list[dict[str, Any]]
@@ -58,8 +62,8 @@ def read_run(folder: Path) -> RunFiles:
         raise DataError(
             f"Report: expected a run folder, got {folder}; pass the folder that the training commands wrote."
         )
-    known = (STAGES, RUN, SHARDS, PRETRAIN, FINETUNE, ACT, IMAGINE, EPISODES)
-    if not any((folder / name).is_file() for name in known):
+    known = (STAGES, RUN, SHARDS, PRETRAIN, FINETUNE, ACT, IMAGINE, EPISODES, TRAINING)
+    if not any((folder / name).is_file() for name in known) and not any(folder.glob(TOKENIZER_LOGS)):
         raise DataError(
             f"Report: expected at least one of {', '.join(known)}, got none in {folder}; run a stage first."
         )
@@ -71,6 +75,7 @@ def read_run(folder: Path) -> RunFiles:
         shards=_read_json(folder, SHARDS, dict, problems),
         pretrain=_read_curves(folder, PRETRAIN, problems),
         finetune=_read_curves(folder, FINETUNE, problems),
+        training=_read_training(folder, problems),
         act=_read_json(folder, ACT, dict, problems),
         imagine=_read_json(folder, IMAGINE, dict, problems),
         episodes=_records(_read_json(folder, EPISODES, list, problems), EPISODES, problems),
@@ -98,6 +103,18 @@ def _records(items: list[Any], name: str, problems: list[str]) -> list[dict[str,
     if len(records) < len(items):
         problems.append(f"{name}: {len(items) - len(records)} entries are no objects and were left out")
     return records
+
+
+def _read_training(folder: Path, problems: list[str]) -> Curves:
+    """Read the log of a training in its own folder; a later start replaces the steps that it took again."""
+    if (folder / TRAINING).is_file():
+        return _read_curves(folder, TRAINING, problems)
+    curves: Curves = {}
+    logs = sorted(folder.glob(TOKENIZER_LOGS), key=lambda path: (len(path.parent.name), path.parent.name))
+    for log in logs:
+        for name, points in _read_curves(folder, log.relative_to(folder).as_posix(), problems).items():
+            curves[name] = [point for point in curves.get(name, []) if point[0] < points[0][0]] + points
+    return curves
 
 
 def _read_curves(folder: Path, name: str, problems: list[str]) -> Curves:

@@ -98,7 +98,10 @@ def video_body(files: RunFiles) -> str:
 
 
 def losses_body(files: RunFiles) -> str:
-    """Build the loss curves and the validation metrics of pretraining and finetuning."""
+    """Build the loss curves and the validation metrics of a training, or of pretraining and finetuning."""
+    if files.training:
+        body = charts(*_curve_charts(files.training))
+        return f"{body}{note(f'Curves of more than {MAX_POINTS} points are averaged in as many bins.')}"
     parts = []
     for title, name, curves in (
         ("Pretraining on video", PRETRAIN, files.pretrain),

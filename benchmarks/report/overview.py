@@ -117,9 +117,9 @@ def chain_body(files: RunFiles) -> str:
 def funnel_body(files: RunFiles) -> str:
     """Build the funnel of the data: recorded, kept, dropped by reason."""
     counts = files.shards.get("counts", files.shards)
-    if "in" not in counts:
+    if "records" not in counts:
         return absent(SHARDS)
-    recorded, kept = int(counts["in"]), int(counts.get("kept", 0))
+    recorded, kept = int(counts["records"]), int(counts.get("kept", 0))
     dropped = sorted((counts.get("dropped") or {}).items(), key=lambda item: -item[1])
     rows = [("recorded", recorded), ("kept", kept)]
     rows += [(f"dropped: {str(reason).replace('_', ' ')}", int(number)) for reason, number in dropped]
@@ -187,7 +187,7 @@ def provenance_body(files: RunFiles) -> str:
     )
     learned = "; ".join(
         f"{name} {value}"
-        for curves in (files.pretrain, files.finetune)
+        for curves in (files.pretrain, files.finetune, files.training)
         for name in curves
         if name.startswith("val/") and (value := final_value(curves, name))
     )

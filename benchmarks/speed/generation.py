@@ -57,7 +57,7 @@ def time_generation(size: Size, setting: Setting, batch_size: int = 1) -> tuple[
     return _measured(works, setting), notes
 
 
-def time_trained(policy: str, tokens: str, setting: Setting) -> tuple[Table, list[str]]:
+def time_trained(policy: str, tokens: Sequence[str], setting: Setting) -> tuple[Table, list[str]]:
     """Time frames that a trained raster model samples after real contexts, with and without drafts.
 
     HuggingFace's GPT-2 has the same trunk and samples a token for each position of the cameras that the clips have;
@@ -100,7 +100,7 @@ def time_trained(policy: str, tokens: str, setting: Setting) -> tuple[Table, lis
     return _measured(works, setting), notes
 
 
-def _real_contexts(parts: Assembled, tokens: str) -> list[Context]:
+def _real_contexts(parts: Assembled, tokens: Sequence[str]) -> list[Context]:
     """Read the contexts of some clips."""
     model = parts.release.model
     store = open_store(tokens, parts.release)

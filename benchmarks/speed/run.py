@@ -27,7 +27,7 @@ def speed(
     json: Path | None = None,
     only: str = ",".join(PARTS),
     policy: str | None = None,
-    tokens: str | None = None,
+    tokens: list[str] | None = None,
     seconds: float = 3.0,
     threads: int = 1,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -43,7 +43,7 @@ def speed(
         only: Some of control, training, generation, tokenizer, separated by commas.
         policy: A trained model with raster decoding (a folder of `gr2 pretrain`), whose frames are timed with drafts,
             too; without, generation takes random weights, of which drafts mean nothing.
-        tokens: Token shards for its contexts.
+        tokens: Folders of token shards for its contexts.
         seconds: How long each piece of the control cycle is repeated [s].
         threads: Threads that torch may use.
         device: Where the networks compute; auto takes CUDA where there is a device.
@@ -111,7 +111,9 @@ def _setting(device: Literal["auto", "cpu", "cuda"], precision: str, compile: st
     )
 
 
-def _networks(part: str, size: Size, trained: tuple[str, str] | None, setting: Any, notes: list[str]) -> dict[str, Any]:
+def _networks(
+    part: str, size: Size, trained: tuple[str, list[str]] | None, setting: Any, notes: list[str]
+) -> dict[str, Any]:
     """Time one part, print its tables and bars, and return them for the file."""
     tables: dict[str, Any] = {}
     if part == "training":

@@ -53,26 +53,27 @@ class VideoClips:
         return codes
 
 
-def open_store(tokens: str, release: Release) -> TokenStore:
+def open_store(tokens: Sequence[str], release: Release) -> TokenStore:
     """Open token shards for a model: its cameras, and robot states where it has learned what they mean.
 
     Raises:
         ConfigError: episodes of several robots.
         DataError: the shards cannot be used, or other tokenizers than the model's made them.
     """
-    store = TokenStore.open([tokens], [c.name for c in release.model.config.cameras], load_steps=release.model.acts)
+    store = TokenStore.open(tokens, [c.name for c in release.model.config.cameras], load_steps=release.model.acts)
     got, wanted = image_fingerprint(store.tokenizer), release.tokenizer
     if not same_encoder(got, wanted):
         raise DataError(
-            f"{tokens}: expected codes of the model's image tokenizer ({wanted[:12]}), got those of another one "
-            f"({got[:12]}); encode the shards with the tokenizer of the release: `gr2 data tokens --tokenizer ...`."
+            f"{', '.join(tokens)}: expected codes of the model's image tokenizer ({wanted[:12]}), got those of another "
+            f"one ({got[:12]}); encode the shards with the tokenizer of the release: `gr2 data tokens --tokenizer ...`."
         )
     if release.model.acts and release.model.config.is_mixture:
         store.number_embodiments(release.model.config.embodiments)
         robots = [store.embodiments[i].name for i in _robots(store)]
         if len(robots) > 1:
             raise ConfigError(
-                f"--tokens {tokens}: expected episodes of one robot, got {', '.join(robots)}; measure them one by one."
+                f"--tokens {' '.join(tokens)}: expected episodes of one robot, got {', '.join(robots)}; measure them "
+                "one by one."
             )
     return store
 

@@ -41,14 +41,14 @@ RELIABLE_CLIPS = 256
 def benchmark(
     *,
     policy: str,
-    tokens: str,
+    tokens: list[str],
     num_clips: int = 64,
     num_frames: int = 8,
     protocol: Protocol = "single",
     samples: int | None = None,
     sampling: SamplingConfig | None = None,
     shards: str | None = None,
-    train_tokens: str | None = None,
+    train_tokens: list[str] | None = None,
     held_out: float = 0.03,
     frame_step: int | None = None,
     lpips: Path | None = None,
@@ -62,7 +62,7 @@ def benchmark(
 
     Args:
         policy: "pretrained" (shipped) or a folder that `gr2 pretrain` or `gr2 finetune` wrote.
-        tokens: folder of token shards, encoded with the model's tokenizers.
+        tokens: folders of token shards, encoded with the model's tokenizers.
         num_clips: clips, one of each video; fewer where there are not so many videos.
         num_frames: frames to predict.
         protocol: `single` sample and future frames alone, or `best_of_n` samples for each metric, as iVideoGPT does.

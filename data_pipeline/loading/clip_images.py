@@ -87,13 +87,15 @@ class ClipImages:
         return {"frames": torch.from_numpy(frames), "frame_mask": torch.from_numpy(mask), "problems": problems}
 
 
-def split_images(paths: Sequence[Location], *, size: int) -> tuple[ClipImages, ClipImages]:
+def split_images(paths: Sequence[Location], *, size: int, share: float = 0.03) -> tuple[ClipImages, ClipImages]:
     """Return the images of training and of validation, which share no video.
+
+    share: of the videos that is held out; more where it holds none.
 
     Raises:
         DataError: all images come from one video, or the shards cannot be read.
     """
-    for fraction in _FRACTIONS:
+    for fraction in (share, *(other for other in _FRACTIONS if other > share)):
         train = ClipImages(paths, size=size, split="train", validation_fraction=fraction)
         held_out = ClipImages(paths, size=size, split="validation", validation_fraction=fraction)
         if train.counts.any() and held_out.counts.any():

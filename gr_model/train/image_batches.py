@@ -17,7 +17,14 @@ MAX_VALIDATION = 1024
 
 
 def open_image_stream(
-    shards: Path, *, image_size: int, steps: int, batch_size: int, num_workers: int, seed: int
+    shards: Path,
+    *,
+    image_size: int,
+    steps: int,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    validation_share: float = 0.03,
 ) -> tuple[ImageStream, Array]:
     """Open video shards for training without holding their images in memory.
 
@@ -27,6 +34,7 @@ def open_image_stream(
         batch_size: images a batch.
         num_workers: processes that decode ahead; 0 decodes in this process.
         seed: chooses the order.
+        validation_share: share of the videos that is held out, one at least.
 
     Returns:
         The stream, and validation images, uint8 `[m size size 3]`, of other videos.
@@ -36,7 +44,7 @@ def open_image_stream(
     """
     from ...tokenizers.streaming import ImageStream, collect_images
 
-    train, held_out = split_images([shards], size=image_size)
+    train, held_out = split_images([shards], size=image_size, share=validation_share)
     num_windows = -(-batch_size // train.num_images)
     loader = BatchLoader(train, batch_size=num_windows, seed=seed, config=LoaderConfig(num_workers=num_workers))
     several = BatchLoader(held_out, batch_size=min(8, int(held_out.counts.sum())), seed=seed)

@@ -72,7 +72,8 @@ def open_sinks(log: LogName, out: Path, *, resume_step: int) -> list[FigureSink]
     package = {"tensorboard": "tensorboard", "wandb": "wandb"}.get(log)
     if package is not None and find_spec(package) is None:
         raise EnvironmentMissing(
-            f"--log {log}: expected the package {package}, found none; `pip install {package}`, or use --log csv."
+            f"--log {log}: expected the package {package}, found none; `pip install 'gr2[{package}]'`, "
+            "or use --log csv."
         )
     if log == "wandb":
         return [WandbSink(out)]

@@ -23,9 +23,10 @@ LogName = Literal["auto", "csv", "tensorboard", "wandb"]
 class ComputeConfig:
     """How a step is computed; the losses are the same up to rounding.
 
-    precision: bf16 computes matrix products in bfloat16, 32 everything in float32; auto takes the faster one.
-    compile: fuse the trunk's blocks with torch.compile.
-    gradient_checkpointing: compute activations twice instead of keeping them; null does so for L and XL.
+    Args:
+        precision: bf16 computes matrix products in bfloat16, 32 everything in float32; auto takes the faster one.
+        compile: fuse the trunk's blocks with torch.compile.
+        gradient_checkpointing: compute activations twice instead of keeping them; null does so for L and XL.
     """
 
     precision: Literal["auto", "32", "bf16"] = "auto"
@@ -52,6 +53,9 @@ class TrainingOptions:
         muon_factor: see learning_rate.
         warmup: steps over which the learning rate rises.
         weight_decay: of AdamW and Muon.
+        validation_share: share of the videos that is held out, of two or more at least one; 0 holds none out.
+        validate_every: steps between metrics on held-out windows; null is a twentieth of the run, 100 at least.
+        checkpoint_every: steps between checkpoints; null is the same.
         weight_average: decay of the moving average of the weights that is released; null is 0.998 for finetuning over
             more than 1000 steps, else 0.99; 0 releases the last weights.
         state_share: share of the samples that see the robot's state when they predict frames.
@@ -84,6 +88,9 @@ class TrainingOptions:
     muon_factor: float = 4.0
     warmup: int = 50
     weight_decay: float = 0.05
+    validation_share: float = 0.03
+    validate_every: int | None = None
+    checkpoint_every: int | None = None
     weight_average: float | None = None
     state_share: float = 0.7
     target_state_share: float = 0.7
@@ -103,9 +110,14 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         if not self.tokens:
-            raise ConfigError("--tokens: expected at least one folder, as in --tokens '[\"runs/a/tokens\"]'.")
+            raise ConfigError("--tokens: expected at least one folder, as in --tokens runs/a/tokens.")
         for name in ("steps", "batch_size", "context", "frame_step", "chunk_length", "num_nodes", "accumulate"):
             if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')}: expected 1 or more, got {getattr(self, name)}.")
+        if not 0 <= self.validation_share < 1:
+            raise ConfigError(f"--validation-share: expected a share of 0 to below 1, got {self.validation_share}.")
+        for name in ("validate_every", "checkpoint_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: expected 1 or more, got {getattr(self, name)}.")
         for name in ("warmup", "weight_decay", "threads", "seed"):
             if not getattr(self, name) >= 0:

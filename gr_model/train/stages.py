@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .distributed import Distribution
     from .recipe import TrainingConfig
 
-_VALIDATION_SHARE, _VALIDATION_BATCHES = 0.03, 8
+_VALIDATION_BATCHES = 8
 
 _KEPT_TEXTS = 2000
 """Different instructions up to which a release keeps those that it was trained on."""
@@ -70,7 +70,7 @@ def _open(options: TrainingOptions, *, labeled_only: bool) -> _Inputs:
             context=options.context,
             labeled_only=labeled_only,
             split=split,
-            validation_fraction=_VALIDATION_SHARE,
+            validation_fraction=options.validation_share,
         )
 
     training = BatchLoader(
@@ -123,7 +123,7 @@ def _run(
     module = TrainingModule(model, recipe, steps=options.steps)
     held_out = inputs.held_out
     validation = list(islice(iter(held_out), min(_VALIDATION_BATCHES, len(held_out)))) if held_out is not None else []
-    every = max(100, options.steps // 20)
+    usual_every = max(100, options.steps // 20)
     windows = {"steps": options.steps, "windows": inputs.loader.num_windows}
     frame_steps = _frame_steps(store, options.frame_step) if model.config.is_mixture else {}
     usual = options.frame_step * int(np.median(store.frame_stride))
@@ -161,8 +161,8 @@ def _run(
         validation=validation,
         out=options.out,
         batch_size=options.batch_size,
-        validate_every=every,
-        checkpoint_every=every,
+        validate_every=options.validate_every or usual_every,
+        checkpoint_every=options.checkpoint_every or usual_every,
         distribution=inputs.distribution,
         log=options.log,
         name_episode=store.key,

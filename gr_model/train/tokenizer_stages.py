@@ -11,18 +11,17 @@ import numpy as np
 from tqdm import tqdm
 
 from ...contracts import Array
-from ...data_pipeline.locations import Location
+from ...data_pipeline.locations import Location, as_location
 from ...data_pipeline.store.shards import list_shards, read_index, read_indexed
+from ...data_pipeline.store.stages import expect_video_shards
 from ...data_pipeline.tokens import DecodedWindow, decode_sample, write_token_shards
 from ...data_pipeline.video.frames import ImageFit, stated_fit
-from ...errors import DataError
+from ...errors import ConfigError, DataError
 from ...tokenizers.training_options import VQGANTrainingConfig
 
 if TYPE_CHECKING:
     from ...tokenizers.text import TextEncoder
     from ...tokenizers.vqgan import VQGAN
-
-_VALIDATION_SHARE = 0.03
 
 
 def _decoded_windows(shards: Path, image_size: int) -> Iterator[DecodedWindow]:
@@ -34,12 +33,15 @@ def _decoded_windows(shards: Path, image_size: int) -> Iterator[DecodedWindow]:
             progress.update()
 
 
-def read_frames(shards: Path, *, image_size: int, max_frames: int, seed: int) -> tuple[Array, Array]:
+def read_frames(
+    shards: Path, *, image_size: int, max_frames: int, seed: int, validation_share: float = 0.03
+) -> tuple[Array, Array]:
     """Decode images of all cameras for tokenizer training.
 
     Args:
         image_size: side [px].
         max_frames: keep a random choice of at most so many.
+        validation_share: share of the windows that is held out, one at least.
 
     Returns:
         Training and validation frames, uint8 `[n size size 3]`; whole windows fall on one side.
@@ -60,7 +62,7 @@ def read_frames(shards: Path, *, image_size: int, max_frames: int, seed: int) ->
             kept[place] = frames
     if len(kept) < 2:
         raise DataError(f"{shards}: expected at least two decodable clips, got {len(kept)}; write more shards.")
-    num_validation = max(1, round(len(kept) * _VALIDATION_SHARE))
+    num_validation = held_out_count(len(kept), validation_share)
     order = rng.permutation(len(kept))
     validation = np.concatenate([kept[i] for i in order[:num_validation]])
     return np.concatenate([kept[i] for i in order[num_validation:]]), validation[:1024]
@@ -77,6 +79,7 @@ def train_tokenizer(
     stream: bool = False,
     num_workers: int = 0,
     training: VQGANTrainingConfig = VQGANTrainingConfig(),  # noqa: B008  (frozen)
+    validation_share: float = 0.03,
     validate_every: int | None = None,
     checkpoint_every: int = 500,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -94,6 +97,7 @@ def train_tokenizer(
         stream: decode images as they are needed, so that the corpus may be larger than memory.
         num_workers: processes that decode ahead when streaming; 0 decodes in this process.
         training: optimization and losses; where nothing is chosen, f16 presets take the published learning rate.
+        validation_share: share of the videos that is held out, one at least.
         validate_every: steps between metrics and images of held-out videos; a tenth of the run by default.
         checkpoint_every: steps between checkpoints.
         device: where to train; auto takes a GPU where there is one.
@@ -107,6 +111,9 @@ def train_tokenizer(
     from .image_batches import open_image_stream
     from .loop import choose_accelerator
 
+    expect_video_shards(shards)
+    if not 0 <= validation_share < 1:
+        raise ConfigError(f"--validation-share: expected a share of 0 to below 1, got {validation_share}.")
     accelerator = choose_accelerator(device)
     torch.set_num_threads(2 if torch.get_num_threads() > 2 else torch.get_num_threads())
     config = {"small": vqgan.small, "f16_1024": vqgan.f16_1024, "f16_16384": vqgan.f16_16384}[preset]()
@@ -115,10 +122,14 @@ def train_tokenizer(
     sample_batch: Any
     if stream:
         sample_batch, validation = open_image_stream(
-            shards, image_size=config.resolution, steps=steps, batch_size=batch_size, num_workers=num_workers, seed=seed
-        )
+            shards, image_size=config.resolution, steps=steps, batch_size=batch_size, num_workers=num_workers,
+            seed=seed, validation_share=validation_share,
+        )  # fmt: skip
     else:
-        train, validation = read_frames(shards, image_size=config.resolution, max_frames=max_frames, seed=seed)
+        train, validation = read_frames(
+            shards, image_size=config.resolution, max_frames=max_frames, seed=seed,
+            validation_share=validation_share,
+        )  # fmt: skip
 
         def sample_batch(size: int, generator: np.random.Generator) -> Array:
             return train[generator.integers(len(train), size=size)]
@@ -137,6 +148,11 @@ def train_text(
     image_size: int = 64,
     steps: int = 1500,
     batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    warmup: int = 50,
+    weight_decay: float = 0.05,
+    validation_share: float = 0.03,
+    checkpoint_every: int = 500,
     seed: int = 0,
 ) -> None:
     """Train the small CLIP on first and last frames of captioned clips; keep its text tower.
@@ -147,6 +163,11 @@ def train_text(
         image_size: image side [px].
         steps: optimization steps.
         batch_size: pairs a step.
+        learning_rate: peak of AdamW's.
+        warmup: steps over which the learning rate rises.
+        weight_decay: of AdamW.
+        validation_share: share of the clips that is held out, one at least.
+        checkpoint_every: steps between checkpoints.
         seed: seed of weights and batches.
     """
     from ...tokenizers import text_training
@@ -161,7 +182,7 @@ def train_text(
         raise DataError(f"{shards}: expected captioned clips, got {len(pairs)}; give shards with captions.")
     stacked = np.stack(pairs)
     order = np.random.default_rng(seed).permutation(len(pairs))
-    held, kept = np.split(order, [max(1, round(len(order) * _VALIDATION_SHARE))])
+    held, kept = np.split(order, [held_out_count(len(order), validation_share)])
 
     def pick(indices: Array) -> tuple[Array, list[str]]:
         return stacked[indices], [captions[i] for i in indices]
@@ -171,10 +192,25 @@ def train_text(
         captions=sorted(set(captions)),
         validation=pick(held),
         out=out,
+        training=text_training.TextTrainingConfig(
+            learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay
+        ),
         steps=steps,
         batch_size=batch_size,
         seed=seed,
+        checkpoint_every=checkpoint_every,
     )
+
+
+def held_out_count(clips: int, share: float) -> int:
+    """Return how many of two or more clips are held out: one at least, and one at least is left.
+
+    Raises:
+        ConfigError: a share of all clips, or more.
+    """
+    if not 0 <= share < 1:
+        raise ConfigError(f"--validation-share: expected a share of 0 to below 1, got {share}.")
+    return min(max(1, round(clips * share)), clips - 1)
 
 
 def tokenizer_facts(vqgan: VQGAN, text: TextEncoder) -> dict[str, Any]:
@@ -242,6 +278,7 @@ def tokens(
         from .loop import choose_accelerator
 
         choose_accelerator(device)  # states what is missing before any work
+    expect_video_shards(as_location(shards))  # before weights are loaded
     vqgan, encoder = load_vqgan(tokenizer), load_text_encoder(text)
     manifest = write_token_shards(
         shards=shards,

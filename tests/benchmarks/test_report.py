@@ -17,6 +17,7 @@ import pytest
 
 from gr2.benchmarks.metrics.published import ABCD_D
 from gr2.benchmarks.metrics.statistics import bootstrap_mean, paired_difference, wilson_interval
+from gr2.benchmarks.report.inputs import read_run
 from gr2.benchmarks.report.media import encode_mp4
 from gr2.benchmarks.report.page import SECTIONS, write_report
 from gr2.errors import DataError
@@ -101,7 +102,7 @@ def _write_overview(folder: Path) -> None:
         "demonstrations": "scripted",
     }
     _write(folder / "run.json", run)
-    counts = {"in": 2250, "kept": 1938, "dropped": {"expert_failed": 288, "too_short": 17, "no_motion": 7}}
+    counts = {"records": 2250, "kept": 1938, "dropped": {"expert_failed": 288, "too_short": 17, "no_motion": 7}}
     _write(folder / "shards/manifest.json", counts)
 
 
@@ -357,3 +358,17 @@ def test_an_empty_or_absent_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a run folder"):
         write_report(run=tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_folder_alone_is_reported(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,train/loss,val/loss\n10,2.5,\n20,2.0,2.25\n")
+    page = write_report(run=tmp_path).read_text()
+    assert "train/loss" in page and "2.25" in page
+
+
+def test_logs_of_a_resumed_tokenizer_training_are_one_curve(tmp_path):
+    for number, rows in enumerate(("10,3\n20,2\n30,1\n", "25,1.5\n40,0.5\n")):
+        folder = tmp_path / "log" / f"version_{number}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(f"step,loss\n{rows}")
+    assert read_run(tmp_path).training["loss"] == [(10, 3), (20, 2), (25, 1.5), (40, 0.5)]

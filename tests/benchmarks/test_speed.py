@@ -211,7 +211,7 @@ def test_policy_and_tokens_come_together():
     with pytest.raises(ConfigError, match="--policy and --tokens together"):
         speed(policy="pretrained")
     with pytest.raises(ConfigError, match="where generation is timed"):
-        speed(policy="pretrained", tokens="tokens", only="training")
+        speed(policy="pretrained", tokens=["tokens"], only="training")
 
 
 def test_taming_alone_gives_our_codes_and_images():

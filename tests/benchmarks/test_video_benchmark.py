@@ -68,7 +68,7 @@ def parts() -> Assembled:
 
 
 def clips_of(root: Path, parts: Assembled, **changes: Any) -> tuple[Any, VideoClips]:
-    store = open_store(str(root / changes.pop("name", "tokens")), parts.release)
+    store = open_store([str(root / changes.pop("name", "tokens"))], parts.release)
     options = {"num_clips": 6, "context": 1, "num_frames": 3, "frame_step": 5, "held_out": 0.0, "seed": 0}
     return store, choose_clips(store, **(options | changes))
 
@@ -99,7 +99,7 @@ def test_too_few_clips_and_frames_that_do_not_exist_are_refused(corpus: Path, pa
     with pytest.raises(ConfigError, match="--frame-step"):
         frames_between(store, parts.release)
     with pytest.raises(DataError, match="encode the shards with"):
-        open_store(str(corpus / "tokens"), replace(parts.release, tokenizer="0" * 64))
+        open_store([str(corpus / "tokens")], replace(parts.release, tokenizer="0" * 64))
 
 
 def test_the_mean_frame_is_that_of_the_other_videos(corpus: Path, parts: Assembled) -> None:
@@ -387,7 +387,7 @@ def test_the_command_prints_a_table_and_writes_json(corpus: Path, tmp_path: Path
 def test_best_of_n_is_named_and_repeatable(corpus: Path, tmp_path: Path) -> None:
     def run(name: str, samples: int) -> dict[str, Any]:
         benchmark(
-            policy="pretrained", tokens=str(corpus / "tokens"), held_out=0, num_clips=4, num_frames=1,
+            policy="pretrained", tokens=[str(corpus / "tokens")], held_out=0, num_clips=4, num_frames=1,
             protocol="best_of_n", samples=samples, json=tmp_path / name,
         )  # fmt: skip
         return json.loads((tmp_path / name).read_text())

@@ -500,7 +500,7 @@ def test_too_little_memory_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monk
 def test_logs_beside_the_csv_file(tmp_path: Path) -> None:
     assert open_sinks("csv", tmp_path, resume_step=0) == []
     if find_spec("wandb") is None:
-        with pytest.raises(EnvironmentMissing, match="pip install wandb"):
+        with pytest.raises(EnvironmentMissing, match=r"pip install 'gr2\[wandb"):
             open_sinks("wandb", tmp_path, resume_step=0)
     if find_spec("tensorboard") is None:
         pytest.skip("tensorboard is not installed")

@@ -178,3 +178,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def _fill_disk(path: Path) -> None:
     path.write_bytes(b"half")
     raise OSError("disk is full")
+
+
+def test_files_are_readable_by_whom_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_weights(tmp_path / "a.safetensors", {"w": torch.zeros(2)}, {"kind": "made"})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
