@@ -79,7 +79,7 @@ TORCH_FAMILY = {
     "einops",
     "jaxtyping",
 }
-OPTIONAL = {"mediapipe", "ray", "rerun", "torchcodec", "transformers", "wandb"}
+OPTIONAL = {"h5py", "mediapipe", "ray", "rerun", "torchcodec", "transformers", "wandb", "zarr"}
 """Packages that a module uses only where they are installed."""
 CENTRAL_TYPES = (
     "VideoClip",

@@ -33,7 +33,7 @@ from ..readers.record import Record, Times, VideoBytes, VideoSpan, with_video_fi
 from ..readers.source import open_source
 from ..store.columns import video_columns, write_columns
 from ..store.shards import ShardWriter, finished_shards, index_path, read_index, remove_leftovers
-from ..store.stages import Tally, begun_or_finished, finish_stage
+from ..store.stages import Tally, abandon_stage, begun_or_finished, finish_stage
 from ..video.transcode import video_extent
 from .filters import MISSING, FilterConfig, Verdict, examine
 
@@ -47,6 +47,7 @@ def write_video_shards(
     camera: str = "static",
     spec: Path | None = None,
     times: Times = "check",
+    fps: float | None = None,
     filters: FilterConfig = FilterConfig(),  # noqa: B008  (frozen)
     short_side: int | None = None,
     window_seconds: float = 60.0,
@@ -67,6 +68,7 @@ def write_video_shards(
         camera: name given to the camera of datasets that have one without a name.
         spec: where cameras, states and actions lie in a robot dataset of your own (YAML).
         times: "order" takes the rows of a LeRobot episode for steps at its rate, whatever their times.
+        fps: frames a second of folders of frames, which state none.
         filters: thresholds of the filters.
         short_side: greatest shorter side [px] of what is encoded (parts of long videos, images); None keeps the size.
         window_seconds: longest window [s]; a longer clip is divided into equal windows, a video file greater than a
@@ -85,11 +87,9 @@ def write_video_shards(
         DataError: where the source cannot be opened, nothing is left, or too much was dropped.
         ConfigError: for a window or a shard of no size, or a part that is none.
     """
-    if min(window_seconds, shard_megabytes) <= 0:
-        got = f"{window_seconds}, {shard_megabytes}"
-        raise ConfigError(f"window_seconds and shard_megabytes: expected more than 0, got {got}; raise them.")
+    _check_sizes(window_seconds, shard_megabytes)
     first, step = _parse_part(part)
-    records = open_source(as_location(source), camera, spec, times)
+    records = open_source(as_location(source), camera, spec, times, fps)
     parameters = {
         "source": str(source),
         "reader": records.kind,
@@ -101,7 +101,8 @@ def write_video_shards(
         "shard_megabytes": shard_megabytes,
         "part": part,
     }
-    parameters |= {} if times == "check" else {"times": times}  # manifests of before do not name it
+    chosen = {"times": None if times == "check" else times, "fps": fps}
+    parameters |= {name: value for name, value in chosen.items() if value is not None}  # as manifests of before
     if (finished := begun_or_finished(out, STAGE, parameters, overwrite)) is not None:
         return finished
     pieces = split_long_videos(iter(records), shard_megabytes * 1e6, window_seconds)
@@ -114,7 +115,7 @@ def write_video_shards(
             progress.update()
             if writer.is_full:
                 writer.finish_shard({"last_key": record.key, "tally": asdict(tally)})
-    _check_loss(source, tally, max_dropped)
+    _check_loss(source, out, tally, max_dropped)
     written = finished_shards(out)
     result = {"shards": [tar.name for tar in written], "columns": write_columns(out, video_columns(written))}
     manifest = finish_stage(out, STAGE, parameters, tally, result)
@@ -147,6 +148,12 @@ def split_long_videos(records: Iterator[Record], max_bytes: float, window_second
             span = VideoSpan(file=file, start=start, stop=stop)
             where = f"{record.source} {start:.1f} to {stop:.1f} s"
             yield replace(record, key=f"{record.key}-p{number:05d}", videos={camera: span}, source=where)
+
+
+def _check_sizes(window_seconds: float, shard_megabytes: float) -> None:
+    if min(window_seconds, shard_megabytes) <= 0:
+        got = f"{window_seconds}, {shard_megabytes}"
+        raise ConfigError(f"window_seconds and shard_megabytes: expected more than 0, got {got}; raise them.")
 
 
 def _parse_part(part: str) -> tuple[int, int]:
@@ -246,8 +253,10 @@ def video_row(description: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_loss(source: str, tally: Tally, max_dropped: float) -> None:
+def _check_loss(source: str, out: Path, tally: Tally, max_dropped: float) -> None:
+    """Refuse what lost too much, and leave nothing of it: the next try may have other options."""
     if tally.records == 0:
+        abandon_stage(out)
         raise DataError(f"{source}: expected videos or episodes, found none; check the path and the suffixes.")
     missing = tally.dropped.get(MISSING, 0)
     if tally.kept == 0 or tally.num_dropped - missing > max_dropped * (tally.records - missing):
@@ -255,6 +264,7 @@ def _check_loss(source: str, tally: Tally, max_dropped: float) -> None:
             (e for e in tally.examples.items() if e[0] != MISSING), next(iter(tally.examples.items()))
         )
         detail = examples[0]["detail"].removeprefix(f"{examples[0]['source']}: ").rstrip(".")
+        abandon_stage(out)
         raise DataError(
             f"{source}: {tally.num_dropped} of {tally.records} records were dropped ({tally.dropped}), "
             f"expected at most {max_dropped:.0%} and one left; the first, {reason}: {examples[0]['source']}: "

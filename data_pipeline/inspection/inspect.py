@@ -48,6 +48,7 @@ def inspect_source(
     camera: str = "static",
     spec: Path | None = None,
     times: Times = "check",
+    fps: float | None = None,
     max_clips: int = MAX_CLIPS,
     num_workers: int = 1,
     json: Path | None = None,
@@ -60,6 +61,7 @@ def inspect_source(
         camera: name given to the camera of datasets that have one without a name.
         spec: YAML file that states where the parts of an episode lie, for robot datasets that need one.
         times: "order" takes the rows of a LeRobot episode for steps at its rate, whatever their times.
+        fps: frames a second of folders of frames, which state none.
         max_clips: clips whose videos are opened, spread evenly over the dataset; 0 opens all.
         num_workers: processes that open videos.
         json: also write everything here.
@@ -78,7 +80,7 @@ def inspect_source(
     if isinstance(location, Path) and location.is_dir() and find_splits(location) and spec is None:
         summary = summarize_calvin(location, max_clips)
     else:
-        summary = _summarize(location, _open(location, camera, spec, times), max_clips, num_workers)
+        summary = _summarize(location, _open(location, camera, spec, times, fps), max_clips, num_workers)
     summary["advice"] = advise(summary)
     print(as_text(summary))
     if json is not None:
@@ -86,10 +88,10 @@ def inspect_source(
     return summary
 
 
-def _open(location: Location, camera: str, spec: Path | None, times: Times) -> RecordSource:
+def _open(location: Location, camera: str, spec: Path | None, times: Times, fps: float | None = None) -> RecordSource:
     if isinstance(location, Path) and location.exists() and spec is None and find_own_shards(location):
         return CheckedShards(location)
-    return open_source(location, camera, spec, times)
+    return open_source(location, camera, spec, times, fps)
 
 
 def _summarize(location: Location, records: RecordSource, max_clips: int, num_workers: int) -> dict[str, Any]:

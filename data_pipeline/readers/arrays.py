@@ -1,9 +1,9 @@
 """Read episodes kept as npz files: one file an episode, one array for images, states and actions each.
 
-Images are integers 0 to 255 of any type or floats 0 to 1, `[t h w 3]` or `[t 3 h w]`; of `[t 3k h w]`, k images
-stacked by a replay buffer, the last one is that of the step. Actions are kept as stored: where a replay buffer wrote
-the file, action i is the one that led to image i, and the first is zero. Source: thuml/iVideoGPT, its samples and
-`mbrl/metaworld_env.py`.
+Images are integers 0 to 255 of any type (floats that are whole numbers too) or floats 0 to 1, `[t h w 3]` or
+`[t 3 h w]`; of `[t 3k h w]`, k images stacked by a replay buffer, the last one is that of the step. Actions are kept
+as stored: where a replay buffer wrote the file, action i is the one that led to image i, and the first is zero. Source:
+thuml/iVideoGPT, its samples and `mbrl/metaworld_env.py`. Other stores of arrays (HDF5, zarr) build on `ArraysSource`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -47,6 +47,23 @@ _STATES = ("state", "states")
 _ACTIONS = ("action", "actions")
 
 
+class ArrayEpisode(Protocol):
+    """Arrays of one episode, wherever they are kept; picklable."""
+
+    @property
+    def source(self) -> str:
+        """Return the name of the episode in its dataset."""
+        ...
+
+    def headers(self) -> Mapping[str, ArrayHeader]:
+        """Return shapes and types of all arrays."""
+        ...
+
+    def read(self, name: str) -> Array:
+        """Read one array."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayHeader:
     """Shape and type of an array that was not read."""
@@ -74,6 +91,25 @@ def find_arrays(path: Path) -> list[Path]:
     return []
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NpzEpisode:
+    """One npz file."""
+
+    file: Path
+    source: str
+
+    def headers(self) -> Mapping[str, ArrayHeader]:
+        """Return shapes and types of all arrays."""
+        return read_headers(self.file)
+
+    def read(self, name: str) -> Array:
+        """Read one array."""
+        return _read(self.file, name)
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+
 class ArraysSource:
     """Episodes of npz files, in sorted order; images are read where they are encoded.
 
@@ -88,28 +124,38 @@ class ArraysSource:
         self.camera = camera
 
     def __iter__(self) -> Iterator[Record]:
+        for episode in self._episodes():
+            key = sample_key(episode.source)
+            try:
+                yield self._record(episode, key)
+            except DataError as error:
+                yield Record(key=key, videos={}, source=episode.source, problem=str(error))
+
+    def _episodes(self) -> Iterator[ArrayEpisode]:
         root = self.path.parent if self.path.is_file() else self.path
         for file in find_arrays(self.path):
-            source = file.relative_to(root).as_posix()
-            try:
-                yield self._record(file, sample_key(source), source)
-            except DataError as error:
-                yield Record(key=sample_key(source), videos={}, source=source, problem=str(error))
+            yield NpzEpisode(file=file, source=file.relative_to(root).as_posix())
 
-    def _record(self, file: Path, key: str, source: str) -> Record:
-        headers = read_headers(file)
-        spec = self.spec or guess_spec(headers, self.camera)
+    def _spec(self, episode: ArrayEpisode, headers: Mapping[str, ArrayHeader]) -> EpisodeSpec:
+        return self.spec or guess_spec(headers, self.camera)
+
+    def _instruction(self, episode: ArrayEpisode, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec) -> str:
+        return _instruction(episode, headers, spec)
+
+    def _record(self, episode: ArrayEpisode, key: str) -> Record:
+        headers = episode.headers()
+        spec = self._spec(episode, headers)
         missing = sorted(spec.keys() - set(headers))
         if missing or not (spec.cameras or spec.actions):
             wanted = missing or [f"images such as {', '.join(_IMAGES[:3])}"]
-            raise DataError(f"{file}: expected the arrays {wanted}, got {sorted(headers)}; name them in a spec.")
-        states, actions = (_matrix(file, headers, names) for names in (spec.states, spec.actions))
+            raise DataError(f"{episode}: expected the arrays {wanted}, got {sorted(headers)}; name them in a spec.")
+        states, actions = (_matrix(episode, headers, names) for names in (spec.states, spec.actions))
         for name in spec.cameras.values():
-            _check_images(f"{file}: {name}", headers[name])
+            _check_images(f"{episode}: {name}", headers[name])
         names = [*spec.cameras.values(), *spec.states, *spec.actions]
         lengths = {name: headers[name].shape[0] for name in names}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
-            raise DataError(f"{file}: expected one number of steps, above 0, got {lengths}; leave the file out.")
+            raise DataError(f"{episode}: expected one number of steps, above 0, got {lengths}; leave the file out.")
         rate = spec.control_hz or ASSUMED_HZ
         steps = bool(spec.actions)
         num_steps = next(iter(lengths.values()))
@@ -120,15 +166,15 @@ class ArraysSource:
         return Record(
             key=key,
             videos={
-                camera: FrameArray(read=partial(read_images, file, name), fps=rate)
+                camera: FrameArray(read=partial(read_images, episode, name), fps=rate)
                 for camera, name in spec.cameras.items()
             },
-            caption=_instruction(file, headers, spec),
+            caption=self._instruction(episode, headers, spec),
             states=kept_states,
             actions=kept_actions,
             control_hz=rate if steps else None,
             embodiment=embodiment,
-            source=source,
+            source=episode.source,
             facts=spec.facts(self._name)
             | described.facts(embodiment)
             | {"rate": "stated" if spec.control_hz else "assumed"},
@@ -186,24 +232,25 @@ def _read_later_header(data: Any) -> Any:
     return np.lib.format.read_array_header_2_0(data)
 
 
-def read_images(file: Path, name: str) -> Array:
+def read_images(episode: ArrayEpisode, name: str) -> Array:
     """Read the images of an episode as uint8 `[t h w 3]`.
 
     Raises:
         DataError: the array is missing or broken, of another shape, or its values are no colors.
     """
-    where = f"{file}: {name}"
-    values = _read(file, name)
+    where = f"{episode}: {name}"
+    values = episode.read(name)
     _check_images(where, ArrayHeader(shape=values.shape, dtype=values.dtype))
     if values.shape[-1] != 3:
         values = values[:, -3:].transpose(0, 2, 3, 1)
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
     low, high = values.min(), values.max()
-    top = 1 if values.dtype.kind == "f" else 255
+    whole = values.dtype.kind != "f" or (1 < high <= 255 and bool((values == np.rint(values)).all()))
+    top = 255 if whole else 1
     if not (low >= 0 and high <= top):  # NaN is neither
         raise DataError(f"{where}: expected {values.dtype} from 0 to {top}, got {low} to {high}; convert the images.")
-    scaled = np.rint(values * 255) if values.dtype.kind == "f" else values
+    scaled = values if whole else np.rint(values * 255)
     return np.ascontiguousarray(scaled.astype(np.uint8))
 
 
@@ -217,27 +264,27 @@ def _check_images(where: str, header: ArrayHeader) -> None:
         )
 
 
-def _matrix(file: Path, headers: Mapping[str, ArrayHeader], names: tuple[str, ...]) -> Array:
+def _matrix(episode: ArrayEpisode, headers: Mapping[str, ArrayHeader], names: tuple[str, ...]) -> Array:
     parts = []
     for name in names:
         header = headers[name]
         if header.dtype.kind not in "iufb" or not header.shape:
             got = f"{header.dtype} {header.shape}"
-            raise DataError(f"{file}: {name}: expected numbers (steps, numbers), got {got}; correct the spec.")
+            raise DataError(f"{episode}: {name}: expected numbers (steps, numbers), got {got}; correct the spec.")
         with np.errstate(over="ignore"):
-            values = _read(file, name).astype(np.float32)
+            values = episode.read(name).astype(np.float32)
         if not np.isfinite(values).all():
-            raise DataError(f"{file}: {name}: expected finite numbers, got NaN or infinity; leave the file out.")
+            raise DataError(f"{episode}: {name}: expected finite numbers, got NaN or infinity; leave the file out.")
         parts.append(values.reshape(len(values), -1) if len(values) else values.reshape(0, 0))
     if len({len(part) for part in parts}) > 1:
         lengths = {name: len(part) for name, part in zip(names, parts, strict=True)}
-        raise DataError(f"{file}: expected one number of steps, got {lengths}; leave the file out.")
+        raise DataError(f"{episode}: expected one number of steps, got {lengths}; leave the file out.")
     return np.concatenate(parts, axis=1) if parts else np.zeros((0, 0), np.float32)
 
 
-def _instruction(file: Path, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec) -> str:
+def _instruction(episode: ArrayEpisode, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec) -> str:
     for name in spec.instructions:
-        values = _read(file, name).reshape(-1) if headers[name].dtype.kind in "US" else np.zeros(0)
+        values = episode.read(name).reshape(-1) if headers[name].dtype.kind in "USO" else np.zeros(0)
         text = values[0] if len(values) else ""
         instruction = (text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)).strip()
         if instruction:

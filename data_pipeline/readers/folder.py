@@ -18,7 +18,7 @@ from ...errors import DataError
 from ..files import read_json, sample_key, text_encoding
 from ..video.reader import is_video
 from .corpus_files import VIDEO_MISSING, unusable, walk_links
-from .record import Record
+from .record import AnimatedImage, Record, is_animated_webp
 
 FILE_COLUMNS = ("file", "file_name", "video", "path", "id")
 CAPTION_COLUMNS = ("caption", "text", "label", "instruction", "sentence")
@@ -38,7 +38,7 @@ class FolderSource:
 
     def __iter__(self) -> Iterator[Record]:
         root = self.path.parent if self.path.is_file() else self.path
-        captions, used = _read_captions(root), set[str]()
+        captions, used = read_captions(root), set[str]()
         for video in [self.path] if self.path.is_file() else _walk(root):
             relative = video.relative_to(root)
             names = (relative.as_posix(), relative.with_suffix("").as_posix(), relative.name, relative.stem)
@@ -46,7 +46,7 @@ class FolderSource:
             used |= {found} if found is not None else set()
             yield Record(
                 key=sample_key(relative.as_posix()),
-                videos={self.camera: video},
+                videos={self.camera: AnimatedImage(file=video) if video.suffix.lower() == ".webp" else video},
                 caption=_text_beside(video) if found is None else captions[found],
                 source=relative.as_posix(),
             )
@@ -56,7 +56,12 @@ class FolderSource:
 
 def _walk(root: Path) -> Iterator[Path]:
     for folder, _, files in walk_links(root):
-        yield from (Path(folder, name) for name in sorted(files) if is_video(name) and not name.startswith("."))
+        for name in sorted(files):
+            file = Path(folder, name)
+            if not name.startswith(".") and (
+                is_video(name) or (file.suffix.lower() == ".webp" and is_animated_webp(file))
+            ):
+                yield file
 
 
 def _text_beside(video: Path) -> str:
@@ -64,7 +69,7 @@ def _text_beside(video: Path) -> str:
     return file.read_text(encoding=text_encoding(file)).strip() if file.is_file() else ""
 
 
-def _read_captions(root: Path) -> dict[str, str]:
+def read_captions(root: Path) -> dict[str, str]:
     """Read the table of the folder, and those of Hugging Face in any below it: file, from the root on -> caption."""
     captions: dict[str, str] = {}
     for folder, _, files in walk_links(root):

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from ...contracts import Array, Episode, VideoClip
 from ...embodiment import Embodiment
 from ...errors import DataError
+from ..files import refuse_lfs_pointer
 from ..video.reader import open_video
 from ..video.transcode import cut_video, encode_frames
 
@@ -117,6 +118,60 @@ class ImageBytes:
             return np.asarray(load_image(data).convert("RGB"))
         except DataError as error:
             raise DataError(f"{self.source}: image {number}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFiles:
+    """A video kept as one image file a frame, in a folder; fps: frames a second."""
+
+    files: Sequence[Path]
+    fps: float
+
+    def encode(self, short_side: int | None = None) -> VideoBytes:
+        """Read the images and encode them as a video."""
+        return VideoBytes(data=encode_frames(map(self._read, self.files), self.fps, short_side), suffix=".mp4")
+
+    def _read(self, path: Path) -> Array:
+        refuse_lfs_pointer(path)
+        try:
+            return np.asarray(load_image(path.read_bytes()).convert("RGB"))
+        except (OSError, DataError) as error:
+            raise DataError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnimatedImage:
+    """An animated WEBP file, which not every FFmpeg decodes; frames stand as long as the file states."""
+
+    file: Path
+
+    def encode(self, short_side: int | None = None) -> VideoBytes:
+        """Decode the frames and encode them as a video; one that stands longer is repeated."""
+        try:
+            with Image.open(self.file, formats=("WEBP",)) as image:
+                frames, times = [], []
+                for number in range(getattr(image, "n_frames", 1)):
+                    image.seek(number)
+                    image.load()
+                    frames.append(np.asarray(image.convert("RGB")))
+                    times.append(max(float(image.info.get("duration", 0)), 0.0))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"{self.file}: expected an animated WEBP file, got another ({error}).") from error
+        if min(times) <= 0:
+            raise DataError(f"{self.file}: its frames state no time; make a video of it with FFmpeg and its rate.")
+        shortest = min(times)
+        repeated = [frame for frame, time in zip(frames, times, strict=True) for _ in range(round(time / shortest))]
+        return VideoBytes(data=encode_frames(iter(repeated), 1000 / shortest, short_side), suffix=".mp4")
+
+
+def is_animated_webp(path: Path) -> bool:
+    """Return, by its first bytes, whether a file is a WEBP with several frames."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(21)
+    except OSError:
+        return False
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,12 +15,16 @@ from .calvin import CalvinSource
 from .ego4d import Ego4dSource, find_ego4d
 from .epic import EpicSource, find_epic
 from .folder import FolderSource
+from .frame_folders import FrameFoldersSource, find_frame_folders
+from .hdf5 import Hdf5Source, find_hdf5
 from .howto100m import HowTo100mSource, find_howto100m
+from .hub_cache import cached_dataset, download_command, is_dataset_id
 from .kinetics import KineticsSource, find_kinetics
 from .lerobot import LeRobotSource
 from .lerobot_layout import is_lerobot
-from .record import RecordSource, Times
+from .record import RecordSource, Times, is_animated_webp
 from .recorded import RecordedSource
+from .replay_buffer import ReplayBufferSource, is_replay_buffer
 from .rlds import RldsSource, find_rlds
 from .something import SomethingSource, find_something
 from .spec import EpisodeSpec, read_spec
@@ -28,36 +32,52 @@ from .webdataset import WebdatasetSource, find_tars
 
 
 def open_source(
-    path: Location, camera: str = "static", spec: Path | None = None, times: Times = "check"
+    path: Location,
+    camera: str = "static",
+    spec: Path | None = None,
+    times: Times = "check",
+    fps: float | None = None,
 ) -> RecordSource:
     """Open a dataset in any layout that has a reader; a folder of videos (or one video) is the last guess.
 
     Args:
-        path: folder or file; webdataset tars also by URL or pattern.
+        path: folder or file; webdataset tars also by URL or pattern; a dataset of the Hugging Face hub by its id, where
+            it is in the cache of this machine.
         camera: name given to the camera of datasets that have one without a name.
         spec: YAML file that states where the parts of a robot dataset lie.
         times: "order" takes the rows of a LeRobot episode for steps at its rate, whatever their times.
+        fps: frames a second of folders of frames.
 
     Raises:
         DataError: where nothing is there, or a file is no video.
-        ConfigError: a spec that cannot be read, or spec or times given for a layout that needs none.
+        ConfigError: a spec that cannot be read, or spec, times or fps given for a layout that needs none.
     """
-    source = _recognize(path, camera, read_spec(spec) if spec is not None else None, times)
+    source = _recognize(path, camera, read_spec(spec) if spec is not None else None, times, fps)
+    if fps is not None and not isinstance(source, FrameFoldersSource):
+        raise ConfigError(f"{path}: expected folders of frames for --fps, got {source.kind!r}; leave the option out.")
     if times != "check" and not isinstance(source, LeRobotSource):
         raise ConfigError(f"{path}: expected a LeRobot dataset for --times, got {source.kind!r}; leave the option out.")
     if spec is not None and not isinstance(source, RldsSource | LeRobotSource | ArraysSource):
-        raise ConfigError(f"{path}: expected RLDS, LeRobot or npz for a spec, got {source.kind!r}; leave the spec out.")
+        raise ConfigError(
+            f"{path}: expected RLDS, LeRobot, HDF5, zarr or npz for a spec, got {source.kind!r}; leave the spec out."
+        )
     return source
 
 
-def _recognize(path: Location, camera: str, spec: EpisodeSpec | None, times: Times) -> RecordSource:
+def _recognize(path: Location, camera: str, spec: EpisodeSpec | None, times: Times, fps: float | None) -> RecordSource:
     if is_url(path) or (not Path(path).is_dir() and find_tars(path)):
         return WebdatasetSource(path, camera)
     path = Path(path).expanduser()
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder, expected a dataset; check the path.")
-    if path.is_file() and not is_video(path) and not find_arrays(path):
-        raise DataError(f"{path}: expected a folder, a video or an npz file, got {path.suffix or 'no suffix'}.")
+        path = _from_hub(path)
+    if is_replay_buffer(path):
+        return ReplayBufferSource(path, spec=spec, camera=camera)
+    if find_hdf5(path):
+        return Hdf5Source(path, spec=spec, camera=camera)
+    if path.is_file() and not is_video(path) and not find_arrays(path) and not is_animated_webp(path):
+        raise DataError(
+            f"{path}: expected a folder, a video, or an npz, HDF5 or zarr file, got {path.suffix or 'no suffix'}."
+        )
     if path.is_dir() and list_episodes(path):
         return RecordedSource(path)
     if path.is_dir() and find_splits(path):
@@ -83,4 +103,35 @@ def _recognize(path: Location, camera: str, spec: EpisodeSpec | None, times: Tim
     # last: a corpus may keep the archives that it came in beside what they held
     if find_tars(path):
         return WebdatasetSource(path, camera)
+    if path.is_dir() and find_frame_folders(path):
+        return FrameFoldersSource(path, fps=fps, camera=camera)
+    inside = _only_folder(path)
+    if inside is not None:
+        found = _recognize(inside, camera, spec, times, fps)
+        if not isinstance(found, FolderSource):  # whose captions may name the outer folder
+            return found
     return FolderSource(path, camera)
+
+
+def _only_folder(path: Path) -> Path | None:
+    """Return the folder that a folder holds and nothing beside it, as unpacked archives have it."""
+    shown = [entry for entry in path.iterdir() if not entry.name.startswith(".")] if path.is_dir() else []
+    return shown[0] if len(shown) == 1 and shown[0].is_dir() else None
+
+
+def _from_hub(path: Path) -> Path:
+    """Return the folder of a dataset that is named by its id.
+
+    Raises:
+        DataError: there is neither a path of this name nor a dataset in the cache.
+    """
+    name = path.as_posix()
+    if not is_dataset_id(name):
+        raise DataError(f"{path}: no such file or folder, expected a dataset; check the path.")
+    found = cached_dataset(name)
+    if found is None:
+        raise DataError(
+            f"{path}: no such file or folder, and no dataset of this id in the Hugging Face cache; check the path, or "
+            f"run `{download_command(name)}`."
+        )
+    return found

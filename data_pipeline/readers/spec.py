@@ -45,7 +45,8 @@ class EpisodeSpec:
     """Where the parts of an episode lie, as the dataset names them.
 
     RLDS: names of `features.json` joined by slashes (`steps/observation/image`); LeRobot: names of features
-    (`observation.images.top`); npz: names of arrays.
+    (`observation.images.top`); npz: names of arrays; HDF5 and zarr: names of arrays from an episode's group on, joined
+    by slashes (`obs/agentview_image`).
 
     name: of the dataset; empty takes the name that the dataset gives itself.
     cameras: camera name -> images.
@@ -152,7 +153,7 @@ def read_spec(path: Path) -> EpisodeSpec:
     """
     try:
         content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error}); check the path and the file.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected fields such as `cameras:`, got {type(content).__name__}; write a spec.")

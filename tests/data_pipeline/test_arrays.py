@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gr2.contracts import Episode, VideoClip
-from gr2.data_pipeline.readers.arrays import ASSUMED_HZ, ArraysSource, find_arrays, read_images
+from gr2.data_pipeline.readers.arrays import ASSUMED_HZ, ArraysSource, NpzEpisode, find_arrays, read_images
 from gr2.data_pipeline.readers.record import Record, with_video_files
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.readers.spec import BRIDGE, KNOWN_SPECS, EpisodeSpec, read_spec, with_opening
@@ -39,6 +39,7 @@ def numbers(width: int) -> np.ndarray:
         ("observation", images().astype(np.uint16)),
         ("rgb", (images() / 255).astype(np.float32)),
         ("image", images() / 255),
+        ("image", images().astype(np.float32)),
         ("image", images().transpose(0, 3, 1, 2)),
         ("observation", np.concatenate([images(2), images(1), images()], axis=3).transpose(0, 3, 1, 2)),
     ],
@@ -46,7 +47,7 @@ def numbers(width: int) -> np.ndarray:
 def test_every_form_of_image_gives_the_same_pixels(tmp_path: Path, name: str, stored: np.ndarray) -> None:
     actions = numbers(4)
     np.savez_compressed(tmp_path / "episode.npz", **{name: stored, "action": actions, "reward": np.zeros(STEPS)})
-    assert np.array_equal(read_images(tmp_path / "episode.npz", name), images())
+    assert np.array_equal(read_images(NpzEpisode(file=tmp_path / "episode.npz", source="episode"), name), images())
     (record,) = open_source(tmp_path)
     assert record.facts["rate"] == "assumed" and record.control_hz == ASSUMED_HZ
     again = pickle.loads(pickle.dumps(record))  # records travel to the processes that encode them
@@ -108,7 +109,7 @@ def encoded_problem(record: Record) -> str:
         ({"image": images()[:0]}, "expected integers 0 to 255"),
         ({"image": images().astype(np.int64) + 200}, "expected int64 from 0 to 255, got 20"),
         ({"image": images().astype(np.int16) - 3}, "expected int16 from 0 to 255"),
-        ({"image": images().astype(np.float32)}, "expected float32 from 0 to 1"),
+        ({"image": images().astype(np.float32) + 0.5}, "expected float32 from 0 to 1"),
         ({"image": np.full((STEPS, 4, 4, 3), np.nan)}, "from 0 to 1, got nan"),
         ({"depth": numbers(2)}, "expected the arrays .*images such as image.*name them in a spec"),
         ({"image": np.array([{"a": 1}] * STEPS, dtype=object)}, "holds objects"),
