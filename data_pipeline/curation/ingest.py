@@ -118,9 +118,8 @@ def write_video_shards(
     _check_loss(source, out, tally, max_dropped)
     written = finished_shards(out)
     result = {"shards": [tar.name for tar in written], "columns": write_columns(out, video_columns(written))}
-    manifest = finish_stage(out, STAGE, parameters, tally, result)
     print(f"{out}: {tally.summary()}")
-    return manifest
+    return finish_stage(out, STAGE, parameters, tally, result)
 
 
 def split_long_videos(records: Iterator[Record], max_bytes: float, window_seconds: float) -> Iterator[Record]:
