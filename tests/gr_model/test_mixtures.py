@@ -109,14 +109,14 @@ def test_what_a_robot_lacks_changes_nothing_and_gets_no_gradient(model: WorldMod
 
 def test_each_robot_is_normalized_by_its_own_statistics(model: WorldModel) -> None:
     batch, h = mixed_batch(model.config), model.config.max_context
-    chunk, _ = read_chunk(model, batch, h)
+    chunk, counts = read_chunk(model, batch, h)
     robots, slots = batch["embodiment"], model.config.slots
     physical = slots.encode(batch["states"][:, h - 1], batch["actions"], robots)
     for robot in (0, 1):
         own = [c for c in slots.action_columns[robot] if c in model.continuous]
         rows = robots == robot
         wanted = (physical[rows][..., own] - 0.25 * (robot + 1)) / (2.0 + robot)
-        torch.testing.assert_close(chunk[rows][..., own], wanted)
+        torch.testing.assert_close(chunk[rows][..., own], torch.where(counts[rows][..., own], wanted, 0.0))
         # an answer does not depend on which robots stand beside it
         alone = model.act(read_context(model, rows_of(batch, rows))[0])
         torch.testing.assert_close(model.act(read_context(model, batch)[0])[rows], alone)

@@ -223,7 +223,9 @@ def test_states_are_shown_to_a_share_of_the_samples() -> None:
     for share, expected in ((now[1000:].mean(), 0.7), (ahead[1000:].mean(), 0.49)):
         assert abs(float(share) - expected) < 0.03
     assert not bool(((ahead == 1) & (now == 0)).any())
-    assert shown.target_states is not None and torch.equal(shown.target_states, batch["states"][:, h : h + 1])
+    assert shown.target_states is not None
+    assert torch.equal(shown.target_states[1000:], batch["states"][1000:, h : h + 1])
+    assert not shown.target_states[:1000].any()  # what is masked may be anything, NaN too
     assert _show_states(model.eval(), context, batch, h, (0.7, 0.7)) is context
 
 

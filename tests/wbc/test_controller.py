@@ -105,7 +105,7 @@ def test_limits_and_clearance_hold_against_an_adversary_among_obstacles(robot: R
         spheres=(Sphere(center=(0.5, 0.2, 0.4), radius=0.08),),
         boxes=(Box(center=(0.5, -0.3, 0.1), half_extents=(0.1, 0.1, 0.2)),),
     )
-    controller = _run_adversary(robot, ControllerConfig(collision=scene, smoothing=FAST), 4000, seed=1)
+    controller = _run_adversary(robot, ControllerConfig(collision=scene, smoothing=FAST), 5000, seed=1)
     assert controller.counters["accepted"] > 50 and controller.counters["optimized"] > 50
 
 

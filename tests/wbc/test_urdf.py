@@ -325,7 +325,7 @@ def _write_meshes(folder: Path) -> np.ndarray:
     (folder / "text.stl").write_text("\n".join([*text, "endsolid t"]))
     rows = [struct.pack("<12fH", 0, 0, 0, *face.ravel(), 0) for face in faces]
     (folder / "binary.STL").write_bytes(b"solid that is not text".ljust(80) + struct.pack("<I", 4) + b"".join(rows))
-    (folder / "shape.obj").write_text("".join(f"v {x} {y} {z}\n" for x, y, z in corners) + "f 1 2 3\n")
+    (folder / "shape.obj").write_text("".join(f"v {x} {y} {z}\n" for x, y, z in corners) + "f 1 2 3\nf 1 2 4\n")
     return corners
 
 
@@ -346,11 +346,11 @@ def test_meshes_are_found_and_scaled(tmp_path: Path) -> None:
         text = SIX_AXES.replace('<box size="0.08 0.06 0.4"/>', mesh).replace('rpy="0 0.1 0"', "")
         path = tmp_path / "arm" / "urdf" / "six.urdf"
         path.write_text(text)
-        (capsule,) = [c for c in load_robot(path).capsules if c.link == 3]
+        cover = [c for c in load_robot(path).capsules if c.link == 3]
         turn = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
         points = (corners * [2, 2, -2] + [0, 0, 0.2]) @ turn
-        assert _outside([capsule], points) < 1e-8
-        assert capsule.radius < 0.5
+        assert _outside(cover, points) < 1e-8
+        assert max(capsule.radius for capsule in cover) < 0.5
     with pytest.raises(ConfigError, match="package_dirs"):
         robot_from_urdf(text.replace(reference, "package://arm/meshes/text.stl"))
     elsewhere = robot_from_urdf(text.replace(reference, "package://arm/meshes/text.stl"), package_dirs=[tmp_path])
