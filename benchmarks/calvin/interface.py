@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import pybullet
 
 from ...contracts import Array, Observation, SignalTrajectory
 from ...errors import PolicyError, SimulationError
+from ..playtable.bullet import pybullet
 from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
 from ..playtable.world import World
 from .official import OfficialTable

@@ -366,12 +366,13 @@ def test_bad_arguments_end_in_one_sentence(file: Path, tmp_path: Path, capsys: p
         (["benchmark", "wbc", str(other)], "expected 7 joints"),
         (["benchmark", "wbc", str(file), "--only", "unknown"], "no case is called like"),
         (["benchmark", "wbc", str(file), "--peers", "nobody"], "there is no peer"),
-        (["benchmark", "wbc", str(file), "--drop", "2"], "expected drop"),
         (["wbc", "track", str(file), "--robot", "r2d2"], "there is no robot"),
     ):
         assert main(argv) == 1
         printed = capsys.readouterr().err
         assert words in printed and printed.count("\n") == 1
+    assert main(["benchmark", "wbc", str(file), "--drop", "2"]) == 2
+    assert "--drop: expected 0 or more, up to 1, got 2.0" in capsys.readouterr().err
 
 
 def test_pybullet_follows_the_lift_and_a_missing_peer_is_named(

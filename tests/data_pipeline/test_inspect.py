@@ -277,7 +277,7 @@ def test_json_holds_what_is_returned(tmp_path: Path) -> None:
 def test_wrong_calls_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_clips(tmp_path / "in", count=1)
     assert main(["data", "inspect", str(root), "--json"]) == 2
-    assert "--json: expected one argument" in capsys.readouterr().err
+    assert "--json: expected a file or folder, got nothing" in capsys.readouterr().err
     assert main(["data", "inspect", str(tmp_path / "nowhere")]) == 1
     assert "no such file or folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
