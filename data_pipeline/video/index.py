@@ -85,7 +85,9 @@ def open_container(source: Source) -> Any:
     """Open a video with PyAV; metadata that is no UTF-8 is passed over."""
     import av
 
-    lenient = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}  # 19 always is
+    lenient: dict[str, Any] = (
+        {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+    )  # 19 always is
     return av.open(str(source) if isinstance(source, Path) else io.BytesIO(source), **lenient)
 
 
