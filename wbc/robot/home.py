@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
-from .geometry import closest_on_segments, point_separation
 from .kinematics import Kinematics
 from .robots import RobotModel
+from .self_pairs import distant_capsules, pair_gaps, telling_pairs
 from .transforms import Array
 
 NUM_POSTURES = 2000
 """Postures that are compared, sampled with seed 0."""
 
-NUM_CHECKED = 200
+NUM_CHECKED = 400
 """The best of them whose distances are measured."""
 
 NUM_MOVED = 50
@@ -36,35 +37,6 @@ LIMIT_SHARE = 0.15
 """Share of a joint's range that a posture keeps from its limits to count in full."""
 
 
-def pair_gaps(model: RobotModel, pairs: tuple[Array, Array], q: Array) -> Array:
-    """Return the distances `[m p]` [m] of pairs of capsules at postures `q` `[m j]`; negative where they overlap.
-
-    Args:
-        pairs: indices `[p]` of the first and the second capsule of each.
-    """
-    first, second = pairs
-    if len(first) == 0:
-        return np.empty((len(q), 0))
-    links = np.array([capsule.link for capsule in model.capsules], dtype=np.intp)
-    starts = np.array([capsule.start for capsule in model.capsules])
-    ends = np.array([capsule.end for capsule in model.capsules])
-    radii = np.array([capsule.radius for capsule in model.capsules])
-    frames = Kinematics(model).forward_many(q, jacobians=False).frames[:, links]
-    begin, end = ((frames[..., :3, :3] @ p[..., None])[..., 0] + frames[..., :3, 3] for p in (starts, ends))
-    sides = (begin[:, first], end[:, first], begin[:, second], end[:, second])
-    distances, _ = point_separation(*closest_on_segments(*(side.reshape(-1, 3) for side in sides)))
-    gaps: Array = distances.reshape(len(q), -1) - radii[first] - radii[second]
-    return gaps
-
-
-def distant_capsules(model: RobotModel) -> tuple[Array, Array]:
-    """Return the indices `[p]`, `[p]` of the pairs of capsules with at least two joints between them."""
-    links = np.array([capsule.link for capsule in model.capsules], dtype=np.intp)
-    first, second = np.triu_indices(len(links), 1)
-    apart = np.abs(links[second] - links[first]) >= 2
-    return first[apart], second[apart]
-
-
 def default_home(model: RobotModel) -> Array:
     """Return a bent posture `[j]` [rad] for a model whose `home` is the middle of its limits.
 
@@ -82,19 +54,19 @@ def default_home(model: RobotModel) -> Array:
     postures = np.clip(np.vstack([model.home, postures]), model.lower, model.upper)
     pairs = distant_capsules(model)
 
-    def quality(q: Array, watched: Array) -> Array:
+    def quality(q: Array, watched: npt.NDArray[np.bool_]) -> Array:
         return _dexterity(model, q) * _room(q, middle, half) * _upright(model, q) * _clearance(model, pairs, watched, q)
 
     scores = quality(postures, np.zeros(len(pairs[0]), dtype=bool))
     best = postures[np.argsort(-scores, kind="stable")[:NUM_CHECKED]]
-    watched = ~np.all(pair_gaps(model, pairs, best) < 0.0, axis=0)
+    watched = telling_pairs(model, pairs)
     best = best[np.argsort(-quality(best, watched), kind="stable")[:NUM_MOVED]]
     around = quality(_moved(model, best).reshape(-1, model.num_joints), watched).reshape(len(best), -1)
     home: Array = best[np.argmax(quality(best, watched) * np.minimum(around.min(axis=1), quality(best, watched)))]
     return home
 
 
-def _clearance(model: RobotModel, pairs: tuple[Array, Array], watched: Array, q: Array) -> Array:
+def _clearance(model: RobotModel, pairs: tuple[Array, Array], watched: npt.NDArray[np.bool_], q: Array) -> Array:
     """Return 1 where the watched pairs of capsules are `CLEAR` apart at postures `q` `[m j]`, less where not."""
     if not watched.any():
         return np.ones(len(q))

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from .geometry import closest_on_segments, point_separation
 from .kinematics import Kinematics
@@ -18,39 +19,19 @@ NUM_SAMPLES = 400
 HOME_GAP = 0.0125
 """Distance [m] that watched capsules count as having at home, at least: slightly more than plans keep."""
 
-MOST_OVERLAP = 0.9
-"""Share of the postures in which capsules overlap from which on their distance tells nothing."""
+MOST_NEAR = 0.5
+"""Share of the postures in which capsules are nearer than `HOME_GAP` from which on their distance tells nothing."""
 
 
-def with_self_pairs(model: RobotModel) -> RobotModel:
-    """Return the model with its pairs of capsules that are at least two joints apart.
+def pair_gaps(model: RobotModel, pairs: tuple[Array, Array], q: Array) -> Array:
+    """Return the distances `[m p]` [m] of pairs of capsules at postures `q` `[m j]`; negative where they overlap.
 
-    A pair nearer than `HOME_GAP` at `home` is watched, too: since the arm may stand there, its distance counts from
-    there, so that the two may come nearer than at home only by what is more than the clearance. Left out, and named in
-    `unwatched_pairs`, are pairs that overlap in most postures: their capsules are too wide to tell anything.
+    Args:
+        pairs: indices `[p]` of the first and the second capsule of each.
     """
-    links = np.array([capsule.link for capsule in model.capsules], dtype=np.intp)
-    first, second = np.triu_indices(len(links), 1)
-    apart = np.abs(links[second] - links[first]) >= 2
-    first, second = first[apart], second[apart]
+    first, second = pairs
     if len(first) == 0:
-        return replace(model, self_pairs=(), self_margins=(), unwatched_pairs=())
-    lower, upper = np.maximum(model.lower, -math.pi), np.minimum(model.upper, math.pi)
-    postures = np.random.default_rng(0).uniform(lower, np.maximum(upper, lower), (NUM_SAMPLES, model.num_joints))
-    gaps = _gaps(model, first, second, np.vstack([model.home, postures]))
-    useless = np.mean(gaps[1:] < 0.0, axis=0) > MOST_OVERLAP
-    margins = np.maximum(HOME_GAP - gaps[0], 0.0)
-    kept = ~useless
-
-    def pairs(chosen: np.ndarray) -> tuple[tuple[int, int], ...]:
-        return tuple(zip(first[chosen].tolist(), second[chosen].tolist(), strict=True))
-
-    watched, margin = pairs(kept), tuple(margins[kept].tolist())
-    return replace(model, self_pairs=watched, self_margins=margin, unwatched_pairs=pairs(useless))
-
-
-def _gaps(model: RobotModel, first: np.ndarray, second: np.ndarray, q: Array) -> Array:
-    """Return the distances `[m p]` [m] of pairs of capsules at postures `q` `[m j]`; negative where they overlap."""
+        return np.empty((len(q), 0))
     links = np.array([capsule.link for capsule in model.capsules], dtype=np.intp)
     starts = np.array([capsule.start for capsule in model.capsules])
     ends = np.array([capsule.end for capsule in model.capsules])
@@ -61,3 +42,39 @@ def _gaps(model: RobotModel, first: np.ndarray, second: np.ndarray, q: Array) ->
     distances, _ = point_separation(*closest_on_segments(*(side.reshape(-1, 3) for side in sides)))
     gaps: Array = distances.reshape(len(q), -1) - radii[first] - radii[second]
     return gaps
+
+
+def distant_capsules(model: RobotModel) -> tuple[Array, Array]:
+    """Return the indices `[p]`, `[p]` of the pairs of capsules with at least two joints between them."""
+    links = np.array([capsule.link for capsule in model.capsules], dtype=np.intp)
+    first, second = np.triu_indices(len(links), 1)
+    apart = np.abs(links[second] - links[first]) >= 2
+    return first[apart], second[apart]
+
+
+def telling_pairs(model: RobotModel, pairs: tuple[Array, Array]) -> npt.NDArray[np.bool_]:
+    """Return which pairs `[p]` tell something: those that are near in more than `MOST_NEAR` of the postures do not."""
+    lower, upper = np.maximum(model.lower, -math.pi), np.minimum(model.upper, math.pi)
+    postures = np.random.default_rng(0).uniform(lower, np.maximum(upper, lower), (NUM_SAMPLES, model.num_joints))
+    return np.mean(pair_gaps(model, pairs, postures) < HOME_GAP, axis=0) <= MOST_NEAR
+
+
+def with_self_pairs(model: RobotModel) -> RobotModel:
+    """Return the model with its pairs of capsules that are at least two joints apart.
+
+    A pair nearer than `HOME_GAP` at `home` is watched, too: since the arm may stand there, its distance counts from
+    there, so that the two may come nearer than at home only by what is more than the clearance. Left out, and named in
+    `unwatched_pairs`, are pairs that are near in most postures: their capsules are too wide to tell anything.
+    """
+    both = distant_capsules(model)
+    first, second = both
+    if len(first) == 0:
+        return replace(model, self_pairs=(), self_margins=(), unwatched_pairs=())
+    margins = np.maximum(HOME_GAP - pair_gaps(model, both, model.home[None])[0], 0.0)
+    kept = telling_pairs(model, both)
+
+    def pairs(chosen: np.ndarray) -> tuple[tuple[int, int], ...]:
+        return tuple(zip(first[chosen].tolist(), second[chosen].tolist(), strict=True))
+
+    watched, margin = pairs(kept), tuple(margins[kept].tolist())
+    return replace(model, self_pairs=watched, self_margins=margin, unwatched_pairs=pairs(~kept))
