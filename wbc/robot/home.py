@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from .kinematics import Kinematics
 from .robots import RobotModel
-from .self_pairs import distant_capsules, pair_gaps, telling_pairs
+from .self_pairs import distant_capsules, pair_gaps, usual_overlap
 from .transforms import Array
 
 NUM_POSTURES = 2000
@@ -54,23 +53,32 @@ def default_home(model: RobotModel) -> Array:
     postures = np.clip(np.vstack([model.home, postures]), model.lower, model.upper)
     pairs = distant_capsules(model)
 
-    def quality(q: Array, watched: npt.NDArray[np.bool_]) -> Array:
-        return _dexterity(model, q) * _room(q, middle, half) * _upright(model, q) * _clearance(model, pairs, watched, q)
+    def quality(q: Array, usual: Array) -> Array:
+        return _dexterity(model, q) * _room(q, middle, half) * _upright(model, q) * _clearance(model, pairs, usual, q)
 
-    scores = quality(postures, np.zeros(len(pairs[0]), dtype=bool))
+    scores = quality(postures, np.full(len(pairs[0]), np.inf))
     best = postures[np.argsort(-scores, kind="stable")[:NUM_CHECKED]]
-    watched = telling_pairs(model, pairs)
+    watched = usual_overlap(model, pairs)
     best = best[np.argsort(-quality(best, watched), kind="stable")[:NUM_MOVED]]
     around = quality(_moved(model, best).reshape(-1, model.num_joints), watched).reshape(len(best), -1)
     home: Array = best[np.argmax(quality(best, watched) * np.minimum(around.min(axis=1), quality(best, watched)))]
     return home
 
 
-def _clearance(model: RobotModel, pairs: tuple[Array, Array], watched: npt.NDArray[np.bool_], q: Array) -> Array:
-    """Return 1 where the watched pairs of capsules are `CLEAR` apart at postures `q` `[m j]`, less where not."""
+def around_home(model: RobotModel) -> Array:
+    """Return postures `[10 j]` within the limits where the tool has moved from home to all sides."""
+    return np.clip(_moved(model, model.home[None])[0], model.lower, model.upper)
+
+
+def _clearance(model: RobotModel, pairs: tuple[Array, Array], usual: Array, q: Array) -> Array:
+    """Return 1 where the pairs of capsules are `CLEAR` apart at postures `q` `[m j]`, less where not.
+
+    Those that usually overlap count as apart by as much `[p]` [m] more, those with infinity not at all.
+    """
+    watched = np.isfinite(usual)
     if not watched.any():
         return np.ones(len(q))
-    gaps = pair_gaps(model, (pairs[0][watched], pairs[1][watched]), q).min(axis=1)
+    gaps = (pair_gaps(model, (pairs[0][watched], pairs[1][watched]), q) + usual[watched]).min(axis=1)
     clear: Array = np.clip(gaps / min(CLEAR, 0.1 * model.reach), 1e-6, 1.0)
     return clear
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from .geometry import closest_on_segments, point_separation
 from .kinematics import Kinematics
@@ -19,8 +18,11 @@ NUM_SAMPLES = 400
 HOME_GAP = 0.0125
 """Distance [m] that watched capsules count as having at home, at least: slightly more than plans keep."""
 
-MOST_NEAR = 0.5
-"""Share of the postures in which capsules are nearer than `HOME_GAP` from which on their distance tells nothing."""
+MOST_NEARER = 0.002
+"""How much nearer than at home [m] capsules may be at postures around it and still be allowed to."""
+
+MOST_OVERLAP = 0.9
+"""Share of the postures in which capsules overlap from which on they are not watched at all."""
 
 
 def pair_gaps(model: RobotModel, pairs: tuple[Array, Array], q: Array) -> Array:
@@ -52,26 +54,36 @@ def distant_capsules(model: RobotModel) -> tuple[Array, Array]:
     return first[apart], second[apart]
 
 
-def telling_pairs(model: RobotModel, pairs: tuple[Array, Array]) -> npt.NDArray[np.bool_]:
-    """Return which pairs `[p]` tell something: those that are near in more than `MOST_NEAR` of the postures do not."""
+def usual_overlap(model: RobotModel, pairs: tuple[Array, Array]) -> Array:
+    """Return by how much less than `HOME_GAP` the pairs are apart `[p]` [m] in half of the postures; infinity for those
+    that overlap in most of them, which are not watched."""
+    gaps = pair_gaps(model, pairs, _postures(model))
+    overlap: Array = np.maximum(HOME_GAP - np.median(gaps, axis=0), 0.0)
+    overlap[np.mean(gaps < 0.0, axis=0) > MOST_OVERLAP] = np.inf
+    return overlap
+
+
+def _postures(model: RobotModel) -> Array:
     lower, upper = np.maximum(model.lower, -math.pi), np.minimum(model.upper, math.pi)
-    postures = np.random.default_rng(0).uniform(lower, np.maximum(upper, lower), (NUM_SAMPLES, model.num_joints))
-    return np.mean(pair_gaps(model, pairs, postures) < HOME_GAP, axis=0) <= MOST_NEAR
+    return np.random.default_rng(0).uniform(lower, np.maximum(upper, lower), (NUM_SAMPLES, model.num_joints))
 
 
-def with_self_pairs(model: RobotModel) -> RobotModel:
+def with_self_pairs(model: RobotModel, around: Array | None = None) -> RobotModel:
     """Return the model with its pairs of capsules that are at least two joints apart.
 
-    A pair nearer than `HOME_GAP` at `home` is watched, too: since the arm may stand there, its distance counts from
-    there, so that the two may come nearer than at home only by what is more than the clearance. Left out, and named in
-    `unwatched_pairs`, are pairs that are near in most postures: their capsules are too wide to tell anything.
+    A pair nearer than `HOME_GAP` at `home` or at postures `around` it `[m j]` is watched, too: since the arm may stand
+    there, its distance counts from the least one there, so that the two may come nearer only by what is more than the
+    clearance. Left out, and named in `unwatched_pairs`, are pairs that overlap in most postures: their capsules are too
+    wide to tell anything.
     """
     both = distant_capsules(model)
     first, second = both
     if len(first) == 0:
         return replace(model, self_pairs=(), self_margins=(), unwatched_pairs=())
-    margins = np.maximum(HOME_GAP - pair_gaps(model, both, model.home[None])[0], 0.0)
-    kept = telling_pairs(model, both)
+    at_home = pair_gaps(model, both, model.home[None])[0]
+    least = at_home if around is None else pair_gaps(model, both, around).min(axis=0)
+    margins = np.maximum(HOME_GAP - np.clip(least, at_home - MOST_NEARER, at_home), 0.0)
+    kept = np.isfinite(usual_overlap(model, both))
 
     def pairs(chosen: np.ndarray) -> tuple[tuple[int, int], ...]:
         return tuple(zip(first[chosen].tolist(), second[chosen].tolist(), strict=True))

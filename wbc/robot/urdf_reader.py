@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ConfigError
-from .home import default_home
+from .home import around_home, default_home
 from .inertia import combined, stacked
 from .robots import Capsule, RobotModel, solid_capsules
 from .self_pairs import with_self_pairs
@@ -181,7 +181,7 @@ def read_robot(path_or_text: str | os.PathLike[str], options: UrdfOptions = AS_I
         model = replace(model, home=default_home(model))
     model = replace(model, notes=tuple(notes))
     if options.self_pairs is None:
-        return with_self_pairs(model)
+        return with_self_pairs(model, around_home(model))
     pairs = tuple((a, b) for a, b in options.self_pairs)
     if any(not 0 <= index < len(capsules) for pair in pairs for index in pair):
         raise ConfigError(f"self_pairs {pairs} name capsules; expected indices below {len(capsules)}.")
