@@ -1,5 +1,10 @@
 """The exception tree. Every message states what happened, what was expected, what was got, and what to do."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
 
 class Gr2Error(Exception):
     """Root of every error that a user can fix; the command line prints it as one sentence."""
@@ -47,3 +52,9 @@ class WorkerDied(Gr2Error):
 
 class HubError(Gr2Error):
     """A repository of the Hugging Face Hub that cannot be read or written."""
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest known word, or the list of known words."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(known)}."

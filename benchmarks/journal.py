@@ -16,7 +16,7 @@ from typing import Any
 
 from ..data_pipeline.files import write_json
 from ..errors import DataError
-from ..gr_model.targets import call
+from ..targets import call
 
 
 class Journal:
@@ -67,7 +67,7 @@ def run_apart(command: str, out: Path) -> dict[str, float]:
 
     Lightning starts the other processes by repeating the command line, so it must be that of the training.
     """
-    with subprocess.Popen([sys.executable, "-m", "gr2.gr_model.cli", *shlex.split(command)[1:]]) as process:
+    with subprocess.Popen([sys.executable, "-m", "gr2", *shlex.split(command)[1:]]) as process:
         before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             status = process.wait()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("gr_model", "tokenizers", "data_pipeline", "cvae_head", "wbc", "benchmarks")
+FOLDERS = ("cli", "gr_model", "tokenizers", "data_pipeline", "cvae_head", "wbc", "benchmarks")
 HEADING = "## Every module\n"
 
 

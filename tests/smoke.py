@@ -48,7 +48,7 @@ def import_all() -> int:
 
 def run(*words: object, status: int = 0) -> str:
     """Run a command of `gr2` in this process; return what it writes to standard error."""
-    from gr2.gr_model.cli import main
+    from gr2.cli.main import main
 
     errors = io.StringIO()
     print("gr2", *words)

@@ -46,7 +46,7 @@ def test_wheel_holds_gr2_alone_and_all_of_it(wheel):
         (top_level,) = [m for m in members if m.endswith("top_level.txt")]
         assert archive.read(top_level).decode().split() == ["gr2"]
         (entries,) = [m for m in members if m.endswith("entry_points.txt")]
-        assert "gr2 = gr2.gr_model.cli:main" in archive.read(entries).decode()
+        assert "gr2 = gr2.cli.main:main" in archive.read(entries).decode()
     packages = {m.split("/")[0] for m in members if ".dist-info/" not in m}
     assert packages == {"gr2"}
     assert not [m for m in members if m.startswith(("gr2/tests", "gr2/docs", "gr2/examples", "gr2/runs"))]
@@ -67,7 +67,7 @@ def test_installed_wheel_is_the_one_imported(wheel, tmp_path):
     options = ("--no-deps", "--no-index", "--quiet", "--target", str(target), str(wheel))
     done = run_python("-m", "pip", "install", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    code = "import gr2, gr2.gr_model.cli as c, gr2.wbc.robot.robots as w; print(*(m.__file__ for m in (gr2, c, w)))"
+    code = "import gr2, gr2.cli.main as c, gr2.wbc.robot.robots as w; print(*(m.__file__ for m in (gr2, c, w)))"
     done = run_python("-c", code, cwd=tmp_path, path=target)
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(Path(file).is_relative_to(target) for file in done.stdout.split())

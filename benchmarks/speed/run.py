@@ -9,8 +9,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
-from ...errors import ConfigError
-from ...gr_model.failures import did_you_mean
+from ...errors import ConfigError, did_you_mean
 from .models import Size
 
 PARTS = ("control", "training", "generation", "tokenizer")

@@ -67,7 +67,7 @@ class Evaluations:
             self._start(place)
 
     def _start(self, place: Path) -> None:
-        command = [sys.executable, "-m", "gr2.gr_model.cli", "benchmark", "calvin", "--policy", str(place)]
+        command = [sys.executable, "-m", "gr2", "benchmark", "calvin", "--policy", str(place)]
         command += ["--out", str(place / "act"), *self.options]
         with (place / "evaluation.log").open("wb") as log:
             self._running = place, subprocess.Popen(command, stdout=log, stderr=log)

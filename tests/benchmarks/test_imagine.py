@@ -15,10 +15,10 @@ from PIL import Image
 from gr2.benchmarks.imagine.drawing import Strip, write_sheet, write_strips
 from gr2.benchmarks.imagine.run import imagine as imagine_files
 from gr2.benchmarks.imagine.start import read_start
+from gr2.cli.main import main
 from gr2.data_pipeline.video.reader import open_video, write_video
 from gr2.errors import ConfigError, DataError, EnvironmentMissing
 from gr2.gr_model.act.loading import Assembled, assemble
-from gr2.gr_model.cli import main
 from gr2.gr_model.model.context import Targets
 from gr2.gr_model.model.generation import FrameDecoder, imagine_frames, slide
 from gr2.gr_model.model.objectives import read_targets

@@ -78,9 +78,7 @@ def test_every_command_of_the_plan_runs(tmp_path: Path) -> None:
     commands = [step.command for step in steps if step.command[0] == "gr2"]
     assert len(commands) == 5
     for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "gr2.gr_model.cli", *command[1:]], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-m", "gr2", *command[1:]], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
     results = json.loads((tmp_path / "out/calvin/results.json").read_text())
     assert results["assets"] == "CALVIN's" and results["controls"].keys() == {"wbc", "calvin"}

@@ -31,10 +31,10 @@ from gr2.benchmarks.speed.run import PARTS, speed
 from gr2.benchmarks.speed.tokenizer import OURS as OUR_VQGAN
 from gr2.benchmarks.speed.tokenizer import TAMING, TamingVQGAN, time_tokenizer, unfolded
 from gr2.benchmarks.speed.training import HUGGINGFACE, OURS, PLAIN, time_training
+from gr2.cli.main import main
 from gr2.data_pipeline.video.reader import write_video
 from gr2.errors import ConfigError, EnvironmentMissing
 from gr2.gr_model.act.loading import assemble
-from gr2.gr_model.cli import main
 from gr2.gr_model.model import presets
 from gr2.gr_model.model.gpt import count_parameters
 from gr2.gr_model.model.release import save_release

@@ -22,12 +22,12 @@ from gr2.benchmarks.video.predictions import sampled_codes, set_captions
 from gr2.benchmarks.video.run import benchmark
 from gr2.benchmarks.video.scores import summarize
 from gr2.benchmarks.video.tables import steps_ahead
+from gr2.cli.main import main
 from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.curation.ingest import write_video_shards
 from gr2.data_pipeline.video.reader import write_video
 from gr2.errors import CheckpointError, ConfigError, DataError
 from gr2.gr_model.act.loading import Assembled, assemble
-from gr2.gr_model.cli import main
 from gr2.gr_model.model.normalization import measure_statistics
 from gr2.gr_model.model.objectives import evaluation_metrics
 from gr2.gr_model.model.sampling import SamplingConfig

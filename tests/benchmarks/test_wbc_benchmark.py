@@ -23,9 +23,9 @@ from gr2.benchmarks.wbc.motions import there_and_back
 from gr2.benchmarks.wbc.reachability import Demand, continuation, demand_of
 from gr2.benchmarks.wbc.tables import missed
 from gr2.benchmarks.wbc.trajectories import TICK, TrackingCase, load_cases
+from gr2.cli.main import main
 from gr2.contracts import ActionTrajectory, JointCommand
 from gr2.errors import ConfigError, DataError
-from gr2.gr_model.cli import main
 from gr2.wbc.collision import CollisionModel, Plane, Sphere
 from gr2.wbc.robot.kinematics import Kinematics
 from gr2.wbc.robot.robots import kinova_gen3

@@ -8,7 +8,7 @@ import sys
 CODE = """
 import sys
 sys.modules["pybullet"] = None  # what importing an absent package does
-import gr2.benchmarks.imagine.run, gr2.benchmarks.wbc.track, gr2.benchmarks.report.page, gr2.gr_model.cli as cli
+import gr2.benchmarks.imagine.run, gr2.benchmarks.wbc.track, gr2.benchmarks.report.page, gr2.cli.main as cli
 from gr2.errors import EnvironmentMissing
 import gr2
 try:

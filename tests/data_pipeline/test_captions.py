@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 from stage_cases import contents, run_and_kill
 
+from gr2.cli.main import main
 from gr2.data_pipeline.curation.caption import STAGE, caption
 from gr2.data_pipeline.curation.caption_choice import NO_ACTION, PROMPT, choose_caption, clean_answer, judge_answer
 from gr2.data_pipeline.curation.captioners import open_captioner
@@ -30,7 +31,6 @@ from gr2.data_pipeline.store.stages import Tally, begin_stage, finish_stage
 from gr2.data_pipeline.tokens import write_token_shards
 from gr2.data_pipeline.video.reader import write_video
 from gr2.errors import ConfigError, DataError, EnvironmentMissing
-from gr2.gr_model.cli import main
 
 QUICK = AskConfig(attempts=4, first_wait_seconds=0.01, timeout_seconds=20)
 LEVELS = 12

@@ -176,7 +176,7 @@ def test_curated_windows_are_what_a_loader_decodes(shards: Path, tmp_path: Path)
     assert batch["frame_mask"].all() and batch["problems"] == []
 
 
-COMMAND = "import sys; from gr2.gr_model.cli import main; sys.exit(main())"
+COMMAND = "import sys; from gr2.cli.main import main; sys.exit(main())"
 
 
 def start_curation(shards: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gr2.cli.main import main
 from gr2.data_pipeline.curation import report as report_module
 from gr2.data_pipeline.curation.caption import caption
 from gr2.data_pipeline.curation.caption_words import nouns_of, verb_of
@@ -29,7 +30,6 @@ from gr2.data_pipeline.store.stages import begin_stage
 from gr2.data_pipeline.tokens import write_token_shards
 from gr2.data_pipeline.video.reader import write_video
 from gr2.errors import ConfigError, DataError
-from gr2.gr_model.cli import main
 
 SAMPLES = Path(__file__).parents[2] / "../shared/real_samples"
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://evil/x onerror=alert(2)> &amp; {{7*7}} </style>"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gr2.cli.main import main
 from gr2.contracts import Episode
 from gr2.data_pipeline.curation.ingest import write_video_shards
 from gr2.data_pipeline.inspection import inspect as inspection
@@ -25,7 +26,6 @@ from gr2.data_pipeline.tokens import write_token_shards
 from gr2.data_pipeline.video.reader import write_video
 from gr2.data_pipeline.video.transcode import encode_frames
 from gr2.errors import ConfigError, DataError
-from gr2.gr_model.cli import main
 
 SHARED = Path(__file__).parents[2] / "../shared"
 SAMPLES, MINI = SHARED / "real_samples", SHARED / "calvin/mini_dataset"

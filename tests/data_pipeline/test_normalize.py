@@ -15,6 +15,7 @@ from model_cases import make_model, small_config
 from robot_cases import SO101
 from safetensors.torch import save_file
 
+from gr2.cli.main import main
 from gr2.contracts import Observation
 from gr2.cvae_head.signals import coding_of
 from gr2.data_pipeline.files import array_bytes, write_json
@@ -27,7 +28,6 @@ from gr2.data_pipeline.store.shards import ShardWriter
 from gr2.embodiment import TOOL_ARM
 from gr2.errors import CheckpointError, ConfigError, DataError, ShapeError
 from gr2.gr_model.act.loading import ReleasedPolicy
-from gr2.gr_model.cli import main
 from gr2.gr_model.model.normalization import (
     Standardize,
     Statistics,

@@ -30,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from model_cases import make_batch, make_model, small_config
 
+from gr2.cli.failures import describe_failure
 from gr2.cvae_head.regression import RegressionConfig
 from gr2.errors import CheckpointError, ConfigError, DataError, EnvironmentMissing
-from gr2.gr_model.failures import describe_failure
 from gr2.gr_model.model import presets
 from gr2.gr_model.model.config import ModelConfig
 from gr2.gr_model.model.objectives import count_kept, training_losses

@@ -13,9 +13,9 @@ import pytest
 from gr2.benchmarks.wbc import built_in
 from gr2.benchmarks.wbc.built_in import built_in_cases
 from gr2.benchmarks.wbc.run import choose_cases
+from gr2.cli.main import main
 from gr2.contracts import ActionTrajectory
 from gr2.errors import ConfigError
-from gr2.gr_model.cli import main
 from gr2.wbc.collision import CollisionConfig, CollisionModel
 from gr2.wbc.controller import WholeBodyController
 from gr2.wbc.robot.capsule_fit import read_vertices

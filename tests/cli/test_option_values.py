@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from gr2.gr_model import cli
-from gr2.gr_model.cli import COMMANDS, Command, main
+from gr2.cli import main as command_line
+from gr2.cli.main import COMMANDS, Command, main
 
 NUMBERS = ("-1", "0", "-9223372036854775809", "1" + 21 * "0", "1e400", "nan", "-inf", "", "x", "1.5", "[1]", "null")
 WORDS = ("", "[", "{", "nul: [", "-5", "*", "ftp://x/y", "a\udcffb", 300 * "a")
@@ -173,7 +173,7 @@ def cases(command: Command, places: Places, most: int | None = None) -> Iterator
 
     most: values of each option, other ones for the same option of another command; None takes all.
     """
-    for action in cli.build_parser(command, command.target())._actions:
+    for action in command_line.build_parser(command, command.target())._actions:
         if action.dest in ("help", "print_config"):
             continue
         values = values_of(action)
@@ -189,8 +189,8 @@ def shortened(argv: list[str]) -> str:
 
 def check(command: Command, places: Places, most: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command.words in STOPS, f"state in STOPS which inputs keep `gr2 {command.words}` from its work"
-    parser = cli.build_parser(command, command.target())
-    monkeypatch.setattr(cli, "build_parser", lambda *_: parser)
+    parser = command_line.build_parser(command, command.target())
+    monkeypatch.setattr(command_line, "build_parser", lambda *_: parser)
     here = places.root / "here"
     here.mkdir(exist_ok=True)
     monkeypatch.chdir(here)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..targets import Target, call, options_class
 from .commands import COMMANDS, RENAMED_COMMANDS, Command
 from .failures import (
     UsageError,
@@ -21,7 +22,6 @@ from .failures import (
     spelled,
 )
 from .ranges import check_numbers
-from .targets import Target, call, options_class
 
 if TYPE_CHECKING:
     from argparse import Action
@@ -256,7 +256,3 @@ def main(argv: Sequence[str] | None = None, commands: Sequence[Command] = COMMAN
         if sentence:
             print(f"gr2: {shorten_words(sentence)}", file=sys.stderr)
         return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .targets import Target
+from ..targets import Target
 
 
 def _demo() -> Target:
@@ -80,35 +80,35 @@ def _data_report() -> Target:
 
 def _data_tokens() -> Target:
     """Encode the shards' images and texts into token shards."""
-    from .train.tokenizer_stages import tokens
+    from ..gr_model.train.tokenizer_stages import tokens
 
     return tokens
 
 
 def _tokenizer_train() -> Target:
     """Train the VQGAN image tokenizer."""
-    from .train.tokenizer_stages import train_tokenizer
+    from ..gr_model.train.tokenizer_stages import train_tokenizer
 
     return train_tokenizer
 
 
 def _text_train() -> Target:
     """Train the small CLIP text tower."""
-    from .train.tokenizer_stages import train_text
+    from ..gr_model.train.tokenizer_stages import train_text
 
     return train_text
 
 
 def _pretrain() -> Target:
     """Train the GPT to predict future frames."""
-    from .train.stages import pretrain
+    from ..gr_model.train.stages import pretrain
 
     return pretrain
 
 
 def _finetune() -> Target:
     """Train frames and trajectories together on robot episodes."""
-    from .train.stages import finetune
+    from ..gr_model.train.stages import finetune
 
     return finetune
 
@@ -136,7 +136,7 @@ def _rollout() -> Target:
 
 def _serve() -> Target:
     """Answer observations with trajectories over HTTP."""
-    from .act.serving import serve
+    from ..gr_model.act.serving import serve
 
     return serve
 
@@ -157,7 +157,7 @@ def _view() -> Target:
 
 def _push() -> Target:
     """Put a released model on the Hugging Face Hub."""
-    from .act.publishing import push
+    from ..gr_model.act.publishing import push
 
     return push
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 import pytest
 
+from gr2.cli.main import COMMANDS, Command, build_parser, main
 from gr2.errors import DataError
-from gr2.gr_model.cli import COMMANDS, Command, build_parser, main
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ STAND_INS = (
 
 def run_gr2(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "gr2.gr_model.cli", *argv],
+        [sys.executable, "-X", "importtime", "-m", "gr2", *argv],
         capture_output=True,
         text=True,
         timeout=60,
@@ -311,7 +311,7 @@ def test_a_fault_of_the_program_keeps_its_traceback():
 FLOOD = """
 import sys
 import time
-from gr2.gr_model.cli import Command, main
+from gr2.cli.main import Command, main
 
 def flood() -> int:
     print("x\\n" * 1_000_000)
@@ -348,7 +348,7 @@ def test_the_first_word_may_stand_for_the_option_that_the_command_names(tmp_path
 WORKER = """
 import sys, time
 from pathlib import Path
-from gr2.gr_model.cli import Command, main
+from gr2.cli.main import Command, main
 
 def work(*, out: Path, seconds: float = 60.0) -> None:
     \"\"\"Work.

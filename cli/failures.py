@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import errno
 import os
 import re
 import sys
 from collections.abc import Sequence
 
-from ..errors import ConfigError, Gr2Error
-from .train.preemption import EXIT_STATUS, Preempted
+from ..errors import ConfigError, Gr2Error, did_you_mean
+from ..gr_model.train.preemption import EXIT_STATUS, Preempted
 
 _CUDA_MISSING = (
     "Torch not compiled with CUDA enabled",
@@ -32,12 +31,6 @@ RENAMED_OPTIONS = {
 
 class UsageError(ConfigError):
     """A command, option or choice that does not exist."""
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest known word, or the list of known words."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(known)}."
 
 
 def spelled(option: str) -> str:
