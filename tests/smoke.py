@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("gr_model", "tokenizers", "data_pipeline", "cvae_head", "wbc", "benchmarks")
+FOLDERS = ("cli", "gr_model", "tokenizers", "data_pipeline", "cvae_head", "wbc", "benchmarks")
 PROMISED = ("3.10", "3.11", "3.12", "3.13")
 OPTIONAL = {"coal", "mediapipe", "mink", "pink", "pinocchio", "ray", "torchcodec", "transformers"}
 """Packages of extras, which the wheel alone does not install."""

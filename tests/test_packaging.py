@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("gr_model", "tokenizers", "data_pipeline", "cvae_head", "wbc", "benchmarks")
+FOLDERS = ("cli", "gr_model", "tokenizers", "data_pipeline", "cvae_head", "wbc", "benchmarks")
 NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", "lightning_logs"
 )
