@@ -12,38 +12,28 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import ConfigError
-from .head import ChunkShape, InpaintingHead
+from .denoising import DenoisingConfig, DenoisingHead, make_denoiser
+from .head import ChunkShape
 from .inpainting import Running, guide
-from .losses import masked_mean
-from .networks import ChunkDenoiser, Network
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionConfig:
+class DiffusionConfig(DenoisingConfig):
     """Sizes and options of `DiffusionHead`.
 
-    network, width, blocks, heads: of the denoiser; heads only of "blocks".
     train_steps: noise levels of training; steps: of an answer.
     prediction: what the network gives: the noise ("epsilon") or the clean chunk ("sample").
-    draws: pairs of noise and level for each sample of a training batch.
     clip: bound of the clean chunk while it is denoised, in standard deviations.
-    binary_weight: of the squared error of binary columns.
 
     Source: DDPM, arXiv 2006.11239; cosine schedule, arXiv 2102.09672; DDIM, arXiv 2010.02502; Diffusion Policy, arXiv
     2303.04137 (100 levels; it predicts the noise, which learns more slowly here).
     """
 
     kind: Literal["diffusion"] = "diffusion"
-    network: Network = "blocks"
-    width: int = 256
-    blocks: int = 4
-    heads: int = 8
     train_steps: int = 100
     steps: int = 10
     prediction: Literal["epsilon", "sample"] = "sample"
-    draws: int = 4
     clip: float = 5.0
-    binary_weight: float = 0.3
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= self.train_steps or self.draws < 1:
@@ -64,28 +54,15 @@ def cosine_schedule(levels: int) -> Float[Tensor, " t"]:
     return torch.cumprod(1 - betas, dim=0).float()
 
 
-class DiffusionHead(InpaintingHead):
+class DiffusionHead(DenoisingHead):
     """Trajectory head by denoising diffusion (Diffusion Policy)."""
 
     def __init__(self, config: DiffusionConfig, *, condition_dim: int, shape: ChunkShape) -> None:
-        super().__init__(shape)
-        self.config, self.noise_dim = config, shape.size
-        self.num_products = config.draws * (shape.length + 2 if config.network == "blocks" else 1)
-        self.denoiser = ChunkDenoiser(
-            length=shape.length,
-            columns=shape.width,
-            condition_dim=condition_dim,
-            network=config.network,
-            width=config.width,
-            heads=config.heads,
-            num_blocks=config.blocks,
-        )
-        weight = torch.ones(shape.width)
-        weight[list(shape.binary)] = config.binary_weight
-        self.register_buffer("weight", weight, persistent=False)
+        super().__init__(config, shape)
+        self.config = config
+        self.denoiser = make_denoiser(config, condition_dim=condition_dim, shape=shape)
         self.register_buffer("signal", cosine_schedule(config.train_steps), persistent=False)
 
-    weight: Tensor
     signal: Tensor
 
     def loss(
@@ -98,20 +75,14 @@ class DiffusionHead(InpaintingHead):
         kept: Float[Tensor, " c"] | None = None,
     ) -> dict[str, Tensor]:
         """Return the squared error of the prediction as `action_loss`, and that of continuous columns."""
-        draws = self.config.draws
-        chunk = self.signed(target).masked_fill(~mask, 0).repeat_interleave(draws, 0)
-        condition, mask = condition.repeat_interleave(draws, 0), mask.repeat_interleave(draws, 0)
+        condition, chunk, mask = self.repeat(condition, target, mask)
         noise = torch.randn_like(chunk)
         level = torch.randint(self.config.train_steps, (len(chunk),), device=chunk.device)
         signal = self.signal[level][:, None, None]
         predicted = self._predict(signal.sqrt() * chunk + (1 - signal).sqrt() * noise, condition, level)
         wanted = noise if self.config.prediction == "epsilon" else chunk
         error = (predicted.to(chunk.dtype) - wanted).square()
-        total, continuous = (None, None) if kept is None else (draws * kept.sum(), draws * kept[~self.binary].sum())
-        return {
-            "action_loss": masked_mean(error * self.weight, mask, total),
-            "continuous_loss": masked_mean(error.detach(), mask & ~self.binary, continuous),
-        }
+        return self.losses(error, mask, kept)
 
     def _predict(self, chunk: Tensor, condition: Tensor, level: Tensor) -> Tensor:
         out: Tensor = self.denoiser(chunk, condition, (level + 1).to(chunk.dtype) / self.config.train_steps)

@@ -15,37 +15,27 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import ConfigError
-from .head import ChunkShape, InpaintingHead
+from .denoising import DenoisingConfig, DenoisingHead, make_denoiser
+from .head import ChunkShape
 from .inpainting import Running, guide
-from .losses import masked_mean
-from .networks import ChunkDenoiser, Network
 
 _LATEST = 0.999
 """Times are sampled below it, as in pi0."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowConfig:
+class FlowConfig(DenoisingConfig):
     """Sizes and options of `FlowHead`.
 
-    network, width, blocks, heads: of the velocity network; heads only of "blocks".
     steps: Euler steps of an answer.
-    draws: pairs of noise and time for each sample of a training batch.
     time_alpha: of the Beta(time_alpha, 1) distribution of 1 - t: above 1 prefers noisy chunks, 1 is uniform.
-    binary_weight: of the squared error of binary columns.
 
     Source: flow matching, arXiv 2210.02747; pi0, arXiv 2410.24164, section IV and appendix B (Beta(1.5, 1)).
     """
 
     kind: Literal["flow"] = "flow"
-    network: Network = "blocks"
-    width: int = 256
-    blocks: int = 4
-    heads: int = 8
     steps: int = 8
-    draws: int = 4
     time_alpha: float = 1.5
-    binary_weight: float = 0.3
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.draws < 1 or not self.time_alpha > 0:
@@ -55,27 +45,13 @@ class FlowConfig:
             )
 
 
-class FlowHead(InpaintingHead):
+class FlowHead(DenoisingHead):
     """Trajectory head by flow matching (pi0)."""
 
     def __init__(self, config: FlowConfig, *, condition_dim: int, shape: ChunkShape) -> None:
-        super().__init__(shape)
-        self.config, self.noise_dim = config, shape.size
-        self.num_products = config.draws * (shape.length + 2 if config.network == "blocks" else 1)
-        self.velocity = ChunkDenoiser(
-            length=shape.length,
-            columns=shape.width,
-            condition_dim=condition_dim,
-            network=config.network,
-            width=config.width,
-            heads=config.heads,
-            num_blocks=config.blocks,
-        )
-        weight = torch.ones(shape.width)
-        weight[list(shape.binary)] = config.binary_weight
-        self.register_buffer("weight", weight, persistent=False)
-
-    weight: Tensor
+        super().__init__(config, shape)
+        self.config = config
+        self.velocity = make_denoiser(config, condition_dim=condition_dim, shape=shape)
 
     def loss(
         self,
@@ -87,9 +63,7 @@ class FlowHead(InpaintingHead):
         kept: Float[Tensor, " c"] | None = None,
     ) -> dict[str, Tensor]:
         """Return the squared error of the velocity as `action_loss`, and that of continuous columns."""
-        draws = self.config.draws
-        chunk = self.signed(target).masked_fill(~mask, 0).repeat_interleave(draws, 0)
-        condition, mask = condition.repeat_interleave(draws, 0), mask.repeat_interleave(draws, 0)
+        condition, chunk, mask = self.repeat(condition, target, mask)
         noise = torch.randn_like(chunk)
         # 1 - u^(1 / alpha) has the distribution of 1 - Beta(alpha, 1)
         uniform = torch.rand(len(chunk), device=chunk.device, dtype=chunk.dtype)
@@ -97,11 +71,7 @@ class FlowHead(InpaintingHead):
         at = time[:, None, None]
         predicted = self.velocity(at * chunk + (1 - at) * noise, condition, time).to(chunk.dtype)
         error = (predicted - (chunk - noise)).square()
-        total, continuous = (None, None) if kept is None else (draws * kept.sum(), draws * kept[~self.binary].sum())
-        return {
-            "action_loss": masked_mean(error * self.weight, mask, total),
-            "continuous_loss": masked_mean(error.detach(), mask & ~self.binary, continuous),
-        }
+        return self.losses(error, mask, kept)
 
     def sample(
         self,

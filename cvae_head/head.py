@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .inpainting import Running
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,22 +128,3 @@ class TrajectoryHead(nn.Module, ABC):
     def expect_noise(self, condition: Tensor, noise: Tensor | None) -> Float[Tensor, "b z"]:
         """Return the noise, zeros where there is none."""
         return condition.new_zeros(len(condition), self.noise_dim) if noise is None else noise.to(condition)
-
-
-class InpaintingHead(TrajectoryHead):
-    """A head that denoises its chunk step by step, so that the chunk can be led to continue the running one."""
-
-    def muon_matrices(self) -> list[Tensor]:
-        """Return the weights of all linear layers: with Muon they learn in half of the steps."""
-        return [layer.weight for layer in self.modules() if isinstance(layer, nn.Linear)]
-
-    @abstractmethod
-    def sample(
-        self,
-        condition: Float[Tensor, "b d"],
-        noise: Float[Tensor, "b z"] | None = None,
-        present: Bool[Tensor, "b c"] | None = None,
-        *,
-        running: Running | None = None,
-    ) -> Float[Tensor, "b k c"]:
-        """Answer as every head does; `running` is what the chunk is to continue, None leaves it free."""

@@ -51,7 +51,7 @@ class RecordConfig:
     play_share: share of chains kept whole and without an instruction; noise_share: share of segments with a disturbed
     hand; image_px: image side [px], 0 for CALVIN's two; frame_stride: control steps from image to image;
     policy: folder of the policy that drives the first part of each skill, or ""; calvin_root: clone, or "";
-    emphasis: factors of the tasks' weights.
+    emphasis: factors of the tasks' weights; generated: how many generated scenes there are beside `scenes`.
     """
 
     scenes: str
@@ -67,6 +67,12 @@ class RecordConfig:
     calvin_root: str
     seed: int
     emphasis: dict[str, float] = field(default_factory=dict)
+    generated: int = 0
+
+    @property
+    def scene_names(self) -> list[str]:
+        """The scenes, among which chains go round."""
+        return [*self.scenes, *(f"R{number}" for number in range(self.generated))]
 
 
 class _Pilot:
@@ -285,8 +291,9 @@ def _load_policy(source: str, executed_steps: int) -> Policy:
 def _batches(config: RecordConfig, chains: int, finished: set[int], size: int = 8) -> list[tuple[str, list[int]]]:
     """Split the chains into batches of one scene each; chain i happens in scene i modulo the number of scenes."""
     batches = []
-    for position, name in enumerate(config.scenes):
-        mine = [c for c in range(position, chains, len(config.scenes)) if c not in finished]
+    names = config.scene_names
+    for position, name in enumerate(names):
+        mine = [c for c in range(position, chains, len(names)) if c not in finished]
         batches += [(name, mine[begin : begin + size]) for begin in range(0, len(mine), size)]
     return sorted(batches, key=lambda batch: batch[1])
 
@@ -295,6 +302,7 @@ def record(
     *,
     out: Path,
     scenes: str = "D",
+    generated: int = 0,
     tasks: str = "demonstrated",
     chains: int = 200,
     episodes: int | None = None,
@@ -314,6 +322,7 @@ def record(
     Args:
         out: folder for the episodes, or the split of a CALVIN data set, as in task_D_D/training.
         scenes: letters of the scenes to use, e.g. ABCD.
+        generated: number of generated scenes to use beside them: furniture of A to C put together anew, other colors.
         tasks: "demonstrated" (17), "all" (34), or names separated by commas.
         chains: number of chains of up to six skills.
         episodes: continue until there are as many labeled episodes at least; `chains` does not count then.
@@ -340,10 +349,16 @@ def record(
     for letter in scenes:
         scene(letter)
     stride = frame_stride if frame_stride is not None else 1 if layout == "calvin" else 5
-    if not scenes or min(chains, num_workers, stride, 1 if episodes is None else episodes) < 1:
+    if (
+        not (scenes or generated)
+        or generated < 0
+        or min(chains, num_workers, stride, 1 if episodes is None else episodes) < 1
+    ):
         raise ConfigError(
             "record: expected at least one scene, chain, episode, worker and a frame stride of 1 or more."
         )
+    if generated and calvin_root is not None:
+        raise ConfigError("--generated: expected no --calvin-root, which has the scenes A to D alone; leave one out.")
     if layout == "calvin" and stride != 1:
         raise ConfigError(f"--frame-stride: CALVIN's layout holds every step, got {stride}; leave the option out.")
     if not dealable(choose_tasks(tasks)):
@@ -354,7 +369,7 @@ def record(
         play_share=play_share, noise_share=noise_share,
         image_px=image_size if image_size is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
         policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed,
-        emphasis=emphasis_of(emphasis) if emphasis else {},
+        emphasis=emphasis_of(emphasis) if emphasis else {}, generated=generated,
     )  # fmt: skip
     place = out / "episodes" if layout == "shards" else out
     (place / "chains").mkdir(parents=True, exist_ok=True)
@@ -409,8 +424,9 @@ def _finished_chains(out: Path) -> dict[int, dict[str, int]]:
 
 def _check_configuration(file: Path, config: RecordConfig) -> None:
     wanted = asdict(config)
-    if not config.emphasis:
-        del wanted["emphasis"]  # as recordings of 0.1.0 have it
+    for name in ("emphasis", "generated"):
+        if not wanted[name]:
+            del wanted[name]  # as recordings of 0.1.0 have it
     if file.exists():
         found = json.loads(file.read_text())
         if found != wanted and any(file.parent.glob("chains/*.json")):

@@ -5,6 +5,8 @@ Source: layout measured in the official simulator (calvin_env 797142c); lengths 
 
 from __future__ import annotations
 
+import colorsys
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,11 +154,48 @@ def reachable(x: float, y: float) -> bool:
 
 
 def scene(name: str) -> SceneSpec:
-    """Return the scene called `name`.
+    """Return the scene called `name`: A to D, or R and a number for a generated one.
 
     Raises:
         ConfigError: no such scene.
     """
+    if re.fullmatch(r"R\d{1,9}", name):
+        return _generate(int(name[1:]))
     if name not in _SCENES:
-        raise ConfigError(f"Scene: expected one of A, B, C, D, got {name!r}; scenes are written as letters, e.g. ABCD.")
+        raise ConfigError(
+            f"Scene: expected one of A, B, C, D, or R and a number for a generated one, got {name!r}; correct the name."
+        )
     return _SCENES[name]
+
+
+def _generate(number: int) -> SceneSpec:
+    """Return the scene `R<number>`, always the same one: parts of A, B and C, other colors of wood and block lengths.
+
+    What belongs together stays together: button, LED and where blocks start; switch, bulb, cabinet and door.
+    """
+    rng = np.random.default_rng([4, number])
+    desk, cabinet, drawer = (_SCENES[str(rng.choice(list("ABC")))] for _ in range(3))
+    blocks = [str(color) for color in rng.permutation(list(BLOCK_COLORS))]
+    lengths = [float(length) for length in rng.permutation(list(desk.block_lengths))]
+    table, door = _wood(rng), _wood(rng)
+    return SceneSpec(
+        name=f"R{number}",
+        blocks=(blocks[0], blocks[1], blocks[2]),
+        block_lengths=(lengths[0], lengths[1], lengths[2]),
+        button_x=desk.button_x,
+        led_x=desk.led_x,
+        spawn_x=desk.spawn_x,
+        switch_x=cabinet.switch_x,
+        bulb_x=cabinet.bulb_x,
+        slider_x=cabinet.slider_x,
+        slider_travel=cabinet.slider_travel,
+        cabinet_x=cabinet.cabinet_x,
+        drawer_x=drawer.drawer_x,
+        table_color=table,
+        door_color=door if rng.random() < 0.5 else table,
+    )
+
+
+def _wood(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Sample a color between dark and light wood."""
+    return colorsys.hsv_to_rgb(rng.uniform(0.03, 0.11), rng.uniform(0.3, 0.65), rng.uniform(0.35, 0.98))

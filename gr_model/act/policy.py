@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...contracts import Array, Chunking, Observation, Trajectory
+from ...cvae_head.denoising import DenoisingHead
 from ...cvae_head.ensemble import TemporalEnsemble
-from ...cvae_head.head import InpaintingHead
 from ...cvae_head.inpainting import Running, soft_mask
 from ...cvae_head.signals import SignalCoding, place_actions
 from ...embodiment import Embodiment
@@ -201,7 +201,7 @@ class GR2Policy:
 
 def _resolved(chunking: Chunking, model: WorldModel, ensemble: TemporalEnsemble | None) -> Chunking:
     """Return what a way of chunking means for the head of a model."""
-    head, can = model.config.head.kind, isinstance(model.head, InpaintingHead)
+    head, can = model.config.head.kind, isinstance(model.head, DenoisingHead)
     known = get_args(Chunking)
     if chunking not in known:
         raise ConfigError(f"GR2Policy.chunking: expected one of {', '.join(known)}, got {chunking!r}; choose one.")

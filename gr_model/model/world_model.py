@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ...cvae_head.head import InpaintingHead
+from ...cvae_head.denoising import DenoisingHead
 from ...cvae_head.inpainting import Running
 from ...cvae_head.kinds import make_head
 from ...cvae_head.tokens import TokensHead
@@ -252,7 +252,7 @@ class WorldModel(nn.Module):
             ConfigError: a running chunk, and a head that cannot continue one.
             ShapeError: a model of several robots, and nobody says which one acts.
         """
-        if running is not None and not isinstance(self.head, InpaintingHead):
+        if running is not None and not isinstance(self.head, DenoisingHead):
             raise ConfigError(
                 f"WorldModel.act: expected no running chunk for the head {self.config.head.kind}, got one; only flow "
                 "and diffusion continue it."
@@ -267,7 +267,7 @@ class WorldModel(nn.Module):
             if running is None:
                 chunk = self.head.sample(condition, noise, present)
             else:
-                assert isinstance(self.head, InpaintingHead)
+                assert isinstance(self.head, DenoisingHead)
                 chunk = self.head.sample(condition, noise, present, running=running)
         physical = chunk.clone()
         physical[..., self.continuous] = self.action_normalizer.invert(

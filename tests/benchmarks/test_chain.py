@@ -77,6 +77,14 @@ def test_recording_goes_on_where_it_was_killed(run, tmp_path):
         assert np.array_equal(left.images["static"], right.images["static"])
 
 
+def test_chains_go_round_among_letters_and_generated_scenes(tmp_path: Path) -> None:
+    record(out=tmp_path / "r", scenes="A", generated=2, chains=3, num_workers=1, seed=5, play_share=1.0)
+    assert [read_facts(folder)["scene"] for folder in list_episodes(tmp_path / "r")] == ["A", "R0", "R1"]
+    assert json.loads((tmp_path / "r" / "recording.json").read_text())["generated"] == 2
+    with pytest.raises(ConfigError, match="--generated"):
+        record(out=tmp_path / "c", generated=1, calvin_root=tmp_path, chains=1)
+
+
 def test_a_policy_may_drive_while_the_expert_labels(run, tmp_path):
     alone, driven = tmp_path / "alone", tmp_path / "driven"
     record(out=alone, scenes="D", chains=1, num_workers=1, noise_share=0.0, seed=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -130,6 +131,26 @@ def test_expert_does_its_task(env, name):
         if TASKS[name].done(start, env.world_state()):
             return
     pytest.fail(f"{name} was not done in 150 steps")
+
+
+def test_generated_scenes_are_parts_of_the_training_scenes():
+    specs = [scene(f"R{number}") for number in range(40)]
+    assert specs == [scene(f"R{number}") for number in range(40)]
+    training = [scene(letter) for letter in "ABC"]
+    for spec in specs:
+        assert (spec.button_x, spec.spawn_x) in [(one.button_x, one.spawn_x) for one in training]
+        assert (spec.switch_x, spec.slider_x, spec.cabinet_x) in [
+            (s.switch_x, s.slider_x, s.cabinet_x) for s in training
+        ]
+        assert sorted(spec.block_lengths) == [0.04, 0.056, 0.08]
+        assert min(spec.table_color) > 0.1 and spec.table_color not in [one.table_color for one in training]
+    assert len({(s.button_x, s.switch_x, s.slider_x, s.drawer_x, s.blocks, s.block_lengths) for s in specs}) > 30
+
+
+@pytest.mark.parametrize("name", ["push_red_block_left", "lift_blue_block_table", "open_drawer", "turn_on_lightbulb"])
+def test_expert_does_its_task_in_a_generated_scene(name):
+    with contextlib.closing(PlayTable("R3", render_mode=None)) as env:
+        test_expert_does_its_task(env, name)
 
 
 def test_nothing_is_done_at_the_start(env):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from gr2.cvae_head.denoising import DenoisingHead
 from gr2.cvae_head.diffusion import DiffusionConfig
 from gr2.cvae_head.flow import FlowConfig
-from gr2.cvae_head.head import InpaintingHead
 from gr2.cvae_head.inpainting import MAX_GUIDANCE, Running, guide, soft_mask
 from gr2.cvae_head.kinds import HeadConfig
 from gr2.cvae_head.two_ways import train_two_ways
@@ -18,14 +18,14 @@ CONFIGS: dict[str, HeadConfig] = {
     "flow": FlowConfig(network="mlp", width=128, blocks=2),
     "diffusion": DiffusionConfig(network="mlp", width=128, blocks=2),
 }
-_TRAINED: dict[str, InpaintingHead] = {}
+_TRAINED: dict[str, DenoisingHead] = {}
 
 
-def trained(kind: str) -> InpaintingHead:
+def trained(kind: str) -> DenoisingHead:
     """Return a head that passes a tree on its left or on its right, trained once."""
     if kind not in _TRAINED:
         head = train_two_ways(CONFIGS[kind], steps=400)
-        assert isinstance(head, InpaintingHead)
+        assert isinstance(head, DenoisingHead)
         _TRAINED[kind] = head
     return _TRAINED[kind]
 

@@ -1,0 +1,94 @@
+"""What heads share that turn noise into a chunk step by step: flow matching and diffusion."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .head import ChunkShape, TrajectoryHead
+from .inpainting import Running
+from .losses import masked_mean
+from .networks import ChunkDenoiser, Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingConfig:
+    """Sizes and options that both kinds have; each states its own beside them.
+
+    network, width, blocks, heads: of the denoising network; heads only of "blocks".
+    steps: network calls of an answer.
+    draws: noises for each sample of a training batch.
+    binary_weight: of the squared error of binary columns.
+    """
+
+    network: Network = "blocks"
+    width: int = 256
+    blocks: int = 4
+    heads: int = 8
+    steps: int
+    draws: int = 4
+    binary_weight: float = 0.3
+
+
+class DenoisingHead(TrajectoryHead):
+    """A head that denoises its chunk step by step, so that the chunk can be led to continue the running one."""
+
+    def __init__(self, config: DenoisingConfig, shape: ChunkShape) -> None:
+        super().__init__(shape)
+        self.draws, self.noise_dim = config.draws, shape.size
+        self.num_products = config.draws * (shape.length + 2 if config.network == "blocks" else 1)
+        weight = torch.ones(shape.width)
+        weight[list(shape.binary)] = config.binary_weight
+        self.register_buffer("weight", weight, persistent=False)
+
+    weight: Tensor
+
+    def muon_matrices(self) -> list[Tensor]:
+        """Return the weights of all linear layers: with Muon they learn in half of the steps."""
+        return [layer.weight for layer in self.modules() if isinstance(layer, nn.Linear)]
+
+    def repeat(
+        self, condition: Float[Tensor, "b d"], target: Float[Tensor, "b k c"], mask: Bool[Tensor, "b k c"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return conditions, chunks and masks of a training batch, each sample once for each of its noises."""
+        chunk = self.signed(target).masked_fill(~mask, 0).repeat_interleave(self.draws, 0)
+        return condition.repeat_interleave(self.draws, 0), chunk, mask.repeat_interleave(self.draws, 0)
+
+    def losses(
+        self, error: Float[Tensor, "r k c"], mask: Bool[Tensor, "r k c"], kept: Float[Tensor, " c"] | None
+    ) -> dict[str, Tensor]:
+        """Return the mean of squared errors of repeated samples as `action_loss`, and that of continuous columns."""
+        total = None if kept is None else self.draws * kept.sum()
+        continuous = None if kept is None else self.draws * kept[~self.binary].sum()
+        return {
+            "action_loss": masked_mean(error * self.weight, mask, total),
+            "continuous_loss": masked_mean(error.detach(), mask & ~self.binary, continuous),
+        }
+
+    @abstractmethod
+    def sample(
+        self,
+        condition: Float[Tensor, "b d"],
+        noise: Float[Tensor, "b z"] | None = None,
+        present: Bool[Tensor, "b c"] | None = None,
+        *,
+        running: Running | None = None,
+    ) -> Float[Tensor, "b k c"]:
+        """Answer as every head does; `running` is what the chunk is to continue, None leaves it free."""
+
+
+def make_denoiser(config: DenoisingConfig, *, condition_dim: int, shape: ChunkShape) -> ChunkDenoiser:
+    """Make the network that finds the noise in a chunk, or the way out of it."""
+    return ChunkDenoiser(
+        length=shape.length,
+        columns=shape.width,
+        condition_dim=condition_dim,
+        network=config.network,
+        width=config.width,
+        heads=config.heads,
+        num_blocks=config.blocks,
+    )
