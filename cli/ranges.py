@@ -26,8 +26,8 @@ ABOVE_ZERO = {
 
 SHARES = {
     "camera_dropout", "code_permutation", "codebook_decay", "drop", "dropout", "frame_fraction", "held_out",
-    "max_dropped", "noise_share", "play_share", "revive_until", "state_dropout", "state_share", "target_state_share",
-    "text_dropout", "token_dropout", "top_p", "validation_share", "weight_average",
+    "jitter", "max_dropped", "noise_share", "play_share", "revive_until", "state_dropout", "state_share",
+    "target_state_share", "text_dropout", "token_dropout", "top_p", "validation_share", "weight_average",
 }  # fmt: skip
 """Numbers up to 1."""
 

@@ -15,9 +15,10 @@ Video shard i becomes token shard i, so a killed run resumes with the first shar
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from ..fingerprints import differing_facts
 from .embodiments import EmbodimentTally, kept_embodiment
 from .executors import ONE_PROCESS, Executor, ExecutorKind, ordered_map
 from .files import array_bytes, load_array, write_bytes
+from .loading.augment import AugmentConfig, augment_frames, sample_augmentation
 from .locations import Location, as_location
 from .store.columns import ABSENT, token_columns, write_columns
 from .store.shards import ShardWriter, read_index, read_indexed
@@ -85,6 +87,8 @@ def write_token_shards(
     image_size: int,
     image_fit: ImageFit = "crop",
     target_fps: float | None = None,
+    jitter: float = 0.0,
+    seed: int = 0,
     executor: ExecutorKind = "local",
     num_workers: int = 1,
     num_gpus: int = 0,
@@ -103,6 +107,8 @@ def write_token_shards(
         image_size: height and width [px]; images are resized by area.
         image_fit: how images that are no squares become such.
         target_fps: keep every m-th frame, so that about this many frames a second remain; None keeps all.
+        jitter: greatest relative change of brightness, contrast and saturation, sampled for each clip.
+        seed: of the jitter.
         executor: `local` encodes in this process, `ray` one shard in each worker.
         num_workers: processes that decode for this process; workers of Ray.
         num_gpus: GPUs that each worker of Ray gets.
@@ -113,8 +119,10 @@ def write_token_shards(
 
     Raises:
         DataError: where the video shards are not finished, or nothing could be decoded.
-        ConfigError: where the tokenizer contradicts its facts, or a rate that is none.
+        ConfigError: where the tokenizer contradicts its facts, a rate that is none, or too large a jitter.
     """
+    if not 0 <= jitter < 1:
+        raise ConfigError(f"--jitter: expected a relative change from 0 to below 1, got {jitter:g}; take 0.3, say.")
     if target_fps is not None and not target_fps > 0:
         raise ConfigError(
             f"--target-fps: expected a rate above 0 [1/s], got {target_fps:g}; leave it out for all images."
@@ -135,9 +143,12 @@ def write_token_shards(
     parameters = {
         "shards": str(shards), "tokenizer": facts, "target_fps": target_fps, "texts": encode_texts is not None
     }  # fmt: skip
+    if jitter:
+        parameters |= {"jitter": jitter, "seed": seed}
     if (finished := begun_or_finished(out, STAGE, parameters, overwrite)) is not None:
         return finished
-    decode = partial(decode_sample, image_size=image_size, target_fps=target_fps, image_fit=stated_fit(facts))
+    changes = {"image_fit": stated_fit(facts), "jitter": jitter, "seed": seed}
+    decode = partial(decode_sample, image_size=image_size, target_fps=target_fps, **changes)
     on_ray = executor == "ray"
     decoders = ONE_PROCESS if on_ray else Executor(num_workers=num_workers)
     write_shard = partial(_write_shard, decode=decode, encode_images=encode_images, facts=facts, decoders=decoders)
@@ -189,7 +200,13 @@ def _text_columns(texts: Sequence[str]) -> dict[str, Array]:
 
 
 def decode_sample(
-    sample: tuple[str, Mapping[str, bytes]], image_size: int, target_fps: float | None, image_fit: ImageFit = "crop"
+    sample: tuple[str, Mapping[str, bytes]],
+    image_size: int,
+    target_fps: float | None,
+    image_fit: ImageFit = "crop",
+    *,
+    jitter: float = 0.0,
+    seed: int = 0,
 ) -> list[DecodedWindow]:
     """Decode the windows of one video sample; a broken video gives one window with a problem."""
     resize = partial(resize_frames, size=image_size, fit=image_fit)
@@ -200,7 +217,8 @@ def decode_sample(
         decoded = []
         for i, window in enumerate(windows):
             name = key if len(windows) == 1 else f"{key}-w{i:03d}"
-            decoded.append(_decode_window(name, key, members, description, window, resize, target_fps))
+            found = _decode_window(name, key, members, description, window, resize, target_fps)
+            decoded.append(_jittered(found, jitter, seed) if jitter else found)
         return decoded
     except (DataError, KeyError, ValueError) as error:
         return [DecodedWindow(key=key, images={}, members={}, description={}, problem=str(error))]
@@ -253,6 +271,15 @@ def _decode_window(
             **({"embodiment": embodiment.to_dict()} if embodiment else {}),
         },
     )
+
+
+def _jittered(window: DecodedWindow, jitter: float, seed: int) -> DecodedWindow:
+    """Change the colors of a clip, of all its frames and cameras alike; equal keys and seeds give equal changes."""
+    digest = hashlib.sha256(f"{seed} {window.key}".encode()).digest()
+    config = AugmentConfig(min_crop=1.0, brightness=jitter, contrast=jitter, saturation=jitter)
+    change = sample_augmentation(config, np.random.default_rng(np.frombuffer(digest, np.uint32)))
+    images = {name: augment_frames(frames, change, frames.shape[1]) for name, frames in window.images.items()}
+    return replace(window, images=images)
 
 
 def _write_shard(

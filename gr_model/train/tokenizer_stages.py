@@ -249,6 +249,8 @@ def tokens(
     text_features: bool = True,
     image_fit: ImageFit = "crop",
     target_fps: float | None = None,
+    jitter: float = 0.0,
+    seed: int = 0,
     executor: Literal["local", "ray"] = "local",
     num_workers: int = 1,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -266,6 +268,9 @@ def tokens(
         image_fit: how images that are no squares become such: `crop` keeps their middle, `pad` puts black bars around
             them, `stretch` squeezes them. Models trained on the tokens do the same with what they see.
         target_fps: frames a second to keep; all by default.
+        jitter: change brightness, contrast and saturation of each clip by up to this share before encoding, all frames
+            and cameras alike: a second folder of the same shards to train on beside the plain one (`--tokens A B`).
+        seed: of the jitter.
         executor: `local` encodes in this process, `ray` a shard in each worker of the cluster at RAY_ADDRESS.
         num_workers: processes that decode for this process; workers of Ray.
         device: where images are encoded; auto takes a GPU where there is one. With Ray, `cuda` gives each worker one.
@@ -289,6 +294,8 @@ def tokens(
         image_size=vqgan.config.resolution,
         image_fit=image_fit,
         target_fps=target_fps,
+        jitter=jitter,
+        seed=seed,
         executor=executor,
         num_workers=num_workers,
         num_gpus=int(device == "cuda"),

@@ -316,6 +316,43 @@ def test_thinner_frames_keep_their_steps(tmp_path: Path) -> None:
         assert np.array_equal(load_array(sample["codes.static.npy"]), encode_images(reader.get_batch(range(0, 50, 2))))
 
 
+def test_jitter_changes_the_colors_of_a_clip_alike(tmp_path: Path) -> None:
+    for number in range(2):
+        write_episode(tmp_path / "in", number, recorded_episode(24, 2, number, "lift it"), {})
+    write_video_shards(source=tmp_path / "in", out=tmp_path / "video", filters=KEEP_ALL)
+
+    def brightness(frames: np.ndarray) -> np.ndarray:
+        return frames.astype(int).mean((1, 2, 3))[:, None].repeat(16, 1).astype(int)
+
+    stage: dict[str, Any] = {
+        "shards": tmp_path / "video", "encode_images": brightness, "encode_texts": encode_texts,
+        "tokenizer_facts": FACTS, "image_size": 64,
+    }  # fmt: skip
+    codes = {}
+    for name, options in {
+        "plain": {},
+        "a": {"jitter": 0.5},
+        "b": {"jitter": 0.5},
+        "c": {"jitter": 0.5, "seed": 1},
+    }.items():
+        manifest = write_token_shards(out=tmp_path / name, **options, **stage)
+        assert ("jitter" in manifest["parameters"]) == (name != "plain")
+        samples = list(read_samples(tmp_path / name))
+        codes[name] = [load_array(sample["codes.static.npy"]) for sample in samples]
+    assert all(np.array_equal(x, y) for x, y in zip(codes["a"], codes["b"], strict=True))
+    ratios = {
+        name: [c[:, 0] / p[:, 0] for c, p in zip(codes[name], codes["plain"], strict=True)] for name in ("a", "c")
+    }
+    for clip in ratios["a"] + ratios["c"]:
+        assert clip.std() < 0.05 < abs(clip.mean() - 1)  # all frames alike
+    assert abs(ratios["a"][0].mean() - ratios["a"][1].mean()) > 0.05  # each clip by itself
+    assert abs(ratios["a"][0].mean() - ratios["c"][0].mean()) > 0.05
+    with pytest.raises(DataError, match=str(tmp_path / "a")):
+        write_token_shards(out=tmp_path / "a", jitter=0.2, **stage)
+    with pytest.raises(ConfigError, match="--jitter"):
+        write_token_shards(out=tmp_path / "d", jitter=1.0, **stage)
+
+
 def test_tokens_of_an_earlier_version_are_those_of_the_same_tokenizer(tmp_path: Path, capsys: Any) -> None:
     write_folder(tmp_path / "in", 1)
     write_video_shards(source=tmp_path / "in", out=tmp_path / "video", filters=KEEP_ALL)
