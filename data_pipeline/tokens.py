@@ -147,7 +147,7 @@ def write_token_shards(
         parameters |= {"jitter": jitter, "seed": seed}
     if (finished := begun_or_finished(out, STAGE, parameters, overwrite)) is not None:
         return finished
-    changes = {"image_fit": stated_fit(facts), "jitter": jitter, "seed": seed}
+    changes: dict[str, Any] = {"image_fit": stated_fit(facts), "jitter": jitter, "seed": seed}
     decode = partial(decode_sample, image_size=image_size, target_fps=target_fps, **changes)
     on_ray = executor == "ray"
     decoders = ONE_PROCESS if on_ray else Executor(num_workers=num_workers)
