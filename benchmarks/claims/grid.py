@@ -11,6 +11,16 @@ from ...errors import ConfigError
 from ...gr_model.model.config import ModelChanges
 
 Pretraining = Literal["none", "play", "play and clips"]
+Demonstrations = Literal["all", "eighth", "scenes A to C", "scenes A to C, jittered too", "scenes A to C and generated"]
+
+TOKENS: dict[Demonstrations, tuple[str, ...]] = {
+    "all": ("all",),
+    "eighth": ("eighth",),
+    "scenes A to C": ("abc",),
+    "scenes A to C, jittered too": ("abc", "jittered"),
+    "scenes A to C and generated": ("abc", "generated"),
+}
+"""The folders of tokens that hold each choice of demonstrations."""
 
 FRACTION = 8
 """The small data set is every eighth demonstration."""
@@ -20,13 +30,14 @@ FRACTION = 8
 class Variant:
     """One way of training; the defaults are the recipe that all others differ from in one thing.
 
-    pretraining: videos that are seen first, without actions; demonstrations: all of them, or one in `FRACTION`;
+    pretraining: videos that are seen first, without actions;
+    demonstrations: all of scene D, one in `FRACTION`, or those of other scenes;
     frame_fraction: share of the finetuning steps that predict frames, too; chunk_length: poses of a trajectory;
     width: of the trunk.
     """
 
     pretraining: Pretraining = "play"
-    demonstrations: Literal["all", "eighth"] = "all"
+    demonstrations: Demonstrations = "all"
     frame_fraction: float = 0.1
     chunk_length: int = 10
     width: int = 128
@@ -34,9 +45,9 @@ class Variant:
     @property
     def name(self) -> str:
         """What differs from the recipe, in words."""
-        words = []
+        words: list[str] = []
         if self.demonstrations != "all":
-            words.append("an eighth of the demonstrations")
+            words.append("an eighth of the demonstrations" if self.demonstrations == "eighth" else self.demonstrations)
         if self.pretraining != "play":
             words.append(f"pretraining: {self.pretraining}")
         if self.frame_fraction == 0:
@@ -77,14 +88,16 @@ class Claim:
     """A sentence of the report and the trainings that decide it.
 
     pairs: (better, worse) by the claim, for each of which the difference is measured; others: rows beside them;
+    imagines: whether futures that `others` imagine are compared with what they do;
     measure: what the difference is of: "success" [%], or "frame_loss" [nats a code] of held-out windows, where less
     is better.
     """
 
     name: str
     says: str
-    pairs: tuple[tuple[Variant, Variant], ...]
+    pairs: tuple[tuple[Variant, Variant], ...] = ()
     others: tuple[Variant, ...] = ()
+    imagines: bool = False
     measures: tuple[Literal["success", "frame_loss"], ...] = ("success",)
 
     @property
@@ -95,6 +108,7 @@ class Claim:
 
 RECIPE = Variant()
 _EIGHTH = replace(RECIPE, demonstrations="eighth")
+_ELSEWHERE = replace(RECIPE, demonstrations="scenes A to C", pretraining="none")
 _SMALL, _LARGE = replace(RECIPE, width=64), replace(RECIPE, width=256)
 
 
@@ -129,6 +143,20 @@ CLAIMS: tuple[Claim, ...] = (
         says="More parameters help, in predicting video and in acting.",
         pairs=((RECIPE, _SMALL), (_LARGE, RECIPE)),
         measures=("success", "frame_loss"),
+    ),
+    Claim(
+        name="augmentation",
+        says="Other colors and arrangements help in a scene that training does not show.",
+        pairs=(
+            (replace(_ELSEWHERE, demonstrations="scenes A to C, jittered too"), _ELSEWHERE),
+            (replace(_ELSEWHERE, demonstrations="scenes A to C and generated"), _ELSEWHERE),
+        ),
+    ),
+    Claim(
+        name="imagination",
+        says="What the model imagines agrees with what its policy does, and more so where that succeeds.",
+        others=(RECIPE,),
+        imagines=True,
     ),
     Claim(
         name="few_demonstrations",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
 from ..journal import Journal, spread
-from .grid import FRACTION, Variant, choose_claims
+from .grid import FRACTION, TOKENS, Variant, choose_claims
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +18,12 @@ class ClaimsOptions:
 
     Args:
         out: folder of the demonstrations, trainings and results; `claims.json` and `claims.html` hold the verdicts.
-        claims: "all", or some of pretraining, clips, video_loss, trajectories, size, few_demonstrations, with commas.
+        claims: "all", or some of pretraining, clips, video_loss, trajectories, size, augmentation, imagination,
+            few_demonstrations, with commas.
         seeds: trainings of each kind, of seeds 0, 1, and so on.
         chains: recorded chains of up to six demonstrations in scene D, of the 17 tasks that need nothing before them.
         play_chains: chains of play in scenes A to D, which pretraining sees without actions.
+        generated_scenes: scenes that are made up for the claim on augmentation.
         videos: folder of real clips of your own, for the claim on them.
         pretrain_steps: optimization steps of a pretraining.
         steps: optimization steps of a finetuning.
@@ -36,6 +38,7 @@ class ClaimsOptions:
     seeds: int = 3
     chains: int = 300
     play_chains: int = 300
+    generated_scenes: int = 60
     videos: Path | None = None
     pretrain_steps: int = 600
     steps: int = 1200
@@ -45,7 +48,15 @@ class ClaimsOptions:
     num_workers: int = 2
 
     def __post_init__(self) -> None:
-        numbers = (self.seeds, self.chains, self.play_chains, self.pretrain_steps, self.steps, self.batch_size)
+        numbers = (
+            self.seeds,
+            self.chains,
+            self.play_chains,
+            self.generated_scenes,
+            self.pretrain_steps,
+            self.steps,
+            self.batch_size,
+        )
         if min(*numbers, self.starts, self.max_steps, self.num_workers) < 1:
             raise ConfigError("claims: expected 1 or more seeds, chains, steps, windows, starts and workers.")
 
@@ -64,18 +75,21 @@ def benchmark(options: ClaimsOptions) -> dict[str, Any]:
     o = options
     claims = choose_claims(o.claims, clips=o.videos is not None)
     variants = list(dict.fromkeys(variant for claim in claims for variant in claim.variants))
-    stages = 8 + 2 * (o.videos is not None) + o.seeds * sum(2 + (v.pretraining != "none") for v in variants)
-    journal = Journal(o.out, stages)
-    _make_data(journal, o)
+    imagining = {variant for claim in claims if claim.imagines for variant in claim.others}
+    wanted = {name for variant in variants for name in TOKENS[variant.demonstrations]}
+    data = 3 + 2 * ("eighth" in wanted) + 3 * ("abc" in wanted) + ("jittered" in wanted) + 3 * ("generated" in wanted)
+    data += 3 * any(v.pretraining != "none" for v in variants) + 2 * (o.videos is not None)
+    journal = Journal(o.out, data + o.seeds * (sum(2 + (v.pretraining != "none") for v in variants) + len(imagining)))
+    _make_data(journal, o, wanted, play=any(v.pretraining != "none" for v in variants))
     for seed in range(o.seeds):
         for variant in variants:
-            _train(journal, o, variant, seed)
+            _train(journal, o, variant, seed, imagines=variant in imagining)
         verdicts = write_verdicts(o.out, claims, seeds=seed + 1)
     return verdicts
 
 
-def _make_data(journal: Journal, o: ClaimsOptions) -> None:
-    """Record demonstrations and play, and encode all and a part of them."""
+def _make_data(journal: Journal, o: ClaimsOptions, wanted: Set[str], *, play: bool) -> None:
+    """Record demonstrations and play, and encode what is wanted of them."""
     from ...data_pipeline.curation.ingest import write_video_shards
     from ...gr_model.train.tokenizer_stages import tokens
     from ..demonstrations.record import record
@@ -86,22 +100,33 @@ def _make_data(journal: Journal, o: ClaimsOptions) -> None:
         journal.run("data shards", write_video_shards, chosen, name=f"{name}: shards")
         journal.run("data tokens", tokens, {"shards": shards, "out": coded}, name=f"{name}: tokens")
 
-    demonstrations, play = o.out / "demonstrations", o.out / "play"
-    recorded = {"out": demonstrations, "scenes": "D", "chains": o.chains, "play_share": 0.0}
-    journal.run("data record", record, recorded | {"num_workers": o.num_workers, "seed": 0}, name="demonstrations")
-    encode("all", demonstrations)
-    encode("eighth", demonstrations, part=f"0/{FRACTION}")
-    recorded = {"out": play, "scenes": "ABCD", "chains": o.play_chains, "play_share": 1.0}
-    journal.run("data record", record, recorded | {"num_workers": o.num_workers, "seed": 1}, name="play")
-    encode("play", play)
+    def demonstrate(name: str, folder: str, seed: int, **options: Any) -> None:
+        chosen = {"out": o.out / folder, "num_workers": o.num_workers, "seed": seed, **options}
+        journal.run("data record", record, chosen, name=folder)
+        encode(name, o.out / folder)
+
+    demonstrate("all", "demonstrations", 0, scenes="D", chains=o.chains, play_share=0.0)
+    if "eighth" in wanted:
+        encode("eighth", o.out / "demonstrations", part=f"0/{FRACTION}")
+    if play:
+        demonstrate("play", "play", 1, scenes="ABCD", chains=o.play_chains, play_share=1.0)
+    if "abc" in wanted:
+        demonstrate("abc", "other scenes", 2, scenes="ABC", chains=o.chains, play_share=0.0)
+    if "jittered" in wanted:
+        coded = {"shards": o.out / "abc_shards", "out": o.out / "jittered_tokens", "jitter": 0.3}
+        journal.run("data tokens", tokens, coded, name="jittered: tokens")
+    if "generated" in wanted:
+        new = {"scenes": "", "generated": o.generated_scenes, "chains": o.chains, "play_share": 0.0}
+        demonstrate("generated", "generated scenes", 3, **new)
     if o.videos is not None:
         encode("clips", o.videos)
 
 
-def _train(journal: Journal, o: ClaimsOptions, variant: Variant, seed: int) -> None:
+def _train(journal: Journal, o: ClaimsOptions, variant: Variant, seed: int, *, imagines: bool) -> None:
     """Pretrain where the variant does, finetune and measure one policy."""
     from ...gr_model.train.stages import finetune, pretrain
     from ..calvin.evaluate import evaluate
+    from ..imagine.run import imagine
 
     folder, title = variant.folder(o.out, seed), f"seed {seed}: "
     common: Mapping[str, Any] = {"learning_rate": 1e-3, "seed": seed}
@@ -115,10 +140,14 @@ def _train(journal: Journal, o: ClaimsOptions, variant: Variant, seed: int) -> N
         name = f"{title}pretrain {words}"
         journal.run("pretrain", pretrain, seen | {"batch_size": o.batch_size} | shared, name=name)
         start = {"init": base}
-    training: dict[str, Any] = {"tokens": [o.out / f"{variant.demonstrations}_tokens"], "out": folder / "policy"}
+    sources = [o.out / f"{name}_tokens" for name in TOKENS[variant.demonstrations]]
+    training: dict[str, Any] = {"tokens": sources, "out": folder / "policy"}
     training |= {"steps": o.steps, "batch_size": o.batch_size, "frame_fraction": variant.frame_fraction}
     training |= {"head": variant.head, **start, **common} | spread(2, o.batch_size, o.num_workers)
     journal.run("finetune", finetune, training, name=f"{title}{variant.name}: finetune")
     acting = {"policy": str(folder / "policy"), "out": folder / "act", "sequences": 0, "starts": o.starts}
     acting |= {"executed_steps": variant.executed_steps, "max_steps": o.max_steps, "num_workers": o.num_workers}
     journal.run("benchmark calvin", evaluate, acting, name=f"{title}{variant.name}: act")
+    if imagines:
+        imagined = {"policy": str(folder / "policy"), "out": folder / "imagine", "agreement_starts": o.starts}
+        journal.run("imagine", imagine, imagined, name=f"{title}{variant.name}: imagine")

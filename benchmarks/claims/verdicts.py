@@ -21,13 +21,24 @@ from .grid import Claim, Variant
 _WORDS = {"success": "success [points]", "frame_loss": "loss on held-out frames [nats a code], less is better"}
 
 
+_AGREEMENT = {
+    "closer_mm": "how much nearer the executed tool path is to the imagined one than to a tool that stays [mm]",
+    "auc": "area under the ROC curve of agreement for success (chance is 0.5)",
+}
+
+
 def write_verdicts(out: Path, claims: Sequence[Claim], *, seeds: int) -> dict[str, Any]:
     """Measure every claim over the seeds that are done; write `claims.json` and `claims.html`, and print a table."""
     variants = list(dict.fromkeys(variant for claim in claims for variant in claim.variants))
     found = {variant: [_policy(variant.folder(out, seed)) for seed in range(seeds)] for variant in variants}
     rows = {variant: _row(policies) for variant, policies in found.items()}
     judged: list[dict[str, Any]] = [
-        {"name": claim.name, "says": claim.says, "differences": _differences(claim, found)} for claim in claims
+        {
+            "name": claim.name,
+            "says": claim.says,
+            "differences": _differences(claim, found) + (_agreement(claim, out, seeds) if claim.imagines else []),
+        }
+        for claim in claims
     ]
     verdicts = {"seeds": seeds, "policies": {v.name: row for v, row in rows.items()}, "claims": judged}
     write_json(out / "claims.json", verdicts)
@@ -106,6 +117,29 @@ def _differences(claim: Claim, found: Mapping[Variant, Sequence[Mapping[str, Any
     return differences
 
 
+def _agreement(claim: Claim, out: Path, seeds: int) -> list[dict[str, Any]]:
+    """Return how imagined futures compare with executed ones; each seed has an interval of its own."""
+    rows = []
+    for variant in claim.others:
+        files = [variant.folder(out, seed) / "imagine" / "agreement.json" for seed in range(seeds)]
+        found = [json.loads(file.read_text()) for file in files]
+        for measure, words in _AGREEMENT.items():
+            intervals = [one[measure] for one in found if one[measure] is not None]
+            if intervals:
+                verdict = _agreement_verdict(intervals, 0.5 if measure == "auc" else 0.0)
+                rows.append({"measure": measure, "words": words, "by_seed": intervals, "verdict": verdict})
+    return rows
+
+
+def _agreement_verdict(intervals: Sequence[Sequence[float]], chance: float) -> str:
+    """Return whether all seeds lie on one side of chance, each with its whole interval."""
+    if len(intervals) < 3:
+        return "too few seeds to say"
+    if all(low > chance for _, low, _ in intervals):
+        return "holds here"
+    return "the opposite holds here" if all(high < chance for _, _, high in intervals) else "not shown here"
+
+
 def _verdict(towards: float, mean: Interval, *, seeds: int) -> str:
     if seeds < 3:
         return "too few seeds to say"
@@ -115,6 +149,9 @@ def _verdict(towards: float, mean: Interval, *, seeds: int) -> str:
 
 
 def _difference_text(one: Mapping[str, Any]) -> str:
+    if "words" in one:
+        seeds = "; ".join(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in one["by_seed"])
+        return f"{one['words']}, by seed: {seeds}: {one['verdict']}"
     low, high = one["interval_95"]
     return (
         f"{one['better']} over {one['worse']}: {one['difference']:+.2f} [{low:+.2f}, {high:+.2f}] "

@@ -12,6 +12,8 @@ from ...contracts import Array
 from ...embodiment import TOOL_ARM
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ...gr_model.act.loading import Assembled
     from ...gr_model.model.context import Context
     from ...gr_model.model.sampling import SamplingConfig
@@ -19,10 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ImaginedFutures:
-    """Predicted frames: camera -> codes `[b f n]` and images uint8 `[b f h w 3]`."""
+    """Predicted frames: camera -> codes `[b f n]` and images uint8 `[b f h w 3]`.
+
+    states: the robot's at each frame, where the model's own trajectory leads `[b f s]`; None without a trajectory.
+    """
 
     codes: Mapping[str, Array]
     images: Mapping[str, Array]
+    states: Array | None = None
 
 
 class Imagination:
@@ -108,9 +114,15 @@ class Imagination:
         seen = None if states is None or not release.model.acts else states[:, None]
         context = self.read_context({name: frames[:, None] for name, frames in first.items()}, texts, seen)
         step = 0 if seen is None else release.clocks_of(self._place())[0]
+        path: list[Tensor] = []
         with torch.inference_mode():
             predicted = imagine_frames(
-                release.model, context, num_frames=num_frames, sampling=self.sampling, frame_step=step
-            )
+                release.model, context, num_frames=num_frames, sampling=self.sampling, frame_step=step,
+                follow=path.append,
+            )  # fmt: skip
         codes = {name: values.cpu().numpy() for name, values in predicted.items()}
-        return ImaginedFutures(codes=codes, images={name: self.decode(values) for name, values in codes.items()})
+        return ImaginedFutures(
+            codes=codes,
+            images={name: self.decode(values) for name, values in codes.items()},
+            states=torch.cat(path, dim=1)[:, :num_frames].cpu().numpy() if path else None,
+        )

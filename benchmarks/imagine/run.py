@@ -14,6 +14,8 @@ from ...data_pipeline.video.reader import write_video
 from ...embodiment import TOOL_ARM
 from ...errors import ConfigError
 from ..playtable.environment import CAMERAS, CONTROL_HZ
+from ..playtable.tasks import TASKS
+from .agreement import execute, measure_agreement
 from .drawing import Strip, write_sheet, write_strips
 from .episodes import TestSet, act_out_all
 from .imagination import Imagination
@@ -39,6 +41,7 @@ def imagine(
     episodes: int = 8,
     metric_episodes: int = 34,
     horizon: int = 4,
+    agreement_starts: int = 0,
     decoding_steps: int = 16,
     temperature: float = 0.8,
     choice_temperature: float = 8.0,
@@ -66,6 +69,8 @@ def imagine(
         episodes: episodes shown as videos: predicted, real, and the policy's own rollout.
         metric_episodes: episodes from which the metrics are measured.
         horizon: predicted frames for the metrics.
+        agreement_starts: also act each of the 17 tasks from so many starts, and compare what the model imagines there
+            with what the policy does: `agreement.json`.
         decoding_steps: of one frame of a video.
         temperature: of the codes of the videos; the metrics are those of the likeliest codes.
         choice_temperature: 0 samples the codes the model is surest of first, a large number samples them in any order.
@@ -103,7 +108,15 @@ def imagine(
         num_measured=metric_episodes, executed_steps=executed_steps, image_size=image_size, stride=frame_stride,
         seed=seed,
     )  # fmt: skip
-    return _imagine_episodes(out, dream, parts, acted, horizon, CONTROL_HZ / frame_stride)
+    result = _imagine_episodes(out, dream, parts, acted, horizon, CONTROL_HZ / frame_stride)
+    if agreement_starts:
+        actor = policy_of(parts, executed_steps=executed_steps, embodiment=TOOL_ARM)
+        executions = execute(
+            actor, scene=scene, tasks=list(TASKS), starts=agreement_starts, image_size=image_size, stride=frame_stride,
+            seed=seed + 2,
+        )  # fmt: skip
+        write_json(out / "agreement.json", measure_agreement(Imagination(parts), executions))
+    return result
 
 
 def _check_numbers(**numbers: int) -> None:

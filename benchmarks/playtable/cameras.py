@@ -69,6 +69,14 @@ def static_matrices() -> tuple[list[float], list[float]]:
     return view, pybullet.computeProjectionMatrixFOV(10, 1, *STATIC_RANGE)
 
 
+def static_pixels(points: np.ndarray, *, px: int = 64) -> np.ndarray:
+    """Return where the static camera sees points of the world `[... 3]` [m]: column and row `[... 2]` [px]."""
+    view, projection = (np.array(matrix).reshape(4, 4).T for matrix in static_matrices())
+    clip = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1) @ (projection @ view).T
+    flat: np.ndarray = 0.5 * px * (1 + np.array([1.0, -1.0]) * clip[..., :2] / clip[..., 3:])
+    return flat
+
+
 def gripper_matrices(position: np.ndarray, quaternion: np.ndarray) -> tuple[list[float], list[float]]:
     """Return view and projection matrix of the hand camera (fov 75 deg, near 0.01 m, far 2 m) for its link pose."""
     rotation = np.array(pybullet.getMatrixFromQuaternion(quaternion)).reshape(3, 3)

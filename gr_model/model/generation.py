@@ -9,7 +9,7 @@ prediction, in one forward pass. The result is that of no cache at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -227,6 +227,7 @@ def stream_frames(
     sampling: SamplingConfig | None = None,
     frame_step: int = 0,
     seeds: Sequence[int] | None = None,
+    follow: Callable[[Tensor], None] | None = None,
 ) -> Iterator[dict[str, Int[Tensor, "b n"]]]:
     """Yield predicted frames as they are made: each joins the context, and the oldest leaves where it is full.
 
@@ -239,6 +240,7 @@ def stream_frames(
             are then predicted for the states that the model's own trajectory leads to. With 0, or where the chunk ends
             before the last target frame, they are predicted without.
         seeds: one for each sample, to sample different futures of equal starts; `sampling.seed` for all by default.
+        follow: is called with the states `[b g s]` that the model's own trajectory leads to, before each prediction.
 
     Returns:
         For each frame, camera -> codes. The weights are those of the moment when the first frame was asked for.
@@ -260,7 +262,7 @@ def stream_frames(
         raise ConfigError(f"num_frames: expected at least 1 frame, got {num_frames}; ask for more.")
     if len(seeds) != b:
         raise ConfigError(f"seeds: expected one for each of {b} samples, got {len(seeds)}; pass {b} seeds or none.")
-    return _stream(model, context, num_frames, sampling, frame_step, SampleNoise(seeds))
+    return _stream(model, context, num_frames, sampling, frame_step, SampleNoise(seeds), follow)
 
 
 def _suited(model: WorldModel, sampling: SamplingConfig, num_samples: int) -> WorldModel:
@@ -279,6 +281,7 @@ def _stream(
     sampling: SamplingConfig,
     frame_step: int,
     noise: SampleNoise,
+    follow: Callable[[Tensor], None] | None,
 ) -> Iterator[dict[str, Tensor]]:
     decoding_model = text_past = None
     made = 0
@@ -288,6 +291,8 @@ def _stream(
                 decoding_model = _suited(model, sampling, len(context.text))
             moved = own_states(model, context, frame_step)
             context = context if moved is None else replace(context, target_states=moved)
+            if follow is not None and moved is not None:
+                follow(moved)
             seen = beside_without_text(context) if sampling.guided else context
             decoder = FrameDecoder(decoding_model, seen, text_past)
             text_past = decoder.text_past
@@ -308,6 +313,7 @@ def imagine_frames(
     sampling: SamplingConfig | None = None,
     frame_step: int = 0,
     seeds: Sequence[int] | None = None,
+    follow: Callable[[Tensor], None] | None = None,
 ) -> dict[str, Int[Tensor, "b f n"]]:
     """Collect the frames of `stream_frames`, which explains the arguments: camera -> codes.
 
@@ -317,7 +323,8 @@ def imagine_frames(
     """
     frames = list(
         stream_frames(
-            model, context, num_frames=num_frames, sampling=sampling, frame_step=frame_step, seeds=seeds
+            model, context, num_frames=num_frames, sampling=sampling, frame_step=frame_step, seeds=seeds,
+            follow=follow,
         )
     )  # fmt: skip
     return {name: torch.stack([frame[name] for frame in frames], dim=1) for name in frames[0]}
