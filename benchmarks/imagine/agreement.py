@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from ...contracts import Array, Policy
 from ...embodiment import TOOL_ARM
+from ...errors import DataError
 from ..calvin.episodes import start_state, task_start
 from ..metrics.frames import masked_psnr, moving_mask
 from ..metrics.statistics import bootstrap_mean, paired_difference
 from ..playtable.cameras import CameraConfig, static_pixels
-from ..playtable.environment import CAMERAS, PlayTable
+from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
 from ..playtable.instructions import instructions_of
 from ..playtable.scenes import ROBOT_BASE
 from ..simulation.control import make_control
@@ -25,6 +26,12 @@ from .imagination import Imagination
 
 HORIZON = 8
 """Frames that are imagined."""
+
+MOST_LAG = 15
+"""Longest lag of the arm behind what is commanded that is considered [control steps]."""
+
+_FEWEST = 5
+"""Failures, and successes, from which on one can say which agree better."""
 
 _BATCH = 64
 """Starts imagined in one forward pass."""
@@ -35,11 +42,16 @@ _MAX_STEPS = 180
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """What a policy did from a start: states `[f 16]` and images, camera -> uint8 `[f h w 3]`, a frame every stride."""
+    """What a policy did from a start.
+
+    states: after every control step, the first before any `[t 16]`; images: every `stride` of them, camera -> uint8
+    `[f h w 3]`.
+    """
 
     instruction: str
     states: Array
     images: dict[str, Array]
+    stride: int
     success: bool
 
 
@@ -65,8 +77,9 @@ def _execute(env: PlayTable, actor: Policy, task: str, seed: int, index: int, st
     states: list[Array] = []
 
     def watch(step: int) -> None:
-        if step % stride == 0 and len(states) <= HORIZON:
+        if step <= HORIZON * stride + MOST_LAG:
             states.append(env.observe("", images=False).state_vector())
+        if step % stride == 0 and step <= HORIZON * stride:
             for name, frames in images.items():
                 frames.append(env.draw(name))
 
@@ -75,6 +88,7 @@ def _execute(env: PlayTable, actor: Policy, task: str, seed: int, index: int, st
         instruction=instruction,
         states=np.stack(states),
         images={name: np.stack(frames) for name, frames in images.items()},
+        stride=stride,
         success=result.success,
     )
 
@@ -82,57 +96,78 @@ def _execute(env: PlayTable, actor: Policy, task: str, seed: int, index: int, st
 def measure_agreement(dream: Imagination, executions: Sequence[Execution]) -> dict[str, Any]:
     """Compare what a model imagines from the first frames with what its policy did.
 
+    The arm follows what the policy commands a moment later. That lag, the same for all episodes, is the one at which
+    the paths agree best.
+
     Returns:
-        `path_mm`, `path_px`: mean distance of the imagined tool from the executed one, in the robot's base and in the
-        static camera's image of 64 px, and `still_...`: of a tool that stays where it is; `moving_psnr` and
+        `path_mm`, `path_px`: mean distance of the imagined tool from the executed one `lag_s` later, in the robot's
+        base and in the static camera's image of 64 px; `still_...`: of a tool that stays where it is; `moving_psnr` and
         `moving_psnr_copy` [dB]: of the pixels of the static camera that moved; each with an interval over episodes.
         `closer_mm`: still less imagined. `auc`: chance that an episode that succeeded agrees better (path in mm) than
-        one that failed, with a bootstrap interval; None where all succeeded or failed.
+        one that failed, with a bootstrap interval; None with fewer than five of either.
 
     Raises:
-        ShapeError: no episode has two frames.
+        DataError: no episode has two frames.
     """
-    long = [one for one in executions if len(one.states) > 1]
-    rows: list[dict[str, float]] = []
+    long = [one for one in executions if len(one.images["static"]) > 1]
+    if not long:
+        raise DataError("agreement: expected an episode of two frames, got none; act for longer, or other tasks.")
+    paths: list[Array] = []
+    images: list[dict[str, float]] = []
     for begin in tqdm(range(0, len(long), _BATCH), desc="imagine", unit="batch"):
         batch = long[begin : begin + _BATCH]
         first = {name: np.stack([one.images[name][0] for one in batch]) for name in CAMERAS}
         states = np.stack([one.states[0] for one in batch])
         futures = dream.futures(first, [one.instruction for one in batch], HORIZON, states)
-        path = np.repeat(states[:, None], HORIZON, axis=1) if futures.states is None else futures.states
-        rows += [_compare(one, path[i], futures.images["static"][i]) for i, one in enumerate(batch)]
-    columns = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in (rows[0] if rows else ())}
-    found: dict[str, Any] = {name: bootstrap_mean(values).as_metric() for name, values in columns.items()}
+        paths += list(np.repeat(states[:, None], HORIZON, axis=1) if futures.states is None else futures.states)
+        images += [_moving(one, futures.images["static"][i]) for i, one in enumerate(batch)]
+    by_lag = [
+        [_distances(one, path, lag) for one, path in zip(long, paths, strict=True)] for lag in range(MOST_LAG + 1)
+    ]
+    lag = int(np.argmin([np.mean([row["path_mm"] for row in rows]) for rows in by_lag]))
+    rows = [near | seen for near, seen in zip(by_lag[lag], images, strict=True)]
+    columns = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in rows[0]}
+    found: dict[str, Any] = {name: bootstrap_mean(values).as_metric() for name, values in columns.items() if values}
     found["closer_mm"] = paired_difference(columns["still_path_mm"], columns["path_mm"]).as_metric()
-    found["auc"] = ranking(-np.array(columns["path_mm"]), np.array([one.success for one in long]))
-    return found | {"episodes": len(rows), "success": float(np.mean([one.success for one in long]))}
+    success = np.array([one.success for one in long])
+    found["auc"] = ranking(-np.array(columns["path_mm"]), success)
+    return found | {"lag_s": lag / CONTROL_HZ, "episodes": len(rows), "success": float(success.mean())}
 
 
-def _compare(real: Execution, path: Array, images: Array) -> dict[str, float]:
+def _distances(real: Execution, path: Array, lag: int) -> dict[str, float]:
+    """Compare an imagined path with what was done `lag` control steps later, and holding still with it."""
     tool = TOOL_ARM.state_slices()["tool_position"]
-    done = real.states[1:, tool]
-    imagined, still = path[: len(done), tool], np.repeat(real.states[:1, tool], len(done), axis=0)
+    num_frames = len(real.images["static"]) - 1
+    places = np.minimum(real.stride * np.arange(1, num_frames + 1) + lag, len(real.states) - 1)
+    done, still = real.states[places, tool], np.repeat(real.states[:1, tool], num_frames, axis=0)
+    row = {}
+    for name, guess in (("path", path[:num_frames, tool]), ("still_path", still)):
+        row[f"{name}_mm"] = float(1000 * np.linalg.norm(guess - done, axis=-1).mean())
+        pixels = static_pixels(guess + ROBOT_BASE) - static_pixels(done + ROBOT_BASE)
+        row[f"{name}_px"] = float(np.linalg.norm(pixels, axis=-1).mean())
+    return row
+
+
+def _moving(real: Execution, images: Array) -> dict[str, float]:
+    """Compare imagined images of the static camera with the real ones, and the first one with them, where they move."""
     window = real.images["static"]
     moving = moving_mask(window[0], window[1:])
-    copied = np.repeat(window[:1], len(done), axis=0)
-    row = {"moving_psnr": masked_psnr(images[: len(done)], window[1:], moving)}
-    row["moving_psnr_copy"] = masked_psnr(copied, window[1:], moving)
-    for name, guess in (("path", imagined), ("still_path", still)):
-        row[f"{name}_mm"] = 1000 * np.linalg.norm(guess - done, axis=-1)
-        row[f"{name}_px"] = np.linalg.norm(
-            static_pixels(guess + ROBOT_BASE) - static_pixels(done + ROBOT_BASE), axis=-1
-        )
-    return {name: float(np.nanmean(values)) if np.isfinite(values).any() else np.nan for name, values in row.items()}
+    guesses = {
+        "moving_psnr": images[: len(window) - 1],
+        "moving_psnr_copy": np.repeat(window[:1], len(window) - 1, axis=0),
+    }
+    found = {name: masked_psnr(guess, window[1:], moving) for name, guess in guesses.items()}
+    return {n: float(np.nanmean(values)) if np.isfinite(values).any() else np.nan for n, values in found.items()}
 
 
 def ranking(
     scores: Array, success: Array, *, seed: int = 0, resamples: int = 2000
 ) -> tuple[float, float, float] | None:
-    """Return the area under the ROC curve of scores for success, with its 95 % interval; None for one class alone.
+    """Return the area under the ROC curve of scores for success, with its 95 % interval; None where a class is rare.
 
     Source: Mann and Whitney's U, with ties counted by half; the bootstrap draws episodes.
     """
-    if success.all() or not success.any():
+    if min(success.sum(), (~success).sum()) < _FEWEST:
         return None
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, len(scores), (resamples, len(scores)))
