@@ -93,7 +93,7 @@ def export(
 
     Args:
         source: robot episodes in any layout that `gr2 data inspect` knows, recordings and video shards among them.
-        out: folder of the dataset; must not exist.
+        out: folder of the dataset; missing or empty.
         format: the only one so far.
         camera: name given to the camera of datasets that have one without a name.
         spec: where cameras, states and actions lie in a robot dataset.
@@ -102,10 +102,11 @@ def export(
         max_episodes: at most so many episodes; 0 for all.
 
     Raises:
-        DataError: `out` exists, no episode has steps and an instruction, or episodes differ in robot or image size.
+        DataError: something lies in `out`, no episode has steps and an instruction, or episodes differ in robot or
+            image size.
     """
-    if out.exists():
-        raise DataError(f"{out}: expected a folder that does not exist, got one that does; choose another --out.")
+    if out.exists() and not _is_empty(out):
+        raise DataError(f"{out}: expected a folder that is empty or does not exist, got another; choose another --out.")
     if frames_per_file < 1 or max_episodes < 0:
         raise ConfigError(
             f"--frames-per-file and --max-episodes: expected at least 1 and 0, got {frames_per_file}, {max_episodes}."
@@ -117,10 +118,17 @@ def export(
         for record in tqdm(_episodes(source, camera, spec, times, writer.left_out, max_episodes), desc="export"):
             writer.add(record)
         writer.finish(source)
-        unfinished.rename(out)
+        out.mkdir(exist_ok=True)
+        for part in sorted(unfinished.iterdir(), key=lambda part: part.name == "meta"):  # without meta it is no dataset
+            part.rename(out / part.name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return {"episodes": len(writer.rows), "frames": writer.steps, "left_out": dict(writer.left_out)}
+
+
+def _is_empty(out: Path) -> bool:
+    """Return whether nothing lies in a folder but hidden files, such as the lock of the command that writes it."""
+    return out.is_dir() and all(entry.name.startswith(".") for entry in out.iterdir())
 
 
 def _episodes(

@@ -15,6 +15,7 @@ from gr2.data_pipeline.store.episodes import write_episode
 from gr2.data_pipeline.store.lerobot_writer import export
 from gr2.data_pipeline.video.reader import open_video, write_video
 from gr2.errors import ConfigError, DataError
+from gr2.gr_model.cli import main
 
 LENGTHS, STRIDE = (12, 7, 9), 5
 
@@ -96,10 +97,18 @@ def test_episodes_that_do_not_fit_are_named_and_nothing_is_half_written(tmp_path
     with pytest.raises(DataError, match=r"another observation\.images\.gripper"):
         export(source=source, out=tmp_path / "set")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["record"]
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="empty or does not exist"):
         export(source=source, out=tmp_path / "record")
     with pytest.raises(ConfigError, match="at least 1 and 0"):
         export(source=source, out=tmp_path / "set", frames_per_file=0)
+
+
+def test_the_command_writes_into_the_folder_that_it_has_locked(tmp_path: Path) -> None:
+    source = recorded(tmp_path / "record", episode(0))
+    command = ["data", "export", "--source", str(source), "--out", str(tmp_path / "set")]
+    assert main(command) == 0
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["data", "meta", "videos"]
+    assert main(command) != 0, "the second one must not write over the first"
 
 
 def test_what_gr2_kept_of_the_robot_must_fit_the_features(tmp_path: Path) -> None:
