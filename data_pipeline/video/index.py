@@ -150,17 +150,19 @@ def index_video(source: Source, container: Any, stream: Any) -> VideoIndex:
 def _check_whole(container: Any, stream: Any, packets: int, file_times: Array, rate: float) -> None:
     """Find a cut end by what the header promises; the last frame of an edit list may be left out.
 
-    Transport and program streams, GIF and Matroska with sound promise nothing that could be checked.
+    Transport and program streams, GIF and Matroska with sound promise nothing that could be checked; with PyAV before
+    16, which does not show the index, the same goes for MP4.
     """
     name = container.format.name
-    if "mov" in name:
-        promised = len(stream.index_entries)
+    entries = getattr(stream, "index_entries", None)
+    if "mov" in name and entries is not None:
+        promised = len(entries)
         if promised > packets + 1:
             raise DataError(f"the video is truncated: expected {promised} frames, found {packets}.")
         return
     if name == "avi":
         promised_s = stream.frames * float(stream.time_base)
-    elif "matroska" in name and len(container.streams) == 1:
+    elif ("matroska" in name or "mov" in name) and len(container.streams) == 1:
         promised_s = (container.duration or 0) / 1e6
     else:
         return

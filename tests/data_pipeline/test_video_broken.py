@@ -6,6 +6,8 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from video_cases import BACKENDS, EVEN, FILES, encode, encode_streams
 
 from gr2.data_pipeline.video import decoders
+from gr2.data_pipeline.video.index import _check_whole
 from gr2.data_pipeline.video.reader import open_video
 from gr2.errors import ConfigError, DataError
 
@@ -78,6 +81,14 @@ def test_truncated_files_are_refused_at_every_tenth(tmp_path: Path, container: s
             continue
         # Nothing shows that the last few frames are gone; those that are given are right.
         assert len(found) >= 27 and np.array_equal(found, everything[numbers]), tenth
+
+
+def test_a_cut_end_shows_by_the_duration_where_pyav_hides_the_index() -> None:
+    container: Any = SimpleNamespace(format=SimpleNamespace(name="mov,mp4"), streams=[0], duration=3_000_000)
+    stream, times = SimpleNamespace(), np.arange(30) / 10
+    _check_whole(container, stream, 30, times, 10.0)
+    with pytest.raises(DataError, match=r"expected 3\.00 s, found 1\.90 s"):
+        _check_whole(container, stream, 20, times[:20], 10.0)
 
 
 def test_frames_that_do_not_decode_are_named_and_the_rest_is_given() -> None:
