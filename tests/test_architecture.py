@@ -255,6 +255,7 @@ ABOUT_THE_REPOSITORY = {
     "test_golden_curve",
     "test_public_names",
     "test_extend",
+    "test_integrations",
 }
 
 

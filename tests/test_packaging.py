@@ -49,7 +49,9 @@ def test_wheel_holds_gr2_alone_and_all_of_it(wheel):
         assert "gr2 = gr2.cli.main:main" in archive.read(entries).decode()
     packages = {m.split("/")[0] for m in members if ".dist-info/" not in m}
     assert packages == {"gr2"}
-    assert not [m for m in members if m.startswith(("gr2/tests", "gr2/docs", "gr2/examples", "gr2/runs"))]
+    assert not [
+        m for m in members if m.startswith(("gr2/tests", "gr2/docs", "gr2/examples", "gr2/integrations", "gr2/runs"))
+    ]
     modules = {f"gr2/{f.relative_to(ROOT)}" for folder in FOLDERS for f in (ROOT / folder).rglob("*.py")}
     modules |= {f"gr2/{f.name}" for f in ROOT.glob("*.py")}
     weights = {f for folder in FOLDERS for f in (ROOT / folder).glob("weights/**/*") if f.is_file()}
