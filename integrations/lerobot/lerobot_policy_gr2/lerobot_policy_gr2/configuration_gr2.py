@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig
 from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 
+from gr2.data_pipeline.video.frames import ImageFit
 from gr2.errors import ConfigError
 from gr2.gr_model.act.loading import release_folder
 from gr2.gr_model.model.release import read_record
@@ -34,6 +35,7 @@ class GR2Config(PreTrainedConfig):
         head: trajectory head (cvae, regression, flow, diffusion, tokens); empty is that of the size or release.
         tokenizer, text: frozen encoders of a new model, as `gr2 data tokens` takes them.
         image_fit: how images become squares, of a new model: crop, pad or stretch.
+        statistics: "measure" those of the dataset, or "keep" those of a finetuned release.
         frame_weight: weight of the loss of predicted frames; 0 trains actions alone and reads no future frame.
         action_weight: weight of the loss of the actions.
         optimizer_lr, optimizer_weight_decay, optimizer_grad_clip_norm, scheduler_warmup_steps: AdamW with a cosine.
@@ -53,6 +55,7 @@ class GR2Config(PreTrainedConfig):
     tokenizer: str = "small"
     text: str = "small"
     image_fit: str = "crop"
+    statistics: str = "measure"
 
     frame_weight: float = 0.3
     action_weight: float = 1.0
@@ -100,6 +103,14 @@ class GR2Config(PreTrainedConfig):
             raise ConfigError(
                 f"--policy.n_action_steps: expected 1 to {self.horizon} (chunk_size), got {self.n_action_steps}; "
                 "execute fewer actions or predict a longer chunk."
+            )
+        if self.image_fit not in get_args(ImageFit):
+            raise ConfigError(
+                f"--policy.image_fit: expected one of {', '.join(get_args(ImageFit))}, got {self.image_fit!r}."
+            )
+        if self.statistics not in ("measure", "keep") or (self.statistics == "keep" and not self.release):
+            raise ConfigError(
+                f"--policy.statistics: expected measure, or keep beside --policy.release, got {self.statistics!r}."
             )
         if self.frame_weight < 0 or self.action_weight <= 0:
             raise ConfigError(

@@ -120,8 +120,9 @@ def make_networks(config: GR2Config, root: Path) -> Networks:
     found = _of_release(config, robot) if config.release else _new(config, robot)
     model, vqgan, text = found
     names = [camera.name for camera in model.config.cameras]
-    coding = coding_of(robot, model.config.state_joints)
-    model.set_statistics(measure_statistics(data.states, data.actions, data.mask, coding=coding))
+    if config.statistics == "measure" or not model.acts:
+        coding = coding_of(robot, model.config.state_joints)
+        model.set_statistics(measure_statistics(data.states, data.actions, data.mask, coding=coding))
     config.cameras = {feature: camera for feature, camera in wanted.items() if camera in names}
     if not config.cameras:
         raise ConfigError(

@@ -86,6 +86,8 @@ def test_the_config_names_frames_and_actions_relative_to_the_newest_frame() -> N
     assert GR2Config(device="cpu", frame_weight=0.0).observation_delta_indices == [0]
     with pytest.raises(ConfigError, match="n_action_steps"):
         GR2Config(device="cpu", chunk_size=4, n_action_steps=5)
+    with pytest.raises(ConfigError, match=r"keep beside --policy\.release"):
+        GR2Config(device="cpu", statistics="keep")
     with pytest.raises(ConfigError, match="expected 10 as in pretrained"):
         GR2Config(device="cpu", release="pretrained", chunk_size=7)
 
@@ -179,6 +181,8 @@ def test_finetuning_begins_with_the_weights_of_a_release_of_the_same_robot(root:
     for name, tensor in policy.model.state_dict().items():
         if not name.endswith((".mean", ".std")):
             assert torch.equal(tensor, first[name]), name
+    kept = made(root, release="pretrained", statistics="keep")[0].model.state_dict()
+    assert all(torch.equal(tensor, first[name]) for name, tensor in kept.items())
     other = dataset(tmp_path, rotation=False)
     with pytest.raises(ConfigError, match="start from a pretrained model"):
         made(other, release="pretrained")
