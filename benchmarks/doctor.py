@@ -27,6 +27,11 @@ MINIMUM_PYTHON = (3, 10)
 WANTED_DISK_GIB = 5.0
 WANTED_MEMORY_GIB = 4.0
 
+WITHOUT_PYBULLET = (
+    "only for the simulator: take Python 3.10 or 3.11, or build it with a C++ compiler: pip install pybullet"
+)
+"""What a Python needs that gr2 does not ask pybullet of, for it has no wheels there."""
+
 REMEDIES: Mapping[str, tuple[str, str]] = {
     "h264 encoding": (MISSING, "reinstall PyAV from its wheel: pip install --force-reinstall av"),
     "h264 decoding, PyAV": (MISSING, "reinstall PyAV from its wheel: pip install --force-reinstall av"),
@@ -194,6 +199,8 @@ def _judge(check: str, outcome: tuple[str, str], end: str) -> Finding:
     if state == "ok":
         return Finding(name=check, state=OK, detail=detail)
     worst, fix = REMEDIES[check]
+    if "No module named 'pybullet'" in detail and not _wants_pybullet():
+        return Finding(name=check, state=WARNING, detail="no pybullet", fix=WITHOUT_PYBULLET)
     if state == "failed":
         return Finding(name=check, state=worst, detail=detail, fix=fix)
     slow = end.startswith("no answer")
@@ -214,12 +221,20 @@ def _check_package(line: str, version_of: Callable[[str], str]) -> Finding:
         version = version_of(name)
     except metadata.PackageNotFoundError:
         state = WARNING if optional else MISSING
-        return Finding(name=name, state=state, detail="not installed", fix=f'pip install "{requirement}"')
+        fix = f'pip install "{requirement}"'
+        if name == "pybullet" and not _wants_pybullet():
+            fix = WITHOUT_PYBULLET
+        return Finding(name=name, state=state, detail="not installed", fix=fix)
     least = re.search(r"[>=]=\s*([0-9.]+)", requirement)
     if least and _numbers(version) < _numbers(least[1]):
         detail = f"{version}, expected {requirement.removeprefix(name)}"
         return Finding(name=name, state=MISSING, detail=detail, fix=f'pip install "{requirement}"')
     return Finding(name=name, state=OK, detail=version)
+
+
+def _wants_pybullet() -> bool:
+    """Return whether gr2 asks for pybullet under this Python (setup.cfg)."""
+    return sys.version_info[:2] < (3, 12)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -57,6 +57,24 @@ def test_packages_are_found_missing_or_too_old() -> None:
     assert found["numpy"].state == "missing" and "expected" in found["numpy"].detail
 
 
+def test_a_python_without_wheels_of_pybullet_lacks_the_simulator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = {"name": "PyBullet software renderer", "state": "failed", "detail": "No module named 'pybullet'"}
+    replace_probe(monkeypatch, f"print({json.dumps(line)!r})")
+
+    def pretend(name: str) -> str:
+        if name == "pybullet":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    (drawing,) = run_probe("simulator", limit_s=60)
+    assert drawing.state == "missing"
+    monkeypatch.setattr(module, "_wants_pybullet", lambda: False)
+    (drawing,) = run_probe("simulator", limit_s=60)
+    package = by_name(check_packages(version_of=pretend))["pybullet"]
+    for finding in (drawing, package):
+        assert finding.state == "warning" and "Python 3.10 or 3.11" in finding.fix
+
+
 def test_a_crashing_library_is_blamed_and_what_follows_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     line = '{"name": "h264 encoding", "state": "begun", "detail": ""}'
     replace_probe(monkeypatch, f"import os; print('{line}', flush=True); os.abort()")
