@@ -225,8 +225,9 @@ def empty_networks(config: GR2Config) -> Networks:
         raise CheckpointError(
             f"gr2: expected the configuration of a checkpoint of this version, got another ({error}); train it again."
         ) from error
-    return Networks(model=WorldModel(config_from_dict(config.model)), image_tokenizer=vqgan, text_tower=tower,
-                    token_ids=ids)  # fmt: skip
+    model = WorldModel(config_from_dict(config.model))
+    model.acts = True
+    return Networks(model=model, image_tokenizer=vqgan, text_tower=tower, token_ids=ids)
 
 
 def expect_same_robot(config: GR2Config, root: Path) -> None:

@@ -173,6 +173,8 @@ def test_the_shipped_release_acts_alike_under_both_and_survives_both_conversions
     assert (back.frame_step, back.control_hz) == (first.frame_step, first.control_hz)
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(back.model.state_dict()[name], tensor), name
+    again = load_policy(tmp_path / "release").act(seen)
+    np.testing.assert_array_equal(again.positions, wanted.positions)
 
 
 def test_finetuning_begins_with_the_weights_of_a_release_of_the_same_robot(root: Path, tmp_path: Path) -> None:
