@@ -105,7 +105,7 @@ def _prepare(out: Path, preset: ChainPreset, seed: int, fresh: bool) -> None:
     facts = out / "run.json"
     asked = {"preset": preset.name, "tasks": preset.tasks, "seed": seed}
     if fresh and out.exists():
-        if not facts.exists() and any(out.iterdir()):
+        if not facts.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):  # but for a lock
             raise DataError(f"{out}: not a folder of `gr2 demo`, so --fresh does not empty it; choose another --out.")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from gr2.benchmarks import journal as journal_module
 from gr2.benchmarks.calvin.evaluate import evaluate
 from gr2.benchmarks.calvin.results import summarize
 from gr2.benchmarks.calvin.suite import EvaluationConfig
-from gr2.benchmarks.demo import ChainPreset, demo
+from gr2.benchmarks.demo import ChainPreset, _prepare, demo, demo_preset
 from gr2.benchmarks.demonstrations.record import record
 from gr2.benchmarks.imagine.run import imagine
 from gr2.benchmarks.improve import ImproveOptions, improve
@@ -246,6 +246,15 @@ def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatc
     monkeypatch.undo()
     with pytest.raises(DataError, match="tasks demonstrated, seed 0, asked for preset demo, tasks all"):
         demo(out=tmp_path / "run", num_workers=1, tasks="all")
+
+
+def test_fresh_takes_a_new_folder_that_holds_the_lock_of_its_command_alone(tmp_path: Path) -> None:
+    (tmp_path / ".gr2.lock").touch()
+    _prepare(tmp_path, demo_preset(), 0, fresh=True)
+    assert (tmp_path / "run.json").is_file()
+    (tmp_path / "run.json").rename(tmp_path / "notes.json")
+    with pytest.raises(DataError, match="not a folder of `gr2 demo`"):
+        _prepare(tmp_path, demo_preset(), 0, fresh=True)
 
 
 def test_rounds_measure_correct_and_finetune_and_go_on(run: Path, tmp_path: Path, capsys) -> None:
