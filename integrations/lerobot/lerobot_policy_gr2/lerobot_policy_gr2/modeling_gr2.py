@@ -110,13 +110,19 @@ class GR2Policy(PreTrainedPolicy):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, batch: Batch, reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
         """Return the loss of a batch, and its parts.
 
         Args:
             batch: images `[b f c h w]` in [0, 1], `observation.state` `[b f s]`, `action` `[b k a]`, their `_is_pad`,
                 `task`: b texts.
+            reduction: only "mean".
+
+        Raises:
+            ConfigError: losses of single samples are asked for.
         """
+        if reduction != "mean":
+            raise ConfigError(f"--sample_weighting: expected none with gr2, whose loss is a mean, got {reduction!r}.")
         own = self._tokens(batch)
         own["actions"] = batch[ACTION]
         own["action_mask"] = ~_padding(batch, ACTION, batch[ACTION].shape[:2])

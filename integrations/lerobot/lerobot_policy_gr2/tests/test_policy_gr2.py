@@ -201,6 +201,8 @@ def test_another_robot_is_learned_from_its_names(tmp_path: Path) -> None:
     assert [signal.kind for signal in robot.action] == ["joint_position"]
     loss, _ = policy.forward(batch_of(data))
     assert torch.isfinite(loss)
+    with pytest.raises(ConfigError, match="sample_weighting"):
+        policy.forward({}, reduction="none")
 
 
 def test_a_config_survives_lerobots_files(root: Path, tmp_path: Path) -> None:
