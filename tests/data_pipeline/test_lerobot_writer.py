@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from gr2.cli.main import main
 from gr2.contracts import Episode
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.store.episodes import write_episode
 from gr2.data_pipeline.store.lerobot_writer import export
 from gr2.data_pipeline.video.reader import open_video, write_video
 from gr2.errors import ConfigError, DataError
-from gr2.gr_model.cli import main
 
 LENGTHS, STRIDE = (12, 7, 9), 5
 
