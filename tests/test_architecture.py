@@ -82,7 +82,10 @@ TORCH_FAMILY = {
     "einops",
     "jaxtyping",
 }
-OPTIONAL = {"h5py", "mediapipe", "ray", "rerun", "torchcodec", "transformers", "wandb", "zarr"}
+OPTIONAL = {
+    "h5py", "mediapipe", "msgpack", "ray", "rerun", "torchcodec", "transformers", "vla_eval", "wandb", "websockets",
+    "zarr",
+}  # fmt: skip
 """Packages that a module uses only where they are installed."""
 CENTRAL_TYPES = (
     "VideoClip",

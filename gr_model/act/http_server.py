@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import re
 import sys
@@ -24,6 +25,16 @@ _ROUTES = {"/info": "GET", "/reset": "POST", "/act": "POST", "/close": "POST"}
 _EXPECTED = "expected GET /info, POST /reset, POST /act or POST /close"
 
 
+WRONG_KEY = "gr2 serve: expected Authorization: Api-Key with the server's key, got none or another one."
+
+
+def knows_key(stated: str, wanted: str) -> bool:
+    """Return whether a header `Authorization` states the key that is wanted; without one, any does."""
+    scheme, _, key = stated.partition(" ")
+    fits = hmac.compare_digest(key.strip().encode(), wanted.encode())
+    return not wanted or (scheme.lower() == "api-key" and fits)
+
+
 class PolicyHTTPServer(ThreadingHTTPServer):
     """A server that listens at once; it answers when `serve` has been given the policies.
 
@@ -31,6 +42,7 @@ class PolicyHTTPServer(ThreadingHTTPServer):
         host: address to listen at.
         port: port to listen at; 0 takes a free one.
         max_clients: most connections at once, a thread for each.
+        api_key: what clients must state in `Authorization: Api-Key KEY`; empty lets everybody in.
 
     Raises:
         EnvironmentMissing: the address cannot be had.
@@ -39,7 +51,8 @@ class PolicyHTTPServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, *, max_clients: int = 256) -> None:
+    def __init__(self, host: str, port: int, *, max_clients: int = 256, api_key: str = "") -> None:
+        self.api_key = api_key
         self.policies: PolicyServer | None = None
         self.info: dict[str, Any] = {}
         self._free = threading.BoundedSemaphore(max_clients)
@@ -116,13 +129,18 @@ class _Handler(BaseHTTPRequestHandler):
         """Name the policy that answers here, and what it takes and gives."""
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.close_connection = True  # what follows would be taken for the next request
-        if self.path == "/info":
+        if not knows_key(self.headers.get("Authorization", ""), self.server.api_key):
+            self._refuse(401, WRONG_KEY)
+        elif self.path == "/info":
             self._send(200, json.dumps(self.server.info).encode())
         else:
             self._refuse_path()
 
     def do_POST(self) -> None:
         """Reset or end a session, or answer its observation."""
+        if not knows_key(self.headers.get("Authorization", ""), self.server.api_key):
+            self._refuse(401, WRONG_KEY)
+            return
         body = self._body()
         if body is None:
             return

@@ -17,6 +17,7 @@ from ...embodiment import Embodiment
 from ...errors import CheckpointError, Gr2Error, PolicyError
 from ...hub import names_repository
 from .remote import RemotePolicy
+from .websocket_policy import WebSocketPolicy, websocket_policy
 
 SCRIPTED = "scripted"
 
@@ -38,7 +39,8 @@ def open_policy(
 
     Args:
         source: "pretrained"; a folder with a released model, or `user/name` of one on the Hugging Face Hub;
-            "scripted" (the experts, which read the simulator's state); "http://host:port" of `gr2 serve`; or
+            "scripted" (the experts, which read the simulator's state); "http://host:port" of `gr2 serve`;
+            "openpi://host:port" or "vla-eval://host:port", with "?map=" and a map where the server is not ours; or
             "package.module:name" or "file.py:name", a class or function that makes, without arguments, an object with
             `reset()` and `act(Observation) -> ActionTrajectory`.
         executed_steps: control steps of each chunk carried out before the next call; None leaves it to the policy.
@@ -103,7 +105,7 @@ def policy_maker(
             )
         return expert
     if remote:
-        return partial(RemotePolicy, source)
+        return _remote_maker(source, executed_steps, embodiment)
     if mine:
         return partial(_checked, _find(place, name, source), name, source, executed_steps, adapt)
     from .loading import assemble, policy_of
@@ -137,7 +139,7 @@ def policy_fingerprint(source: str) -> str:
     if source == SCRIPTED:
         return ""
     if _is_remote(source):
-        with closing(RemotePolicy(source)) as policy:
+        with closing(_remote_maker(source, None, None)()) as policy:
             return policy.fingerprint
     if is_of_user(source):
         place, _, name = source.rpartition(":")
@@ -151,7 +153,8 @@ def policy_fingerprint(source: str) -> str:
     if not weights.is_file():
         raise CheckpointError(
             f"--policy {source}: expected a folder with a released model, got one without model.safetensors; name the "
-            'folder that `gr2 finetune` wrote, "pretrained", "scripted", http://host:port, or file.py:Class.'
+            'folder that `gr2 finetune` wrote, "pretrained", "scripted", a server (http://host:port, openpi://, '
+            "vla-eval://), or file.py:Class."
         )
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
@@ -194,7 +197,17 @@ def _stated(factory: Callable[[], object], source: str) -> str:
 
 
 def _is_remote(source: str) -> bool:
-    return source.startswith(("http://", "https://"))
+    return source.startswith(("http://", "https://", "openpi://", "vla-eval://"))
+
+
+def _remote_maker(
+    source: str, executed_steps: int | None, embodiment: str | Embodiment | None
+) -> Callable[[], RemotePolicy | WebSocketPolicy]:
+    """Return what connects to a server."""
+    if source.startswith("http"):
+        return partial(RemotePolicy, source)
+    robot = embodiment if isinstance(embodiment, Embodiment) else None
+    return partial(websocket_policy, source, executed_steps=executed_steps, robot=robot)
 
 
 def is_of_user(source: str) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
 import uuid
 import zlib
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ from ...errors import DataError, EnvironmentMissing, Gr2Error, PolicyError, Shap
 
 MAX_BYTES = 64 << 20
 """Largest body that either side reads, and largest sum of what it unpacks to."""
+
+API_KEY = "GR2_API_KEY"
+"""The environment variable with the key that a server wants."""
 
 _IMAGE = "image_"
 _MAX_TEXT = 4096
@@ -282,7 +286,10 @@ class RemotePolicy:
             return self._send(method, path, body)
 
     def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        self._connection.request(method, path, body=body, headers={"Content-Type": "application/octet-stream"})
+        headers = {"Content-Type": "application/octet-stream"}
+        if key := os.environ.get(API_KEY, ""):
+            headers["Authorization"] = f"Api-Key {key}"
+        self._connection.request(method, path, body=body, headers=headers)
         response = self._connection.getresponse()
         data = response.read(MAX_BYTES)
         return response.status, data

@@ -41,6 +41,8 @@ class PolicyServer:
         max_batch: most observations in one go.
         max_wait: how long the first one waits for others [s].
         max_sessions: most sessions at once.
+
+    reads: the state signals that the policies read, None where they do not say.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class PolicyServer:
         trained = getattr(self._spare, "embodiment", None)
         self.embodiment = trained if isinstance(trained, Embodiment) else None
         self.image_size: int | None = getattr(self._spare, "image_size", None)
+        coding = getattr(self._spare, "coding", None)
+        self.reads: tuple[str, ...] | None = None if coding is None else tuple(s.name for s in coding.read)
         self._sessions: dict[str, _Session] = {}
         self._lock = threading.Lock()
         self._waiting: queue.Queue[_Waiting | None] = queue.Queue()

@@ -1,0 +1,217 @@
+"""The server's side of vla-eval's protocol, version 1: hello, episodes, observations and actions as msgpack messages.
+
+A client asks at every control step and gets one action; the policy is asked when the steps that it wants carried out
+are over. Source: vla-eval 0.8.0 (`protocol/messages`, `model_servers/serve`, `benchmarks/calvin`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from ...contracts import Trajectory
+from ...errors import ConfigError, DataError, Gr2Error
+from .array_codec import pack, unpack
+from .sessions import PolicyServer
+from .wire_actions import ActionMap, as_rows
+from .wire_maps import WireMap
+from .wire_session import WireSession, describe
+
+PROTOCOL_VERSION = 1
+
+TYPES = ("hello", "observation", "action", "episode_start", "episode_end", "error")
+
+_ROTATIONS = {
+    "euler_xyz": "euler_xyz", "rotation_vector": "axis_angle", "quaternion_xyzw": "quaternion_xyzw",
+}  # fmt: skip
+_RANGES = {
+    (1.0, -1.0): "binary_close_positive", (-1.0, 1.0): "binary_close_negative", (0.0, 1.0): "continuous_01",
+    (1.0, 0.0): "binary_close_01",
+}  # fmt: skip
+
+
+def message(kind: str, payload: Mapping[str, Any], seq: int) -> bytes:
+    """Return a message of vla-eval."""
+    return pack({"type": kind, "payload": dict(payload), "seq": seq, "timestamp": time.time()}, "vla-eval")
+
+
+def read_message(data: bytes | str) -> tuple[str, dict[str, Any], int]:
+    """Return type, payload and number of a message.
+
+    Raises:
+        DataError: it is none.
+    """
+    raw = unpack(data)
+    if not isinstance(raw, dict) or (missing := {"type", "payload", "seq", "timestamp"} - set(raw)):
+        got = type(raw).__name__ if not isinstance(raw, dict) else f"no {', '.join(sorted(missing))}"
+        raise DataError(f"message: expected a dict of type, payload, seq and timestamp, got {got}.")
+    kind, payload, seq = raw["type"], raw["payload"], raw["seq"]
+    if kind not in TYPES or not isinstance(payload, dict) or type(seq) is not int:
+        raise DataError(f"message: expected a type of {', '.join(TYPES)} with a dict, got {kind!r:.40}.")
+    return kind, payload, seq
+
+
+class VlaEvalDialect:
+    """vla-eval's protocol over the policies of a server; see `websocket_server.Dialect`."""
+
+    name = "vla-eval"
+
+    def __init__(self, policies: PolicyServer, wire_map: WireMap, *, policy: str, fingerprint: str) -> None:
+        self.policies, self.map = policies, wire_map
+        self.info = describe(wire_map, policies, name=policy, fingerprint=fingerprint, protocol=self.name)
+
+    def begin(self) -> VlaEvalConversation:
+        """Begin a conversation with a client."""
+        return VlaEvalConversation(self)
+
+    def page(self, path: str, query: Mapping[str, str]) -> dict[str, Any] | None:
+        """Return what `/health` and `/config` answer; `/config?max_batch_size=8&max_wait_time=0.01` changes them.
+
+        Raises:
+            ConfigError: no such setting, or a value that it cannot have.
+        """
+        if path == "/health":
+            return {"status": "ok"}
+        if path != "/config":
+            return None
+        applied: dict[str, float] = {}
+        for key, text in query.items():
+            try:
+                value: float = int(text) if key == "max_batch_size" else float(text)
+            except ValueError:
+                value = -1.0
+            low, high = {"max_batch_size": (1, 4096), "max_wait_time": (0.0, 1.0)}.get(key, (1.0, 0.0))
+            if not low <= value <= high:
+                raise ConfigError(
+                    "/config: expected max_batch_size of 1 to 4096 or max_wait_time of 0 to 1 s, got "
+                    f"{key[:40]}={text[:40]}."
+                )
+            applied[key] = value
+        self.policies.max_batch = int(applied.get("max_batch_size", self.policies.max_batch))
+        self.policies.max_wait = float(applied.get("max_wait_time", self.policies.max_wait))
+        current = {"max_batch_size": self.policies.max_batch, "max_wait_time": self.policies.max_wait}
+        return {"applied": applied, "config": current}
+
+    def hello(self) -> dict[str, Any]:
+        """Return the payload of our hello. `observation_params` tell vla-eval's CALVIN what to send and to take."""
+        seen, actions = self.map.observations, self.map.actions
+        names = {
+            key.split("/")[-1]: {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"} for key in seen.images.values()
+        }
+        state = {"state": {"name": "state", "dims": sum(k.width for k in seen.state), "format": "raw"}}
+        params: dict[str, Any] = {"send_state": bool(seen.state), "send_wrist_image": len(seen.images) > 1}
+        if actions is not None:
+            params["absolute_action"] = actions.reference == "absolute"
+        return {
+            "harness_version": f"gr2 {metadata.version('gr2')}",
+            "protocol_version": PROTOCOL_VERSION,
+            "model_server": "gr2",
+            "capabilities": {"chunks": True, "gr2": self.info},
+            "action_spec": action_spec(actions),
+            "observation_spec": names | state | {"language": {"name": "language", "dims": 0, "format": "language"}},
+            "observation_params": params,
+        }
+
+
+def action_spec(actions: ActionMap | None) -> dict[str, Any]:
+    """Return the columns in vla-eval's words: name, dims and format of each group."""
+    if actions is None or "joints" in actions.columns:
+        return {"actions": {"name": "raw", "dims": 0, "format": "raw"}}
+    ends = actions.gripper
+    kind = "absolute_xyz" if actions.reference == "absolute" else "delta_xyz"
+    width = actions.widths()
+    return {
+        "position": {"name": "position", "dims": 3, "format": kind},
+        "rotation": {
+            "name": "rotation", "dims": width["rotation"], "format": _ROTATIONS.get(actions.rotation, actions.rotation)
+        },
+        "gripper": {"name": "gripper", "dims": 1, "format": _RANGES.get((ends.closed, ends.open), "raw")},
+    }  # fmt: skip
+
+
+class VlaEvalConversation:
+    """One connection."""
+
+    def __init__(self, dialect: VlaEvalDialect) -> None:
+        self.dialect = dialect
+        self.session = WireSession(dialect.policies, dialect.map)
+        self._chunk: Trajectory | None = None
+        self._row, self._begun = 0, False
+
+    def greeting(self) -> None:
+        """Return nothing: the client speaks first."""
+
+    def answer(self, data: bytes | str) -> bytes | None:
+        """Return the answer to a message, None for those that have none; mistakes are answered, too."""
+        kind, payload, seq = read_message(data)
+        try:
+            return self._carry_out(kind, payload, seq)
+        except Gr2Error as error:
+            return message("error", {"error": str(error)}, seq)
+        except BaseException as error:  # whatever a user's policy raises
+            return message("error", {"error": f"the policy failed: {error!r}"}, seq)
+
+    def _carry_out(self, kind: str, payload: dict[str, Any], seq: int) -> bytes | None:
+        if kind == "hello":
+            theirs = payload.get("protocol_version")
+            if theirs != PROTOCOL_VERSION:
+                raise DataError(
+                    f"hello: expected protocol_version {PROTOCOL_VERSION}, got {theirs!r:.40}; use a vla-eval that "
+                    "speaks it, or another version of gr2."
+                )
+            return message("hello", self.dialect.hello(), seq)
+        if kind in ("episode_start", "episode_end"):
+            if kind == "episode_start":
+                self._begin()
+            self._begun = kind == "episode_start"
+        elif kind == "observation":
+            if not self._begun:
+                self._begin()
+                self._begun = True
+            elif payload.get("episode_restart"):
+                self._begin(episode=False)
+            try:
+                return message("action", self._act(payload), seq)
+            except BaseException:
+                self._chunk = None
+                raise
+        return None
+
+    def _begin(self, *, episode: bool = True) -> None:
+        self._chunk = None
+        self.session.begin(episode=episode)
+
+    def _act(self, payload: dict[str, Any]) -> dict[str, Any]:
+        session, policies = self.session, self.dialect.policies
+        observation = session.read(payload)
+        if payload.get("chunk") is True:
+            trajectory = session.ask(observation)
+            rows = session.rows(trajectory, observation, policies.executed_steps)
+            session.steps += policies.executed_steps
+            self._chunk = None
+        else:
+            if self._chunk is None or self._row >= policies.executed_steps:
+                self._chunk, self._row = session.ask(observation), 0
+            trajectory = self._chunk
+            rows = session.one_row(trajectory, self._row, observation)
+            self._row += 1
+            session.steps += 1
+            if self._row >= len(as_rows(trajectory)[0]):
+                self._chunk = None
+        return {
+            "actions": rows,
+            "trajectory": as_rows(trajectory)[1],
+            "opening": getattr(trajectory, "gripper", None) is not None,
+            "arm": getattr(trajectory, "arm", ""),
+            "dt": float(trajectory.dt),
+        }
+
+    def refuse(self, error: BaseException) -> str:
+        """Return the text that is sent before the connection is closed: the message could not be read."""
+        return str(error)
+
+    def close(self) -> None:
+        """End the session."""
+        self.session.close()
