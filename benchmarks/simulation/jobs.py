@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ...contracts import Chunking, Policy
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_bytes
-from ...errors import ConfigError, DataError, PolicyError
+from ...errors import ConfigError, DataError, Gr2Error, PolicyError
 from ...gr_model.act.opening import EXECUTED_STEPS, open_policy
 from .control import make_control
 from .episodes import as_record, asking_period, last_step, run_chain
@@ -72,8 +72,21 @@ class Job:
         return f"{self.control}/{self.kind}/{self.index}"
 
 
-def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder: Path) -> list[dict[str, Any]]:
+def run_jobs(
+    evaluation: Evaluation,
+    jobs: Sequence[Job],
+    videos: Videos,
+    folder: Path,
+    records: list[dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
     """Run test episodes in this process and return their records; close simulator and policies.
+
+    Args:
+        evaluation: what is measured.
+        jobs: the episodes.
+        videos: which of them to keep as videos.
+        folder: of the videos.
+        records: where records are put as soon as there are any, for those who want them of a run that fails.
 
     Raises:
         PolicyError: the policy was trained on another robot.
@@ -81,7 +94,7 @@ def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder
     import torch
 
     torch.set_num_threads(1)
-    records = []
+    records = [] if records is None else records
     steps, latency = evaluation.executed_steps or None, _latency(evaluation)
     chunking: Chunking = getattr(evaluation, "chunking", "independent")
     with closing(evaluation.open_suite()) as suite:
@@ -95,8 +108,20 @@ def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder
             with closing(policy):
                 _check_same(evaluation, policy)
                 check_fit(policy, suite.simulator)
-                records += [_run_job(evaluation, suite, policy, job, videos, folder) for job in mine]
+                for job in mine:
+                    records.append(_run_job(evaluation, suite, policy, job, videos, folder))
     return records
+
+
+def _run_batch(
+    evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder: Path
+) -> tuple[list[dict[str, Any]], Gr2Error | None]:
+    """Run test episodes; where one fails, as when a server dies, return those before it and the error."""
+    records: list[dict[str, Any]] = []
+    try:
+        return run_jobs(evaluation, jobs, videos, folder, records), None
+    except Gr2Error as error:
+        return records, error
 
 
 def _check_same(evaluation: Evaluation, policy: Policy) -> None:
@@ -149,6 +174,7 @@ def run_evaluation(
 
     Raises:
         DataError: `file` holds results of another evaluation, or is damaged.
+        Gr2Error: an episode failed; the results before it are kept, and the same call resumes.
     """
     records = _finished(file, evaluation)
     waiting = [job for job in jobs if job.key not in records]
@@ -160,13 +186,16 @@ def run_evaluation(
         worker_pool(num_workers) as pool,
     ):
         folder = file.parent / "videos"
-        futures = {pool.submit(run_jobs, evaluation, batch, videos, folder): len(batch) for batch in batches}
+        futures = [pool.submit(_run_batch, evaluation, batch, videos, folder) for batch in batches]
         for future in as_completed(futures):
-            for record in future.result():
+            finished, error = future.result()
+            for record in finished:
                 records[record["key"]] = record
                 log.write(json.dumps(record) + "\n")
             log.flush()
-            bar.update(futures[future])
+            bar.update(len(finished))
+            if error is not None:
+                raise error
     return records
 
 

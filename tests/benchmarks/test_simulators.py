@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from gr2.benchmarks.simulation.control import controller_fingerprint, make_contr
 from gr2.benchmarks.simulation.jobs import Job, _finished, run_evaluation, run_jobs
 from gr2.benchmarks.simulation.simulator import JointSimulator
 from gr2.contracts import ActionTrajectory, Array, Observation, Policy
-from gr2.errors import ConfigError, DataError
+from gr2.errors import ConfigError, DataError, EnvironmentMissing
 
 TARGETS = {"left": -0.2, "right": 0.2}
 
@@ -142,6 +144,62 @@ def test_results_of_another_evaluation_are_refused(tmp_path: Path) -> None:
         log.write(json.dumps({"key": "point/left/0"}) + "\n")
     with pytest.raises(DataError, match="choose another --out"):
         run_evaluation(PointEvaluation(max_steps=9), jobs, file=file, num_workers=1)
+
+
+class TiringExpert:
+    """Acts until it is worn out: so many calls in all processes that read the file."""
+
+    executed_steps = 4
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def reset(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def act(self, observation: Observation) -> ActionTrajectory:
+        left = int(self.file.read_text())
+        if not left:
+            raise EnvironmentMissing("policy openpi://there: expected a running server, got none; start it.")
+        self.file.write_text(str(left - 1))
+        return PointExpert(OPENED[-1].simulator).act(observation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiringEvaluation(PointEvaluation):
+    """What is measured."""
+
+    file: str = ""
+
+    def open_suite(self) -> PointSuite:
+        suite = PointEvaluation.open_suite(self)
+        suite.expert = lambda control, executed_steps: TiringExpert(Path(self.file))  # type: ignore[method-assign]
+        return suite
+
+
+def test_results_before_a_server_died_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, file = tmp_path / "left", tmp_path / "episodes.jsonl"
+    calls.write_text("3")
+    evaluation = TiringEvaluation(file=str(calls))
+    jobs = [Job(control="point", kind="left", index=i) for i in range(4)]
+    monkeypatch.setattr("gr2.benchmarks.simulation.jobs.worker_pool", lambda n: nullcontext(AtOnce()))
+    with pytest.raises(EnvironmentMissing, match="expected a running server"):
+        run_evaluation(evaluation, jobs, file=file, num_workers=1)
+    kept = [json.loads(line)["key"] for line in file.read_text().splitlines()[1:]]
+    assert len(kept) in (1, 2, 3), "batches are of two, and finish in any order"
+    calls.write_text("10")
+    assert set(run_evaluation(evaluation, jobs, file=file, num_workers=1)) == {job.key for job in jobs}
+    assert int(calls.read_text()) == 10 - (len(jobs) - len(kept)), "the others were not acted out again"
+
+
+class AtOnce:
+    """A pool that works when it is given work."""
+
+    def submit(self, function: Any, *values: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*values))
+        return future
 
 
 def test_settings_of_our_controller_are_part_of_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
