@@ -194,6 +194,11 @@ def _folder_of(out: object, command: str) -> AbstractContextManager[None]:
     return locked(out, command) if isinstance(out, Path) else nullcontext()
 
 
+def without_secrets(options: str) -> str:
+    """Return printed options with keys hidden, since logs are kept and shared."""
+    return re.sub(r"(?m)^(\s*\w*api_key: )(?!''$).+$", r"\1(hidden)", options)
+
+
 def run_command(command: Command, argv: Sequence[str]) -> int:
     """Parse `argv`, call the target and return the exit status; print a path that it returns."""
     target = command.target()
@@ -216,7 +221,7 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
     parsed = _parsed(parser, words, names)
     check_numbers(vars(parsed.as_flat()), vars(parser.get_defaults().as_flat()))
     if command.prints_options:
-        print(f"gr2 {command.words}\n{parser.dump(parsed).rstrip()}", file=sys.stderr)
+        print(f"gr2 {command.words}\n{without_secrets(parser.dump(parsed)).rstrip()}", file=sys.stderr)
     values = parser.instantiate(parsed).as_dict()
     values.pop("config", None)
     values = {name: _expanded(value) for name, value in values.items()}

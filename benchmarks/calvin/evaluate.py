@@ -60,8 +60,8 @@ def evaluate(
     """Measure a policy by CALVIN's rules in PlayTable; run again to resume where it stopped.
 
     Args:
-        policy: "pretrained" (shipped), a folder with a model, "scripted", "http://host:port" of `gr2 serve`, or
-            "file.py:name" or "package.module:name", which makes a policy of your own (docs/calvin.md).
+        policy: "pretrained" (shipped), a folder with a model, "scripted", a server as "openpi://host:port"
+            (docs/serving.md), or "file.py:name" or "package.module:name", yours (docs/calvin.md).
         interface: of a policy of your own: act(observation), or CALVIN's step(obs, goal) of a `CustomModel`.
         protocol: official sets CALVIN's control, image sizes, assets and instructions (give `calvin_root`).
         out: folder for `episodes.jsonl`, `results.json` and the videos.

@@ -30,7 +30,7 @@ from ...errors import DataError, EnvironmentMissing, Gr2Error, PolicyError, Shap
 MAX_BYTES = 64 << 20
 """Largest body that either side reads, and largest sum of what it unpacks to."""
 
-API_KEY = "GR2_API_KEY"
+API_KEY = "GR2_SERVE_KEY"
 """The environment variable with the key that a server wants."""
 
 _IMAGE = "image_"

@@ -53,7 +53,7 @@ def serve(
         keys: of openpi's and vla-eval's messages: libero, droid, aloha, calvin, calvin-delta, or a YAML or JSON file
             (docs/serving.md); if not given, keys are named after the policy's cameras and state signals.
         api_key: what clients must state in "Authorization: Api-Key KEY"; if not given, the environment variable
-            GR2_API_KEY, and where that is empty, everybody is answered.
+            GR2_SERVE_KEY, and where that is empty, everybody is answered.
         executed_steps: control steps of each chunk carried out before the policy is asked again, if not as many as the
             policy says (5 for a released model).
         chunking: how a chunk of a released model relates to the running one: independent, averaged with it (ensemble),

@@ -26,6 +26,9 @@ TYPES = ("hello", "observation", "action", "episode_start", "episode_end", "erro
 _ROTATIONS = {
     "euler_xyz": "euler_xyz", "rotation_vector": "axis_angle", "quaternion_xyzw": "quaternion_xyzw",
 }  # fmt: skip
+_STATES = {
+    ("tool_position", "tool_rotationeuler_xyz", "gripper", "gripper_command"): "eef_pos3_euler3_gripper2",
+}  # fmt: skip
 _RANGES = {
     (1.0, -1.0): "binary_close_positive", (-1.0, 1.0): "binary_close_negative", (0.0, 1.0): "continuous_01",
     (1.0, 0.0): "binary_close_01",
@@ -100,7 +103,8 @@ class VlaEvalDialect:
         names = {
             key.split("/")[-1]: {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"} for key in seen.images.values()
         }
-        state = {"state": {"name": "state", "dims": sum(k.width for k in seen.state), "format": "raw"}}
+        form = _STATES.get(tuple(part.name + part.rotation for key in seen.state for part in key.parts), "raw")
+        state = {"state": {"name": "state", "dims": sum(k.width for k in seen.state), "format": form}}
         params: dict[str, Any] = {"send_state": bool(seen.state), "send_wrist_image": len(seen.images) > 1}
         if actions is not None:
             params["absolute_action"] = actions.reference == "absolute"

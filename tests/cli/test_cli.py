@@ -13,7 +13,7 @@ from typing import Literal
 
 import pytest
 
-from gr2.cli.main import COMMANDS, Command, build_parser, main
+from gr2.cli.main import COMMANDS, Command, build_parser, main, without_secrets
 from gr2.errors import DataError
 
 
@@ -461,3 +461,9 @@ def test_several_words_after_an_option_are_its_list():
     assert main(["take", "--tokens", "a"], commands) == 0
     assert main(["take", "--tokens=a"], commands) == 0
     assert got == [(["a"], None, "")] * 2
+
+
+def test_keys_are_not_printed():
+    text = without_secrets("policy: pretrained\napi_key: abc def\nport: 8000\n")
+    assert text == "policy: pretrained\napi_key: (hidden)\nport: 8000\n"
+    assert without_secrets("api_key: ''\n") == "api_key: ''\n"

@@ -371,8 +371,8 @@ def test_the_servers_map_is_the_clients(protocol: str, keys: str) -> None:
 @pytest.mark.parametrize("protocol", ["openpi", "vla-eval"])
 def test_a_key_is_sent_where_the_environment_holds_one(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with served(protocol, api_key="secret") as port:
-        with pytest.raises(PolicyError, match=r"answers 401: .*expected Authorization: Api-Key .*set GR2_API_KEY"):
+        with pytest.raises(PolicyError, match=r"answers 401: .*expected Authorization: Api-Key .*set GR2_SERVE_KEY"):
             open_policy(f"{protocol}://127.0.0.1:{port}")
-        monkeypatch.setenv("GR2_API_KEY", "secret")
+        monkeypatch.setenv("GR2_SERVE_KEY", "secret")
         with closing(open_policy(f"{protocol}://127.0.0.1:{port}")) as policy:
             policy.act(observation())

@@ -387,6 +387,44 @@ def test_clients_that_vanish_leave_nothing_behind(capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("protocol", ["openpi", "vla-eval"])
+def test_nothing_grows_over_many_requests(protocol: str) -> None:
+    """10,000 requests over 200 connections, a failing one among each 50: memory, threads, files and sessions stay."""
+    psutil = pytest.importorskip("psutil")
+    process, openpi = psutil.Process(), protocol == "openpi"
+    message = openpi_message()
+    if not openpi:
+        message = {key.removeprefix("observation/"): value for key, value in message.items()}
+        message["task_description"] = message.pop("prompt")
+
+    def requests(port: int, connections: int) -> None:
+        for _ in range(connections):
+            with client(port) as connection:
+                if openpi:
+                    connection.recv(timeout=30)
+                them = VlaEvalClient(connection)
+                for number in range(50):
+                    text = "fail" if number == 49 else "rise"
+                    if openpi:
+                        ask(connection, message | {"prompt": text})
+                    else:
+                        them.ask("observation", message | {"task_description": text, "chunk": True})
+
+    with serving_at(protocol) as (port, policies, made):
+        requests(port, 40)
+        wait_for(lambda: not policies._sessions)
+        made.clear()
+        before = process.memory_info().rss, process.num_threads(), process.num_fds()
+        for _ in range(4):
+            requests(port, 40)
+            made.clear()  # the test's own record of what was seen
+        wait_for(lambda: not policies._sessions)
+        wait_for(lambda: process.num_threads() <= before[1])
+        assert process.memory_info().rss - before[0] < 8 << 20
+        assert process.num_fds() <= before[2] + 2
+
+
 def test_maps_that_do_not_fit_are_refused_before_anybody_asks(tmp_path: Any, capfd: pytest.CaptureFixture[str]) -> None:
     policies = PolicyServer(Rising)
     make_dialect("vla-eval", policies, "rising", keys="calvin")
