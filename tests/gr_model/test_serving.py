@@ -272,6 +272,23 @@ def test_there_is_a_bound_on_connections(served: tuple[str, int, PolicyServer]) 
     assert got.startswith(b"200")
 
 
+@pytest.mark.parametrize("served", [{"api_key": "secret"}], indirect=True)
+def test_a_key_is_asked_for(served: tuple[str, int, PolicyServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    for request in (
+        b"GET /info HTTP/1.1\r\n\r\n",
+        post("/reset", SESSION),
+        post("/act", b"x", Authorization="Bearer secret"),
+    ):
+        assert ask(served[:2], request).startswith(b"401 gr2 serve: expected Authorization: Api-Key")
+    assert ask(served[:2], post("/reset", SESSION, Authorization="Api-Key secret")) == b"200 "
+    with pytest.raises(PolicyError, match="answers 401"):
+        RemotePolicy(f"http://127.0.0.1:{served[1]}")
+    monkeypatch.setenv("GR2_SERVE_KEY", "secret")
+    policy = RemotePolicy(f"http://127.0.0.1:{served[1]}")
+    assert len(policy.act(observation()).positions) == 3  # type: ignore[union-attr]
+    policy.close()
+
+
 @pytest.mark.parametrize("served", [{"max_sessions": 2}], indirect=True)
 def test_there_is_a_bound_on_sessions(served: tuple[str, int, PolicyServer], monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"http://127.0.0.1:{served[1]}"
