@@ -117,10 +117,10 @@ def get(port: int, path: str, **headers: str) -> tuple[int, str]:
 
 
 def wait_for(what: Callable[[], bool]) -> None:
-    until = time.monotonic() + 5
-    while not what() and time.monotonic() < until:
+    until = time.monotonic() + 10
+    while not (seen := what()) and time.monotonic() < until:
         time.sleep(0.01)
-    assert what()
+    assert seen
 
 
 # -- openpi ------------------------------------------------------------------------------------------------------
