@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -74,6 +74,7 @@ class WebSocketPolicy:
         self.url = f"ws://{host}:{port}"
         self._map_name = options.get("map", [""])[-1]
         self._connection: ClientConnection | None = None
+        self._open_connection = ExitStack()
         self._fresh = True
         self._commanded: tuple[float, Array, Array] | None = None
         info = self._open()
@@ -130,7 +131,7 @@ class WebSocketPolicy:
         """Close the connection."""
         if self._connection is not None:
             with suppress(Exception):  # it may be gone already
-                self._connection.close()
+                self._open_connection.close()
             self._connection = None
 
     def _nested(self) -> bool:
@@ -218,11 +219,12 @@ class WebSocketPolicy:
 
         key = os.environ.get(API_KEY, "")
         try:
-            self._connection = connect(
+            made = connect(
                 self.url, compression=None, max_size=MAX_BYTES, open_timeout=min(self.timeout, 20.0),
                 close_timeout=1.0, ping_interval=None, proxy=None,
                 additional_headers={"Authorization": f"Api-Key {key}"} if key else None,
             )  # fmt: skip
+            self._connection = self._open_connection.enter_context(made)  # releases of websockets from 17 on want it
         except InvalidStatus as error:
             body = (error.response.body or b"").decode("utf-8", "replace").strip()[:300]
             hint = f" (set {API_KEY})" if error.response.status_code in (401, 403) else ""
