@@ -26,7 +26,7 @@ TYPES = ("hello", "observation", "action", "episode_start", "episode_end", "erro
 _ROTATIONS = {
     "euler_xyz": "euler_xyz", "rotation_vector": "axis_angle", "quaternion_xyzw": "quaternion_xyzw",
 }  # fmt: skip
-_STATES = {
+_STATES: Mapping[tuple[str, ...], str] = {
     ("tool_position", "tool_rotationeuler_xyz", "gripper", "gripper_command"): "eef_pos3_euler3_gripper2",
 }  # fmt: skip
 _RANGES = {
