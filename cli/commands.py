@@ -136,7 +136,7 @@ def _rollout() -> Target:
 
 def _serve() -> Target:
     """Answer observations with trajectories over HTTP."""
-    from ..gr_model.act.serving import serve
+    from ..gr_model.serve.serving import serve
 
     return serve
 

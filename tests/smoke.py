@@ -79,7 +79,7 @@ def write_videos(folder: Path) -> None:
 def ask_a_server() -> None:
     """Ask a server of the shipped policy what it is."""
     from gr2.gr_model.act.opening import policy_maker
-    from gr2.gr_model.act.serving import PolicyServer, make_server
+    from gr2.gr_model.serve.serving import PolicyServer, make_server
 
     sessions = PolicyServer(policy_maker("pretrained"))
     with contextlib.closing(sessions), make_server(sessions, "pretrained", "127.0.0.1", 0) as server:

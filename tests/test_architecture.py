@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "gr_model.model": ("gr_model.model", *LEAVES, *ROOTS),
     "gr_model.train": ("gr_model.model", "gr_model.train", *LEAVES, *ROOTS),
     "gr_model.act": ("gr_model.model", "gr_model.train", "gr_model.act", *LEAVES, *ROOTS),
+    "gr_model.serve": ("gr_model.train", "gr_model.act", "gr_model.serve", *LEAVES, *ROOTS),
     "gr_model": ("gr_model", *LEAVES, *ROOTS),
     "benchmarks.playtable": ("benchmarks.playtable", "benchmarks.simulation.simulator", *LEAVES, *ROOTS),
     "benchmarks": (*LEAVES, "gr_model", "benchmarks", *ROOTS),

@@ -16,11 +16,10 @@ from ...contracts import ActionTrajectory, Array, JointTrajectory, Observation, 
 from ...embodiment import Embodiment
 from ...errors import ConfigError, DataError, EnvironmentMissing, Gr2Error, PolicyError, ShapeError
 from .array_codec import pack, require_serving_packages, unpack
-from .openpi_server import EXACT
 from .remote import API_KEY, MAX_BYTES
-from .vla_eval_server import PROTOCOL_VERSION, message, read_message
 from .wire_actions import ActionMap, ToolPose, from_rows
 from .wire_maps import PRESETS, WireMap, map_text, open_map
+from .wire_messages import EXACT, PROTOCOL_VERSION, message, read_message
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection

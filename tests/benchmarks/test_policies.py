@@ -34,7 +34,6 @@ from gr2.contracts import ActionTrajectory, Observation
 from gr2.embodiment import TOOL_ARM, Embodiment, Signal
 from gr2.errors import DataError, EnvironmentMissing, Gr2Error, PolicyError
 from gr2.gr_model.act import serving
-from gr2.gr_model.act.http_server import PolicyHTTPServer
 from gr2.gr_model.act.opening import open_policy, policy_fingerprint, policy_maker
 from gr2.gr_model.act.policy import GR2Policy, act_together
 from gr2.gr_model.act.remote import (
@@ -46,7 +45,8 @@ from gr2.gr_model.act.remote import (
     unpack_observation,
     unpack_trajectory,
 )
-from gr2.gr_model.act.sessions import PolicyServer
+from gr2.gr_model.serve.http_server import PolicyHTTPServer
+from gr2.gr_model.serve.sessions import PolicyServer
 
 USER_POLICY = '''
 import numpy as np

@@ -19,9 +19,9 @@ import pytest
 from gr2.contracts import ActionTrajectory, Observation
 from gr2.embodiment import TOOL_ARM
 from gr2.gr_model.act.opening import open_policy
-from gr2.gr_model.act.serving import make_dialect
-from gr2.gr_model.act.sessions import PolicyServer
-from gr2.gr_model.act.websocket_server import PolicyWebSocketServer
+from gr2.gr_model.serve.serving import make_dialect
+from gr2.gr_model.serve.sessions import PolicyServer
+from gr2.gr_model.serve.websocket_server import PolicyWebSocketServer
 
 pytestmark = pytest.mark.nightly
 

@@ -21,10 +21,10 @@ from gr2.embodiment import TOOL_ARM
 from gr2.errors import ConfigError, EnvironmentMissing, Gr2Error, PolicyError
 from gr2.gr_model.act.array_codec import pack, unpack
 from gr2.gr_model.act.opening import is_of_user, open_policy, policy_fingerprint
-from gr2.gr_model.act.serving import make_dialect
-from gr2.gr_model.act.sessions import PolicyServer
 from gr2.gr_model.act.websocket_policy import OpenpiPolicy, websocket_policy
-from gr2.gr_model.act.websocket_server import PolicyWebSocketServer
+from gr2.gr_model.serve.serving import make_dialect
+from gr2.gr_model.serve.sessions import PolicyServer
+from gr2.gr_model.serve.websocket_server import PolicyWebSocketServer
 
 Handler = Callable[[ServerConnection], None]
 

@@ -24,9 +24,9 @@ from gr2.embodiment import TOOL_ARM
 from gr2.errors import ConfigError, EnvironmentMissing
 from gr2.gr_model.act import array_codec, http_server, serving
 from gr2.gr_model.act.array_codec import pack, unpack
-from gr2.gr_model.act.serving import make_dialect
-from gr2.gr_model.act.sessions import PolicyServer
-from gr2.gr_model.act.websocket_server import PolicyWebSocketServer
+from gr2.gr_model.serve.serving import make_dialect
+from gr2.gr_model.serve.sessions import PolicyServer
+from gr2.gr_model.serve.websocket_server import PolicyWebSocketServer
 
 
 class Rising:
@@ -347,7 +347,7 @@ def test_there_is_a_bound_on_clients() -> None:
 
 
 def test_a_message_that_is_too_large_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gr2.gr_model.act.websocket_server.MAX_BYTES", 1000)
+    monkeypatch.setattr("gr2.gr_model.serve.websocket_server.MAX_BYTES", 1000)
     with serving_at("openpi") as (port, _, _), client(port) as connection:
         connection.recv(timeout=10)
         connection.send(bytes(5000))

@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError, Gr2Error
-from .array_codec import pack, unpack
+from ..act.array_codec import pack, unpack
+from ..act.wire_actions import as_rows
+from ..act.wire_maps import WireMap
+from ..act.wire_messages import EXACT
 from .sessions import PolicyServer
-from .wire_actions import as_rows
-from .wire_maps import WireMap
 from .wire_session import WireSession, describe
-
-EXACT = "float64"
-"""What a client asks for by `actions_dtype` to get the policy's numbers unrounded; others get float32."""
 
 
 class OpenpiDialect:

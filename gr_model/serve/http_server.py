@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from ...errors import DataError, EnvironmentMissing, Gr2Error, ServerBusy, ShapeError
-from .remote import MAX_BYTES, pack_trajectory, unpack_observation, unpack_session
+from ..act.remote import MAX_BYTES, pack_trajectory, unpack_observation, unpack_session
 from .sessions import PolicyServer
 
 IDLE_TIMEOUT = 600.0

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 from ...errors import ConfigError, DataError, EnvironmentMissing
+from ..act.remote import MAX_BYTES
 from . import http_server
-from .remote import MAX_BYTES
 
 if TYPE_CHECKING:
     from websockets.http11 import Request, Response

@@ -11,15 +11,15 @@ from typing import Literal
 
 from ...contracts import Chunking
 from ...errors import ConfigError
-from .array_codec import require_serving_packages
+from ..act.array_codec import require_serving_packages
+from ..act.opening import policy_fingerprint, policy_maker
+from ..act.remote import API_KEY
+from ..act.wire_maps import map_text, natural_map, open_map
 from .http_server import PolicyHTTPServer
-from .opening import policy_fingerprint, policy_maker
 from .openpi_server import OpenpiDialect
-from .remote import API_KEY
 from .sessions import PolicyServer
 from .vla_eval_server import VlaEvalDialect
 from .websocket_server import Dialect, PolicyWebSocketServer
-from .wire_maps import map_text, natural_map, open_map
 from .wire_session import check_map
 
 ServedProtocol = Literal["gr2", "openpi", "vla-eval"]

@@ -10,10 +10,10 @@ import numpy as np
 
 from ...contracts import ActionTrajectory, Array, Observation, Trajectory
 from ...errors import ConfigError
+from ..act.wire_actions import ToolPose, as_rows, some_rows
+from ..act.wire_maps import WireMap, natural_columns
+from ..act.wire_observations import unread
 from .sessions import PolicyServer
-from .wire_actions import ToolPose, as_rows, some_rows
-from .wire_maps import WireMap, natural_columns
-from .wire_observations import unread
 
 CONTROL_HZ = 30.0
 """Rate at which requests are counted where neither the policy nor its answers state one [Hz]."""

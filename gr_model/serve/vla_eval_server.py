@@ -6,22 +6,17 @@ are over. Source: vla-eval 0.8.0 (`protocol/messages`, `model_servers/serve`, `b
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 from ...contracts import Trajectory
 from ...errors import ConfigError, DataError, Gr2Error
-from .array_codec import pack, unpack
+from ..act.wire_actions import ActionMap, as_rows
+from ..act.wire_maps import WireMap
+from ..act.wire_messages import PROTOCOL_VERSION, message, read_message
 from .sessions import PolicyServer
-from .wire_actions import ActionMap, as_rows
-from .wire_maps import WireMap
 from .wire_session import WireSession, describe
-
-PROTOCOL_VERSION = 1
-
-TYPES = ("hello", "observation", "action", "episode_start", "episode_end", "error")
 
 _ROTATIONS = {
     "euler_xyz": "euler_xyz", "rotation_vector": "axis_angle", "quaternion_xyzw": "quaternion_xyzw",
@@ -33,27 +28,6 @@ _RANGES = {
     (1.0, -1.0): "binary_close_positive", (-1.0, 1.0): "binary_close_negative", (0.0, 1.0): "continuous_01",
     (1.0, 0.0): "binary_close_01",
 }  # fmt: skip
-
-
-def message(kind: str, payload: Mapping[str, Any], seq: int) -> bytes:
-    """Return a message of vla-eval."""
-    return pack({"type": kind, "payload": dict(payload), "seq": seq, "timestamp": time.time()}, "vla-eval")
-
-
-def read_message(data: bytes | str) -> tuple[str, dict[str, Any], int]:
-    """Return type, payload and number of a message.
-
-    Raises:
-        DataError: it is none.
-    """
-    raw = unpack(data)
-    if not isinstance(raw, dict) or (missing := {"type", "payload", "seq", "timestamp"} - set(raw)):
-        got = type(raw).__name__ if not isinstance(raw, dict) else f"no {', '.join(sorted(missing))}"
-        raise DataError(f"message: expected a dict of type, payload, seq and timestamp, got {got}.")
-    kind, payload, seq = raw["type"], raw["payload"], raw["seq"]
-    if kind not in TYPES or not isinstance(payload, dict) or type(seq) is not int:
-        raise DataError(f"message: expected a type of {', '.join(TYPES)} with a dict, got {kind!r:.40}.")
-    return kind, payload, seq
 
 
 class VlaEvalDialect:
