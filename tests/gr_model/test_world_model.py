@@ -14,7 +14,6 @@ from gr2.errors import ConfigError, ShapeError
 from gr2.gr_model.model import objectives, presets
 from gr2.gr_model.model.config import ModelChanges
 from gr2.gr_model.model.context import Context, Targets
-from gr2.gr_model.model.generation import FrameDecoder
 from gr2.gr_model.model.gpt import count_parameters
 from gr2.gr_model.model.objectives import (
     _show_states,
@@ -294,46 +293,3 @@ def test_unusable_input_is_refused() -> None:
         WorldModel(small_config(), codebook=torch.zeros(3, 8))
     with pytest.raises(ConfigError, match="divisible by p = 4"):
         small_config(token_packing=4)
-
-
-def stemmed(decoding: Any) -> WorldModel:
-    """A model whose convolutions say something."""
-    model = make_model(small_config(decoding, stem_width=4))
-    assert model.embed.stem is not None
-    torch.nn.init.normal_(model.embed.stem.pack.weight, std=0.5)
-    return model
-
-
-def test_a_stem_adds_nothing_before_training_and_sees_neighbors_after() -> None:
-    model = make_model(small_config(stem_width=4))
-    codes = make_batch(model.config)["codes"]
-    packed = model.embed.arrange(codes)
-    assert torch.equal(model.embed.observed(packed), model.embed.frames(packed))
-    model = stemmed("masked")
-    changed = {name: values.clone() for name, values in codes.items()}
-    last = changed["static"][:, 0, 23]  # row 3, column 5 of 4 x 6 codes, two by two of which share a position
-    changed["static"][:, 0, 23] = (last + 1) % model.config.codebook_size
-    moved = model.embed.observed(model.embed.arrange(changed)) - model.embed.observed(packed)
-    seen = moved.abs().sum(-1) > 1e-6
-    assert seen[0, 0, 1:7].tolist() == [False, True, True, False, True, True]  # two codes away
-    assert not seen[:, 0, 0].any() and not seen[:, 0, 7:].any() and not seen[:, 1:3].any()
-
-
-@MODES
-def test_decoding_with_a_stem_equals_decoding_without_a_cache(decoding: Any) -> None:
-    model = stemmed(decoding)
-    batch = make_batch(model.config)
-    context = make_context(model, batch)
-    packed, valid = read_targets(model, batch, context, 2)
-    hidden = valid[..., None] & (torch.rand(packed.shape) < 0.5) if decoding == "masked" else None
-    with torch.no_grad():
-        _, features = model.predict(context, Targets(packed=packed, masked=hidden), with_actions=False)
-        expected = model.frame_logits(features, model.reference(context).expand_as(packed))
-        decoder = FrameDecoder(model, context)
-        if hidden is not None:
-            everywhere = torch.ones(packed.shape[:3], dtype=torch.bool)
-            cached = decoder.score(packed, hidden, everywhere).view(*packed.shape, -1)
-        else:
-            steps = [decoder.next_positions(packed[:, :, i : i + 1], i)[:, :, 0] for i in range(packed.shape[2])]
-            cached = torch.stack(steps, dim=2)
-    torch.testing.assert_close(cached, expected, atol=1e-5, rtol=1e-5)
