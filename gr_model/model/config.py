@@ -31,8 +31,6 @@ class ModelConfig:
     cameras: in the order of the sequence.
     codebook_size, codebook_dim: of the frozen image tokenizer.
     token_packing: p; p x p neighboring codes share one position.
-    stem_width: channels of two 3 x 3 convolutions over the codes of an observed image, before they share positions; 0
-        for none. They find edges across codes, and so where things are, in fewer steps.
     head_dim: width of the frame head before the codes; head_hidden: of a hidden layer of it, 0 for none (many codes
         in one position need one).
     text_dim, text_length: width of the text features and the most positions they may take.
@@ -57,7 +55,6 @@ class ModelConfig:
     codebook_dim: int
     text_dim: int
     token_packing: int = 1
-    stem_width: int = 0
     head_dim: int = 384
     head_hidden: int = 0
     text_length: int = 77
@@ -100,8 +97,7 @@ class ModelConfig:
             "code_permutation",
         ):
             _require(0 <= getattr(self, name) <= 1, name, "a probability", getattr(self, name))
-        for name in ("head_hidden", "stem_width"):
-            _require(getattr(self, name) >= 0, name, "0 or a positive number", getattr(self, name))
+        _require(self.head_hidden >= 0, "head_hidden", "0 or a positive number", self.head_hidden)
         _require(0 < self.scored_share <= 1, "scored_share", "a share above 0 and up to 1", self.scored_share)
         _require(self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})", self.width)
         _require(len(self.cameras) > 0, "cameras", "at least one camera", self.cameras)
@@ -192,7 +188,6 @@ class ModelChanges:
         depth: layers of the GPT.
         heads: attention heads of the GPT.
         token_packing: p x p codes share a position (tiny: a quarter of the grid, others 1).
-        stem_width: channels of convolutions over the codes of an observed image, 0 for none.
         dropout: residual and attention dropout.
         token_dropout: how often codes of the context are hidden in training.
         state_dropout: how often robot states are hidden in training.
@@ -206,7 +201,6 @@ class ModelChanges:
     depth: int | None = None
     heads: int | None = None
     token_packing: int | None = None
-    stem_width: int | None = None
     dropout: float | None = None
     token_dropout: float | None = None
     state_dropout: float | None = None

@@ -13,34 +13,10 @@ from torch.nn import functional as F
 from ...errors import ShapeError
 from .config import ModelConfig
 from .normalization import Standardize
-from .sequence import SequenceLayout, attribute_sizes, pack_codes, unpack_codes
+from .sequence import SequenceLayout, attribute_sizes, pack_codes
 
 _USUAL_HZ = 10.0
 """Control rate [Hz] whose logarithm is the origin of the rate's embedding."""
-
-
-class ImageStem(nn.Module):
-    """Read neighboring codes of an observed image together, before p x p of them share one position.
-
-    It adds to what the position reads of its codes, and adds nothing before training. Target frames are read without
-    it: their codes are partly hidden.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width, p = config.stem_width, config.token_packing
-        self.edges = nn.Sequential(
-            nn.Conv2d(config.codebook_dim, width, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.GELU(),
-        )
-        self.pack = nn.Conv2d(width, config.width, p, stride=p, bias=False)
-        nn.init.zeros_(self.pack.weight)
-
-    def forward(self, vectors: Float[Tensor, "m r c v"]) -> Float[Tensor, "m n d"]:
-        """Return what to add to the n positions of images of r x c code vectors."""
-        return self.pack(self.edges(vectors.permute(0, 3, 1, 2))).flatten(2).transpose(1, 2)
 
 
 class TokenEmbedding(nn.Module):
@@ -72,7 +48,6 @@ class TokenEmbedding(nn.Module):
         self.no_text = nn.Parameter(0.3 * torch.randn(d))
         self.rate = nn.Linear(1, d) if config.is_mixture else None
         rates = [math.log(robot.control_hz / _USUAL_HZ) for robot in robots]
-        self.stem = ImageStem(config) if config.stem_width else None
         self.register_buffer("log_rates", torch.tensor([*rates, 0.0])[:, None], persistent=False)
         self.register_buffer("present", config.slots.present_states(), persistent=False)
 
@@ -140,22 +115,6 @@ class TokenEmbedding(nn.Module):
             packed = packed.masked_fill(masked, self.null_code)
         x = self.image(F.embedding(packed, self.vectors).flatten(-2))
         return x if masked is None else x + masked.to(x.dtype).mean(-1, keepdim=True) * self.masked
-
-    def observed(self, packed: Int[Tensor, "b f frame pp"]) -> Float[Tensor, "b f frame d"]:
-        """Embed arranged codes of observed frames."""
-        x = self.frames(packed)
-        if self.stem is None:
-            return x
-        parts: list[Tensor] = []
-        start = 0
-        for camera, (rows, columns) in zip(self.config.cameras, self.config.packed_grids, strict=True):
-            stop = start + 1 + rows * columns
-            codes = unpack_codes(packed[:, :, start + 1 : stop], camera.grid, self.config.token_packing)  # type: ignore[arg-type]
-            images = F.embedding(codes, self.vectors).flatten(0, 1).unflatten(1, camera.grid)  # type: ignore[arg-type]
-            seen = x[:, :, start + 1 : stop] + self.stem(images).unflatten(0, x.shape[:2])
-            parts += [x[:, :, start : start + 1], seen]
-            start = stop
-        return torch.cat(parts, dim=2)
 
     def targets(
         self,

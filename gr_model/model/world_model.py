@@ -156,7 +156,7 @@ class WorldModel(nn.Module):
 
         `queries` is what the positions of the action query read, nothing without.
         """
-        frames = self.embed.observed(self.embed.drop_codes(self.embed.arrange(context.codes)))
+        frames = self.embed.frames(self.embed.drop_codes(self.embed.arrange(context.codes)))
         b, h = frames.shape[:2]
         no_text = ~context.text_mask.any(dim=1)
         if self.training and self.config.text_dropout:
