@@ -33,7 +33,6 @@ from gr2.benchmarks.simulation.jobs import Job, run_jobs
 from gr2.contracts import ActionTrajectory, Observation
 from gr2.embodiment import TOOL_ARM, Embodiment, Signal
 from gr2.errors import DataError, EnvironmentMissing, Gr2Error, PolicyError
-from gr2.gr_model.act import serving
 from gr2.gr_model.act.opening import open_policy, policy_fingerprint, policy_maker
 from gr2.gr_model.act.policy import GR2Policy, act_together
 from gr2.gr_model.act.remote import (
@@ -45,6 +44,7 @@ from gr2.gr_model.act.remote import (
     unpack_observation,
     unpack_trajectory,
 )
+from gr2.gr_model.serve import serving
 from gr2.gr_model.serve.http_server import PolicyHTTPServer
 from gr2.gr_model.serve.sessions import PolicyServer
 

@@ -22,8 +22,9 @@ from websockets.sync.client import ClientConnection, connect
 from gr2.contracts import ActionTrajectory, JointTrajectory, Observation, Trajectory
 from gr2.embodiment import TOOL_ARM
 from gr2.errors import ConfigError, EnvironmentMissing
-from gr2.gr_model.act import array_codec, http_server, serving
+from gr2.gr_model.act import array_codec
 from gr2.gr_model.act.array_codec import pack, unpack
+from gr2.gr_model.serve import http_server, serving
 from gr2.gr_model.serve.serving import make_dialect
 from gr2.gr_model.serve.sessions import PolicyServer
 from gr2.gr_model.serve.websocket_server import PolicyWebSocketServer
