@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -31,9 +32,10 @@ _FURNITURE = {"slider": "slider", "drawer": "drawer", "lightbulb": "switch", "le
 class TaskWatch:
     """Watches one task from step to step."""
 
-    def __init__(self, task: str, family: str, world: World) -> None:
-        """Begin in the present state of `world`."""
+    def __init__(self, task: str, family: str, world: World, look: Callable[[], WorldState] | None = None) -> None:
+        """Begin in the present state of `world`; `look` gives the state after a step, where it was read already."""
         self._world, self._spec, self._start = world, world.spec_scene, world.world_state()
+        self._look = look or world.world_state
         self._joint = _FURNITURE.get(family, "")
         self._places = family in ("place", "stack")
         self._held = held_alone(self._start) if self._places else None
@@ -44,7 +46,7 @@ class TaskWatch:
 
     def see(self) -> None:
         """Note how near the tool is, and which joints have moved: the button springs back."""
-        state = self._world.world_state()
+        state = self._look()
         self._turned |= {n for n, least in _TURNED.items() if abs(getattr(state, n) - getattr(self._start, n)) > least}
         self.closest = min(self.closest, self._distance(state))
 

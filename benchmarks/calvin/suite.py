@@ -128,8 +128,9 @@ class CalvinSuite:
         return self._instructions[task]
 
     def watch(self, task: str) -> TaskWatch:
-        """Return what watches a task that begins now."""
-        return TaskWatch(task, ALL_TASKS[task].family, self.simulator)
+        """Return what watches a task that begins now: the states that are judged after its steps."""
+        world = self.simulator
+        return TaskWatch(task, ALL_TASKS[task].family, world, look=lambda: world.judged)
 
     def expert(self, control: str, executed_steps: int) -> Policy:
         """Return the scripted policy; under CALVIN's control it plans no farther than what is executed."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import numpy as np
 
 from ...contracts import Array
@@ -21,20 +19,23 @@ class JerkMeter:
 
     def __init__(self, hz: float) -> None:
         self.hz = hz
-        self._last: deque[Array] = deque(maxlen=_POINTS)
+        self._differences: list[Array] = []  # the last instant and its differences up to the second
         self._sum, self._count = 0.0, 0
 
     def begin(self) -> None:
         """Forget where the joints were, as after a reset; what was counted stays."""
-        self._last.clear()
+        self._differences = []
 
     def see(self, positions: Array) -> None:
         """Add an instant: positions `[j]` [rad]."""
-        self._last.append(np.array(positions, dtype=np.float64))
-        if len(self._last) == _POINTS:
-            jerk = np.diff(np.stack(self._last), n=3, axis=0) * self.hz**3
+        differences = [np.array(positions, dtype=np.float64)]
+        for before in self._differences:
+            differences.append(differences[-1] - before)
+        if len(differences) == _POINTS:
+            jerk = differences.pop() * self.hz**3
             self._sum += float(np.square(jerk).sum())
             self._count += jerk.size
+        self._differences = differences
 
     @property
     def mean_square(self) -> float | None:

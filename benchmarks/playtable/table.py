@@ -13,9 +13,13 @@ from .world import WorldState
 
 
 class Table:
-    """Judges CALVIN's tasks by the state at their beginning and now; a simulator offers state and steps."""
+    """Judges CALVIN's tasks by the state at their beginning and now; a simulator offers state and steps.
+
+    judged: the state that was judged last, or that the task began in.
+    """
 
     task = ""
+    judged: WorldState
     _start: WorldState
 
     def begin(self, task: str) -> None:
@@ -25,10 +29,12 @@ class Table:
             ConfigError: unknown task.
         """
         self.task, self._start = find_task(task).name, self.world_state()
+        self.judged = self._start
 
     def success(self) -> bool:
         """Return whether the task that was begun last is done."""
-        return ALL_TASKS[self.task].done(self._start, self.world_state())
+        self.judged = self.world_state()
+        return ALL_TASKS[self.task].done(self._start, self.judged)
 
     def apply(self, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> None:
         """Advance by one control step towards a tool pose in the robot base frame with CALVIN's own control."""

@@ -44,10 +44,12 @@ class WorldState:
 class World(Simulator, Protocol):
     """A simulator of CALVIN's world: `PlayTable`, or the official one (`calvin.official`).
 
-    The options of `reset` are `robot_obs` `[15]` and `scene_obs` `[24]`; either may be absent.
+    The options of `reset` are `robot_obs` `[15]` and `scene_obs` `[24]`; either may be absent. `judged` is the state that
+    `success` judged last, or that the task began in.
     """
 
     spec_scene: SceneSpec
+    judged: WorldState
     calvin_root: Path | None
 
     def set_state(self, robot_obs: Any = None, scene_obs: Any = None) -> None:

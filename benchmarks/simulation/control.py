@@ -189,19 +189,19 @@ class LimitCounter:
     """Counts how often commanded or measured joints pass a limit of the robot."""
 
     def __init__(self, robot: RobotModel) -> None:
-        self.robot = robot
+        self._lower, self._upper, self._velocity = robot.lower, robot.upper, robot.velocity
         self.ticks = self.position_violations = self.velocity_violations = 0
         self.min_position_margin, self.max_velocity_ratio = np.inf, 0.0
 
     def see(self, positions: np.ndarray, velocities: np.ndarray) -> None:
-        """Check one instant: positions `[j]` [rad], velocities `[j]` [rad/s]."""
-        margin = float(np.minimum(positions - self.robot.lower, self.robot.upper - positions).min())
-        ratio = float((np.abs(velocities) / self.robot.velocity).max())
-        self.ticks += 1
-        self.position_violations += margin < -_LIMIT_TOLERANCE
-        self.velocity_violations += ratio > 1 + _LIMIT_TOLERANCE
-        self.min_position_margin = min(self.min_position_margin, margin)
-        self.max_velocity_ratio = max(self.max_velocity_ratio, ratio)
+        """Check instants: positions `[m j]` [rad], velocities `[m j]` [rad/s]."""
+        margins = np.minimum(positions - self._lower, self._upper - positions).min(1)
+        ratios = (np.abs(velocities) / self._velocity).max(1)
+        self.ticks += len(margins)
+        self.position_violations += np.count_nonzero(margins < -_LIMIT_TOLERANCE)
+        self.velocity_violations += np.count_nonzero(ratios > 1 + _LIMIT_TOLERANCE)
+        self.min_position_margin = min(self.min_position_margin, float(margins.min()))
+        self.max_velocity_ratio = max(self.max_velocity_ratio, float(ratios.max()))
 
     def as_dict(self) -> dict[str, float]:
         """Return the counts under the names of the report."""
@@ -262,13 +262,20 @@ class WbcControl:
         """Advance by one control step, each joint command interpolated at its end."""
         begin = self._control_steps * self.substeps
         measured = self.simulator.joint_state()[0]
-        ends = [(begin + i + 1) / self.simulator.joint_hz for i in range(self.substeps)]
-        commands = [self._yielding(self._at(end), measured) for end in ends]
-        self.simulator.step_joints(commands)
-        for command in commands:
-            self.commanded.see(command.positions, command.velocities)
+        wanted = [self._at((begin + i + 1) / self.simulator.joint_hz) for i in range(self.substeps)]
+        velocities = np.stack([command[1] for command in wanted])
+        # Commands are taken back to where the arm can be: a jammed arm is not pressed on and on.
+        least, greatest = measured - _MOST_AHEAD, measured + _MOST_AHEAD
+        positions = np.minimum(np.maximum(np.stack([command[0] for command in wanted]), least), greatest)
+        self.simulator.step_joints(
+            [
+                JointCommand(positions=q, velocities=dq, gripper=tick.gripper, status=tick.status)
+                for q, dq, (_, _, tick) in zip(positions, velocities, wanted, strict=True)
+            ]
+        )
+        self.commanded.see(positions, velocities)
         positions, velocities = self.simulator.joint_state()
-        self.measured.see(positions, velocities)
+        self.measured.see(positions[None], velocities[None])
         self._jerk.see(positions)
         self._control_steps += 1
 
@@ -287,15 +294,11 @@ class WbcControl:
             "rejected": dict(self.rejected),
         } | _jerk_report(self._jerk)
 
-    @staticmethod
-    def _yielding(command: JointCommand, measured: np.ndarray) -> JointCommand:
-        """Return the command, taken back to where the arm can be: a jammed arm is not pressed on and on."""
-        near = np.clip(command.positions, measured - _MOST_AHEAD, measured + _MOST_AHEAD)
-        return replace(command, positions=near)
-
-    def _at(self, time: float) -> JointCommand:
+    def _at(self, time: float) -> tuple[Array, Array, JointCommand]:
+        """Return the positions `[j]` [rad] and velocities `[j]` [rad/s] at `time` [s], between two ticks, and the tick
+        whose gripper and status hold then."""
         position = time * TICK_HZ
-        before = int(np.floor(position + 1e-9))
+        before = math.floor(position + 1e-9)
         share = max(0.0, position - before)
         while len(self._ticks) <= before + (share > 1e-9):
             tick = len(self._ticks) / TICK_HZ
@@ -303,13 +306,12 @@ class WbcControl:
             self._ticks.append(self.controller.step(tick))
         low = self._ticks[before]
         if share <= 1e-9:
-            return low
+            return low.positions, low.velocities, low
         high = self._ticks[before + 1]
-        return JointCommand(
-            positions=(1 - share) * low.positions + share * high.positions,
-            velocities=(1 - share) * low.velocities + share * high.velocities,
-            gripper=high.gripper,
-            status=high.status,
+        return (
+            (1 - share) * low.positions + share * high.positions,
+            (1 - share) * low.velocities + share * high.velocities,
+            high,
         )
 
 
