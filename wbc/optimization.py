@@ -26,12 +26,12 @@ from ..errors import ConfigError
 from .collision import CollisionModel
 from .limits import shortest_turn
 from .plan_rows import cap_rows, near_rows
-from .robot.kinematics import ArmPose, Kinematics, away_from_singularity
+from .robot.kinematics import ArmPose, Kinematics, away_from_singularity, manipulabilities
 from .robot.robots import RobotModel
 from .robot.transforms import Array, rotation_logs
-from .row_generation import Limit, solve_by_row_generation
+from .row_generation import Limits, solve_by_row_generation
 from .spline_grid import SplineGrid
-from .splines import JointSpline, clamped_basis
+from .splines import JointSpline
 from .waypoints import (
     AnyWaypoints,
     BlendConfig,
@@ -171,6 +171,9 @@ class ChunkOptimizer:
         self.velocity = config.velocity_share * scales[0] * robot.velocity
         self.acceleration = config.acceleration_share * scales[1] * robot.acceleration
         self._caps = config.velocity_share * caps[0], config.velocity_share * caps[1]
+        upper = np.stack([self.upper, self.velocity, self.acceleration])[:, None]
+        lower = np.stack([self.lower, -self.velocity, -self.acceleration])[:, None]
+        self._bounds, self._diagonal = (lower, upper), np.arange(robot.num_joints)
         self._endless = np.isinf(robot.upper)
         # An arm with fewer than six joints cannot have both: the position first, the rotation as far as it goes.
         rotation = config.rotation_weight if robot.num_joints >= 6 else min(config.rotation_weight, POSITION_FIRST)
@@ -207,16 +210,16 @@ class ChunkOptimizer:
         horizon = float(waypoints.times[-1]) - time + config.settle
         spans = min(max(math.ceil(horizon / config.span - 1e-6), 4), config.max_spans)
         span = horizon / spans
-        grid = SplineGrid(clamped_basis(spans), spans, span, np.append(waypoints.times - time, horizon))
-        toward = shortest_turn(posture - start[0], self._endless)
+        grid = SplineGrid(spans, span, np.append(waypoints.times - time, horizon))
+        toward, pose = shortest_turn(posture - start[0], self._endless), self.kinematics.forward(start[0])
         goal = _Goal(
-            wanted=self._eased(start, time, with_end(waypoints, time + horizon)),
+            wanted=self._eased(pose, start, time, with_end(waypoints, time + horizon)),
             shares=np.append(waypoints.weights, config.settle) / SHARE,
             posture=start[0] + np.clip(toward, -config.posture_step, config.posture_step),
             jerk_weight=jerk_weight,
             collisions=collisions,
             elapsed=elapsed,
-            now=self._too_near(start[0], collisions, elapsed),
+            now=self._too_near(pose, collisions, elapsed),
         )
         origin = np.stack([start[0], start[1] * span, start[2] * span**2])
         free, posed = self._first_guess(grid, origin, time, guess, goal)
@@ -279,24 +282,25 @@ class ChunkOptimizer:
         waypoints, apart = blended_joints(waypoints, earlier.many(waypoints.times[:shared]), config.blend)
         return waypoints, max(noise, config.joint_weight * math.sqrt(float(np.square(apart).sum(1).mean())))
 
-    def _eased(self, start: tuple[Array, Array, Array], time: float, waypoints: AnyWaypoints) -> AnyWaypoints:
-        """Return waypoints as a damped arm passes them that moves as `start` says at `time` [s]."""
+    def _eased(
+        self, pose: ArmPose, start: tuple[Array, Array, Array], time: float, waypoints: AnyWaypoints
+    ) -> AnyWaypoints:
+        """Return waypoints as a damped arm at `pose` passes them that moves as `start` says at `time` [s]."""
         if self.config.response == 0.0:
             return waypoints
         if isinstance(waypoints, JointWaypoints):
             return eased_joints(waypoints, time, start[0], start[1], self.config.response)
-        pose = self.kinematics.forward(start[0])
         return eased(waypoints, time, pose.tool, pose.jacobian @ start[1], self.config.response)
 
     def _shared(self, times: Array, earlier: JointSpline) -> int:
         """Return how many of the first waypoints an earlier plan covers, its coming to rest left out."""
         return int(np.searchsorted(times, earlier.end_time - self.config.settle - self.config.blend.tail))
 
-    def _too_near(self, q: Array, collisions: CollisionModel, elapsed: float) -> Array | None:
+    def _too_near(self, pose: ArmPose, collisions: CollisionModel, elapsed: float) -> Array | None:
         """Return all distances `[num_pairs]` [m] where one of them is below what plans keep, else None."""
         if collisions.num_pairs == 0:
             return None
-        found = collisions.clearances(self.kinematics.forward(q), np.inf, elapsed)
+        found = collisions.clearances(pose, np.inf, elapsed)
         enough = collisions.config.clearance + self.config.clearance_margin
         return None if found.nearest > enough else found.distances
 
@@ -309,22 +313,21 @@ class ChunkOptimizer:
         positions begins from those, as fast as the joints can follow, unless that leads through an obstacle: the
         programs would then push the arm out of it on any side.
         """
-        places = np.linspace(0.0, grid.spans, 2 * grid.spans + 1)[1:]
-        times = time + places * grid.span
+        times = time + grid.halves * grid.span
         if isinstance(goal.wanted, JointWaypoints):
             way = self._reachable(goal.wanted, origin[0], times, time)
             if guess is not None:
                 # The earlier plan knows a way round obstacles; the iterations can come back this far from it.
                 back = 0.5 * self.config.trust * self.config.iterations
                 way += np.clip(guess.many(times) - way, -back, back)
-            free = grid.through(places, way, origin)
+            free = grid.through(way, origin)
             posed = self.kinematics.forward_many(grid.at_samples @ grid.control(origin, free))
             if goal.collisions.num_pairs == 0 or self._clear(posed, grid, goal):
                 return free, posed
         if guess is None:
             free = np.tile(away_from_singularity(self.kinematics, origin[0], self.lower, self.upper), (grid.free, 1))
         else:
-            free = grid.through(places, guess.many(times), origin)
+            free = grid.through(guess.many(times), origin)
         return free, self.kinematics.forward_many(grid.at_samples @ grid.control(origin, free))
 
     def _clear(self, posed: ArmPose, grid: SplineGrid, goal: _Goal) -> bool:
@@ -355,14 +358,10 @@ class ChunkOptimizer:
         # Gauss-Newton: the tool's error is linearized at the present joints of each sample, which gives
         # `dq' G dq / 2 - p' dq` there. The spline is linear in its control points: `dq_i = sum_k B_ik dc_k`. So the
         # block of control points k and l is `sum_i B_ik B_il G_i`. As one matrix product: `[f*f m] [m j*j]`.
-        products = (grid.samples[:, :, None] * grid.samples[:, None, :]).reshape(len(q), -1)
-        hessian = (products.T @ grams.reshape(len(q), -1)).reshape(grid.free, grid.free, joints, joints)
+        hessian = (grid.products @ grams.reshape(len(q), -1)).reshape(grid.free, grid.free, joints, joints)
         # The jerk couples control points, but never two joints: it stands on the diagonal of the blocks alone. The
         # last control points are one (rest at the end), which `spread` expands.
-        jerk = grid.jerk @ grid.spread
-        smooth = grid.spread.T @ jerk * goal.jerk_weight
-        for joint in range(joints):
-            hessian[:, :, joint, joint] += smooth
+        hessian[:, :, self._diagonal, self._diagonal] += (grid.free_jerk * goal.jerk_weight)[:, :, None]
         # Distances are linearized at the same poses. Their rows and those of the limits are soft: a chunk through an
         # obstacle still has a solution, whose violation the next iteration and the tick remove.
         near = self._near(grid, control, pose, goal)
@@ -372,7 +371,7 @@ class ChunkOptimizer:
         size = grid.free * joints
         # Unknowns are ordered by control point first, then by joint, as the rows of `Limit.rows` are.
         square = np.ascontiguousarray(hessian.transpose(0, 2, 1, 3).reshape(size, size))
-        gradient = (goal.jerk_weight * jerk.T @ control - grid.samples.T @ pulls).ravel()
+        gradient = (goal.jerk_weight * grid.jerk.T @ control - grid.samples.T @ pulls).ravel()
         limits = self._limits(grid, control)
         # `trust` bounds the step, since the linearization holds near the present joints only.
         step = solve_by_row_generation(square, gradient, self.config.trust, limits, near)
@@ -419,19 +418,16 @@ class ChunkOptimizer:
         square = np.matmul(jacobians, jacobians.transpose(0, 2, 1)) + 1e-8 * np.eye(6)
         spare = np.eye(joints) - np.matmul(jacobians.transpose(0, 2, 1), np.linalg.solve(square, jacobians))
         drift = config.posture_weight**2 * (posture - q)
-        measures, slopes = self.kinematics.manipulability_gradients(pose.jacobian)
-        lack = np.maximum(1.0 - measures / config.low_manipulability, 0.0)
-        drift += config.manipulability_weight * lack[:, None] * slopes
+        lack = np.maximum(1.0 - manipulabilities(pose.jacobian) / config.low_manipulability, 0.0)
+        low = np.flatnonzero(lack)
+        if len(low):
+            _, slopes = self.kinematics.manipulability_gradients(pose.jacobian[low])
+            drift[low] += config.manipulability_weight * lack[low, None] * slopes
         return spare, np.matmul(spare, drift[..., None])[..., 0]
 
-    def _limits(self, grid: SplineGrid, control: Array) -> list[Limit]:
+    def _limits(self, grid: SplineGrid, control: Array) -> Limits:
         """Return position, velocity and acceleration on the grid of times, with their bounds."""
-        q, dq, ddq = (m @ control for m in (grid.at_grid, grid.speed_at_grid, grid.acceleration_at_grid))
-        return [
-            Limit(grid.grid[0], q, self.lower, self.upper),
-            Limit(grid.grid[1], dq, -self.velocity, self.velocity),
-            Limit(grid.grid[2], ddq, -self.acceleration, self.acceleration),
-        ]
+        return Limits(grid.grid, grid.at_grid @ control, *self._bounds)
 
     def _near(self, grid: SplineGrid, control: Array, pose: ArmPose, goal: _Goal) -> tuple[Array, Array]:
         """Return the rows of `near_rows` for one goal."""
@@ -439,6 +435,8 @@ class ChunkOptimizer:
         if collisions.num_pairs == 0:
             return np.empty((0, grid.free * len(self.lower))), np.empty(0)
         near = collisions.clearances(pose, config.influence, goal.elapsed + grid.times)
+        if len(near.distances) == 0:
+            return np.empty((0, grid.free * len(self.lower))), np.empty(0)
         opening = config.clearance_margin, config.escape_speed
         return near_rows(grid, control, near, collisions.config, self.acceleration, opening, goal.now)
 

@@ -13,7 +13,7 @@ from gr2.wbc.optimization import ChunkOptimizer, OptimizationConfig, Plan
 from gr2.wbc.robot.kinematics import Kinematics
 from gr2.wbc.robot.robots import kinova_gen3
 from gr2.wbc.robot.transforms import quaternion_from_matrix, rotation_exp, rotation_logs
-from gr2.wbc.row_generation import Limit, solve_by_row_generation
+from gr2.wbc.row_generation import Limits, solve_by_row_generation
 from gr2.wbc.splines import clamped_basis
 from gr2.wbc.waypoints import (
     BlendConfig,
@@ -104,11 +104,11 @@ def test_the_manipulability_term_climbs() -> None:
 
 def test_rows_that_were_left_out_are_found() -> None:
     """Of three unknowns drawn to 5, each between -1 and 1 by a row of its own, with one sum below 1.5."""
-    limit = Limit(np.eye(3), np.zeros((3, 1)), np.array([-1.0]), np.array([1.0]))
+    limits = Limits(np.eye(3)[None], np.zeros((1, 3, 1)), np.full((1, 1, 1), -1.0), np.full((1, 1, 1), 1.0))
     near = (np.array([[-1.0, -1.0, -1.0]]), np.array([-1.5]))
-    x = solve_by_row_generation(np.eye(3), np.full(3, -5.0), 10.0, [limit], near)
+    x = solve_by_row_generation(np.eye(3), np.full(3, -5.0), 10.0, limits, near)
     np.testing.assert_allclose(x, 0.5, atol=1e-4)
-    x = solve_by_row_generation(np.eye(3), np.full(3, -5.0), 10.0, [limit], (np.empty((0, 3)), np.empty(0)))
+    x = solve_by_row_generation(np.eye(3), np.full(3, -5.0), 10.0, limits, (np.empty((0, 3)), np.empty(0)))
     np.testing.assert_allclose(x, 1.0, atol=1e-4)
 
 

@@ -127,7 +127,7 @@ class Kinematics:
         Source: T. Yoshikawa 1985; the gradient is `m tr((J J')^-1 dJ/dq_i J')`.
         """
         square = jacobians @ np.moveaxis(jacobians, -1, -2)
-        measures = np.sqrt(np.maximum(np.linalg.det(square), 0.0))
+        measures = _measures(square)
         regular = measures > 1e-9
         square = np.where(regular[:, None, None], square, np.eye(6))
         pseudo_inverses = np.linalg.solve(square, jacobians)
@@ -136,6 +136,15 @@ class Kinematics:
             derivatives.reshape(*derivatives.shape[:2], -1), pseudo_inverses.reshape(len(jacobians), -1, 1)
         )[..., 0]
         return measures, slopes * np.where(regular, measures, 0.0)[:, None]
+
+
+def _measures(squares: Array) -> Array:
+    return np.sqrt(np.maximum(np.linalg.det(squares), 0.0))
+
+
+def manipulabilities(jacobians: Array) -> Array:
+    """Return Yoshikawa's measures `[m]` of many Jacobians `[m 6 j]`."""
+    return _measures(jacobians @ np.moveaxis(jacobians, -1, -2))
 
 
 def manipulability(jacobian: Array) -> float:
