@@ -44,8 +44,9 @@ class WorldState:
 class World(Simulator, Protocol):
     """A simulator of CALVIN's world: `PlayTable`, or the official one (`calvin.official`).
 
-    The options of `reset` are `robot_obs` `[15]` and `scene_obs` `[24]`; either may be absent. `judged` is the state that
-    `success` judged last, or that the task began in.
+    The options of `reset` are `robot_obs` `[15]` and `scene_obs` `[24]`; either may be absent.
+
+    judged: the state that `success` judged last, or that the task began in.
     """
 
     spec_scene: SceneSpec

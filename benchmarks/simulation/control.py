@@ -198,8 +198,8 @@ class LimitCounter:
         margins = np.minimum(positions - self._lower, self._upper - positions).min(1)
         ratios = (np.abs(velocities) / self._velocity).max(1)
         self.ticks += len(margins)
-        self.position_violations += np.count_nonzero(margins < -_LIMIT_TOLERANCE)
-        self.velocity_violations += np.count_nonzero(ratios > 1 + _LIMIT_TOLERANCE)
+        self.position_violations += int(np.count_nonzero(margins < -_LIMIT_TOLERANCE))
+        self.velocity_violations += int(np.count_nonzero(ratios > 1 + _LIMIT_TOLERANCE))
         self.min_position_margin = min(self.min_position_margin, float(margins.min()))
         self.max_velocity_ratio = max(self.max_velocity_ratio, float(ratios.max()))
 

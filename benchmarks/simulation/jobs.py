@@ -5,10 +5,11 @@ Results are appended episode by episode, so a stopped evaluation resumes where i
 
 from __future__ import annotations
 
+import atexit
 import json
 from collections.abc import Sequence
 from concurrent.futures import as_completed
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from itertools import groupby
@@ -20,8 +21,10 @@ from tqdm import tqdm
 from ...contracts import Chunking, Policy
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.files import write_bytes
-from ...errors import ConfigError, DataError, Gr2Error, PolicyError
+from ...errors import ConfigError, DataError, PolicyError
 from ...gr_model.act.opening import EXECUTED_STEPS, open_policy
+from ...gr_model.act.remote import RemotePolicy
+from ...gr_model.act.websocket_policy import WebSocketPolicy
 from .control import make_control
 from .episodes import as_record, asking_period, last_step, run_chain
 from .fit import check_fit, embodiment_of
@@ -72,56 +75,89 @@ class Job:
         return f"{self.control}/{self.kind}/{self.index}"
 
 
-def run_jobs(
-    evaluation: Evaluation,
-    jobs: Sequence[Job],
-    videos: Videos,
-    folder: Path,
-    records: list[dict[str, Any]] | None = None,
-) -> list[dict[str, Any]]:
-    """Run test episodes in this process and return their records; close simulator and policies.
+class Session:
+    """Simulator and policies of one evaluation in one process; they stay open from episode to episode."""
 
-    Args:
-        evaluation: what is measured.
-        jobs: the episodes.
-        videos: which of them to keep as videos.
-        folder: of the videos.
-        records: where records are put as soon as there are any, for those who want them of a run that fails.
+    def __init__(self, evaluation: Evaluation) -> None:
+        """Open the simulator; policies are opened when they are needed."""
+        import torch
+
+        torch.set_num_threads(1)
+        self.evaluation, self._suite = evaluation, evaluation.open_suite()
+        self._policies: dict[str, Policy] = {}
+
+    def run(self, jobs: Sequence[Job], videos: Videos, folder: Path) -> list[dict[str, Any]]:
+        """Run test episodes and return their records.
+
+        Raises:
+            PolicyError: the policy was trained on another robot, or is not the one that the evaluation began with.
+        """
+        records = []
+        for control, mine in groupby(jobs, key=lambda job: job.control):
+            policy = self._policy(control)
+            records += [_run_job(self.evaluation, self._suite, policy, job, videos, folder) for job in mine]
+        return records
+
+    def _policy(self, control: str) -> Policy:
+        """Return the policy under a control; a server is asked anew who it is, since it may have been restarted."""
+        open_one = self._policies.get(control)
+        if open_one is not None and not isinstance(open_one, RemotePolicy | WebSocketPolicy):
+            return open_one
+        if open_one is not None:
+            self._policies.pop(control).close()
+        policy = self._policies[control] = self._opened(control)
+        _check_same(self.evaluation, policy)
+        check_fit(policy, self._suite.simulator)
+        return policy
+
+    def _opened(self, control: str) -> Policy:
+        evaluation, suite = self.evaluation, self._suite
+        steps, latency = evaluation.executed_steps or None, _latency(evaluation)
+        chunking: Chunking = getattr(evaluation, "chunking", "independent")
+        reach = last_step(steps or EXECUTED_STEPS, latency, suite.simulator.control_hz)
+        return open_policy(
+            evaluation.policy, executed_steps=steps, expert=partial(suite.expert, control, reach),
+            chunking=chunking, latency=latency, embodiment=embodiment_of(suite.simulator),
+            adapt=getattr(suite, "adapt", None),
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Close policies and simulator."""
+        with closing(self._suite), ExitStack() as stack:
+            for policy in self._policies.values():
+                stack.callback(policy.close)
+            self._policies = {}
+
+
+def run_jobs(evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder: Path) -> list[dict[str, Any]]:
+    """Run test episodes in this process and return their records; close simulator and policies.
 
     Raises:
         PolicyError: the policy was trained on another robot.
     """
-    import torch
-
-    torch.set_num_threads(1)
-    records = [] if records is None else records
-    steps, latency = evaluation.executed_steps or None, _latency(evaluation)
-    chunking: Chunking = getattr(evaluation, "chunking", "independent")
-    with closing(evaluation.open_suite()) as suite:
-        reach = last_step(steps or EXECUTED_STEPS, latency, suite.simulator.control_hz)
-        for control, mine in groupby(jobs, key=lambda job: job.control):
-            policy = open_policy(
-                evaluation.policy, executed_steps=steps, expert=partial(suite.expert, control, reach),
-                chunking=chunking, latency=latency, embodiment=embodiment_of(suite.simulator),
-                adapt=getattr(suite, "adapt", None),
-            )  # fmt: skip
-            with closing(policy):
-                _check_same(evaluation, policy)
-                check_fit(policy, suite.simulator)
-                for job in mine:
-                    records.append(_run_job(evaluation, suite, policy, job, videos, folder))
-    return records
+    with closing(Session(evaluation)) as session:
+        return session.run(jobs, videos, folder)
 
 
-def _run_batch(
-    evaluation: Evaluation, jobs: Sequence[Job], videos: Videos, folder: Path
-) -> tuple[list[dict[str, Any]], Gr2Error | None]:
-    """Run test episodes; where one fails, as when a server dies, return those before it and the error."""
-    records: list[dict[str, Any]] = []
+_sessions: list[Session] = []
+"""In a worker process: the one session of its evaluation, once it has begun."""
+
+
+def _run_in_worker(evaluation: Evaluation, job: Job, videos: Videos, folder: Path) -> dict[str, Any]:
+    """Run one episode in a worker process, whose session stays open for the next one and is closed with it."""
+    if not _sessions:
+        _sessions.append(Session(evaluation))
+        atexit.register(_close_session)
     try:
-        return run_jobs(evaluation, jobs, videos, folder, records), None
-    except Gr2Error as error:
-        return records, error
+        return _sessions[0].run([job], videos, folder)[0]
+    except BaseException:
+        _close_session()
+        raise
+
+
+def _close_session() -> None:
+    if _sessions:
+        _sessions.pop().close()
 
 
 def _check_same(evaluation: Evaluation, policy: Policy) -> None:
@@ -178,24 +214,19 @@ def run_evaluation(
     """
     records = _finished(file, evaluation)
     waiting = [job for job in jobs if job.key not in records]
-    size = max(1, min(6, len(waiting) // (2 * num_workers)))
-    batches = [waiting[i : i + size] for i in range(0, len(waiting), size)]
     with (
         tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc=description, unit="episode") as bar,
         file.open("a") as log,
         worker_pool(num_workers) as pool,
     ):
         folder = file.parent / "videos"
-        futures = [pool.submit(_run_batch, evaluation, batch, videos, folder) for batch in batches]
+        futures = [pool.submit(_run_in_worker, evaluation, job, videos, folder) for job in waiting]
         for future in as_completed(futures):
-            finished, error = future.result()
-            for record in finished:
-                records[record["key"]] = record
-                log.write(json.dumps(record) + "\n")
+            record = future.result()
+            records[record["key"]] = record
+            log.write(json.dumps(record) + "\n")
             log.flush()
-            bar.update(len(finished))
-            if error is not None:
-                raise error
+            bar.update()
     return records
 
 

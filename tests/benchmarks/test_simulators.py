@@ -15,6 +15,7 @@ import pytest
 
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.simulation import control as simulation_control
+from gr2.benchmarks.simulation import jobs as jobs_module
 from gr2.benchmarks.simulation.control import controller_fingerprint, make_control
 from gr2.benchmarks.simulation.jobs import Job, _finished, run_evaluation, run_jobs
 from gr2.benchmarks.simulation.simulator import JointSimulator
@@ -129,6 +130,19 @@ def test_another_simulator_is_evaluated_without_a_change(tmp_path: Path) -> None
     assert records[0]["results"] == [{"task": name, "success": True, "steps": 4} for name in ("left", "right")]
     assert OPENED[-1].simulator.closed and all(expert.closed for expert in OPENED[-1].experts)
     assert OPENED[-1].simulator.draws == 0, "an expert that reads the state needs no images"
+
+
+def test_a_worker_keeps_simulator_and_policy_open_until_it_ends_or_fails(tmp_path: Path) -> None:
+    before, jobs = len(OPENED), [Job(control="point", kind="left", index=i) for i in range(2)]
+    records = [jobs_module._run_in_worker(PointEvaluation(), job, "none", tmp_path) for job in jobs]
+    assert [record["key"] for record in records] == ["point/left/0", "point/left/1"]
+    suite = OPENED[-1]
+    assert len(OPENED) == before + 1 and len(suite.experts) == 1 and not suite.simulator.closed
+    jobs_module._close_session()
+    assert suite.simulator.closed and suite.experts[0].closed
+    with pytest.raises(KeyError):
+        jobs_module._run_in_worker(PointEvaluation(), Job(control="point", kind="none", index=0), "none", tmp_path)
+    assert OPENED[-1].simulator.closed
 
 
 def test_videos_are_drawn_where_they_are_wanted(tmp_path: Path) -> None:
