@@ -80,14 +80,11 @@ class FilmMLP(nn.Module):
 
     def transform(self, x: Float[Tensor, "b n"], modulations: Sequence[Float[Tensor, "b v"]]) -> Float[Tensor, "b n"]:
         """Transform flat chunks under given scales and shifts."""
-        h = F.linear(x, self.enter.weight, self.enter.bias)
+        h = self.enter(x)
         for modulation, block in zip(modulations, self.blocks, strict=True):
-            widen, _, narrow = block  # applied without the calls of modules, which cost as much as one row
             scale, shift = modulation.chunk(2, dim=-1)
-            hidden = F.layer_norm(h, h.shape[-1:]) * (1 + scale) + shift
-            hidden = F.gelu(F.linear(hidden, widen.weight, widen.bias))
-            h = h + F.linear(hidden, narrow.weight, narrow.bias)
-        out: Tensor = F.linear(F.gelu(h), self.leave.weight, self.leave.bias)
+            h = h + block(F.layer_norm(h, h.shape[-1:]) * (1 + scale) + shift)
+        out: Tensor = self.leave(F.gelu(h))
         return out
 
 
