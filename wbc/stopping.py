@@ -124,10 +124,11 @@ class ClearanceWatch:
         reached = (self.dt + 0.5 * stop * STOP_SHARES) * (STOP_SHARES > 0.0)
         passed = elapsed + (self.dt + stop * (1.0 - np.sqrt(1.0 - STOP_SHARES))) * (STOP_SHARES > 0.0)
         poses = self.kinematics.forward_many(q + reached[:, None] * previous, jacobians=False)
-        found = model.clearances(poses, np.inf, passed, stale)
+        # A call costs more than its rows: all pairs are measured, so that those that are not stale yet stay fresh, too.
+        found = model.clearances(poses, np.inf, passed)
         here = found.poses == 0
         self._last.refresh(q, elapsed, found.pairs[here], found.distances[here], found.gradients[here])
-        near = found.distances < config.influence
+        near = (found.distances < config.influence) & stale[found.pairs]
         if not np.any(near):
             return None
         distances, gradients, at, here = found.distances[near], found.gradients[near], found.poses[near], here[near]
