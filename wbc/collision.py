@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
 
 from ..errors import ConfigError
 from .collision_pairs import ArmCapsules, BoxPairs, CapsulePairs, PairKind, PlanePairs, WorkspaceWalls, joined
+from .other_arms import OtherArm, OtherArmPairs
 from .robot.kinematics import ArmPose, cross
 from .robot.robots import Capsule, RobotModel
 from .robot.transforms import Array, matrix_from_quaternion, matrix_from_rpy
@@ -135,10 +137,11 @@ class CollisionModel:
     name: capsule_pairs, plane_pairs, box_pairs, walls.
     reach: `[j]` greatest change of any distance for a turn of each joint [m/rad].
     fastest_obstacle: greatest speed of an obstacle [m/s].
+    others: other arms; beside_others: `[num_pairs]` 1 for the pairs with them, else 0.
     """
 
-    def __init__(self, robot: RobotModel, config: CollisionConfig) -> None:
-        """Lay out the pairs: capsules against capsules, spheres and rods, the plane, boxes and the workspace."""
+    def __init__(self, robot: RobotModel, config: CollisionConfig, others: Sequence[OtherArm] = ()) -> None:
+        """Lay out the pairs: capsules against capsules, spheres, rods, the plane, boxes, the workspace, other arms."""
         self.config = config
         capsules, pairs = robot.capsules, list(robot.self_pairs) if config.self_collision else []
         if config.attached is not None:
@@ -158,16 +161,25 @@ class CollisionModel:
         self.walls = None
         if config.workspace is not None:
             self.walls = WorkspaceWalls(*config.workspace, config.clearance, robot.num_joints)
-        every: list[PairKind | None] = [self.capsule_pairs, self.plane_pairs, *self.box_pairs, self.walls]
+        self.others = tuple(others)
+        beside = [OtherArmPairs(arm, other) for other in others]
+        every: list[PairKind | None] = [self.capsule_pairs, self.plane_pairs, *self.box_pairs, self.walls, *beside]
         self.kinds = [kind for kind in every if kind is not None and kind.size]
         self.num_pairs = sum(kind.size for kind in self.kinds)
+        self.beside_others = np.zeros(self.num_pairs)
+        self.beside_others[self.num_pairs - sum(pairs.size for pairs in beside) :] = 1.0
+
+    @property
+    def travel_of_others(self) -> float:
+        """How far [m] any point of other arms has moved in all, as in `OtherArm`."""
+        return sum(other.travel for other in self.others)
 
     def clearances(
         self, pose: ArmPose, within: float = np.inf, elapsed: float | Array = 0.0, only: np.ndarray | None = None
     ) -> Clearances:
         """Return the distances below `within` [m] and their gradients.
 
-        Order: capsule pairs, spheres and rods, plane (both ends of each capsule), boxes, workspace.
+        Order: capsule pairs, spheres and rods, plane (both ends of each capsule), boxes, workspace, other arms.
 
         Args:
             pose: one pose of the arm, or many along a leading axis `m`.

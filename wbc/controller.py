@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from .clock import ReferenceClock
 from .collision import CollisionConfig
 from .configuration import ControllerConfig
 from .fast import make_collisions
+from .other_arms import OtherArm
 from .planning import Motion, Smoothed
 from .reference import SmoothTrajectory, StreamedPose
 from .robot.robots import Capsule, RobotModel
@@ -53,6 +55,7 @@ class WholeBodyController:
         self._clock, self._lock = ReferenceClock(self.dt), threading.RLock()
         self._queue = ChunkQueue(robot, config, self._solver, self._clock, self._supervision, self._log, self._lock)
         self._collision = config.collision
+        self._others: tuple[OtherArm, ...] = ()
         self._started, self._stop = False, ""
         if robot.unwatched_pairs and config.collision.self_collision:
             links = sorted({(robot.capsules[a].link, robot.capsules[b].link) for a, b in robot.unwatched_pairs})
@@ -130,9 +133,27 @@ class WholeBodyController:
         with self._lock:
             if not math.isfinite(time):
                 raise ControlError(f"update_scene: expected a finite time [s], got {time}.")
-            scene = make_collisions(self.robot, collision, self.config.backend)
+            scene = make_collisions(self.robot, collision, self.config.backend, self._others)
             self._collision = collision
             self._solver.keep_clear_of(scene, float(time))
+
+    def watch(self, others: Sequence[OtherArm]) -> None:
+        """Keep clear of other arms, too, wherever they are `seen`; see `ArmGroup`, which tells each of the others."""
+        with self._lock:
+            self._others = tuple(others)
+            self.update_scene(self._collision, self._solver.scene_time)
+
+    def show(self, arm: OtherArm) -> None:
+        """Let another arm's controller know where this one may be: on its way to a stop from the last command."""
+        with self._lock:
+            self._require_started()
+            watch = self._solver.watch
+            arm.see(self._solver.kinematics, watch.collisions.arm, watch.way_to_stop(self._arm.q, self._arm.dq))
+
+    @property
+    def num_capsules(self) -> int:
+        """Number of the arm's capsules, a grasped object among them."""
+        return len(self._solver.watch.collisions.arm.radii)
 
     def attach(self, capsule: Capsule) -> None:
         """Keep a grasped object clear too: a capsule in the tool frame [m]; `detach` ends it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from scipy.linalg.lapack import dposv
 from ..errors import ConfigError, EnvironmentMissing
 from .collision import Clearances, CollisionConfig, CollisionModel
 from .collision_pairs import Placed
+from .other_arms import OtherArm
 from .robot.geometry import segments_to_box
 from .robot.kinematics import ArmPose, Kinematics, manipulability
 from .robot.robots import RobotModel
@@ -45,16 +47,20 @@ def make_kinematics(robot: RobotModel, backend: str = "numpy") -> Kinematics:
     return PinocchioKinematics(robot) if _is_fast(backend) else Kinematics(robot)
 
 
-def make_collisions(robot: RobotModel, config: CollisionConfig, backend: str = "numpy") -> CollisionModel:
+def make_collisions(
+    robot: RobotModel, config: CollisionConfig, backend: str = "numpy", others: Sequence[OtherArm] = ()
+) -> CollisionModel:
     """Return the distances of `robot` computed by `backend`: `numpy` or `pinocchio` (with coal).
 
-    The fast ones are fast for single poses of `make_kinematics(robot, "pinocchio")`.
+    The fast ones are fast for single poses of `make_kinematics(robot, "pinocchio")`; beside other arms there are none.
 
     Raises:
         ConfigError: another backend.
         EnvironmentMissing: pinocchio or coal is not installed.
     """
-    return CoalCollisionModel(robot, config) if _is_fast(backend) else CollisionModel(robot, config)
+    if _is_fast(backend) and not others:
+        return CoalCollisionModel(robot, config)
+    return CollisionModel(robot, config, others)
 
 
 def _is_fast(backend: str) -> bool:

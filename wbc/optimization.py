@@ -437,7 +437,11 @@ class ChunkOptimizer:
         near = collisions.clearances(pose, config.influence, goal.elapsed + grid.times)
         if len(near.distances) == 0:
             return np.empty((0, grid.free * len(self.lower))), np.empty(0)
-        opening = config.clearance_margin, config.escape_speed
+        speed: Array | float = config.escape_speed
+        if collisions.others:
+            # Two arms that both made way for each other would go to and fro: each waits where it is.
+            speed = speed * (1.0 - collisions.beside_others[near.pairs])
+        opening = config.clearance_margin, speed
         return near_rows(grid, control, near, collisions.config, self.acceleration, opening, goal.now)
 
 

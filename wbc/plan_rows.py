@@ -16,7 +16,7 @@ def near_rows(
     near: Clearances,
     collision: CollisionConfig,
     acceleration: Array,
-    opening: tuple[float, float],
+    opening: tuple[float, Array | float],
     now: Array | None,
 ) -> tuple[Array, Array]:
     """Return rows `[r f*j]` on the near distances, and their least values `[r]` [m].
@@ -28,7 +28,8 @@ def near_rows(
         grid: of the plan; control: `[n j]` its control points.
         near: pairs at the samples; collision: what is kept of their distances.
         acceleration: `[j]` that the arm brakes with [rad/s^2].
-        opening: margin beyond the clearance [m], and speed at which pairs open that begin nearer [m/s].
+        opening: margin beyond the clearance [m], and speed at which pairs open that begin nearer [m/s], one for all or
+            `[p]`.
         now: `[num_pairs]` all distances where one is too small already [m], else None.
     """
     speeds = grid.speed_at_samples @ control

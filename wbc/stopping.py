@@ -65,19 +65,21 @@ class _LastMeasured:
 
     q: `[p j]` joint positions then [rad]; elapsed: `[p]` age of the obstacles then [s]; distances: `[p]` [m];
     gradients: `[p j]` [m/rad]; change: `[p]` most that the rate of the distance can change in a tick [m/s].
+    travel: `[p]` how far other arms had moved in all then [m].
     """
 
-    def __init__(self, q: Array, elapsed: float, found: Clearances, gain_in_tick: Array) -> None:
+    def __init__(self, q: Array, elapsed: float, found: Clearances, gain_in_tick: Array, travel: float) -> None:
         self.q, self.elapsed = np.tile(q, (len(found.distances), 1)), np.full(len(found.distances), elapsed)
         self.distances, self.gradients = found.distances.copy(), found.gradients.copy()
+        self.travel = np.full(len(found.distances), travel)
         self.gain_in_tick = gain_in_tick
         self.change = np.abs(self.gradients) @ gain_in_tick
 
     def refresh(
-        self, q: Array, elapsed: float, pairs: npt.NDArray[np.intp], distances: Array, gradients: Array
+        self, q: Array, elapsed: float, travel: float, pairs: npt.NDArray[np.intp], distances: Array, gradients: Array
     ) -> None:
         """Take over new measurements of some pairs."""
-        self.q[pairs], self.elapsed[pairs] = q, elapsed
+        self.q[pairs], self.elapsed[pairs], self.travel[pairs] = q, elapsed, travel
         self.distances[pairs], self.gradients[pairs] = distances, gradients
         self.change[pairs] = np.abs(gradients) @ self.gain_in_tick
 
@@ -117,7 +119,7 @@ class ClearanceWatch:
         way = max(self.dt + 0.5 * stop, 1.0 / config.approach_rate)
         if self._last is None:
             found = model.clearances(pose or self.kinematics.forward(q), np.inf, elapsed)
-            self._last = _LastMeasured(q, elapsed, found, self._gain_in_tick)
+            self._last = _LastMeasured(q, elapsed, found, self._gain_in_tick, model.travel_of_others)
         stale = self._tight(self._last, q, previous, way, elapsed, stop)
         if not np.any(stale):
             return None
@@ -127,7 +129,8 @@ class ClearanceWatch:
         # A call costs more than its rows: all pairs are measured, so that those that are not stale yet stay fresh, too.
         found = model.clearances(poses, np.inf, passed)
         here = found.poses == 0
-        self._last.refresh(q, elapsed, found.pairs[here], found.distances[here], found.gradients[here])
+        travel = model.travel_of_others
+        self._last.refresh(q, elapsed, travel, found.pairs[here], found.distances[here], found.gradients[here])
         near = (found.distances < config.influence) & stale[found.pairs]
         if not np.any(near):
             return None
@@ -154,9 +157,18 @@ class ClearanceWatch:
         closing = np.maximum(last.change - last.gradients @ previous, 0.0)
         margin = last.distances + (last.gradients * shift).sum(1) - closing * way - bend
         kept = self.collisions.config.clearance
+        if self.collisions.others:
+            moved = self.collisions.travel_of_others - last.travel
+            margin = margin - self.collisions.beside_others * moved
         if self.collisions.fastest_obstacle > 0.0:
             return margin <= kept + self.collisions.fastest_obstacle * (np.abs(elapsed - last.elapsed) + stop)
         return margin <= kept
+
+    def way_to_stop(self, q: Array, dq: Array) -> Array:
+        """Return `[s j]`: postures at `STOP_SHARES` of the way on which all joints brake together from `q`, `dq`."""
+        stop = float((np.abs(dq) / self.acceleration).max()) + self.dt
+        way: Array = q + (0.5 * stop * STOP_SHARES)[:, None] * dq
+        return way
 
     def blocks_separate_stops(self, q: Array, previous: Array, change: Array, elapsed: float = 0.0) -> bool:
         """Return whether a stop of each joint by itself would come nearer than the clearance, and than now."""
