@@ -118,7 +118,7 @@ class ArmGroup:
     def _lay_out(self, watcher: str, arm: str) -> OtherArm:
         """Make one arm watch another one, or watch it again once it has grasped something or let go of it."""
         assert self._bases is not None
-        T_base_other = np.linalg.solve(self._bases[watcher], self._bases[arm])
+        T_base_other = np.asarray(np.linalg.solve(self._bases[watcher], self._bases[arm]), np.float64)
         self._seen[watcher, arm] = OtherArm(T_base_other, self.controllers[arm].num_capsules, len(STOP_SHARES))
         self.controllers[watcher].watch([seen for (who, _), seen in self._seen.items() if who == watcher])
         return self._seen[watcher, arm]
@@ -133,5 +133,5 @@ def _pose(arm: str, given: npt.ArrayLike | None) -> Array:
     pose = np.zeros(0) if given is None else np.array(given, dtype=np.float64)
     rigid = pose.shape == (4, 4) and np.all(np.isfinite(pose)) and np.allclose(pose[3], [0.0, 0.0, 0.0, 1.0])
     if not (rigid and np.allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-6) and np.linalg.det(pose) > 0.0):
-        raise ControlError(f"ArmGroup: expected for '{arm}' the pose of its base as [4 4], rigid, got {given}.")
+        raise ControlError(f"ArmGroup: expected for '{arm}' the pose of its base as [4 4], rigid, got {given!r}.")
     return pose

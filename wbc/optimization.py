@@ -432,10 +432,9 @@ class ChunkOptimizer:
     def _near(self, grid: SplineGrid, control: Array, pose: ArmPose, goal: _Goal) -> tuple[Array, Array]:
         """Return the rows of `near_rows` for one goal."""
         config, collisions = self.config, goal.collisions
-        if collisions.num_pairs == 0:
-            return np.empty((0, grid.free * len(self.lower))), np.empty(0)
-        near = collisions.clearances(pose, config.influence, goal.elapsed + grid.times)
-        if len(near.distances) == 0:
+        times = goal.elapsed + grid.times
+        near = collisions.clearances(pose, config.influence, times) if collisions.num_pairs else None
+        if near is None or len(near.distances) == 0:
             return np.empty((0, grid.free * len(self.lower))), np.empty(0)
         speed: Array | float = config.escape_speed
         if collisions.others:
