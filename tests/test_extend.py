@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -61,3 +62,27 @@ def test_the_policy_is_found_by_its_file(tmp_path: Path) -> None:
     assert isinstance(answer, gr2.ActionTrajectory)
     assert policy.executed_steps == 10
     assert answer.positions[-1, 2] == pytest.approx(0.05)
+
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "examples" / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_holds_code_alone(file: Path) -> None:
+    notebook = json.loads(file.read_text(encoding="utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code and not any(cell["outputs"] or cell["execution_count"] for cell in code), "clear its outputs"
+    for cell in code:
+        lines = "".join(cell["source"]).splitlines()
+        compile("\n".join(line for line in lines if not line.startswith("!")), str(file), "exec")
+    gone = [
+        name for name in re.findall(r"\((\.\./\.\./[^)]+)\)", json.dumps(notebook)) if not (file.parent / name).exists()
+    ]
+    assert not gone
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_runs(file: Path) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    nbclient.NotebookClient(nbformat.read(file, 4), timeout=1200, kernel_name="python3").execute()
