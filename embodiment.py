@@ -32,8 +32,9 @@ UNITS: Mapping[str, str] = {
 """Usual unit of each kind of signal; rotations that are angles are in [rad]. Another kind with no unit has an unknown
 one."""
 
-CLOSING, AS_STORED = "closing", "as stored"
-"""Units of a gripper that is not 0 closed to 1 open: 1 closed to 0 open; of a range and sense that are not known."""
+CLOSING, EFFORT, AS_STORED = "closing", "effort", "as stored"
+"""Units of a gripper that is not 0 closed to 1 open: 1 closed to 0 open; an effort of 1 (close) to -1 (open); of a
+range and sense that are not known."""
 
 _ROTATION_WIDTHS = {"quaternion_xyzw": 4, "quaternion_wxyz": 4, "rotation_vector": 3, "rotation_6d": 6, "matrix": 9}
 _EULER = re.compile(r"euler_([xyz]{3}|[XYZ]{3})")
@@ -68,7 +69,7 @@ class Signal:
     width: how many numbers are stored.
     kind: what they are. A position and a rotation of the same prefix (`tool_position`, `tool_rotation`) are one pose.
     unit: of the stored numbers; None is the usual one of the kind, empty is unknown where the kind has a usual one. A
-        gripper without a unit is 0 closed to 1 open; others are `closing` or `as stored`.
+        gripper without a unit is 0 closed to 1 open; others are `closing`, `effort` or `as stored`.
     rotation: how a rotation is stored, see `rotation_width`; empty for others.
     binary: a gripper that is only open (1) or closed (0); None where only the data can show it, which
         they do when tokens are written.

@@ -197,6 +197,13 @@ def _benchmark_calvin_speed() -> Target:
     return speed
 
 
+def _benchmark_metaworld() -> Target:
+    """Run Meta-World's tasks and print the success of each, with an interval."""
+    from ..benchmarks.metaworld.evaluate import evaluate
+
+    return evaluate
+
+
 def _benchmark_data() -> Target:
     """Time shards, decoding and curation beside webdataset and decord, and report who waits for whom."""
     from ..benchmarks.data.run import benchmark
@@ -310,6 +317,7 @@ COMMANDS = (
     Command(words="benchmark calvin speed", target=_benchmark_calvin_speed, group="results"),
     Command(words="benchmark claims", target=_benchmark_claims, group="results", prints_options=True),
     Command(words="benchmark data", target=_benchmark_data, group="results"),
+    Command(words="benchmark metaworld", target=_benchmark_metaworld, group="results", prints_options=True),
     Command(words="benchmark speed", target=_benchmark_speed, group="results"),
     Command(words="benchmark video", target=_benchmark_video, group="results", prints_options=True),
     Command(words="benchmark wbc", target=_benchmark_wbc, group="results", bare="files"),

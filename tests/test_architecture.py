@@ -68,6 +68,7 @@ WITHOUT_TORCH = (
     "data_pipeline.inspection",
     "data_pipeline.statistics",
     "benchmarks.playtable",
+    "benchmarks.metaworld",
     "benchmarks.simulation",
     "benchmarks.demonstrations",
     "benchmarks.doctor",
@@ -84,8 +85,8 @@ TORCH_FAMILY = {
     "jaxtyping",
 }
 OPTIONAL = {
-    "h5py", "mediapipe", "msgpack", "ray", "rerun", "torchcodec", "transformers", "vla_eval", "wandb", "websockets",
-    "zarr",
+    "h5py", "mediapipe", "metaworld", "msgpack", "mujoco", "ray", "rerun", "torchcodec", "transformers", "vla_eval",
+    "wandb", "websockets", "zarr",
 }  # fmt: skip
 """Packages that a module uses only where they are installed."""
 CENTRAL_TYPES = (

@@ -19,12 +19,14 @@ from ..playtable.tasks import choose_tasks
 from ..simulation.control import controller_fingerprint
 from ..simulation.episodes import check_latency
 from ..simulation.jobs import Job, Videos, choose_part, run_evaluation
+from ..simulation.results import provenance
+from ..simulation.training_tasks import training_lines
 from ..simulation.videos import write_sheet
 from .interface import Interface
-from .results import provenance, published, summarize, table
+from .results import published, summarize, table
 from .sequences import official_sequences
 from .suite import Backend, EvaluationConfig
-from .training_tasks import training_lines, training_of
+from .training_tasks import training_of
 
 Protocol = Literal["gr2", "official"]
 """What is chosen freely, or CALVIN's own settings."""

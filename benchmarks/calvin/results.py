@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
 
 from ..metrics.published import ABCD_D, PUBLISHED_PROTOCOL
-from ..metrics.statistics import bootstrap_mean, wilson_interval
+from ..metrics.statistics import bootstrap_mean
 from ..playtable.robot import panda_model
 from ..simulation.control import LimitCounter
+from ..simulation.results import rate_line, tally, task_lines
 from .episodes import CHAIN_LENGTH
-
-_PACKAGES = ("gr2", "torch", "pybullet", "numpy")
 
 
 def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str]) -> dict[str, Any]:
@@ -33,22 +30,16 @@ def summarize(records: Mapping[str, Mapping[str, Any]], controls: Sequence[str])
     summary: dict[str, Any] = {}
     for control in controls:
         mine = {k: records[k] for k in sorted(records, key=_order) if k.startswith(f"{control}/")}
-        tasks: dict[str, dict[str, Any]] = {}
-        attempts: dict[str, dict[str, Any]] = {}
+        single: list[Mapping[str, Any]] = []
+        in_a_row: list[Mapping[str, Any]] = []
         lengths: dict[str, list[int]] = {"chain": [], "sequence": []}
         for key, record in mine.items():
             results, kind = record["results"], key.split("/")[1]
             if kind in lengths:
                 lengths[kind].append(sum(r["success"] for r in results))
-            for result in results:
-                row = (attempts if kind in lengths else tasks).setdefault(
-                    result["task"], {"success": 0, "total": 0, "steps": []}
-                )
-                row["success"] += int(result["success"])
-                row["total"] += 1
-                row["steps"].append(result["steps"])
-        summary[control] = {"tasks": tasks, "chains": lengths["chain"], "sequences": lengths["sequence"]}
-        summary[control]["attempts"] = attempts
+            (in_a_row if kind in lengths else single).extend(results)
+        summary[control] = {"tasks": tally(single), "chains": lengths["chain"], "sequences": lengths["sequence"]}
+        summary[control]["attempts"] = tally(in_a_row)
         summary[control]["failures"] = _failures([r for record in mine.values() for r in record["results"]])
         summary[control]["scores"] = {f"{kind}s": _scores(one) for kind, one in lengths.items() if one}
         if jerks := [record["joint_jerk"] for record in mine.values() if "joint_jerk" in record]:
@@ -125,14 +116,8 @@ def table(summary: Mapping[str, Any]) -> Iterator[str]:
     for control, result in summary.items():
         tasks = result["tasks"]
         if tasks:
-            success, total = (
-                sum(t["success"] for t in tasks.values()),
-                sum(t["total"] for t in tasks.values()),
-            )
-            rate = wilson_interval(success, total)
-            interval = f"[{rate.low:.1%}, {rate.high:.1%}]"
-            yield f"{control}: {success}/{total} = {rate.value:.1%} {interval}, {len(tasks)} tasks"
-            yield from _task_lines(tasks)
+            yield rate_line(control, tasks)
+            yield from task_lines(tasks)
         for kind, score in result["scores"].items():
             rates = " ".join(f"{rate:.3f}" for rate in score["success_rates"])
             interval = "[{:.2f}, {:.2f}]".format(*score["interval_95"])
@@ -140,7 +125,7 @@ def table(summary: Mapping[str, Any]) -> Iterator[str]:
             yield f"{control}: average length {mean}, {score['number']} {kind}; SR1..5 {rates}"
         if result["attempts"]:
             yield f"{control}: tasks begun inside of chains"
-            yield from _task_lines(result["attempts"])
+            yield from task_lines(result["attempts"])
         if result["failures"]:
             yield f"{control}: how tasks failed, and the closest approach (median)"
             for task, row in result["failures"].items():
@@ -160,21 +145,3 @@ def table(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"published, not ours: {PUBLISHED_PROTOCOL}:"
         for row in ABCD_D:
             yield f"  {row.model:28s} {row.average_length:.2f}  ({row.evidence}: {row.source})"
-
-
-def _task_lines(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    for name in sorted(tasks):
-        row = tasks[name]
-        steps = sorted(row["steps"])[len(row["steps"]) // 2]
-        yield f"  {name:28s} {row['success']:4d}/{row['total']:<4d} median {steps} steps"
-
-
-def provenance(fingerprint: str) -> dict[str, Any]:
-    """Return what a metric must be quoted with: versions of the packages and the policy's fingerprint."""
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "missing"
-    return {"versions": versions, "policy_fingerprint": fingerprint}

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from ...contracts import Episode, Observation, Policy
 from ...data_pipeline.curation.ingest import write_video_shards
 from ...data_pipeline.executors import worker_pool
-from ...data_pipeline.files import write_json
 from ...data_pipeline.store.episodes import write_episode
 from ...embodiment import TOOL_ARM
 from ...errors import ConfigError, DataError
+from ..metaworld.record import record_metaworld
 from ..playtable.cameras import CALVIN_PX, CameraConfig
 from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
 from ..playtable.feasibility import feasible
@@ -30,9 +28,11 @@ from ..playtable.tasks import ALL_TASKS, choose_tasks
 from ..playtable.world import WorldState
 from ..simulation.control import make_control
 from .calvin_pieces import SHORTEST, join_pieces, write_piece
+from .disturbance import Hand
 from .expert_motion import ExpertStyle
 from .experts import act
 from .next_task import choose_next, deal, dealable, deals_again, emphasis_of, hand_is_free
+from .resuming import check_configuration, finished_counts, note_finished
 
 Layout = Literal["episodes", "shards", "calvin"]
 
@@ -98,29 +98,6 @@ class _Pilot:
         self.control.step()
 
 
-class _Hand:
-    """Disturbs what the expert commands: a slowly wandering error, now and then a shove."""
-
-    def __init__(self, rng: np.random.Generator, active: bool) -> None:
-        self.rng, self.active = rng, active
-        self.scale = rng.uniform(0.3, 1.0) if active else 0.0
-        self.error, self.turn, self.shove = np.zeros(3), np.zeros(3), np.zeros(3)
-        self.shove_left = 0
-
-    def __call__(self, position: np.ndarray, quaternion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if not self.active:
-            return position, quaternion
-        self.error = 0.85 * self.error + self.scale * self.rng.normal(0, 0.006, 3)
-        self.turn = 0.85 * self.turn + self.scale * self.rng.normal(0, 0.03, 3)
-        if self.shove_left == 0 and self.rng.random() < 0.025:
-            self.shove_left = int(self.rng.integers(3, 8))
-            self.shove = self.rng.normal(0, 0.022, 3)
-        shove = self.shove if self.shove_left else 0.0
-        self.shove_left = max(0, self.shove_left - 1)
-        turned = Rotation.from_rotvec(self.turn) * Rotation.from_quat(quaternion)
-        return position + self.error + shove, turned.as_quat()
-
-
 @dataclass
 class _Tape:
     """Images, states and labels of one segment; CALVIN's own arrays where its layout is written."""
@@ -173,7 +150,7 @@ def _run_segment(
 ) -> tuple[bool, int]:
     """Let the expert act until its task is done and a few steps more; return success and steps taken."""
     start: WorldState = env.world_state()
-    style, hand = ExpertStyle.sample(rng), _Hand(rng, rng.random() < config.noise_share)
+    style, hand = ExpertStyle.sample(rng), Hand(rng, rng.random() < config.noise_share)
     extra, done_at, state = int(rng.integers(0, 5)), None, start
     most = _MAX_STEPS + (0 if pilot is None else pilot.steps)
     for step in range(most):
@@ -274,7 +251,7 @@ def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: lis
                 elif not (out / f"episode_{index:06d}").exists():
                     source = f"playtable/{scene_name}/{chain}/{facts['segment'] if instruction else 'play'}"
                     write_episode(out, index, tape.episode(instruction, config.frame_stride, source), facts)
-            write_json(out / "chains" / f"{chain:06d}.json", counts)
+            note_finished(out, chain, counts)
     finally:
         env.close()
 
@@ -301,9 +278,10 @@ def _batches(config: RecordConfig, chains: int, finished: set[int], size: int = 
 def record(
     *,
     out: Path,
+    simulator: Literal["playtable", "metaworld"] = "playtable",
     scenes: str = "D",
     generated: int = 0,
-    tasks: str = "demonstrated",
+    tasks: str | None = None,
     chains: int = 200,
     episodes: int | None = None,
     layout: Layout = "episodes",
@@ -317,21 +295,24 @@ def record(
     num_workers: int = 2,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Record scripted demonstrations in the PlayTable simulator; run again to resume where it stopped.
+    """Record scripted demonstrations in a simulator; run again to resume where it stopped.
 
     Args:
         out: folder for the episodes, or the split of a CALVIN data set, as in task_D_D/training.
+        simulator: "metaworld" takes tasks, episodes, layout, noise_share, image_size, frame_stride, num_workers, seed.
         scenes: letters of the scenes to use, e.g. ABCD.
         generated: number of generated scenes to use beside them: furniture of A to C put together anew, other colors.
-        tasks: "demonstrated" (17), "all" (34), or names separated by commas.
+        tasks: "demonstrated" (17, the default), "all" (34), or names separated by commas; of Meta-World "mt10" (the
+            default), "mt50", or names.
         chains: number of chains of up to six skills.
-        episodes: continue until there are as many labeled episodes at least; `chains` does not count then.
+        episodes: continue until there are as many labeled episodes at least; `chains` does not count then. Of
+            Meta-World how many in all, by default 50 of each task.
         layout: "episodes" (videos) for `gr2 data shards`, "shards" to run that at once (both lie in `out`), or
             "calvin" (one npz a frame), which every CALVIN loader and `gr2 data shards` read.
         play_share: share of chains kept whole, without an instruction.
         noise_share: share of skills acted with a disturbed hand (labels stay clean).
         image_size: image side [px]; by default 64, and 200 and 84 in CALVIN's layout.
-        frame_stride: control steps (30 Hz) from image to image; by default 5, and 1 in CALVIN's layout.
+        frame_stride: control steps (30 Hz, Meta-World 80) from image to image; by default 5, in CALVIN's layout 1.
         policy: folder of a released model that drives the first part of each skill; the expert labels every step
             and finishes the skill (DAgger). Without it the expert acts alone.
         emphasis: `results.json` of `gr2 benchmark calvin`: tasks that failed more often there are recorded more often.
@@ -340,51 +321,75 @@ def record(
         seed: seed of everything that is sampled.
 
     Returns:
-        Numbers of labeled episodes and of pieces of play, and the seconds it took.
+        Numbers of labeled episodes and of pieces of play (of Meta-World those given up), and the seconds it took.
 
     Raises:
         ConfigError: an impossible value.
         DataError: `out` holds a recording of another configuration.
     """
-    for letter in scenes:
+    started, place = time.monotonic(), out / "episodes" if layout == "shards" else out
+    if simulator == "metaworld":
+        given = {"scenes": scenes, "generated": generated, "chains": chains, "play_share": play_share, "policy": policy}
+        _only_shared_options(layout, given | {"emphasis": emphasis, "calvin_root": calvin_root})
+        found = record_metaworld(
+            out=place, tasks=tasks or "mt10", episodes=episodes, noise_share=noise_share, image_size=image_size or 64,
+            frame_stride=frame_stride or 5, num_workers=num_workers, seed=seed,
+        )  # fmt: skip
+    else:
+        stride = frame_stride if frame_stride is not None else 1 if layout == "calvin" else 5
+        config = RecordConfig(
+            scenes=scenes, tasks=tasks or "demonstrated", layout="calvin" if layout == "calvin" else "episodes",
+            chains=0 if episodes else chains, episodes=episodes or 0, play_share=play_share, noise_share=noise_share,
+            image_px=image_size if image_size is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
+            policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed,
+            emphasis=emphasis_of(emphasis) if emphasis else {}, generated=generated,
+        )  # fmt: skip
+        _check(config, min(chains, num_workers, stride, 1 if episodes is None else episodes))
+        found = _record_playtable(place, config, num_workers)
+    if layout == "shards":
+        write_video_shards(source=str(place), out=out / "shards", num_workers=num_workers)
+    return found | {"seconds": round(time.monotonic() - started)}
+
+
+def _only_shared_options(layout: Layout, given: Mapping[str, object]) -> None:
+    """Refuse what says nothing to Meta-World."""
+    usual: Mapping[str, object] = record.__kwdefaults__ or {}
+    others = [f"--{name.replace('_', '-')}" for name, value in given.items() if value != usual[name]]
+    others += ["--layout calvin"] if layout == "calvin" else []
+    if others:
+        raise ConfigError(
+            f"--simulator metaworld: expected only options that both simulators have, got {', '.join(others)}; leave "
+            "out what is PlayTable's."
+        )
+
+
+def _check(config: RecordConfig, smallest: int) -> None:
+    """Refuse a recording that cannot be; `smallest` is the least of the numbers that must be positive."""
+    for letter in config.scenes:
         scene(letter)
-    stride = frame_stride if frame_stride is not None else 1 if layout == "calvin" else 5
-    if (
-        not (scenes or generated)
-        or generated < 0
-        or min(chains, num_workers, stride, 1 if episodes is None else episodes) < 1
-    ):
+    if not (config.scenes or config.generated) or config.generated < 0 or smallest < 1:
         raise ConfigError(
             "record: expected at least one scene, chain, episode, worker and a frame stride of 1 or more."
         )
-    if generated and calvin_root is not None:
+    if config.generated and config.calvin_root:
         raise ConfigError("--generated: expected no --calvin-root, which has the scenes A to D alone; leave one out.")
-    if layout == "calvin" and stride != 1:
-        raise ConfigError(f"--frame-stride: CALVIN's layout holds every step, got {stride}; leave the option out.")
-    if not dealable(choose_tasks(tasks)):
-        raise ConfigError(f"--tasks {tasks}: expected what must be done before one of them, too; add tasks that lift.")
-    config = RecordConfig(
-        scenes=scenes, tasks=tasks, layout="calvin" if layout == "calvin" else "episodes",
-        chains=0 if episodes else chains, episodes=episodes or 0,
-        play_share=play_share, noise_share=noise_share,
-        image_px=image_size if image_size is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
-        policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed,
-        emphasis=emphasis_of(emphasis) if emphasis else {}, generated=generated,
-    )  # fmt: skip
-    place = out / "episodes" if layout == "shards" else out
-    (place / "chains").mkdir(parents=True, exist_ok=True)
-    _check_configuration(place / "recording.json", config)
-    started = time.monotonic()
-    counts = _record_all(place, config, num_workers)
-    if layout == "calvin":
-        join_pieces(place, calvin_root)
-    elif layout == "shards":
-        write_video_shards(source=str(place), out=out / "shards", num_workers=num_workers)
-    return {
-        "labeled": sum(c["labeled"] for c in counts.values()),
-        "play": sum(c["play"] for c in counts.values()),
-        "seconds": round(time.monotonic() - started),
-    }
+    if config.layout == "calvin" and config.frame_stride != 1:
+        raise ConfigError(
+            f"--frame-stride: CALVIN's layout holds every step, got {config.frame_stride}; leave the option out."
+        )
+    if not dealable(choose_tasks(config.tasks)):
+        raise ConfigError(
+            f"--tasks {config.tasks}: expected what must be done before one of them, too; add tasks that lift."
+        )
+
+
+def _record_playtable(out: Path, config: RecordConfig, num_workers: int) -> dict[str, int]:
+    """Record in PlayTable; return the numbers of labeled episodes and pieces of play."""
+    check_configuration(out, _as_kept(config))
+    counts = _record_all(out, config, num_workers)
+    if config.layout == "calvin":
+        join_pieces(out, Path(config.calvin_root) if config.calvin_root else None)
+    return {kind: sum(c[kind] for c in counts.values()) for kind in ("labeled", "play")}
 
 
 def _record_all(out: Path, config: RecordConfig, num_workers: int) -> dict[int, dict[str, int]]:
@@ -392,14 +397,14 @@ def _record_all(out: Path, config: RecordConfig, num_workers: int) -> dict[int, 
     with tqdm(desc="record", unit="chain") as bar, worker_pool(num_workers) as pool:
         wanted = config.chains or _chains_for(config.episodes)
         while True:
-            finished = _finished_chains(out)
+            finished = finished_counts(out)
             bar.total, bar.n = wanted, len(finished)
             batches = _batches(config, wanted, set(finished))
             futures = {pool.submit(_record_chains, out, config, name, mine): len(mine) for name, mine in batches}
             for future in as_completed(futures):
                 future.result()
                 bar.update(futures[future])
-            counts = _finished_chains(out)
+            counts = finished_counts(out)
             missing = config.episodes - sum(c["labeled"] for number, c in counts.items() if number < wanted)
             if missing <= 0:
                 break
@@ -416,23 +421,7 @@ def _chains_for(episodes: int) -> int:
     return -(-episodes // SEGMENTS_PER_CHAIN)
 
 
-def _finished_chains(out: Path) -> dict[int, dict[str, int]]:
-    """Return the counts of the chains that are recorded, by number."""
-    found = {int(p.stem): json.loads(p.read_text()) for p in sorted((out / "chains").glob("*.json"))}
-    return {n: {"labeled" if k == "labelled" else k: v for k, v in c.items()} for n, c in found.items()}  # 0.1.0's key
-
-
-def _check_configuration(file: Path, config: RecordConfig) -> None:
-    wanted = asdict(config)
-    for name in ("emphasis", "generated"):
-        if not wanted[name]:
-            del wanted[name]  # as recordings of 0.1.0 have it
-    if file.exists():
-        found = json.loads(file.read_text())
-        if found != wanted and any(file.parent.glob("chains/*.json")):
-            raise DataError(
-                f"{file.parent}: expected a recording with {wanted}, found one with {found}; choose another folder."
-            )
-        if found == wanted:
-            return
-    write_json(file, wanted)
+def _as_kept(config: RecordConfig) -> dict[str, Any]:
+    """Return the configuration as `recording.json` holds it: that of 0.1.0 without fields added since."""
+    kept = asdict(config)
+    return {name: value for name, value in kept.items() if name not in ("emphasis", "generated") or value}

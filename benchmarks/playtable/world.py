@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..simulation.simulator import Simulator
+from ..simulation.simulator import PoseSimulator
 from .scenes import SceneSpec
 
 
@@ -41,7 +41,7 @@ class WorldState:
     velocities: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-class World(Simulator, Protocol):
+class World(PoseSimulator, Protocol):
     """A simulator of CALVIN's world: `PlayTable`, or the official one (`calvin.official`).
 
     The options of `reset` are `robot_obs` `[15]` and `scene_obs` `[24]`; either may be absent.

@@ -1,13 +1,12 @@
-"""Two ways to make a simulated arm follow a trajectory: the simulator's own control, and our whole-body controller."""
+"""Ways to make a simulated robot follow a trajectory: the simulator's own control, and our whole-body controller."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -21,7 +20,8 @@ from ...wbc.tracking import TrackingConfig
 from ...wbc.validation import FAULTS, likely_cause
 from ...wbc.waypoints import BlendConfig
 from ..metrics.jerk import JerkMeter
-from .simulator import JointSimulator, Simulator
+from .simulator import JointSimulator, PoseSimulator, SignalSimulator, Simulator
+from .timeline import Timeline
 
 TICK_HZ = 200
 
@@ -53,11 +53,6 @@ def tool_poses(trajectory: Trajectory) -> ActionTrajectory:
         f"policy: expected tool poses for this simulator, got {got} of another robot; evaluate it with "
         "`gr2 benchmark actions`, or train it on data of tool poses."
     )
-
-
-def delay_steps(delay: float, control_hz: float) -> int:
-    """Return the control steps that begin before a delay [s] is over."""
-    return math.ceil(delay * control_hz - 1e-6)
 
 
 def _jerk_report(meter: JerkMeter) -> dict[str, float]:
@@ -99,37 +94,31 @@ class Control(Protocol):
 class PoseControl:
     """The simulator's own control of tool poses, one pose a control step."""
 
-    def __init__(self, simulator: Simulator) -> None:
+    def __init__(self, simulator: PoseSimulator) -> None:
         self.simulator = simulator
         self._jerk = JerkMeter(simulator.control_hz)
         self._joints = simulator if isinstance(simulator, JointSimulator) else None
+        self._timeline = Timeline[ActionTrajectory](simulator.control_hz)
         self.reset()
 
     def reset(self) -> None:
         """Forget the trajectories."""
-        self._trajectory: ActionTrajectory | None = None
         self._held: tuple[Array, Array, float] | None = None
-        self._coming: tuple[int, int, ActionTrajectory] | None = None  # steps of its arrival and of its start
-        self._step = self._start = 0
+        self._timeline.reset()
         self._jerk.begin()
 
     def follow(self, trajectory: Trajectory, *, delay: float = 0.0) -> None:
         """Begin at the first pose of `trajectory`, or `delay` [s] later at the pose that is due then."""
-        self._receive()
-        arrival = self._step + delay_steps(delay, self.simulator.control_hz)
-        self._coming = (arrival, self._step, tool_poses(trajectory))
+        self._timeline.follow(tool_poses(trajectory), delay)
 
     def step(self) -> None:
         """Command the pose that is due next; the last one is held, and before the first one the tool stays."""
-        self._receive()
-        self._step += 1
-        trajectory = self._trajectory
-        if trajectory is None:
+        due = self._timeline.advance()
+        if due is None:
             self.simulator.apply(*self._hold())
         else:
-            passed = self._step - self._start
-            due = math.ceil(passed / self.simulator.control_hz / trajectory.dt - 1e-6)  # poses keep their own clock
-            index = min(max(due, 1), len(trajectory.positions)) - 1
+            trajectory, row = due
+            index = min(row, len(trajectory.positions) - 1)
             self.simulator.apply(
                 trajectory.positions[index], trajectory.quaternions[index], float(trajectory.gripper[index])
             )
@@ -149,17 +138,69 @@ class PoseControl:
         elif len(joints := self.simulator.observe("", images=False).joint_positions):
             self._jerk.see(joints)
 
-    def _receive(self) -> None:
-        """Take over the trajectory that has arrived."""
-        if self._coming is not None and self._coming[0] <= self._step:
-            (_, self._start, self._trajectory), self._coming = self._coming, None
-
     def _hold(self) -> tuple[Array, Array, float]:
         """Return the tool pose and gripper at the first step after the reset."""
         if self._held is None:
             seen = self.simulator.observe("", images=False)
             self._held = (seen.tool_position, seen.tool_quaternion, seen.gripper_command)
         return self._held
+
+
+class SignalControl:
+    """A simulator whose actions are signals of its embodiment: the row of a trajectory that is due, each control step.
+
+    The robot holds still before the first row arrives and after the last one.
+    """
+
+    def __init__(self, simulator: SignalSimulator) -> None:
+        self.simulator = simulator
+        self._has_steps = any(signal.reference == "delta" for signal in simulator.embodiment.action)
+        self._timeline = Timeline[SignalTrajectory](simulator.control_hz)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the trajectories."""
+        self._last: Array | None = None
+        self._timeline.reset()
+
+    def follow(self, trajectory: Trajectory, *, delay: float = 0.0) -> None:
+        """Begin at the first row of `trajectory`, or `delay` [s] later at the row that is due then.
+
+        Raises:
+            PolicyError: it holds no signals, those of another robot, or steps at another rate than the simulator's.
+        """
+        name, signals = self.simulator.name, self.simulator.embodiment.action
+        width, hz = self.simulator.embodiment.action_dim, self.simulator.control_hz
+        got = trajectory.values.shape[1] if isinstance(trajectory, SignalTrajectory) else 0
+        if not isinstance(trajectory, SignalTrajectory) or got != width:
+            found = f"{got} numbers" if got else type(trajectory).__name__
+            raise PolicyError(
+                f"policy: expected a SignalTrajectory of {width} numbers a row for {name} "
+                f"({', '.join(s.name for s in signals)}), got {found}; train it on data of this robot."
+            )
+        if self._has_steps and abs(trajectory.dt * hz - 1) > 1e-3:
+            raise PolicyError(
+                f"policy: expected rows of 1/{hz:g} s for {name}, whose actions are steps from row to row, got rows of "
+                f"{trajectory.dt:g} s; answer at the simulator's rate."
+            )
+        self._timeline.follow(trajectory, delay)
+
+    def step(self) -> None:
+        """Carry out the row that is due next."""
+        due = self._timeline.advance()
+        if due is None or due[1] >= len(due[0].values):
+            self.simulator.apply_action(self.simulator.hold_action(self._last))
+        else:
+            self._last = due[0].values[due[1]]
+            self.simulator.apply_action(self._last)
+
+    def refusal(self) -> str:
+        """Return nothing: all trajectories are followed."""
+        return ""
+
+    def report(self) -> dict[str, Any]:
+        """Return nothing: the joints are not watched."""
+        return {}
 
 
 class ActionControl(PoseControl):
@@ -350,7 +391,8 @@ def controller_fingerprint() -> str:
 
 
 def make_control(mode: str, simulator: Simulator, policy: Policy | None = None) -> Control:
-    """Return our whole-body controller for the mode "wbc", the simulator's own control for any other.
+    """Return our whole-body controller for the mode "wbc", the simulator's own control for any other: of tool poses, or
+    of the signals that it takes.
 
     Args:
         mode: "wbc", or another name.
@@ -361,15 +403,17 @@ def make_control(mode: str, simulator: Simulator, policy: Policy | None = None) 
     Raises:
         ConfigError: our controller in a simulator that takes no joint commands, or for such a policy.
     """
+    if isinstance(simulator, SignalSimulator) and mode != "wbc":
+        return SignalControl(simulator)
     if getattr(policy, "simulator_actions", False):
         if mode == "wbc":
             raise ConfigError(
                 f"--control wbc: expected a policy that answers trajectories, got one that answers {simulator.name}'s "
                 "own actions; choose the simulator's own control."
             )
-        return ActionControl(simulator)
+        return ActionControl(cast(PoseSimulator, simulator))
     if mode != "wbc":
-        return PoseControl(simulator)
+        return PoseControl(cast(PoseSimulator, simulator))
     if not isinstance(simulator, JointSimulator):
         raise ConfigError(
             f"--control wbc: expected a simulator that takes joint commands, got {simulator.name}; choose its own "

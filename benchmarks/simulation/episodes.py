@@ -9,9 +9,10 @@ from typing import Any
 
 from ...contracts import Observation, Policy, SignalTrajectory, Trajectory
 from ...errors import ConfigError, PolicyError
-from .control import Control, delay_steps
+from .control import Control
 from .simulator import Simulator
 from .suite import TaskWatch
+from .timeline import delay_steps
 
 Watch = Callable[[int], None]
 """Called before each control step with its number: draws videos."""

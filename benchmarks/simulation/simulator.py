@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from ...contracts import Array, JointCommand, Observation
+from ...embodiment import Embodiment
 from ...wbc.robot.robots import RobotModel
 
 
 class Simulator(Protocol):
     """A simulated robot among things, and the judge of its tasks.
 
-    A simulator may have two more members, which are looked up and may be absent: `embodiment`, the cameras and signals
-    that a policy must fit (else those of `TOOL_ARM` with the cameras and the rate below); and `apply_action(values)`,
-    which advances by one control step by an action in the simulator's own terms.
+    What moves it is stated by `PoseSimulator` (tool poses), `JointSimulator` (joints as well) or `SignalSimulator`
+    (actions of any kind); it is one of them. A simulator may have two more members, which are looked up and may be
+    absent: `embodiment`, the cameras and signals that a policy must fit (else those of `TOOL_ARM` with the cameras and
+    the rate below); and `apply_action(values)`, which advances by one control step by an action in the simulator's own
+    terms.
     """
 
     @property
@@ -51,6 +54,17 @@ class Simulator(Protocol):
         """Return what a policy sees, in the robot base frame; without images where they are not wanted."""
         ...
 
+    def draw(self, camera: str, *, px: int | None = None) -> Array:
+        """Draw one camera: uint8 `[px px 3]`, at its own size unless another is asked for."""
+        ...
+
+    def close(self) -> None:
+        """Release the simulator."""
+
+
+class PoseSimulator(Simulator, Protocol):
+    """A simulator whose robot is commanded by tool poses."""
+
     def apply(self, position: Array, quaternion: Array, gripper: float) -> None:
         """Advance by one control step towards a tool pose with the simulator's own control.
 
@@ -60,16 +74,26 @@ class Simulator(Protocol):
             gripper: opening, above 0.5 is open.
         """
 
-    def draw(self, camera: str, *, px: int | None = None) -> Array:
-        """Draw one camera: uint8 `[px px 3]`, at its own size unless another is asked for."""
+
+@runtime_checkable
+class SignalSimulator(Simulator, Protocol):
+    """A simulator whose actions are the signals of its embodiment."""
+
+    @property
+    def embodiment(self) -> Embodiment:
+        """The cameras, state and action signals and rate that a policy must fit."""
         ...
 
-    def close(self) -> None:
-        """Release the simulator."""
+    def apply_action(self, values: Array) -> None:
+        """Advance by one control step by an action `[a]` in the order of the embodiment's action signals."""
+
+    def hold_action(self, last: Array | None) -> Array:
+        """Return the action `[a]` that keeps the robot still after the action `last`, None right after a reset."""
+        ...
 
 
 @runtime_checkable
-class JointSimulator(Simulator, Protocol):
+class JointSimulator(PoseSimulator, Protocol):
     """A simulator whose joints can be commanded, which our whole-body controller needs."""
 
     @property

@@ -19,8 +19,8 @@ from ...gr_model.act.loading import Assembled, assemble
 from ...gr_model.act.opening import policy_fingerprint
 from ...gr_model.model.sampling import SamplingConfig
 from ...gr_model.train.distributed import torch_device
-from ..calvin.results import provenance
 from ..metrics.statistics import Interval
+from ..simulation.results import provenance
 from .clips import VideoClips, choose_clips, frames_between, mean_frames, open_store
 from .compare import CLIP_FEATURES, FRAME_FEATURES, Comparison, Measures, compare
 from .frechet import estimate_frechet, half_distance

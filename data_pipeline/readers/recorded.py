@@ -26,7 +26,9 @@ class RecordedSource:
             except DataError as error:
                 yield Record(key=folder.name, videos={}, source=folder.name, problem=str(error))
                 continue
-            own = has_tool_arm_widths(files.states.shape[-1], files.actions.shape[-1])
+            arm = None
+            if has_tool_arm_widths(files.states.shape[-1], files.actions.shape[-1]):
+                arm = tool_arm(cameras=files.videos, control_hz=files.control_hz)
             yield Record(
                 key=folder.name,
                 videos=files.videos,
@@ -34,7 +36,7 @@ class RecordedSource:
                 states=files.states,
                 actions=files.actions,
                 control_hz=files.control_hz,
-                embodiment=tool_arm(cameras=files.videos, control_hz=files.control_hz) if own else None,
+                embodiment=files.embodiment or arm,
                 frame_stride=files.frame_stride,
                 source=folder.name,
                 facts=files.facts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -202,12 +202,17 @@ class DatasetAccumulator:
     Args:
         name: of the dataset.
         state_gripper, action_gripper: dimensions of openings where the layout is not our own.
+        stated: of states and actions those whose numbers are all known, so that no gripper is among them unmarked.
     """
 
     def __init__(
-        self, name: str, state_gripper: Sequence[int] | None = None, action_gripper: Sequence[int] | None = None
+        self,
+        name: str,
+        state_gripper: Sequence[int] | None = None,
+        action_gripper: Sequence[int] | None = None,
+        stated: Collection[str] = (),
     ) -> None:
-        self.name, self.records = name, 0
+        self.name, self.records, self.stated = name, 0, frozenset(stated)
         self.layouts: dict[str, RowLayout] = {}
         self.faults = {"states": RowFaults(), "actions": RowFaults()}
         self._told = {"states": state_gripper, "actions": action_gripper}

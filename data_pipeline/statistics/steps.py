@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...contracts import Array
-from ...embodiment import TOOL_ARM, Embodiment, Signal
+from ...embodiment import AS_STORED, TOOL_ARM, Embodiment, Signal
 from ...errors import DataError
 from ..embodiments import kept_embodiment
 from ..files import load_array, read_json
@@ -179,7 +179,7 @@ def measure_steps(
             in_states = _told_state_gripper(record) if state_gripper is None else state_gripper
             in_actions = _told_gripper(record) if action_gripper is None else action_gripper
             called = f"{name}: {dataset}" if dataset not in ("", name) else name
-            datasets[dataset] = DatasetAccumulator(called, in_states, in_actions)
+            datasets[dataset] = DatasetAccumulator(called, in_states, in_actions, _stated(record.embodiment))
         try:
             datasets[dataset].add(record.states, record.actions, record.record)
         except DataError as error:
@@ -194,8 +194,7 @@ def _told_gripper(record: RecordSteps) -> list[int] | None:
     """Return the dimension of the opening in actions where the record's reader made it one, else None."""
     convention = record.facts.get("gripper")
     if record.actions is None or not isinstance(convention, str):
-        signals = record.embodiment.action if record.embodiment else TOOL_ARM.action
-        return [] if _is_mistaken(signals, TOOL_ARM.action) else None
+        return _openings(record.embodiment.action if record.embodiment else TOOL_ARM.action, TOOL_ARM.action)
     return [] if convention == "as_stored" else [record.actions.shape[-1] - 1]
 
 
@@ -203,11 +202,25 @@ def _told_state_gripper(record: RecordSteps) -> list[int] | None:
     """Return the dimension of the gripper in states where the record's reader knows it, else None."""
     has_one = record.facts.get("state_gripper")
     if record.states is None or not isinstance(has_one, bool):
-        signals = record.embodiment.state if record.embodiment else TOOL_ARM.state
-        return [] if _is_mistaken(signals, TOOL_ARM.state) else None
+        return _openings(record.embodiment.state if record.embodiment else TOOL_ARM.state, TOOL_ARM.state)
     return [record.states.shape[-1] - 1] if has_one else []
 
 
-def _is_mistaken(signals: Sequence[Signal], own: Sequence[Signal]) -> bool:
-    """Return whether signals are as wide as our own and would be taken for them."""
-    return signals != own and sum(s.width for s in signals) == sum(s.width for s in own)
+def _openings(signals: Sequence[Signal], own: Sequence[Signal]) -> list[int] | None:
+    """Return the dimensions of grippers of 0 to 1; None for our own signals, whose layout is known, and without any.
+
+    Signals that are as wide as our own would be taken for them: without any the list is empty.
+    """
+    of_each = [signal for signal in signals for _ in range(signal.width)]
+    found = [i for i, signal in enumerate(of_each) if signal.is_opening]
+    if signals == own or (not found and len(of_each) != sum(signal.width for signal in own)):
+        return None
+    return found
+
+
+def _stated(embodiment: Embodiment | None) -> list[str]:
+    """Return for which of states and actions an embodiment knows all numbers."""
+    if embodiment is None:
+        return []
+    roles = (("states", embodiment.state), ("actions", embodiment.action))
+    return [kind for kind, signals in roles if not any(s.kind == "other" or s.unit == AS_STORED for s in signals)]

@@ -92,7 +92,9 @@ def _summarize_dataset(dataset: DatasetAccumulator) -> dict[str, Any]:
         if rows is not None:
             layout, faults = dataset.layouts[kind], dataset.faults[kind]
             summary[kind] |= {"names": list(layout.names), "notes": notes_of(rows, layout, faults)}
-            summary["warnings"] += [f"{kind}: {warning}" for warning in warnings_of(layout, faults)]
+            summary["warnings"] += [
+                f"{kind}: {warning}" for warning in warnings_of(layout, faults, kind in dataset.stated)
+            ]
     if result.gripper_gain is not None and result.gripper_gain < 0:
         summary["warnings"].append(
             f"actions: commanded to open, the gripper closes (its opening changes by {result.gripper_gain:+.2g}); open "
@@ -134,8 +136,8 @@ def _range_notes(rows: RowStatistics, layout: RowLayout, i: int) -> Iterator[str
         )
 
 
-def warnings_of(layout: RowLayout, faults: RowFaults) -> Iterator[str]:
-    """Yield what is wrong with rows as a whole."""
+def warnings_of(layout: RowLayout, faults: RowFaults, is_stated: bool = False) -> Iterator[str]:
+    """Yield what is wrong with rows as a whole; `is_stated` says that all of their numbers are known."""
     if faults.unusable:
         named = ", ".join(faults.unusable_in[:5])
         yield f"{faults.unusable} rows with NaN or infinity, left out, in {named}"
@@ -143,7 +145,7 @@ def warnings_of(layout: RowLayout, faults: RowFaults) -> Iterator[str]:
         yield f"{faults.no_rotation} rows whose quaternion is not of length 1: normalize it"
     if layout.quaternions and faults.flips:
         yield f"{faults.flips} sign flips between successive quaternions: q and -q are one rotation, their mean is none"
-    if not layout.gripper:
+    if not layout.gripper and not is_stated:
         yield "no gripper marked: it would be normalized like the rest; name it with --state-gripper, --action-gripper"
 
 

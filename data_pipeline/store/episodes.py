@@ -2,7 +2,8 @@
 
     root/episode_000042/static.mp4  gripper.mp4  steps.npz (states, actions)  episode.json
 
-A folder appears only when it is whole. Unlabeled play has an empty instruction.
+A folder appears only when it is whole. Unlabeled play has an empty instruction. `episode.json` keeps the embodiment of
+robots other than `TOOL_ARM`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from ...contracts import Array, Episode
-from ...errors import DataError
+from ...embodiment import Embodiment
+from ...errors import ConfigError, DataError
 from ..files import camera_name, read_json, write_json
 from ..video.reader import open_video, write_video
 
@@ -32,6 +34,7 @@ class EpisodeFiles:
     states: `[t s]`; actions: `[t a]`, the pose commanded at each step.
     fps: frames a second of the videos, `control_hz / frame_stride`.
     facts: whatever the recorder noted (task, scene, success, seed).
+    embodiment: what the numbers are; None where the recording does not say, as those of `TOOL_ARM`.
     """
 
     folder: Path
@@ -43,9 +46,12 @@ class EpisodeFiles:
     frame_stride: int
     fps: float
     facts: Mapping[str, Any]
+    embodiment: Embodiment | None = None
 
 
-def write_episode(root: Path, index: int, episode: Episode, facts: Mapping[str, Any]) -> Path:
+def write_episode(
+    root: Path, index: int, episode: Episode, facts: Mapping[str, Any], *, embodiment: Embodiment | None = None
+) -> Path:
     """Write one episode as `root/episode_{index:06d}`, replacing nothing.
 
     Args:
@@ -53,6 +59,7 @@ def write_episode(root: Path, index: int, episode: Episode, facts: Mapping[str, 
         index: number of the episode.
         episode: images, states, actions, instruction.
         facts: JSON values kept in `episode.json` (task, scene, success, seed).
+        embodiment: what states and actions are, where they are not those of `TOOL_ARM`.
 
     Returns:
         The folder written.
@@ -86,7 +93,7 @@ def write_episode(root: Path, index: int, episode: Episode, facts: Mapping[str, 
             "num_steps": len(episode.states),
             "source": episode.source,
             "facts": dict(facts),
-        }
+        } | ({} if embodiment is None else {"embodiment": embodiment.to_dict()})
         write_json(temporary / "episode.json", description)
         os.replace(temporary, folder)
     finally:
@@ -130,6 +137,7 @@ def read_episode_files(folder: Path) -> EpisodeFiles:
             states, actions = steps["states"], steps["actions"]
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(f"{folder}/steps.npz: cannot be read ({error}); record the episode again.") from error
+    embodiment = _embodiment(folder, description, states, actions)
     return EpisodeFiles(
         folder=folder,
         videos={camera: folder / f"{camera}.mp4" for camera in description["cameras"]},
@@ -140,7 +148,25 @@ def read_episode_files(folder: Path) -> EpisodeFiles:
         frame_stride=description["frame_stride"],
         fps=description["fps"],
         facts=description["facts"],
+        embodiment=embodiment,
     )
+
+
+def _embodiment(folder: Path, description: Mapping[str, Any], states: Array, actions: Array) -> Embodiment | None:
+    """Return the embodiment that an episode keeps, checked against its steps."""
+    if "embodiment" not in description:
+        return None
+    try:
+        kept = Embodiment.from_dict(description["embodiment"])
+    except ConfigError as error:
+        raise DataError(f"{folder}/episode.json: {error}") from error
+    wanted, got = (kept.state_dim, kept.action_dim), (states.shape[-1], actions.shape[-1])
+    if wanted != got:
+        raise DataError(
+            f"{folder}: expected {wanted[0]} numbers of a state and {wanted[1]} of an action, as its embodiment says, "
+            f"got {got[0]} and {got[1]}; record the episode again."
+        )
+    return kept
 
 
 def read_episode(folder: Path) -> Episode:

@@ -16,11 +16,13 @@ import pytest
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.simulation import control as simulation_control
 from gr2.benchmarks.simulation import jobs as jobs_module
-from gr2.benchmarks.simulation.control import controller_fingerprint, make_control
+from gr2.benchmarks.simulation.control import SignalControl, controller_fingerprint, make_control
+from gr2.benchmarks.simulation.episodes import run_task
 from gr2.benchmarks.simulation.jobs import Job, _finished, run_evaluation, run_jobs
 from gr2.benchmarks.simulation.simulator import JointSimulator
-from gr2.contracts import ActionTrajectory, Array, Observation, Policy
-from gr2.errors import ConfigError, DataError, EnvironmentMissing
+from gr2.contracts import ActionTrajectory, Array, Observation, Policy, SignalTrajectory
+from gr2.embodiment import Embodiment, Signal
+from gr2.errors import ConfigError, DataError, EnvironmentMissing, PolicyError
 
 TARGETS = {"left": -0.2, "right": 0.2}
 
@@ -105,6 +107,97 @@ class PointSuite:
 
     def close(self) -> None:
         self.simulator.close()
+
+
+class StepSimulator(PointSimulator):
+    """A tool that is commanded by steps along x [cm] and a lamp that is on or off; both are signals."""
+
+    name = "step"
+
+    embodiment = Embodiment(
+        name="step",
+        cameras=("eye",),
+        state=(Signal(name="place", width=1),),
+        action=(Signal(name="place", width=1, reference="delta", unit="cm"), Signal(name="lamp", width=1)),
+        control_hz=10.0,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.applied: list[list[float]] = []
+
+    def observe(self, instruction: str, *, images: bool = True) -> Observation:
+        return Observation(
+            images={}, state=self.position[:1], instruction=instruction, time=self.steps / self.control_hz
+        )
+
+    def apply_action(self, values: Array) -> None:
+        self.applied.append([float(value) for value in values])
+        self.position = self.position + [0.01 * float(values[0]), 0.0, 0.0]
+        self.steps += 1
+
+    def hold_action(self, last: Array | None) -> Array:
+        return np.array([0.0, -1.0 if last is None else last[1]])
+
+
+def signals(rows: Sequence[Sequence[float]], dt: float = 0.1) -> SignalTrajectory:
+    return SignalTrajectory(values=np.array(rows, float), dt=dt, start_time=0.0)
+
+
+def test_signals_are_carried_out_row_by_row_and_then_the_robot_holds_still() -> None:
+    world = StepSimulator()
+    control = make_control("actions", world)
+    assert isinstance(control, SignalControl)
+    control.step()
+    control.follow(signals([[1, 0], [2, 1]]))
+    for _ in range(4):
+        control.step()
+    assert world.applied == [[0, -1], [1, 0], [2, 1], [0, 1], [0, 1]], "a step is not repeated, a switch is kept"
+    control.reset()
+    control.step()
+    assert world.applied[-1] == [0, -1] and control.refusal() == "" and control.report() == {}
+
+
+def test_rows_that_are_past_when_signals_arrive_are_skipped() -> None:
+    world = StepSimulator()
+    control = make_control("actions", world)
+    control.follow(signals([[1, 0]] * 9))
+    control.step()
+    control.follow(signals([[5, 1], [6, 1], [7, 1], [8, 1]]), delay=0.2)
+    for _ in range(3):
+        control.step()
+    assert [row[0] for row in world.applied] == [1, 1, 1, 7]
+
+
+def test_a_policy_of_signals_solves_a_task() -> None:
+    class Right:
+        executed_steps, uses_images = 5, False
+
+        def reset(self) -> None: ...
+
+        def act(self, observation: Observation) -> SignalTrajectory:
+            return signals([[1, 0]] * 5)
+
+        def close(self) -> None: ...
+
+    world = StepSimulator()
+    control = make_control("actions", world)
+    result = run_task(world, Right(), control, "right", instruction="go right", max_steps=30)
+    assert result.success and result.steps == 20
+
+
+def test_what_a_simulator_of_signals_cannot_follow_is_refused() -> None:
+    control = make_control("actions", StepSimulator())
+    poses = ActionTrajectory(
+        positions=np.zeros((2, 3)), quaternions=np.tile([0.0, 0, 0, 1], (2, 1)), gripper=np.ones(2), dt=0.1,
+        start_time=0.0,
+    )  # fmt: skip
+    with pytest.raises(PolicyError, match=r"SignalTrajectory of 2 numbers a row for step \(place, lamp\), got Action"):
+        control.follow(poses)
+    with pytest.raises(PolicyError, match="got 3 numbers"):
+        control.follow(signals([[1, 0, 0]]))
+    with pytest.raises(PolicyError, match=r"rows of 1/10 s for step, .* got rows of 0\.05 s"):
+        control.follow(signals([[1, 0]], dt=0.05))
 
 
 OPENED: list[PointSuite] = []

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from gr2.benchmarks.calvin.sequences import official_sequences
-from gr2.benchmarks.calvin.training_tasks import ceiling, tasks_of, training_lines, training_of
+from gr2.benchmarks.calvin.training_tasks import ceiling, training_of, wordings
 from gr2.benchmarks.playtable.instructions import evaluation_instructions, held_out_instruction, instructions_of
 from gr2.benchmarks.playtable.tasks import ALL_TASKS, TASKS
+from gr2.benchmarks.simulation.training_tasks import tasks_of, training_lines
 from gr2.gr_model.act.loading import release_folder
 
 
@@ -30,7 +31,7 @@ def test_tasks_are_found_by_any_of_their_instructions() -> None:
         f" {instructions[names[2]]} ",
         "dance",
     ]
-    assert tasks_of(stated, instructions) == [name for name in ALL_TASKS if name in names]
+    assert tasks_of(stated, wordings(instructions)) == [name for name in ALL_TASKS if name in names]
 
 
 def write_release(folder: Path, instructions: list[str] | None) -> str:

@@ -18,6 +18,7 @@ from gr2.data_pipeline.readers.robot_signals import Column, RobotSignals
 from gr2.data_pipeline.readers.signal_names import flat_names, signals_of_names
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.readers.spec import BRIDGE, DROID, RT1, EpisodeSpec
+from gr2.data_pipeline.statistics.table import statistics
 from gr2.data_pipeline.store.episodes import write_episode
 from gr2.data_pipeline.store.shards import ShardWriter, finished_shards, read_indexed
 from gr2.data_pipeline.store.stages import Tally, begin_stage
@@ -220,6 +221,30 @@ def test_a_recording_of_playtable_is_a_tool_arm(tmp_path: Path) -> None:
     assert store.embodiments == (replace(TOOL_ARM, control_hz=10.0),) and store.cameras == ("static", "gripper")
     (record, _) = open_source(tmp_path / "in")
     assert record.embodiment == tool_arm(cameras=("static", "gripper"), control_hz=10.0)
+
+
+def test_a_recording_keeps_the_embodiment_of_another_robot(tmp_path: Path) -> None:
+    robot = Embodiment(
+        name="stepper",
+        cameras=("corner",),
+        state=(Signal(name="hand", width=3, kind="position"), Signal(name="gripper", width=1, kind="gripper")),
+        action=(Signal(name="hand", width=3, kind="position", unit="cm", reference="delta"),),
+        control_hz=10.0,
+    )
+    states, actions = np.abs(rows(4)) % 1, rows(3)
+    episode = Episode(images={"corner": video()}, states=states, actions=actions, instruction="lift", control_hz=10.0)
+    folder = write_episode(tmp_path / "in", 0, episode, {}, embodiment=robot)
+    (record,) = open_source(tmp_path / "in")
+    assert record.embodiment == robot
+    (dataset,) = statistics(source=tmp_path / "in")["datasets"]
+    assert dataset["state_gripper"] == [3] and not any("no gripper" in text for text in dataset["warnings"])
+    store = TokenStore.open([write_tokens(tmp_path / "in", tmp_path)])
+    assert [(e.name, e.action, e.cameras) for e in store.embodiments] == [("stepper", robot.action, ("corner",))]
+    written = json.loads((folder / "episode.json").read_text())
+    written["embodiment"]["state"].pop()
+    (folder / "episode.json").write_text(json.dumps(written))
+    (record,) = open_source(tmp_path / "in")
+    assert "expected 3 numbers of a state and 3 of an action, as its embodiment says, got 4 and 3" in record.problem
 
 
 def npz_robot(folder: Path, joints: int, cameras: tuple[str, ...], hz: int, opening: float = 1.0) -> Path:
