@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -179,6 +180,18 @@ def test_the_expert_solves_a_task_as_a_policy(world: MetaWorld) -> None:
     limits = {"executed_steps": 1, "max_steps": 200}
     result = run_task(world, ScriptedPolicy(world), control, task, instruction=suite.instruction(task), **limits)
     assert result.success and 10 < result.steps < 200
+
+
+@needs_metaworld
+def test_the_policy_of_the_document_lowers_the_hand(world: MetaWorld) -> None:
+    page = (Path(__file__).parents[2] / "docs/metaworld.md").read_text()
+    code = page[page.index("    import numpy as np\n") : page.index("Save it as `down.py`")]
+    names: dict[str, type] = {}
+    exec(dedent(code), names)
+    world.reset(options={"task": REACH, "seed": 0})
+    before = world.full_state[2]
+    run_task(world, names["Down"](), make_control("actions", world), REACH, instruction="", max_steps=10)
+    assert -0.06 < world.full_state[2] - before < -0.02
 
 
 @needs_metaworld
