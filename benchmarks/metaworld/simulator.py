@@ -11,7 +11,7 @@ from ...contracts import Array, Observation
 from ...embodiment import EFFORT, Embodiment, Signal
 from ...errors import ConfigError, ShapeError
 from .instructions import MT10
-from .package import load
+from .package import load, prepare_drawing
 
 EMBODIMENT = Embodiment(
     name="metaworld",
@@ -142,6 +142,7 @@ class MetaWorld:
     def draw(self, camera: str, *, px: int | None = None) -> Array:
         """Draw one camera without shadows, reflections and multisampling: uint8 `[px px 3]`."""
         renderer = self._renderer(px or self.image_px)
+        self._place_what_is_drawn()
         renderer.update_scene(self._env.data, camera)
         image: Array = renderer.render()
         return np.ascontiguousarray(image[::-1, ::-1]) if camera == "corner2" else image  # it stands on its head
@@ -166,10 +167,22 @@ class MetaWorld:
         env.model.vis.quality.offsamples = 0
         self._env, self._task = env, task
 
+    def _place_what_is_drawn(self) -> None:
+        """Bring derived places up to date, goals to where they are: physics does not read them.
+
+        After a reset Meta-World leaves the goal of an earlier sample in place until the first step.
+        """
+        mujoco, model, data = self._package.mujoco, self._env.model, self._env.data
+        for update in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight):
+            update(model, data)
+        for site, position in self._env._target_site_config:
+            data.site(site).xpos[:] = position
+
     def _renderer(self, px: int) -> Any:
         if self._env is None:
             raise ConfigError("metaworld: expected a reset before the first image, got none.")
         if px not in self._renderers:
+            prepare_drawing()
             size = self._env.model.vis.global_
             size.offwidth, size.offheight = max(size.offwidth, px), max(size.offheight, px)
             flags = self._package.mujoco.mjtRndFlag

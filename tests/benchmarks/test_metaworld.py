@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -128,6 +129,17 @@ def test_a_start_follows_from_its_seed_alone(world: MetaWorld) -> None:
 
 
 @needs_metaworld
+def test_the_goal_is_drawn_where_it_is_from_the_first_image_on(world: MetaWorld) -> None:
+    world.reset(options={"task": REACH, "seed": 7})
+    places = world.full_state.copy()
+    image = world.draw("corner2", px=64).astype(int)
+    assert np.array_equal(world._env.data.site("goal").xpos, places[-3:])
+    world.apply_action(np.array([0.0, 0.0, 0.0, -1.0]))
+    after = world.draw("corner2", px=64).astype(int)
+    assert np.abs(image - after).max(axis=2)[:, 40:].max() < 40, "nothing moves but the hand"
+
+
+@needs_metaworld
 def test_the_simulator_is_what_its_embodiment_states(world: MetaWorld) -> None:
     assert isinstance(world, SignalSimulator) and embodiment_of(world) is EMBODIMENT
     world.reset(options={"task": REACH, "seed": 0})
@@ -152,6 +164,24 @@ def test_the_corner_camera_is_turned_upright(world: MetaWorld) -> None:
     red = (image[..., 0] > 90) & (image[..., 0] > 2 * image[..., 1])
     assert red[:16].sum() > 1.5 * red[16:].sum() > 0
     assert world.draw("gripperPOV", px=16).shape == (16, 16, 3)
+
+
+DRAWS_THEN_COMPILES = """
+from gr2.benchmarks.metaworld.simulator import MetaWorld
+world = MetaWorld(image_px=16)
+world.reset()
+world.draw("corner2")
+world.close()
+import triton
+print("alive")
+"""
+
+
+@needs_metaworld
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_a_process_that_has_drawn_may_load_torchs_compiler() -> None:
+    done = subprocess.run([sys.executable, "-c", DRAWS_THEN_COMPILES], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "alive", done.stderr
 
 
 @needs_metaworld
