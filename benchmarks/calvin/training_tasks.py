@@ -35,9 +35,10 @@ def training_of(
     return found | {"ceiling": None if tasks is None or not sequences else ceiling(tasks, sequences)}
 
 
-def wordings(instructions: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+def wordings(instructions: Mapping[str, str]) -> dict[str, list[str]]:
     """Return all instructions that ask for each task: in our words, or in `instructions`."""
-    return {name: (*instructions_of(name), held_out_instruction(name), instructions[name]) for name in ALL_TASKS}
+    ours = {name: [*instructions_of(name), held_out_instruction(name)] for name in ALL_TASKS}
+    return {name: [*texts, instructions.get(name, texts[0])] for name, texts in ours.items()}
 
 
 def ceiling(tasks: Sequence[str], sequences: Sequence[EvaluationSequence]) -> float:
