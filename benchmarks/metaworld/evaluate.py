@@ -45,8 +45,8 @@ def evaluate(
     """Measure a policy on Meta-World's tasks; run again to resume where it stopped.
 
     Args:
-        policy: a folder with a model, "scripted" (Meta-World's experts), "http://host:port" of `gr2 serve`, or
-            "file.py:name" or "package.module:name", which makes a policy of your own (docs/metaworld.md).
+        policy: a folder with a model, "scripted" (Meta-World's experts), a server as "openpi://host:port"
+            (docs/serving.md), or "file.py:name" or "package.module:name", yours (docs/metaworld.md).
         out: folder for `episodes.jsonl`, `results.json` and the videos.
         tasks: "mt10", "mt50", or names separated by commas.
         starts: episodes of each task, places and goals sampled anew.
