@@ -121,12 +121,7 @@ def write_token_shards(
         DataError: where the video shards are not finished, or nothing could be decoded.
         ConfigError: where the tokenizer contradicts its facts, a rate that is none, or too large a jitter.
     """
-    if not 0 <= jitter < 1:
-        raise ConfigError(f"--jitter: expected a relative change from 0 to below 1, got {jitter:g}; take 0.3, say.")
-    if target_fps is not None and not target_fps > 0:
-        raise ConfigError(
-            f"--target-fps: expected a rate above 0 [1/s], got {target_fps:g}; leave it out for all images."
-        )
+    _check_numbers(jitter, target_fps)
     facts = _checked_facts(tokenizer_facts, image_size, image_fit)
     stated = begun_parameters(out, STAGE).get("tokenizer")
     if stated is not None and not set(differing_facts(stated, facts)) - (set() if overwrite else {"image_fit"}):
@@ -160,6 +155,15 @@ def write_token_shards(
             f"{shards}: expected at least one decodable clip, {tally.num_dropped} failed: {tally.examples}."
         )
     return finish_token_shards(out, parameters, tally, names, facts, encode_texts)
+
+
+def _check_numbers(jitter: float, target_fps: float | None) -> None:
+    if not 0 <= jitter < 1:
+        raise ConfigError(f"--jitter: expected a relative change from 0 to below 1, got {jitter:g}; take 0.3, say.")
+    if target_fps is not None and not target_fps > 0:
+        raise ConfigError(
+            f"--target-fps: expected a rate above 0 [1/s], got {target_fps:g}; leave it out for all images."
+        )
 
 
 def finish_token_shards(

@@ -103,20 +103,13 @@ def imagine(
         start = read_start(parts, image, clip, num_frames)
         _warn_of_foreign(parts, start)
         return _go_on(out, dream, start, text, num_frames, grid)
-    acted = act_out_all(
-        policy_of(parts, executed_steps=executed_steps, embodiment=TOOL_ARM), scene=scene, num_shown=episodes,
-        num_measured=metric_episodes, executed_steps=executed_steps, image_size=image_size, stride=frame_stride,
-        seed=seed,
-    )  # fmt: skip
-    result = _imagine_episodes(out, dream, parts, acted, horizon, CONTROL_HZ / frame_stride)
+    actor = policy_of(parts, executed_steps=executed_steps, embodiment=TOOL_ARM)
+    common: dict[str, Any] = {"scene": scene, "image_size": image_size, "stride": frame_stride}
     if agreement_starts:
-        actor = policy_of(parts, executed_steps=executed_steps, embodiment=TOOL_ARM)
-        executions = execute(
-            actor, scene=scene, tasks=list(TASKS), starts=agreement_starts, image_size=image_size, stride=frame_stride,
-            seed=seed + 2,
-        )  # fmt: skip
+        executions = execute(actor, tasks=list(TASKS), starts=agreement_starts, seed=seed + 2, **common)
         write_json(out / "agreement.json", measure_agreement(Imagination(parts), executions))
-    return result
+    common |= {"num_shown": episodes, "num_measured": metric_episodes, "executed_steps": executed_steps, "seed": seed}
+    return _imagine_episodes(out, dream, parts, act_out_all(actor, **common), horizon, CONTROL_HZ / frame_stride)
 
 
 def _check_numbers(**numbers: int) -> None:

@@ -221,12 +221,22 @@ def run_evaluation(
     ):
         folder = file.parent / "videos"
         futures = [pool.submit(_run_in_worker, evaluation, job, videos, folder) for job in waiting]
+        error: BaseException | None = None
         for future in as_completed(futures):
+            if future.cancelled():
+                continue
+            if (failed := future.exception()) is not None:  # episodes that are under way are still kept
+                error = error or failed
+                for other in futures:
+                    other.cancel()
+                continue
             record = future.result()
             records[record["key"]] = record
             log.write(json.dumps(record) + "\n")
             log.flush()
             bar.update()
+        if error is not None:
+            raise error
     return records
 
 

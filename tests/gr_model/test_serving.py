@@ -20,8 +20,9 @@ import pytest
 from gr2.contracts import ActionTrajectory, Observation
 from gr2.embodiment import TOOL_ARM
 from gr2.errors import ConfigError, DataError, EnvironmentMissing, PolicyError, ServerBusy, ShapeError
+from gr2.gr_model.act import remote
 from gr2.gr_model.act.remote import RemotePolicy, pack, pack_observation, unpack, unpack_observation
-from gr2.gr_model.serve import http_server, remote, serving, sessions
+from gr2.gr_model.serve import http_server, serving, sessions
 from gr2.gr_model.serve.http_server import PolicyHTTPServer
 from gr2.gr_model.serve.sessions import PolicyServer
 
