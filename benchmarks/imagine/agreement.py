@@ -20,6 +20,7 @@ from ..playtable.cameras import CameraConfig, static_pixels
 from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
 from ..playtable.instructions import instructions_of
 from ..playtable.scenes import ROBOT_BASE
+from ..playtable.tasks import TASKS
 from ..simulation.control import make_control
 from ..simulation.episodes import run_task
 from .imagination import Imagination
@@ -55,14 +56,12 @@ class Execution:
     success: bool
 
 
-def execute(
-    actor: Policy, *, scene: str, tasks: Sequence[str], starts: int, image_size: int, stride: int, seed: int
-) -> list[Execution]:
-    """Let a policy act each task from random starts; keep the first frames of each."""
+def execute(actor: Policy, *, scene: str, starts: int, image_size: int, stride: int, seed: int) -> list[Execution]:
+    """Let a policy act each of the 17 tasks from random starts; keep the first frames of each."""
     camera = CameraConfig(static_px=image_size, gripper_px=image_size)
     env = PlayTable(scene, camera=camera, render_mode=None)
     try:
-        numbered = [(name, i) for name in tasks for i in range(starts)]
+        numbered = [(name, i) for name in TASKS for i in range(starts)]
         return [_execute(env, actor, name, seed, i, stride) for name, i in tqdm(numbered, desc="act", unit="episode")]
     finally:
         env.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,8 +15,7 @@ from ...data_pipeline.video.reader import write_video
 from ...embodiment import TOOL_ARM
 from ...errors import ConfigError
 from ..playtable.environment import CAMERAS, CONTROL_HZ
-from ..playtable.tasks import TASKS
-from .agreement import execute, measure_agreement
+from .agreement import Execution, execute, measure_agreement
 from .drawing import Strip, write_sheet, write_strips
 from .episodes import TestSet, act_out_all
 from .imagination import Imagination
@@ -69,8 +69,7 @@ def imagine(
         episodes: episodes shown as videos: predicted, real, and the policy's own rollout.
         metric_episodes: episodes from which the metrics are measured.
         horizon: predicted frames for the metrics.
-        agreement_starts: also act each of the 17 tasks from so many starts, and compare what the model imagines there
-            with what the policy does: `agreement.json`.
+        agreement_starts: starts of each of 17 tasks of which imagined and executed are compared (`agreement.json`).
         decoding_steps: of one frame of a video.
         temperature: of the codes of the videos; the metrics are those of the likeliest codes.
         choice_temperature: 0 samples the codes the model is surest of first, a large number samples them in any order.
@@ -89,14 +88,14 @@ def imagine(
     from ...gr_model.model.sampling import SamplingConfig
     from ...gr_model.train.distributed import torch_device
 
+    if image is None and clip is None and (text or grid):
+        raise ConfigError("imagine: expected --image or --clip with --text and --grid, got neither; name a file.")
     _check_numbers(num_frames=num_frames, episodes=episodes, metric_episodes=metric_episodes, image_size=image_size)
     torch.set_num_threads(min(2, torch.get_num_threads()))
     sampling = SamplingConfig(
         passes=decoding_steps, temperature=temperature, choice_temperature=choice_temperature, top_k=top_k,
         top_p=top_p, guidance=guidance, seed=seed,
     )  # fmt: skip
-    if image is None and clip is None and (text or grid):
-        raise ConfigError("imagine: expected --image or --clip with --text and --grid, got neither; name a file.")
     parts = assemble(policy).to(torch_device(device))
     dream = Imagination(parts, sampling)
     if image is not None or clip is not None:
@@ -106,10 +105,13 @@ def imagine(
     actor = policy_of(parts, executed_steps=executed_steps, embodiment=TOOL_ARM)
     common: dict[str, Any] = {"scene": scene, "image_size": image_size, "stride": frame_stride}
     if agreement_starts:
-        executions = execute(actor, tasks=list(TASKS), starts=agreement_starts, seed=seed + 2, **common)
-        write_json(out / "agreement.json", measure_agreement(Imagination(parts), executions))
+        _write_agreement(out, parts, execute(actor, starts=agreement_starts, seed=seed + 2, **common))
     common |= {"num_shown": episodes, "num_measured": metric_episodes, "executed_steps": executed_steps, "seed": seed}
     return _imagine_episodes(out, dream, parts, act_out_all(actor, **common), horizon, CONTROL_HZ / frame_stride)
+
+
+def _write_agreement(out: Path, parts: Assembled, executions: Sequence[Execution]) -> None:
+    write_json(out / "agreement.json", measure_agreement(Imagination(parts), executions))
 
 
 def _check_numbers(**numbers: int) -> None:

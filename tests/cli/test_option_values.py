@@ -65,6 +65,7 @@ STOPS: dict[str, dict[str, str]] = {
     "benchmark actions": {"policy": "@missing", "tokens": '["@missing"]'},
     "benchmark claims": {"out": "@below", "claims": "nothing"},
     "benchmark calvin": {"policy": "@missing", "out": "@below"},
+    "benchmark metaworld": {"policy": "@missing", "out": "@below"},
     "benchmark calvin verify": {"folder": "@missing"},
     "benchmark calvin images": {"calvin_root": "@missing", "image": "@below/a.png"},
     "benchmark calvin speed": {"calvin_root": "@missing", "num_workers": "0"},
