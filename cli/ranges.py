@@ -18,6 +18,9 @@ FROM_ZERO = {
 }  # fmt: skip
 """Whole numbers that may be 0; the others begin at 1, or at 0 where that is their default."""
 
+ZERO_WITHOUT_DEFAULT = {"image_size"}
+"""The same where the option has no default: 0 then stands for several sizes at once."""
+
 ABOVE_ZERO = {
     "chunk_hz", "clip_norm", "fps", "horizon", "learning_rate", "muon_factor", "rate", "replan_hz",
     "seconds", "shard_megabytes", "target_fps", "timeout_seconds", "top_p", "window_seconds",
@@ -73,7 +76,8 @@ def _refusal(name: str, number: float, default: Any) -> str:
         return "a finite number"
     greatest = 1 if name in SHARES else GREATEST.get(name, LARGEST if whole else math.inf)
     if whole:
-        least = 0 if default == 0 or name in FROM_ZERO or name in GREATEST else 1
+        zero = default == 0 or name in FROM_ZERO or name in GREATEST
+        least = 0 if zero or (default is None and name in ZERO_WITHOUT_DEFAULT) else 1
         fits, low = least <= number <= greatest, f"{least} or more"
     else:
         above = name in ABOVE_ZERO

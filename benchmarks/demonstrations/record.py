@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from ...contracts import Episode, Observation, Policy
+from ...contracts import Episode, Policy
 from ...data_pipeline.curation.ingest import write_video_shards
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.store.episodes import write_episode
@@ -38,8 +38,13 @@ Layout = Literal["episodes", "shards", "calvin"]
 
 SEGMENTS_PER_CHAIN = 6
 _MAX_STEPS = 200
-_PILOT_STEPS = (10, 160)
-"""Range of control steps for which a policy drives: long enough to let a block go in the wrong place."""
+_PILOT_STEPS = (5, 240)
+"""Range of control steps for which a policy drives: into most skills, which take 20 to 40, and far into some, so that
+it lets blocks go in the wrong place. The logarithm is uniform."""
+
+
+_SHORTEST = 15
+"""Fewest steps of a correction: a policy that is nearly done needs none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,25 +81,28 @@ class RecordConfig:
 
 
 class _Pilot:
-    """Lets a learned policy drive the first part of a skill, so that the expert labels the states it gets into.
+    """Lets a learned policy drive the first part of a skill, so that the expert goes on from where it gets.
 
     Half of the skills are driven through the whole-body control, half through CALVIN's: they go astray differently.
+    Nothing is recorded while it drives: the expert says where to go from where the hand is, so what it says along the
+    policy's path follows that path, and a chunk of it would teach to go on like this.
 
-    Source: DAgger, Ross, Gordon and Bagnell, arXiv 1011.0686.
+    Source: DAgger, Ross, Gordon and Bagnell, arXiv 1011.0686; that only what the expert does itself is learned from, as
+    in HG-DAgger, Kelly et al., arXiv 1810.02890.
     """
 
     def __init__(self, env: PlayTable, policy: Policy, instruction: str, rng: np.random.Generator) -> None:
-        self.policy, self.instruction = policy, instruction
-        self.steps = int(rng.integers(*_PILOT_STEPS))
+        self.env, self.policy, self.instruction = env, policy, instruction
+        self.steps = int(np.exp(rng.uniform(*np.log(_PILOT_STEPS))))
         self.control = make_control("wbc" if rng.random() < 0.5 else "calvin", env)
         policy.reset()
 
-    def drive(self, step: int, observation: Observation) -> None:
+    def drive(self, step: int) -> None:
         """Advance by one control step; the policy is asked again as often as it wants."""
         if step == 0:
             self.control.reset()
         if step % self.policy.executed_steps == 0:
-            self.control.follow(self.policy.act(replace(observation, instruction=self.instruction)))
+            self.control.follow(self.policy.act(self.env.observe(self.instruction)))
         self.control.step()
 
 
@@ -112,6 +120,19 @@ class _Tape:
     @staticmethod
     def empty() -> _Tape:
         return _Tape({name: [] for name in CAMERAS}, [], [], [], [], {name: [] for name in CAMERAS})
+
+    def record(
+        self, env: PlayTable, position: np.ndarray, quaternion: np.ndarray, gripper: float, config: RecordConfig
+    ) -> None:
+        """Append a step: what is seen where an image is due, the state, and what the expert commands."""
+        own = config.layout == "calvin"
+        observation = env.observe("", images=not own and len(self.actions) % config.frame_stride == 0)
+        for name, frame in observation.images.items():
+            self.images[name].append(frame)
+        if own:
+            self.shoot(env)
+        self.states.append(observation.state_vector())
+        self.actions.append(np.array([*(position - ROBOT_BASE), *quaternion, gripper]))
 
     def note(self, env: PlayTable) -> None:
         """Append CALVIN's arrays of this moment."""
@@ -140,39 +161,25 @@ class _Tape:
 
 
 def _run_segment(
-    env: PlayTable,
-    task: str,
-    tape: _Tape,
-    config: RecordConfig,
-    rng: np.random.Generator,
-    offset: int,
-    pilot: _Pilot | None,
-) -> tuple[bool, int]:
-    """Let the expert act until its task is done and a few steps more; return success and steps taken."""
+    env: PlayTable, task: str, tape: _Tape, config: RecordConfig, rng: np.random.Generator, pilot: _Pilot | None
+) -> bool:
+    """Let the expert act until its task is done and a few steps more, and the pilot before it; return success."""
     start: WorldState = env.world_state()
     style, hand = ExpertStyle.sample(rng), Hand(rng, rng.random() < config.noise_share)
     extra, done_at, state = int(rng.integers(0, 5)), None, start
-    most = _MAX_STEPS + (0 if pilot is None else pilot.steps)
-    for step in range(most):
-        own = config.layout == "calvin"
-        observation = env.observe("", images=not own and (offset + step) % config.frame_stride == 0)
-        for name, frame in observation.images.items():
-            tape.images[name].append(frame)
-        if own:
-            tape.shoot(env)
-        position, quaternion, gripper = act(task, state, env.spec_scene, style)
-        tape.states.append(observation.state_vector())
-        tape.actions.append(np.array([*(position - ROBOT_BASE), *quaternion, gripper]))
-        if pilot is not None and step < pilot.steps:
-            pilot.drive(step, observation)
+    for step in range(_MAX_STEPS + (0 if pilot is None else pilot.steps)):
+        if pilot is not None and step < pilot.steps and done_at is None:
+            pilot.drive(step)
         else:
+            position, quaternion, gripper = act(task, state, env.spec_scene, style)
+            tape.record(env, position, quaternion, gripper, config)
             env.step_pose(*hand(position, quaternion), gripper)
         state = env.world_state()
         if done_at is None and ALL_TASKS[task].done(start, state):
             done_at = step
         if done_at is not None and step >= done_at + extra:
-            return True, step + 1
-    return False, most
+            return True
+    return False
 
 
 def _hold(env: PlayTable, tape: _Tape) -> None:
@@ -190,7 +197,7 @@ def _record_chain(
     rng = np.random.default_rng([config.seed, chain])
     env.reset()
     play = rng.random() < config.play_share
-    whole, task, success, offset = _Tape.empty(), None, False, 0
+    whole, task, success = _Tape.empty(), None, False
     names, upcoming = choose_tasks(config.tasks), list[str]()
     for segment in range(SEGMENTS_PER_CHAIN):
         if upcoming and not (success and feasible(upcoming[0], env.world_state(), env.spec_scene)):
@@ -205,8 +212,7 @@ def _record_chain(
         instruction = sample_instruction(task, rng)
         drive = np.random.default_rng([config.seed, chain, segment])
         pilot = _Pilot(env, policy, instruction, drive) if policy is not None and not play else None
-        success, steps = _run_segment(env, task, tape, config, rng, offset, pilot)
-        offset = offset + steps if play else 0
+        success = _run_segment(env, task, tape, config, rng, pilot)
         facts = {
             "scene": env.spec_scene.name,
             "task": task,
@@ -214,7 +220,7 @@ def _record_chain(
             "segment": segment,
             "scripted": True,
         }
-        if not play and success:
+        if not play and success and len(tape.actions) >= (1 if pilot is None else _SHORTEST):
             if config.layout == "calvin":
                 _hold(env, tape)
                 tape.note(env)
@@ -311,10 +317,10 @@ def record(
             "calvin" (one npz a frame), which every CALVIN loader and `gr2 data shards` read.
         play_share: share of chains kept whole, without an instruction.
         noise_share: share of skills acted with a disturbed hand (labels stay clean).
-        image_size: image side [px]; by default 64, and 200 and 84 in CALVIN's layout.
+        image_size: image side [px]; by default 64, and 200 and 84 in CALVIN's layout, which 0 gives, too.
         frame_stride: control steps (30 Hz, Meta-World 80) from image to image; by default 5, in CALVIN's layout 1.
-        policy: folder of a released model that drives the first part of each skill; the expert labels every step
-            and finishes the skill (DAgger). Without it the expert acts alone.
+        policy: folder of a released model that drives the first part of each skill; what the expert does from there
+            on is recorded (DAgger). Without it the expert acts alone.
         emphasis: `results.json` of `gr2 benchmark calvin`: tasks that failed more often there are recorded more often.
         calvin_root: a clone of mees/calvin, whose assets are used instead of ours.
         num_workers: processes.
@@ -332,8 +338,9 @@ def record(
         given = {"scenes": scenes, "generated": generated, "chains": chains, "play_share": play_share, "policy": policy}
         _only_shared_options(layout, given | {"emphasis": emphasis, "calvin_root": calvin_root})
         found = record_metaworld(
-            out=place, tasks=tasks or "mt10", episodes=episodes, noise_share=noise_share, image_size=image_size or 64,
-            frame_stride=frame_stride or 5, num_workers=num_workers, seed=seed,
+            out=place, tasks=tasks or "mt10", episodes=episodes, noise_share=noise_share,
+            image_size=64 if image_size is None else image_size, frame_stride=frame_stride or 5,
+            num_workers=num_workers, seed=seed,
         )  # fmt: skip
     else:
         stride = frame_stride if frame_stride is not None else 1 if layout == "calvin" else 5

@@ -85,15 +85,14 @@ def test_chains_go_round_among_letters_and_generated_scenes(tmp_path: Path) -> N
         record(out=tmp_path / "c", generated=1, calvin_root=tmp_path, chains=1)
 
 
-def test_a_policy_may_drive_while_the_expert_labels(run, tmp_path):
+def test_a_policy_may_drive_before_the_expert_takes_over(run, tmp_path):
     alone, driven = tmp_path / "alone", tmp_path / "driven"
     record(out=alone, scenes="D", chains=1, num_workers=1, noise_share=0.0, seed=8)
     record(out=driven, scenes="D", chains=1, num_workers=1, noise_share=0.0, seed=8, policy=str(run / "finetune"))
     first, corrected = (read_episode(list_episodes(folder)[0]) for folder in (alone, driven))
     assert first.instruction == corrected.instruction
-    assert np.array_equal(first.states[0], corrected.states[0])
-    assert np.allclose(first.actions[0], corrected.actions[0], atol=1e-6)
-    assert not np.allclose(first.states[6, :3], corrected.states[6, :3], atol=1e-4)
+    apart = np.linalg.norm(first.states[:, :3] - corrected.states[0, :3], axis=1)
+    assert apart.min() > 0.001 and apart[0] < 0.5, "the recording begins where the policy has got to"
 
 
 def test_recording_refuses_another_configuration(run):

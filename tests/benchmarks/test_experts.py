@@ -30,9 +30,10 @@ from gr2.benchmarks.demonstrations.experts import act
 from gr2.benchmarks.demonstrations.next_task import deal, emphasis_of
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.playtable.feasibility import drawer_is_open, feasible, prerequisites
-from gr2.benchmarks.playtable.scenes import scene
+from gr2.benchmarks.playtable.scenes import ROBOT_BASE, scene
 from gr2.benchmarks.playtable.tasks import ALL_TASKS, COLORS
 from gr2.benchmarks.playtable.world import WorldState
+from gr2.contracts import ActionTrajectory, Observation
 
 SPEC = scene("D")
 UPRIGHT = np.array([0.0, 0.0, np.sin(np.pi / 4), np.cos(np.pi / 4)])
@@ -342,3 +343,43 @@ def test_a_recording_does_what_its_scene_was_arranged_for(monkeypatch: pytest.Mo
             several = [upcoming for upcoming in dealt if len(upcoming) > 1]
             followed += sum(tasks == done[i : i + len(tasks)] for tasks in several for i in range(len(done)))
     assert followed == 2
+
+
+def test_an_expert_labels_nothing_while_a_policy_drives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recorded is what the expert commands and what is carried out, without a gap."""
+
+    class Stays:
+        """A policy that stays where it is, so that every skill is left to the expert."""
+
+        executed_steps = 5
+
+        def reset(self) -> None: ...
+
+        def close(self) -> None: ...
+
+        def act(self, observation: Observation) -> ActionTrajectory:
+            return ActionTrajectory(
+                positions=np.repeat(observation.tool_position[None], 10, 0),
+                quaternions=np.repeat(observation.tool_quaternion[None], 10, 0),
+                gripper=np.ones(10), dt=1 / 30, start_time=observation.time,
+            )  # fmt: skip
+
+    carried: list[np.ndarray] = []
+    step_pose = PlayTable.step_pose
+
+    def note(self: PlayTable, position: np.ndarray, quaternion: np.ndarray, gripper: float) -> Any:
+        carried.append(np.array([*(position - ROBOT_BASE), *quaternion, gripper]))
+        return step_pose(self, position, quaternion, gripper)
+
+    monkeypatch.setattr(PlayTable, "step_pose", note)
+    config = recording.RecordConfig(
+        scenes="D", tasks="all", layout="episodes", chains=8, episodes=0, play_share=0.0, noise_share=0.0,
+        image_px=32, frame_stride=50, policy="", calvin_root="", seed=2,
+    )  # fmt: skip
+    with closing(PlayTable("D", render_mode=None)) as env:
+        found = [np.stack(tape.actions) for tape, _, _ in recording._record_chain(env, config, 5, Stays())]
+    steps = np.stack(carried)
+    assert len(found) >= 3 and sum(map(len, found)) < len(steps)
+    for actions in found:
+        begins = np.flatnonzero((steps == actions[0]).all(axis=1))
+        assert any(np.array_equal(steps[i : i + len(actions)], actions) for i in begins)

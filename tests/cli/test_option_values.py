@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 
 from gr2.cli import main as command_line
+from gr2.cli.failures import UsageError
 from gr2.cli.main import COMMANDS, Command, main
+from gr2.cli.ranges import check_numbers
 
 NUMBERS = ("-1", "0", "-9223372036854775809", "1" + 21 * "0", "1e400", "nan", "-inf", "", "x", "1.5", "[1]", "null")
 WORDS = ("", "[", "{", "nul: [", "-5", "*", "ftp://x/y", "a\udcffb", 300 * "a")
@@ -214,3 +216,11 @@ def test_any_value_of_an_option_is_used_or_refused_in_a_sentence(
     command: Command, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check(command, places, None, monkeypatch)
+
+
+def test_zero_stands_for_several_image_sizes_where_there_is_no_default() -> None:
+    check_numbers({"image_size": 0}, {"image_size": None})
+    with pytest.raises(UsageError, match="--image-size: expected 1 or more, up to"):
+        check_numbers({"image_size": 0}, {"image_size": 64})
+    with pytest.raises(UsageError, match="--image-size: expected 0 or more, got -1"):
+        check_numbers({"image_size": -1}, {"image_size": None})
