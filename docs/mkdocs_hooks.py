@@ -27,7 +27,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _inside(markdown: str) -> str:
     """Name files that the site does not have by their path alone."""
-    outside = r"\[([^\]]+)\]\(((?:examples/|integrations/|tests/|CONTRIBUTING|LICENSE|CHANGELOG)[^)]*)\)"
+    outside = r"\[([^\]]+)\]\(((?:examples/|integrations/|tests/|CONTRIBUTING|Dockerfile|LICENSE|CHANGELOG)[^)]*)\)"
     return re.sub(outside, r"`\2`", markdown)
 
 
