@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import numpy as np
 
 from gr2.contracts import JointTrajectory
@@ -10,6 +13,7 @@ from gr2.wbc.drivers.driver import Pacer
 from gr2.wbc.drivers.loop import ControlLoop
 from gr2.wbc.drivers.streaming import StreamingDriver
 from gr2.wbc.robot.robots import RobotModel, kinova_gen3, panda
+from gr2.wbc.robot.urdf_reader import UrdfOptions, read_robot
 
 ROBOTS = {"kinova_gen3": kinova_gen3(), "panda": panda(tool_z=0.14)}
 
@@ -18,6 +22,12 @@ def configurations(robot: RobotModel, count: int, seed: int = 0, widest: float =
     """Draw joint angles `[count j]` [rad] within the limits, and within `widest` for joints that turn for ever."""
     lower, upper = np.maximum(robot.lower, -widest), np.minimum(robot.upper, widest)
     return np.random.default_rng(seed).uniform(lower, upper, (count, robot.num_joints))
+
+
+def robot_from_urdf(path_or_text: str | os.PathLike[str], **options: Any) -> RobotModel:
+    """Read an arm from URDF, a file or its text, with the fields of `UrdfOptions`."""
+    listed = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in options.items()}
+    return read_robot(path_or_text, UrdfOptions(**listed))
 
 
 def short_arm(*names: str) -> RobotModel:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from wbc_cases import robot_from_urdf
 
 from gr2.benchmarks.wbc import built_in
 from gr2.benchmarks.wbc.built_in import built_in_cases
@@ -23,7 +24,7 @@ from gr2.wbc.robot.catalog import load_robot
 from gr2.wbc.robot.kinematics import Kinematics
 from gr2.wbc.robot.robots import RobotModel
 from gr2.wbc.robot.transforms import quaternion_from_matrix
-from gr2.wbc.robot.urdf_reader import UrdfOptions, robot_from_urdf
+from gr2.wbc.robot.urdf_reader import UrdfOptions
 
 BALL = '<collision><geometry><sphere radius="0.02"/></geometry></collision>'
 AXES = ("0 0 1", "0 1 0", "0 1 0", "1 0 0", "0 1 0", "1 0 0")

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from wbc_cases import Clock, short_arm, stretched
 
 from gr2.errors import ConfigError, ControlError, EnvironmentMissing
 from gr2.wbc.drivers.ros2 import Ros2Endpoint, ros2_driver
 from gr2.wbc.drivers.streaming import StreamingDriver
-from tests.wbc_cases import Clock, short_arm, stretched
 
 ARM = short_arm("j1", "j2", "j3", "j4", "j5", "j6")
 

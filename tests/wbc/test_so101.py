@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from wbc_cases import Clock, short_arm, stretched
 
 from gr2.errors import ConfigError, ControlError, EnvironmentMissing
 from gr2.wbc.drivers.feetech import frame, from_register, to_register
 from gr2.wbc.drivers.so101 import RAD_A_TICK, So101Endpoint, read_calibration, so101_driver
 from gr2.wbc.drivers.streaming import StreamingDriver
-from tests.wbc_cases import Clock, short_arm, stretched
 
 NAMES = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll")
 ARM = short_arm(*NAMES)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from wbc_cases import robot_from_urdf
 
 from gr2.contracts import ActionTrajectory
 from gr2.wbc.collision import CollisionConfig, CollisionModel, Plane
@@ -15,7 +16,6 @@ from gr2.wbc.gripper import GripperSchedule
 from gr2.wbc.robot.kinematics import Kinematics
 from gr2.wbc.robot.robots import Capsule, RobotModel, kinova_gen3
 from gr2.wbc.robot.transforms import quaternion_from_matrix
-from gr2.wbc.robot.urdf_reader import robot_from_urdf
 from gr2.wbc.validation import GuardConfig
 
 GEN3 = kinova_gen3()

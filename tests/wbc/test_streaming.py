@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from wbc_cases import Clock, short_arm, stretched
 
 from gr2.contracts import JointCommand
 from gr2.errors import ControlError
 from gr2.wbc.drivers.streaming import ArmState, StreamingDriver
 from gr2.wbc.robot.robots import kinova_gen3
-from tests.wbc_cases import Clock, short_arm, stretched
 
 ARM = short_arm("a", "b", "c", "d", "e", "f")
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from wbc_cases import short_arm, stretched
 
 from gr2.contracts import JointCommand
 from gr2.errors import ConfigError, ControlError
 from gr2.wbc.drivers.rtde import Recipe, RtdeClient
 from gr2.wbc.drivers.streaming import StreamingDriver
 from gr2.wbc.drivers.universal_robots import UniversalRobotsEndpoint, universal_robots_driver
-from tests.wbc_cases import short_arm, stretched
 
 ARM = short_arm("shoulder_pan", "shoulder_lift", "elbow", "wrist_1", "wrist_2", "wrist_3")
 TYPES = {

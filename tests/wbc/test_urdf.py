@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from wbc_cases import ROBOTS, configurations
+from wbc_cases import ROBOTS, configurations, robot_from_urdf
 
 from gr2.errors import ConfigError, ShapeError
 from gr2.wbc.collision import Box, CollisionConfig, CollisionModel, Plane, Sphere
@@ -20,7 +20,6 @@ from gr2.wbc.robot.robots import Capsule, RobotModel, kinova_gen3, panda, solid_
 from gr2.wbc.robot.self_pairs import HOME_GAP
 from gr2.wbc.robot.transforms import matrix_from_quaternion
 from gr2.wbc.robot.urdf import robot_urdf
-from gr2.wbc.robot.urdf_reader import robot_from_urdf
 
 pybullet = pytest.importorskip("pybullet", reason="pybullet is the independent reader of URDF")
 

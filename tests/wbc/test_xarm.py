@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from wbc_cases import Clock, short_arm, stretched
 
 from gr2.contracts import JointCommand
 from gr2.errors import ControlError, EnvironmentMissing
 from gr2.wbc.drivers.streaming import StreamingDriver
 from gr2.wbc.drivers.xarm import XArmEndpoint, xarm_driver
-from tests.wbc_cases import Clock, short_arm, stretched
 
 ARM = short_arm("joint1", "joint2", "joint3", "joint4", "joint5", "joint6")
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import numpy.typing as npt
 
 from ...errors import ConfigError
 from .robots import Capsule, RobotModel, kinova_gen3, panda
 from .urdf_elements import EXPAND
-from .urdf_reader import AS_IN_FILE, UrdfOptions, plain, read_robot
+from .urdf_reader import AS_IN_FILE, UrdfOptions, read_robot
 
 
 def load_robot(
@@ -52,12 +53,12 @@ def load_robot(
             package_dirs=package_dirs,
             mesh_scale=mesh_scale,
             limits_in_degrees=limits_in_degrees,
-            lower=plain(lower),
-            upper=plain(upper),
-            velocity=plain(velocity),
-            acceleration=plain(acceleration),
-            effort=plain(effort),
-            home=plain(home),
+            lower=_plain(lower),
+            upper=_plain(upper),
+            velocity=_plain(velocity),
+            acceleration=_plain(acceleration),
+            effort=_plain(effort),
+            home=_plain(home),
             side_joints=side_joints,
             capsules=capsules,
             self_pairs=self_pairs,
@@ -71,3 +72,9 @@ def load_robot(
     if not name.lower().endswith(".urdf") and not Path(name).is_file():
         raise ConfigError(f"there is no robot '{name}'; expected one of {sorted(known)} or the path of a .urdf file.")
     return read_robot(Path(name), options)
+
+
+def _plain(given: npt.ArrayLike | None) -> float | Sequence[float] | None:
+    """Return an array as the list that `UrdfOptions` holds; anything else as it is, to be judged later."""
+    plain: float | Sequence[float] | None = given.tolist() if isinstance(given, np.ndarray) else given  # type: ignore[assignment]
+    return plain

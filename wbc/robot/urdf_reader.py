@@ -104,54 +104,6 @@ class _Bodies:
     parts: list[list[tuple[UrdfLink, Array]]] = field(default_factory=list)
 
 
-def robot_from_urdf(
-    path_or_text: str | os.PathLike[str],
-    *,
-    base_link: str | None = None,
-    tool_link: str | None = None,
-    package_dirs: Sequence[str | os.PathLike[str]] = (),
-    mesh_scale: float = 1.0,
-    limits_in_degrees: bool = False,
-    lower: npt.ArrayLike | None = None,
-    upper: npt.ArrayLike | None = None,
-    velocity: npt.ArrayLike | None = None,
-    acceleration: npt.ArrayLike | None = None,
-    effort: npt.ArrayLike | None = None,
-    home: npt.ArrayLike | None = None,
-    side_joints: Mapping[str, float] | None = None,
-    capsules: Sequence[Capsule] | None = None,
-    self_pairs: Sequence[tuple[int, int]] | None = None,
-) -> RobotModel:
-    """Read an arm from URDF, as `read_robot` does with the `UrdfOptions` of these fields.
-
-    Raises:
-        ConfigError: no serial arm of this kind can be read; the message states where and what to do.
-    """
-    options = UrdfOptions(
-        base_link=base_link,
-        tool_link=tool_link,
-        package_dirs=package_dirs,
-        mesh_scale=mesh_scale,
-        limits_in_degrees=limits_in_degrees,
-        lower=plain(lower),
-        upper=plain(upper),
-        velocity=plain(velocity),
-        acceleration=plain(acceleration),
-        effort=plain(effort),
-        home=plain(home),
-        side_joints=side_joints,
-        capsules=capsules,
-        self_pairs=self_pairs,
-    )
-    return read_robot(path_or_text, options)
-
-
-def plain(given: npt.ArrayLike | None) -> float | Sequence[float] | None:
-    """Return an array as the list that `UrdfOptions` holds; anything else as it is, to be judged later."""
-    plain: float | Sequence[float] | None = given.tolist() if isinstance(given, np.ndarray) else given  # type: ignore[assignment]
-    return plain
-
-
 def read_robot(path_or_text: str | os.PathLike[str], options: UrdfOptions = AS_IN_FILE) -> RobotModel:
     """Read the chain of revolute and continuous joints from `base_link` to `tool_link`.
 
