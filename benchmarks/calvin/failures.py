@@ -8,15 +8,16 @@ from typing import Any, Literal
 import numpy as np
 
 from ..playtable.scenes import PANEL_OUT, PANEL_UP, SceneSpec
-from ..playtable.tasks import COLORS, held_alone, on_a_block_alone
+from ..playtable.tasks import ALL_TASKS, COLORS, can_succeed, held_alone, on_a_block_alone
 from ..playtable.world import World, WorldState
 
-Phase = Literal["approach", "contact", "motion", "wrong object", "in hand", "let go", "empty hand"]
+Phase = Literal["approach", "contact", "motion", "wrong object", "in hand", "let go", "empty hand", "impossible"]
 """Where a failed task ended.
 
 approach: the tool never came near; contact: it came near, nothing moved; motion: the right thing moved, not enough;
 wrong object: another block or joint moved instead. Where a block is to be placed: in hand, it still is; let go,
-it lies elsewhere; empty hand, none was there to place.
+it lies elsewhere; empty hand, none was there to place. impossible: whatever is done, the judge cannot be satisfied from
+where the task before left the scene (`playtable.tasks.can_succeed`).
 """
 
 NEAR = 0.05
@@ -40,6 +41,7 @@ class TaskWatch:
         self._places = family in ("place", "stack")
         self._held = held_alone(self._start) if self._places else None
         self._colors = [] if self._joint or self._held else _blocks_of(task, self._start)
+        self._possible = can_succeed(ALL_TASKS[task], self._start)
         self._link = {"place_in_slider": "plank_link", "place_in_drawer": "drawer_link"}.get(task, "")
         self._turned: set[str] = set()
         self.closest = np.inf
@@ -83,6 +85,8 @@ class TaskWatch:
         moved = {c for c in COLORS if np.linalg.norm(now.blocks[c][0] - start.blocks[c][0]) > _MOVED}
         if self._places and self._held is None:
             return "empty hand"
+        if not self._possible:
+            return "impossible"
         if self._held is not None:
             return "in hand" if held_alone(now) == self._held else "let go"
         if self._joint in self._turned or moved & set(self._colors):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from gr2.benchmarks.calvin.episodes import demonstrate, neutral_robot, task_star
 from gr2.benchmarks.calvin.failures import NEAR, TaskWatch
 from gr2.benchmarks.calvin.results import summarize
 from gr2.benchmarks.playtable.environment import PlayTable
-from gr2.benchmarks.playtable.tasks import ALL_TASKS
+from gr2.benchmarks.playtable.tasks import ALL_TASKS, COLORS, can_succeed
 from gr2.benchmarks.policies.scripted import ScriptedPolicy
 from gr2.benchmarks.simulation.control import PoseControl
 from gr2.benchmarks.simulation.episodes import as_record, run_chain
@@ -93,6 +94,30 @@ def test_placing_needs_a_block_in_the_hand(env):
     watch = _watch(env, "stack_block")
     watch.see()
     assert watch.report()["phase"] == "empty hand"
+
+
+def test_what_no_judge_can_accept_is_said_to_be_impossible(env):
+    """A block that the hand touches as a task begins does not stand on the desk alone."""
+    task_start(env, "push_into_drawer", 0, 0)
+    start = env.world_state()
+    desk, hand, block = ("table", "base_link"), ("robot", ""), ("block_blue", "")
+
+    def possible(task, **contacts):
+        others = dict.fromkeys(COLORS, frozenset({("table", "plank_link")}))
+        touched = {color: frozenset(found) for color, found in contacts.items()}
+        return can_succeed(ALL_TASKS[task], replace(start, contacts={**others, **touched}))
+
+    assert possible("push_into_drawer", red={desk}) and not possible("push_into_drawer", red={desk, hand})
+    assert not possible("push_into_drawer")
+    assert possible("push_red_block_left", red={desk, hand}) and not possible("push_red_block_left", red={hand})
+    assert possible("lift_red_block_table", red={desk, hand}) and not possible("lift_red_block_table")
+    assert possible("lift_red_block_slider") and not possible("lift_red_block_drawer")
+    assert possible("unstack_block", red={block}) and not possible("unstack_block", red={block, hand})
+    assert possible("stack_block") and not possible("stack_block", red={block}, blue={block}, pink={block})
+    assert not possible("place_in_slider", red={desk}) and possible("open_drawer", red={desk, hand})
+    watch = TaskWatch("unstack_block", "unstack", env)
+    watch.see()
+    assert watch.report()["phase"] == "impossible"
 
 
 def test_a_task_is_watched_after_each_step_and_its_failure_is_kept(env):
