@@ -43,7 +43,7 @@ def strips(folder: Path, out: Path, *, episodes: int = 4, columns: int = 8, side
         top = number * (title + 2 * side + gap)
         pen.text((left, top + 3), f"“{row['instruction']}”", fill=INK, font=font)
         videos = [read(folder / row[kind]) for kind in ("predicted", "real")]
-        shown = np.linspace(0, min(map(len, videos)) - 1, columns).round().astype(int)
+        shown = np.unique(np.linspace(0, min(map(len, videos)) - 1, columns).round().astype(int))
         for line, (name, video) in enumerate(zip(("imagined", "simulated"), videos, strict=True)):
             y = top + title + line * side
             pen.text((4, y + side // 2 - 8), name, fill=INK, font=font)
