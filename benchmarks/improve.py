@@ -81,7 +81,8 @@ def improve(options: ImproveOptions) -> Path:
 
     Source: DAgger, Ross, Gordon and Bagnell, arXiv 1011.0686.
     """
-    from ..gr_model.act.loading import assemble, release_folder
+    from ..gr_model.act.loading import assemble
+    from ..gr_model.model.release import release_folder
     from .calvin.evaluate import evaluate
 
     o, drives = options, release_folder(options.policy)

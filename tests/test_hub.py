@@ -16,8 +16,8 @@ import torch
 import gr2
 from gr2.data_pipeline.store.publishing import push as push_shards
 from gr2.errors import CheckpointError, ConfigError, DataError, HubError
-from gr2.gr_model.act.loading import release_folder
 from gr2.gr_model.act.publishing import push
+from gr2.gr_model.model.release import release_folder
 from gr2.hub import download, names_repository, upload
 
 COMMIT = "c" * 40

@@ -51,8 +51,7 @@ def benchmark(
         DataError: fewer than two held-out episodes.
     """
     from ...data_pipeline.loading.token_store import TokenStore
-    from ...gr_model.act.loading import release_folder
-    from ...gr_model.model.release import load_release
+    from ...gr_model.model.release import load_release, release_folder
     from ...gr_model.train.texts import give_texts
 
     release = load_release(release_folder(policy))

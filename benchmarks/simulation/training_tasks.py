@@ -23,8 +23,8 @@ def training_of(
     Raises:
         CheckpointError: the release is damaged.
     """
-    from ...gr_model.act.loading import release_folder, text_encoder_of
-    from ...gr_model.model.release import RECORD, read_record
+    from ...gr_model.act.loading import text_encoder_of
+    from ...gr_model.model.release import RECORD, read_record, release_folder
     from ...tokenizers.text import note_as_named
 
     folder = release_folder(policy)

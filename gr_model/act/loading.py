@@ -13,13 +13,12 @@ from ...data_pipeline.video.frames import resize_frames, stated_fit
 from ...embodiment import Embodiment
 from ...errors import CheckpointError, ConfigError, ShapeError
 from ...fingerprints import same_encoder
-from ...hub import download, names_repository
 from ...tokenizers.text import TextEncoder
 from ...tokenizers.text_weights import load_text_encoder
 from ...tokenizers.vqgan import VQGAN
 from ...tokenizers.weights import load_vqgan
 from ..model.context import Context
-from ..model.release import RELEASE_FILES, Release, load_release
+from ..model.release import Release, load_release, release_folder
 from .policy import EncodeImages, EncodeText, GR2Policy
 
 
@@ -40,26 +39,6 @@ class Assembled:
         self.release.model.to(device)
         self.vqgan.to(device)
         return self
-
-
-def release_folder(source: str | Path) -> Path:
-    """Return the folder of "pretrained" (shipped), of a path, or of `user/name` on the Hugging Face Hub, once fetched.
-
-    Raises:
-        CheckpointError: this installation ships no policy.
-        HubError: there is no such repository, or the Hub is out of reach.
-    """
-    if names_repository(source):
-        return download(str(source), RELEASE_FILES)
-    if str(source) != "pretrained":
-        return Path(source)
-    folder = Path(__file__).parents[1] / "weights" / "reference"
-    if not folder.is_dir():
-        raise CheckpointError(
-            "Policy 'pretrained': expected shipped weights, got none in this installation; train one with "
-            "`gr2 demo` and give its finetune folder."
-        )
-    return folder
 
 
 def text_encoder_of(folder: Path, provenance: Mapping[str, Any], fingerprint: str) -> TextEncoder:

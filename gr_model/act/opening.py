@@ -147,7 +147,7 @@ def policy_fingerprint(source: str) -> str:
         stated = _stated(_member(module, name, source), source)
         sources = b"".join(file.read_bytes() for file in _sources(module))
         return hashlib.sha256(sources + stated.encode()).hexdigest()
-    from .loading import release_folder
+    from ..model.release import release_folder
 
     weights = release_folder(source) / "model.safetensors"
     if not weights.is_file():

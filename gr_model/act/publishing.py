@@ -8,8 +8,7 @@ from pathlib import Path
 from ...errors import CheckpointError, ConfigError
 from ...hub import upload
 from ..model.card import CARD, model_card
-from ..model.release import load_release, read_record, release_files
-from .loading import release_folder
+from ..model.release import load_release, read_record, release_files, release_folder
 
 
 def push(*, release: str, to: str, results: Path | None = None, private: bool = False) -> str:

@@ -26,6 +26,7 @@ from ...data_pipeline.statistics.datasets import DatasetStatistics, read_dataset
 from ...embodiment import Embodiment
 from ...errors import CheckpointError, ConfigError, DataError
 from ...fingerprints import same_encoder
+from ...hub import download, names_repository
 from ...tokenizers.weight_files import sha256
 from .card import CARD, model_card
 from .config import CameraSpec, ModelConfig
@@ -169,6 +170,26 @@ def save_release(
 def release_files(folder: Path) -> list[Path]:
     """Return the files of a release, none of the training beside them."""
     return sorted(file for pattern in RELEASE_FILES for file in folder.glob(pattern) if file.is_file())
+
+
+def release_folder(source: str | Path) -> Path:
+    """Return the folder of "pretrained" (shipped), of a path, or of `user/name` on the Hugging Face Hub, once fetched.
+
+    Raises:
+        CheckpointError: this installation ships no policy.
+        HubError: there is no such repository, or the Hub is out of reach.
+    """
+    if names_repository(source):
+        return download(str(source), RELEASE_FILES)
+    if str(source) != "pretrained":
+        return Path(source)
+    folder = Path(__file__).parents[1] / "weights" / "reference"
+    if not folder.is_dir():
+        raise CheckpointError(
+            "Policy 'pretrained': expected shipped weights, got none in this installation; train one with "
+            "`gr2 demo` and give its finetune folder."
+        )
+    return folder
 
 
 def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None = None) -> Release:

@@ -15,7 +15,7 @@ from ...fingerprints import image_fingerprint
 from ..model import presets
 from ..model.config import CameraSpec, ModelChanges, ModelConfig
 from ..model.normalization import Normalization
-from ..model.release import load_release
+from ..model.release import load_release, release_folder
 from ..model.world_model import WorldModel
 from .options import FinetuneOptions, TrainingOptions
 
@@ -67,7 +67,7 @@ def first_model(
     if options.model != ModelChanges():
         raise ConfigError(f"--init {options.init}: its model is what it is, got changes of it, too; leave --model out.")
     encoders = {"tokenizer": image_fingerprint(facts), "text": str(facts["text_fingerprint"])}
-    release = load_release(options.init, **encoders)
+    release = load_release(release_folder(options.init), **encoders)
     found = release.model.config
     if (found.chunk_length, found.max_context) != (options.chunk_length, options.context):
         raise ConfigError(

@@ -156,7 +156,8 @@ class FinetuneOptions(TrainingOptions):
     """What finetuning adds.
 
     Args:
-        init: a pretrained or finetuned model to start from; none starts from nothing.
+        init: the model to start from: a folder, `user/name` of the Hub, or "pretrained" (the shipped one); by default
+            none, to start from nothing.
         frame_weight: weight of the frame loss beside the action loss.
         frame_fraction: share of the steps that predict frames too.
         statistics: check the data's against those of `init`, keep the latter, or measure the former unchecked.

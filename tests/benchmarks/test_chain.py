@@ -195,6 +195,8 @@ def test_changes_of_a_size_reach_the_release_and_leave_an_initial_model_alone(ru
         tokens(shards=str(run / "shards"), out=tmp_path / "t", target_fps=-3.0)
     with pytest.raises(ConfigError, match="leave --model out"):
         finetune(FinetuneOptions(out=tmp_path / "f", init=tmp_path / "p", steps=1, model=changes, **options))
+    with pytest.raises(CheckpointError, match="reference: expected a model trained with the tokenizer encoder"):
+        finetune(FinetuneOptions(out=tmp_path / "f", init=Path("pretrained"), steps=1, **options))
 
 
 def test_the_snapshot_that_acts_best_is_released(run: Path, tmp_path: Path, capsys) -> None:

@@ -12,7 +12,7 @@ from gr2.benchmarks.calvin.training_tasks import ceiling, training_of, wordings
 from gr2.benchmarks.playtable.instructions import evaluation_instructions, held_out_instruction, instructions_of
 from gr2.benchmarks.playtable.tasks import ALL_TASKS, TASKS
 from gr2.benchmarks.simulation.training_tasks import tasks_of, training_lines
-from gr2.gr_model.act.loading import release_folder
+from gr2.gr_model.model.release import release_folder
 
 
 def test_the_ceiling_of_all_tasks_is_five_and_of_seventeen_the_known_one() -> None:

@@ -11,8 +11,7 @@ from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 
 from gr2.data_pipeline.video.frames import ImageFit
 from gr2.errors import ConfigError
-from gr2.gr_model.act.loading import release_folder
-from gr2.gr_model.model.release import read_record
+from gr2.gr_model.model.release import read_record, release_folder
 
 _NEW = {"n_obs_steps": 1, "chunk_size": 10, "frame_step": 5}
 """What a new model has where nothing is asked for; a release has its own."""
