@@ -105,9 +105,11 @@ def _prepare(out: Path, preset: ChainPreset, seed: int, fresh: bool) -> None:
     facts = out / "run.json"
     asked = {"preset": preset.name, "tasks": preset.tasks, "seed": seed}
     if fresh and out.exists():
-        if not facts.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):  # but for a lock
+        entries = [entry for entry in out.iterdir() if not entry.name.startswith(".")]  # the lock stays
+        if entries and not facts.exists():
             raise DataError(f"{out}: not a folder of `gr2 demo`, so --fresh does not empty it; choose another --out.")
-        shutil.rmtree(out)
+        for entry in entries:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     out.mkdir(parents=True, exist_ok=True)
     if facts.exists():
         found = {"tasks": "demonstrated"} | json.loads(facts.read_text())  # 0.1.0 knew no other

@@ -253,6 +253,9 @@ def test_fresh_takes_a_new_folder_that_holds_the_lock_of_its_command_alone(tmp_p
     (tmp_path / ".gr2.lock").touch()
     _prepare(tmp_path, demo_preset(), 0, fresh=True)
     assert (tmp_path / "run.json").is_file()
+    (tmp_path / "tokens").mkdir()
+    _prepare(tmp_path, demo_preset(), 0, fresh=True)
+    assert (tmp_path / ".gr2.lock").exists() and not (tmp_path / "tokens").exists()
     (tmp_path / "run.json").rename(tmp_path / "notes.json")
     with pytest.raises(DataError, match="not a folder of `gr2 demo`"):
         _prepare(tmp_path, demo_preset(), 0, fresh=True)
