@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize, minimize_scalar
-from scipy.spatial import ConvexHull, QhullError
+from scipy.optimize import minimize_scalar
 
 from ...errors import ConfigError, ShapeError
 from .collada import collada_vertices
@@ -20,6 +19,16 @@ LEAST_RADIUS = 1e-4
 
 NUM_DIRECTIONS = 200
 """Directions in which the farthest points of a mesh stand for all of them while a capsule is sought."""
+
+FIRST_SPREAD = 0.25
+"""Spread of the first candidates for a capsule, as a share of the size and in the tangent of the direction."""
+
+_STEPS = np.random.default_rng(0).normal(size=(40, 24, 5))
+_STEPS[0, 0] = 0.0
+"""Standard normal steps of the candidates: rounds, candidates, numbers."""
+_SHARES = np.log(12.5) - np.log(np.arange(1, 13))
+_SHARES /= _SHARES.sum()
+"""How much each of the better half counts, the best one first."""
 
 MAX_MESH_BYTES = 256 * 2**20
 """Size above which a mesh file is refused."""
@@ -56,17 +65,6 @@ class FittedCapsule(NamedTuple):
         return distances
 
 
-def corners_of(points: Array) -> Array:
-    """Return the points that span the convex hull `[m 3]`; all of them where they are flat or few."""
-    distinct = np.unique(points, axis=0)
-    if len(distinct) <= 4:
-        return distinct
-    try:
-        return distinct[ConvexHull(distinct).vertices]
-    except QhullError:
-        return distinct
-
-
 def extremes(points: Array) -> Array:
     """Return those of `points` `[n 3]` that lie farthest in `NUM_DIRECTIONS` evenly spread directions `[m 3]`.
 
@@ -77,8 +75,8 @@ def extremes(points: Array) -> Array:
     turns = np.arange(NUM_DIRECTIONS) + 0.5
     height = 1.0 - 2.0 * turns / NUM_DIRECTIONS
     angle, width = math.pi * (1.0 + math.sqrt(5.0)) * turns, np.sqrt(1.0 - height**2)
-    directions = np.stack([width * np.cos(angle), width * np.sin(angle), height])
-    return points[np.unique((points @ directions).argmax(0))]
+    directions = np.stack([width * np.cos(angle), width * np.sin(angle), height], axis=1)
+    return points[np.unique((directions @ points.T).argmax(1))]
 
 
 def around_axis(corners: Array, direction: Array, center: Array, widening: float) -> FittedCapsule:
@@ -104,51 +102,67 @@ def around_axis(corners: Array, direction: Array, center: Array, widening: float
 def fit_capsule(points: Array) -> FittedCapsule:
     """Return a capsule that covers all `points` `[n 3]` [m], of nearly the least volume.
 
-    From each of the three principal axes a simplex search moves the direction (2 numbers), the place (2) and
-    the radius (1); the segment's ends follow from them. The best is widened until it covers every point.
+    From each of the three principal axes a population of candidates, the same in every run, moves the direction (2
+    numbers), the place (2) and the radius (1); the segment's ends follow from them. Mean and covariance follow the
+    better half of it. The best capsule is widened until it covers every point.
 
     Raises:
         ShapeError: points of another shape, none, or not finite.
+
+    Source: the rank-mu update of CMA-ES, Hansen, arXiv 1604.00772.
     """
     points = np.asarray(points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0 or not np.isfinite(points).all():
         raise ShapeError(
             f"points to cover have shape {points.shape}; expected [n 3] finite numbers with n > 0; check the mesh."
         )
-    corners = extremes(corners_of(points))
+    corners = extremes(points)
     middle = (corners.min(0) + corners.max(0)) / 2
     size = max(float(np.ptp(corners, axis=0).max()), LEAST_RADIUS)
-    axes = np.linalg.svd(corners - corners.mean(0), full_matrices=True)[2]
+    off_middle = corners - corners.mean(0)
+    axes = np.linalg.eigh(off_middle.T @ off_middle)[1].T[::-1]
+    frames = np.stack([np.roll(axes, -turn, axis=0) for turn in range(3)])
 
-    def candidate(x: Array, frame: Array) -> FittedCapsule:
-        direction = frame[0] + x[0] * frame[1] + x[1] * frame[2]
-        direction = direction / np.linalg.norm(direction)
-        center = middle + size * (x[2] * frame[1] + x[3] * frame[2])
-        return around_axis(corners, direction, center, size * float(x[4]))
+    each = np.arange(3)
+    mean, covariance = np.zeros((3, 5)), np.tile(FIRST_SPREAD**2 * np.eye(5), (3, 1, 1))
+    best, least = mean, np.full(3, np.inf)
+    for steps in _STEPS:
+        tried = mean[:, None] + steps @ np.linalg.cholesky(covariance + 1e-14 * np.eye(5)).transpose(0, 2, 1)
+        volumes = _volumes_along(corners, *_axes_of(tried, frames, middle, size))
+        order = np.argsort(volumes, axis=1)[:, : len(_SHARES)]
+        better = tried[each[:, None], order]
+        found = volumes[each, order[:, 0]]
+        best = np.where((found < least)[:, None], better[:, 0], best)
+        least = np.minimum(found, least)
+        away = better - mean[:, None]
+        covariance = 0.4 * covariance + 0.6 * np.einsum("m,fmi,fmj->fij", _SHARES, away, away)
+        mean = np.einsum("m,fmi->fi", _SHARES, better)
+    chosen = int(least.argmin())
+    direction, center, widening = _axes_of(best[chosen, None, None], frames[chosen, None], middle, size)
+    capsule = around_axis(corners, direction[0, 0], center[0, 0], float(widening[0, 0]))
+    missing = capsule.excess(points)
+    return capsule._replace(radius=capsule.radius + missing + 1e-9) if missing > -1e-9 else capsule
 
-    best: FittedCapsule | None = None
-    for turn in range(3):
-        frame = np.roll(axes, -turn, axis=0)
-        place = np.zeros(5)
-        for spread in (0.15, 0.03):
-            found = minimize(
-                lambda x, frame=frame: candidate(x, frame).volume,
-                place,
-                method="Nelder-Mead",
-                options={
-                    "initial_simplex": np.vstack([place, place + spread * np.eye(5)]),
-                    "maxfev": 500,
-                    "xatol": 1e-5,
-                    "fatol": 1e-7 * size**3,
-                },
-            )
-            place = found.x
-        capsule = candidate(place, frame)
-        if best is None or capsule.volume < best.volume:
-            best = capsule
-    assert best is not None
-    missing = best.excess(points)
-    return best._replace(radius=best.radius + missing + 1e-9) if missing > -1e-9 else best
+
+def _axes_of(tried: Array, frames: Array, middle: Array, size: float) -> tuple[Array, Array, Array]:
+    """Return directions `[f c 3]`, centers `[f c 3]` and widenings `[f c]` of candidates `[f c 5]` about `frames`."""
+    first, second, third = frames[:, None, 0], frames[:, None, 1], frames[:, None, 2]
+    directions = first + tried[..., :1] * second + tried[..., 1:2] * third
+    directions = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
+    centers = middle + size * (tried[..., 2:3] * second + tried[..., 3:4] * third)
+    return directions, centers, size * tried[..., 4]
+
+
+def _volumes_along(corners: Array, directions: Array, centers: Array, widenings: Array) -> Array:
+    """Return the volumes `[f c]` [m^3] of the capsules of `around_axis`, many at once."""
+    along = directions @ corners.T - np.einsum("fci,fci->fc", directions, centers)[..., None]
+    squares = np.square(corners).sum(1) - 2.0 * (centers @ corners.T) + np.square(centers).sum(-1, keepdims=True)
+    off_axis = np.maximum(squares - along**2, 0.0)
+    radii = np.maximum(np.sqrt(off_axis.max(-1) + widenings**2), LEAST_RADIUS)
+    slack = np.sqrt(np.maximum(radii[..., None] ** 2 - off_axis, 0.0))
+    length = np.maximum((along - slack).max(-1) - (along + slack).min(-1), 0.0)
+    volumes: Array = math.pi * radii**2 * (length + 4 / 3 * radii)
+    return volumes
 
 
 def capsule_around_cylinder(radius: float, length: float) -> FittedCapsule:

@@ -8,7 +8,7 @@ import numpy as np
 
 from .kinematics import Kinematics
 from .robots import RobotModel
-from .self_pairs import distant_capsules, pair_gaps, usual_overlap
+from .self_pairs import distant_capsules, least_gaps, pair_gaps, usual_overlap
 from .transforms import Array
 
 NUM_POSTURES = 2000
@@ -17,8 +17,8 @@ NUM_POSTURES = 2000
 NUM_CHECKED = 400
 """The best of them whose distances are measured."""
 
-NUM_MOVED = 50
-"""The best of those whose tool is moved to all sides."""
+NUM_MOVED, NUM_WATCHED = 50, 12
+"""The best of those, whose tool is moved to all sides; the best then, which are watched on the way."""
 
 SIDES = np.array(
     [[x, y, z] for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if abs(x) + abs(y) + abs(z) == 1]
@@ -32,6 +32,9 @@ WAY, WAY_SHARE, NUM_STEPS = 0.12, 0.2, 8
 CLEAR = 0.05
 """Distance [m] between watched capsules from which more is no better; less where the arm is smaller."""
 
+LACK = 0.01
+"""Distance [m] that capsules come too near on the way of the tool from which on a posture does not count."""
+
 LIMIT_SHARE = 0.15
 """Share of a joint's range that a posture keeps from its limits to count in full."""
 
@@ -41,7 +44,8 @@ def default_home(model: RobotModel) -> Array:
 
     Of postures sampled within the limits, the first joint in its middle, the best has its tool far from a singularity,
     its joints far from their limits, its links above the base's plane, and its capsules apart, there and where the
-    tool has moved to all sides. Joints without stops stay within a half turn. Rounded to 0.01 rad.
+    tool has moved to all sides; on the way there, capsules come no nearer than the arm lets them once this is its home.
+    Joints without stops stay within a half turn. Rounded to 0.01 rad.
     """
     lower, upper = np.maximum(model.lower, -math.pi), np.minimum(model.upper, math.pi)
     half = np.maximum((upper - lower) / 2, 1e-9)
@@ -60,14 +64,30 @@ def default_home(model: RobotModel) -> Array:
     best = postures[np.argsort(-scores, kind="stable")[:NUM_CHECKED]]
     watched = usual_overlap(model, pairs)
     best = best[np.argsort(-quality(best, watched), kind="stable")[:NUM_MOVED]]
-    around = quality(_moved(model, best).reshape(-1, model.num_joints), watched).reshape(len(best), -1)
-    home: Array = best[np.argmax(quality(best, watched) * np.minimum(around.min(axis=1), quality(best, watched)))]
+    ways = _moved(model, best)
+    here, ends = quality(best, watched), ways[:, :, -1].reshape(-1, model.num_joints)
+    scores = here * np.minimum(quality(ends, watched).reshape(len(best), -1).min(axis=1), here)
+    chosen = np.argsort(-scores, kind="stable")[:NUM_WATCHED]
+    free = np.array([_freedom(model, pairs, watched, best[k], ways[k]) for k in chosen])
+    home: Array = best[chosen[np.argmax(scores[chosen] * free)]]
     return home
+
+
+def _freedom(model: RobotModel, pairs: tuple[Array, Array], usual: Array, home: Array, ways: Array) -> float:
+    """Return 1 where capsules come no nearer on `ways` `[s t j]` than the arm lets them with this `home` `[j]`, 0.001
+    where they lack `LACK` or more."""
+    watched = np.isfinite(usual)
+    if not watched.any():
+        return 1.0
+    postures = np.clip(np.vstack([home[None], ways[:, -1], ways[:, :-1].reshape(-1, len(home))]), model.lower, model.upper)
+    gaps = pair_gaps(model, (pairs[0][watched], pairs[1][watched]), postures)
+    lack = least_gaps(gaps[0], gaps[1 : 1 + len(ways)].min(axis=0)) - gaps[1 + len(ways) :].min(axis=0)
+    return float(np.clip(1.0 - lack.max() / LACK, 1e-3, 1.0))
 
 
 def around_home(model: RobotModel) -> Array:
     """Return postures `[10 j]` within the limits where the tool has moved from home to all sides."""
-    return np.clip(_moved(model, model.home[None])[0], model.lower, model.upper)
+    return np.clip(_moved(model, model.home[None])[0, :, -1], model.lower, model.upper)
 
 
 def _clearance(model: RobotModel, pairs: tuple[Array, Array], usual: Array, q: Array) -> Array:
@@ -84,19 +104,20 @@ def _clearance(model: RobotModel, pairs: tuple[Array, Array], usual: Array, q: A
 
 
 def _moved(model: RobotModel, q: Array) -> Array:
-    """Return where the joints `[m 10 j]` are when the tool has gone straight to all `SIDES` from postures `q` `[m j]`.
+    """Return where the joints `[m 10 t j]` are while the tool goes straight to all `SIDES` from postures `q` `[m j]`.
 
     The rotation is kept from six joints on, by damped least squares; beyond the limits where the way leads there.
     """
     kinematics, steps = Kinematics(model), np.zeros((len(q) * len(SIDES), 6))
     steps[:, :3] = np.tile(SIDES, (len(q), 1)) * min(WAY, WAY_SHARE * model.reach) / NUM_STEPS
     rows = 6 if model.num_joints >= 6 else 3
-    moved = np.repeat(q, len(SIDES), axis=0)
+    moved, ways = np.repeat(q, len(SIDES), axis=0), []
     for _ in range(NUM_STEPS):
         jacobian = kinematics.forward_many(moved).jacobian[:, :rows]
         square = jacobian @ jacobian.transpose(0, 2, 1) + 1e-6 * np.eye(rows)
         moved = moved + (jacobian.transpose(0, 2, 1) @ np.linalg.solve(square, steps[:, :rows, None]))[..., 0]
-    return moved.reshape(len(q), len(SIDES), -1)
+        ways.append(moved.reshape(len(q), len(SIDES), -1))
+    return np.stack(ways, axis=2)
 
 
 def _dexterity(model: RobotModel, q: Array) -> Array:

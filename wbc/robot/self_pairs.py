@@ -68,6 +68,13 @@ def _postures(model: RobotModel) -> Array:
     return np.random.default_rng(0).uniform(lower, np.maximum(upper, lower), (NUM_SAMPLES, model.num_joints))
 
 
+def least_gaps(at_home: Array, around: Array) -> Array:
+    """Return how near pairs may come `[p]` [m], apart from the clearance: as near as at home and, by `MOST_NEARER`,
+    around it, where that is less than `HOME_GAP`."""
+    least: Array = np.minimum(HOME_GAP, np.clip(around, at_home - MOST_NEARER, at_home))
+    return least
+
+
 def with_self_pairs(model: RobotModel, around: Array | None = None) -> RobotModel:
     """Return the model with its pairs of capsules that are at least two joints apart.
 
@@ -82,7 +89,7 @@ def with_self_pairs(model: RobotModel, around: Array | None = None) -> RobotMode
         return replace(model, self_pairs=(), self_margins=(), unwatched_pairs=())
     at_home = pair_gaps(model, both, model.home[None])[0]
     least = at_home if around is None else pair_gaps(model, both, around).min(axis=0)
-    margins = np.maximum(HOME_GAP - np.clip(least, at_home - MOST_NEARER, at_home), 0.0)
+    margins = HOME_GAP - least_gaps(at_home, least)
     kept = np.isfinite(usual_overlap(model, both))
 
     def pairs(chosen: np.ndarray) -> tuple[tuple[int, int], ...]:

@@ -49,14 +49,15 @@ def _link(name: str, body: Inertial, capsules: list[Capsule]) -> str:
         for geometry, origin in _capsule_shapes(capsule):
             for element in ("visual", "collision"):
                 elements.append(f"<{element}>{origin}<geometry>{geometry}</geometry></{element}>")
-    return f'<link name="{name}">' + "".join(elements) + "</link>"
+    return "\n".join([f'<link name="{name}">', *elements, "</link>"])
 
 
 def robot_urdf(model: RobotModel) -> str:
     """Return the URDF of `model`: links `link_0` ... `link_j`, joints `joint_1` ... `joint_j`, and a link
     `tool` without mass.
 
-    Joints without stops are written as revolute with limits of `CONTINUOUS_RANGE`.
+    Joints without stops are written as revolute with limits of `CONTINUOUS_RANGE`. Each element has a line of its own:
+    pybullet cuts lines of more than 8 KB.
     """
     parts = [f'<?xml version="1.0"?><robot name="{model.name}">']
     for link in range(model.num_joints + 1):
