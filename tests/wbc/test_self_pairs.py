@@ -12,8 +12,10 @@ from gr2.wbc.controller import WholeBodyController
 from gr2.wbc.robot.capsule_fit import fit_capsule
 from gr2.wbc.robot.kinematics import Kinematics
 from gr2.wbc.robot.mesh_cover import cover_mesh
+from gr2.wbc.robot.never_meet import TurningPart, never_meet, never_meeting
 from gr2.wbc.robot.robots import Capsule, RobotModel, kinova_gen3
 from gr2.wbc.robot.self_pairs import HOME_GAP, with_self_pairs
+from gr2.wbc.robot.transforms import matrix_from_rpy
 
 GEN3 = kinova_gen3()
 
@@ -76,3 +78,56 @@ def test_pairs_that_always_overlap_are_named() -> None:
     controller = WholeBodyController(model)
     assert [e.code for e in controller.events] == ["unwatched_pairs"]
     assert "(0, 2)" in controller.events[0].detail
+
+
+def _turning(low: tuple[float, float, float], high: tuple[float, float, float]) -> TurningPart:
+    return TurningPart(_box(low, high).reshape(-1, 3, 3))
+
+
+def test_parts_that_no_angle_brings_together_never_meet_and_others_may() -> None:
+    """A peg on one axis and a bar on another one, 10 cm apart and at right angles to it."""
+    position, rotation = np.array([0.1, 0.0, 0.0]), matrix_from_rpy(np.array([np.pi / 2, 0.0, 0.0]))
+    peg = _turning((-0.01, -0.01, -0.01), (0.01, 0.01, 0.01))
+    rng = np.random.default_rng(0)
+    for length, meets in ((0.06, False), (0.07, False), (0.095, True), (0.12, True)):
+        bar = _turning((0.0, -0.005, -0.005), (length, 0.005, 0.005))
+        assert never_meet(peg, bar, position, rotation) is not meets
+        # The least distance of sampled surfaces over random angles agrees.
+        first, second = (rng.dirichlet([1, 1, 1], 40) for _ in range(2))
+        a = np.einsum("sk,tkd->tsd", first, peg._triangles).reshape(-1, 3)
+        b = np.einsum("sk,tkd->tsd", second, bar._triangles).reshape(-1, 3)
+        nearest = np.inf
+        for one, two in rng.uniform(-np.pi, np.pi, (200, 2)):
+            turned = a @ matrix_from_rpy(np.array([0.0, 0.0, one])).T
+            other = b @ matrix_from_rpy(np.array([0.0, 0.0, two])).T @ rotation.T + position
+            nearest = min(nearest, float(np.linalg.norm(turned[:, None] - other[None], axis=-1).min()))
+        assert meets or nearest > 0.003
+
+
+def test_pairs_that_never_meet_are_not_watched_and_not_named() -> None:
+    watched = with_self_pairs(dataclasses.replace(GEN3, self_pairs=(), self_margins=()))
+    pair = watched.self_pairs[0]
+    fewer = with_self_pairs(watched, never=frozenset([pair]))
+    assert pair not in fewer.self_pairs and pair not in fewer.unwatched_pairs
+    assert set(watched.self_pairs) - set(fewer.self_pairs) == {pair}
+
+
+def test_surfaces_that_never_meet_are_found_in_a_model() -> None:
+    """A disc around the base's axis, and a short arm that two joints, at right angles, keep above it."""
+    capsules = (
+        Capsule(link=0, start=(0.0, 0.0, 0.0), end=(0.0, 0.0, 0.0), radius=0.09),
+        Capsule(link=2, start=(0.0, 0.0, 0.0), end=(0.05, 0.0, 0.0), radius=0.02),
+    )
+    arm = dataclasses.replace(
+        GEN3,
+        capsules=capsules,
+        self_pairs=(),
+        self_margins=(),
+        joint_positions=np.array([[0.0, 0.0, 0.1], [0.0, 0.0, 0.0], *GEN3.joint_positions[2:]]),
+        joint_rpys=np.array([[0.0, 0.0, 0.0], [np.pi / 2, 0.0, 0.0], *GEN3.joint_rpys[2:]]),
+    )
+    disc = _box((-0.06, -0.06, -0.01), (0.06, 0.06, 0.01)).reshape(-1, 3, 3)
+    bar = _box((0.0, -0.015, -0.015), (0.06, 0.015, 0.015)).reshape(-1, 3, 3)
+    assert never_meeting(arm, [disc, bar]) == {(0, 1)}
+    assert never_meeting(arm, [disc, None]) == frozenset()
+    assert never_meeting(arm, [disc, 2.0 * bar]) == frozenset()

@@ -35,11 +35,15 @@ MAX_MESH_BYTES = 256 * 2**20
 
 
 class FittedCapsule(NamedTuple):
-    """A segment from `start` to `end` `[3]` [m] with a radius [m], in the frame of what it covers."""
+    """A segment from `start` to `end` `[3]` [m] with a radius [m], in the frame of what it covers.
+
+    surface: the triangles `[t 3 3]` [m] that it was fitted to, None where it was made of numbers.
+    """
 
     start: Array
     end: Array
     radius: float
+    surface: Array | None = None
 
     @property
     def volume(self) -> float:

@@ -39,13 +39,13 @@ LIMIT_SHARE = 0.15
 """Share of a joint's range that a posture keeps from its limits to count in full."""
 
 
-def default_home(model: RobotModel) -> Array:
+def default_home(model: RobotModel, never: frozenset[tuple[int, int]] = frozenset()) -> Array:
     """Return a bent posture `[j]` [rad] for a model whose `home` is the middle of its limits.
 
     Of postures sampled within the limits, the first joint in its middle, the best has its tool far from a singularity,
     its joints far from their limits, its links above the base's plane, and its capsules apart, there and where the
     tool has moved to all sides; on the way there, capsules come no nearer than the arm lets them once this is its home.
-    Joints without stops stay within a half turn. Rounded to 0.01 rad.
+    Pairs that can `never` meet are left out. Joints without stops stay within a half turn. Rounded to 0.01 rad.
     """
     lower, upper = np.maximum(model.lower, -math.pi), np.minimum(model.upper, math.pi)
     half = np.maximum((upper - lower) / 2, 1e-9)
@@ -55,7 +55,7 @@ def default_home(model: RobotModel) -> Array:
     postures[:, 0] = middle[0]
     postures = np.clip(np.round(postures, 2), np.ceil(lower * 100) / 100, np.floor(upper * 100) / 100)
     postures = np.clip(np.vstack([model.home, postures]), model.lower, model.upper)
-    pairs = distant_capsules(model)
+    pairs = distant_capsules(model, never)
 
     def quality(q: Array, usual: Array) -> Array:
         return _dexterity(model, q) * _room(q, middle, half) * _upright(model, q) * _clearance(model, pairs, usual, q)
@@ -79,7 +79,8 @@ def _freedom(model: RobotModel, pairs: tuple[Array, Array], usual: Array, home: 
     watched = np.isfinite(usual)
     if not watched.any():
         return 1.0
-    postures = np.clip(np.vstack([home[None], ways[:, -1], ways[:, :-1].reshape(-1, len(home))]), model.lower, model.upper)
+    postures = np.vstack([home[None], ways[:, -1], ways[:, :-1].reshape(-1, len(home))])
+    postures = np.clip(postures, model.lower, model.upper)
     gaps = pair_gaps(model, (pairs[0][watched], pairs[1][watched]), postures)
     lack = least_gaps(gaps[0], gaps[1 : 1 + len(ways)].min(axis=0)) - gaps[1 + len(ways) :].min(axis=0)
     return float(np.clip(1.0 - lack.max() / LACK, 1e-3, 1.0))

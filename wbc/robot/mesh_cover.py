@@ -78,7 +78,7 @@ def cover_mesh(vertices: Array) -> list[FittedCapsule]:
         parts[index : index + 1] = halves
         others = [np.logical_or.reduce([p.covered for p in parts if p is not half]) for half in halves]
         cuts[index : index + 1] = [_best_cut(half, space, o) for half, o in zip(halves, others, strict=True)]
-    return [fit_capsule(part.full.reshape(-1, 3)) for part in parts]
+    return [fit_capsule(part.full.reshape(-1, 3))._replace(surface=part.full) for part in parts]
 
 
 def _hull(vertices: Array) -> Array | None:

@@ -46,24 +46,28 @@ def pair_gaps(model: RobotModel, pairs: tuple[Array, Array], q: Array) -> Array:
     return gaps
 
 
-def distant_capsules(model: RobotModel) -> tuple[Array, Array]:
-    """Return the indices `[p]`, `[p]` of the pairs of capsules with at least two joints between them."""
+def distant_capsules(model: RobotModel, never: frozenset[tuple[int, int]] = frozenset()) -> tuple[Array, Array]:
+    """Return the indices `[p]`, `[p]` of the pairs of capsules with at least two joints between them, without those
+    that can `never` meet."""
     links = np.array([capsule.link for capsule in model.capsules], dtype=np.intp)
     first, second = np.triu_indices(len(links), 1)
     apart = np.abs(links[second] - links[first]) >= 2
+    pairs = zip(first.tolist(), second.tolist(), strict=True)
+    apart &= np.array([pair not in never for pair in pairs], dtype=bool)
     return first[apart], second[apart]
 
 
 def usual_overlap(model: RobotModel, pairs: tuple[Array, Array]) -> Array:
     """Return by how much less than `HOME_GAP` the pairs are apart `[p]` [m] in half of the postures; infinity for those
     that overlap in most of them, which are not watched."""
-    gaps = pair_gaps(model, pairs, _postures(model))
+    gaps = pair_gaps(model, pairs, sampled_postures(model))
     overlap: Array = np.maximum(HOME_GAP - np.median(gaps, axis=0), 0.0)
     overlap[np.mean(gaps < 0.0, axis=0) > MOST_OVERLAP] = np.inf
     return overlap
 
 
-def _postures(model: RobotModel) -> Array:
+def sampled_postures(model: RobotModel) -> Array:
+    """Return `NUM_SAMPLES` postures `[m j]` [rad] within the limits, the same ones each time."""
     lower, upper = np.maximum(model.lower, -math.pi), np.minimum(model.upper, math.pi)
     return np.random.default_rng(0).uniform(lower, np.maximum(upper, lower), (NUM_SAMPLES, model.num_joints))
 
@@ -75,15 +79,17 @@ def least_gaps(at_home: Array, around: Array) -> Array:
     return least
 
 
-def with_self_pairs(model: RobotModel, around: Array | None = None) -> RobotModel:
+def with_self_pairs(
+    model: RobotModel, around: Array | None = None, never: frozenset[tuple[int, int]] = frozenset()
+) -> RobotModel:
     """Return the model with its pairs of capsules that are at least two joints apart.
 
     A pair nearer than `HOME_GAP` at `home` or at postures `around` it `[m j]` is watched, too: since the arm may stand
     there, its distance counts from the least one there, so that the two may come nearer only by what is more than the
-    clearance. Left out, and named in `unwatched_pairs`, are pairs that overlap in most postures: their capsules are too
-    wide to tell anything.
+    clearance. Left out are pairs that can `never` meet. Left out, too, and named in `unwatched_pairs`, are pairs that
+    overlap in most postures: their capsules are too wide to tell anything.
     """
-    both = distant_capsules(model)
+    both = distant_capsules(model, never)
     first, second = both
     if len(first) == 0:
         return replace(model, self_pairs=(), self_margins=(), unwatched_pairs=())

@@ -50,19 +50,25 @@ class Meshes:
     reach: float = np.inf
 
 
-def body_capsules(index: int, parts: Sequence[tuple[UrdfLink, Array]], meshes: Meshes) -> list[Capsule]:
+def body_capsules(
+    index: int, parts: Sequence[tuple[UrdfLink, Array]], meshes: Meshes
+) -> list[tuple[Capsule, Array | None]]:
     """Cover the collision shapes of all that is one link of the robot model.
 
     Args:
         index: of the link in the model.
         parts: URDF links with their poses `[4 4]` in the frame of the model's link.
         meshes: where to look for meshes.
+
+    Returns:
+        Each capsule with the triangles `[t 3 3]` [m] in it, in the frame of the model's link; None for other shapes.
     """
-    capsules = []
+    capsules: list[tuple[Capsule, Array | None]] = []
     for link, pose in parts:
-        for start, end, radius in _cover_all(link, meshes):
+        for start, end, radius, surface in _cover_all(link, meshes):
             (ax, ay, az), (bx, by, bz) = ((pose[:3, :3] @ p + pose[:3, 3]).tolist() for p in (start, end))
-            capsules.append(Capsule(link=index, start=(ax, ay, az), end=(bx, by, bz), radius=radius))
+            inside = None if surface is None else surface @ pose[:3, :3].T + pose[:3, 3]
+            capsules.append((Capsule(link=index, start=(ax, ay, az), end=(bx, by, bz), radius=radius), inside))
     return capsules
 
 
@@ -127,7 +133,15 @@ def _cover(shape: UrdfShape, points: Mapping[int, Array]) -> list[FittedCapsule]
     else:
         around = cover_mesh(points[id(shape)])
     rotation, position = shape.pose[:3, :3], shape.pose[:3, 3]
-    return [FittedCapsule(rotation @ c.start + position, rotation @ c.end + position, c.radius) for c in around]
+    return [
+        FittedCapsule(
+            rotation @ c.start + position,
+            rotation @ c.end + position,
+            c.radius,
+            None if c.surface is None else c.surface @ rotation.T + position,
+        )
+        for c in around
+    ]
 
 
 def _mesh_points(shape: UrdfShape, link: str, meshes: Meshes) -> Array:

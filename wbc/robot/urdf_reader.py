@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ...errors import ConfigError
 from .home import around_home, default_home
 from .inertia import combined, stacked
+from .never_meet import never_meeting
 from .robots import Capsule, RobotModel, solid_capsules
 from .self_pairs import with_self_pairs
 from .transforms import Array, pose_matrix, rotation_exp
@@ -108,7 +109,7 @@ def read_robot(path_or_text: str | os.PathLike[str], options: UrdfOptions = AS_I
     """Read the chain of revolute and continuous joints from `base_link` to `tool_link`.
 
     Spheres become capsules exactly, as does a cylinder with a ball at each end; another cylinder and a box get the
-    least capsule around them, a mesh up to four that together cover it. A body without mass in the file gets
+    least capsule around them, a mesh several that together cover it. A body without mass in the file gets
     that of its capsules. The emergency acceleration equals the acceleration and the gripper opens in 1 s:
     change either with `dataclasses.replace`. What was chosen or repaired is in the model's `notes`.
 
@@ -126,22 +127,26 @@ def read_robot(path_or_text: str | os.PathLike[str], options: UrdfOptions = AS_I
     notes = list(arm.notes)
     bare = _model(file.name, bodies, options, notes)
     _check_lengths(bare.reach, bodies.joints)
-    capsules = _capsules(file, bodies, options, bare.reach)
+    covers = _capsules(file, bodies, options, bare.reach)
+    capsules = [capsule for capsule, _ in covers]
     masses, centers, inertias = _masses(bodies, capsules)
     model = replace(bare, capsules=tuple(capsules), masses=masses, mass_centers=centers, inertias=inertias)
+    never = never_meeting(model, [surface for _, surface in covers])
     if options.home is None:
-        model = replace(model, home=default_home(model))
+        model = replace(model, home=default_home(model, never))
     model = replace(model, notes=tuple(notes))
     if options.self_pairs is None:
-        return with_self_pairs(model, around_home(model))
+        return with_self_pairs(model, around_home(model), never)
     pairs = tuple((a, b) for a, b in options.self_pairs)
     if any(not 0 <= index < len(capsules) for pair in pairs for index in pair):
         raise ConfigError(f"self_pairs {pairs} name capsules; expected indices below {len(capsules)}.")
     return replace(model, self_pairs=pairs)
 
 
-def _capsules(file: UrdfFile, bodies: _Bodies, options: UrdfOptions, reach: float) -> list[Capsule]:
-    """Return what covers the bodies.
+def _capsules(
+    file: UrdfFile, bodies: _Bodies, options: UrdfOptions, reach: float
+) -> list[tuple[Capsule, Array | None]]:
+    """Return what covers the bodies, each with the triangles `[t 3 3]` [m] in it where it was fitted to some.
 
     Raises:
         ConfigError: no geometry, meshes that are missing or in another unit, or a capsule that cannot be.
@@ -154,7 +159,7 @@ def _capsules(file: UrdfFile, bodies: _Bodies, options: UrdfOptions, reach: floa
                 raise ConfigError(
                     f"{capsule} cannot be; expected a link of 0 to {count}, finite ends, a radius above 0."
                 )
-        return list(options.capsules)
+        return [(capsule, None) for capsule in options.capsules]
     if not (math.isfinite(options.mesh_scale) and options.mesh_scale > 0.0):
         raise ConfigError(f"mesh_scale={options.mesh_scale!r} cannot be used; expected a number above 0.")
     meshes = Meshes(
@@ -169,7 +174,7 @@ def _capsules(file: UrdfFile, bodies: _Bodies, options: UrdfOptions, reach: floa
         raise ConfigError(
             "the URDF has no <collision> geometry on its arm; give capsules= (--urdf.capsules), [] to go without."
         )
-    largest = max(float(np.linalg.norm(np.subtract(c.end, c.start))) + 2 * c.radius for c in found)
+    largest = max(float(np.linalg.norm(np.subtract(c.end, c.start))) + 2 * c.radius for c, _ in found)
     if largest < SMALLEST_PART * reach:
         raise ConfigError(
             f"the largest part of the arm is {1e3 * largest:.3g} mm long, but the arm reaches {reach:.3g} m; expected "
