@@ -42,7 +42,7 @@ FILES = (
 )
 
 STOPS: dict[str, dict[str, str]] = {
-    "demo": {"out": "@below", "videos": "@missing"},
+    "demo": {"out": "@below", "videos": "@missing/videos"},
     "doctor": {"plan": "true", "gpu": "nothing"},
     "data record": {"out": "@below", "tasks": "nothing"},
     "data inspect": {"source": "@missing"},
