@@ -138,7 +138,7 @@ def join_lists(words: Sequence[str], parser: ArgumentParser) -> list[str]:
         word = rest.pop(0)
         option, equals, value = word.partition("=")
         kind = kinds.get(option, "")
-        if "list[" not in kind:
+        if "list[" not in kind and "tuple[" not in kind:
             joined.append(word)
             continue
         values = [value] if equals else []

@@ -79,11 +79,12 @@ def write_videos(folder: Path) -> None:
 def ask_a_server() -> None:
     """Ask a server of the shipped policy what it is."""
     from gr2.gr_model.act.opening import policy_maker
-    from gr2.gr_model.serve.serving import PolicyServer, make_server
+    from gr2.gr_model.serve.http_server import PolicyHTTPServer
+    from gr2.gr_model.serve.sessions import PolicyServer
 
-    sessions = PolicyServer(policy_maker("pretrained"))
-    with contextlib.closing(sessions), make_server(sessions, "pretrained", "127.0.0.1", 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    policies = PolicyServer(policy_maker("pretrained"))
+    with contextlib.closing(policies), PolicyHTTPServer("127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve, args=(policies, "pretrained"), daemon=True).start()
         with urllib.request.urlopen(f"http://127.0.0.1:{server.server_address[1]}/info", timeout=30) as answer:
             assert b"executed_steps" in answer.read()
         server.shutdown()

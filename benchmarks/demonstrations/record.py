@@ -38,10 +38,9 @@ Layout = Literal["episodes", "shards", "calvin"]
 
 SEGMENTS_PER_CHAIN = 6
 _MAX_STEPS = 200
-_PILOT_STEPS = (5, 240)
+POLICY_STEPS = (5, 240)
 """Range of control steps for which a policy drives: into most skills, which take 20 to 40, and far into some, so that
-it lets blocks go in the wrong place. The logarithm is uniform."""
-
+it lets blocks go in the wrong place."""
 
 _SHORTEST = 15
 """Fewest steps of a correction: a policy that is nearly done needs none."""
@@ -55,7 +54,8 @@ class RecordConfig:
     as many as it takes to get `episodes` labeled ones;
     play_share: share of chains kept whole and without an instruction; noise_share: share of segments with a disturbed
     hand; image_px: image side [px], 0 for CALVIN's two; frame_stride: control steps from image to image;
-    policy: folder of the policy that drives the first part of each skill, or ""; calvin_root: clone, or "";
+    policy: folder of the policy that drives the first part of each skill, or ""; policy_steps: range of the control
+    steps that it drives; calvin_root: clone, or "";
     emphasis: factors of the tasks' weights; generated: how many generated scenes there are beside `scenes`.
     """
 
@@ -73,6 +73,7 @@ class RecordConfig:
     seed: int
     emphasis: dict[str, float] = field(default_factory=dict)
     generated: int = 0
+    policy_steps: tuple[int, int] = POLICY_STEPS
 
     @property
     def scene_names(self) -> list[str]:
@@ -91,9 +92,12 @@ class _Pilot:
     in HG-DAgger, Kelly et al., arXiv 1810.02890.
     """
 
-    def __init__(self, env: PlayTable, policy: Policy, instruction: str, rng: np.random.Generator) -> None:
+    def __init__(
+        self, env: PlayTable, policy: Policy, instruction: str, steps: tuple[int, int], rng: np.random.Generator
+    ) -> None:
+        """Draw how many of `steps` it drives, the logarithm evenly, and under which control."""
         self.env, self.policy, self.instruction = env, policy, instruction
-        self.steps = int(np.exp(rng.uniform(*np.log(_PILOT_STEPS))))
+        self.steps = int(np.exp(rng.uniform(*np.log(steps))))
         self.control = make_control("wbc" if rng.random() < 0.5 else "calvin", env)
         policy.reset()
 
@@ -210,8 +214,10 @@ def _record_chain(
             break
         tape = whole if play else _Tape.empty()
         instruction = sample_instruction(task, rng)
-        drive = np.random.default_rng([config.seed, chain, segment])
-        pilot = _Pilot(env, policy, instruction, drive) if policy is not None and not play else None
+        pilot = None
+        if policy is not None and not play:
+            drawn = np.random.default_rng([config.seed, chain, segment])
+            pilot = _Pilot(env, policy, instruction, config.policy_steps, drawn)
         success = _run_segment(env, task, tape, config, rng, pilot)
         facts = {
             "scene": env.spec_scene.name,
@@ -296,6 +302,7 @@ def record(
     image_size: int | None = None,
     frame_stride: int | None = None,
     policy: str = "",
+    policy_steps: tuple[int, int] = POLICY_STEPS,
     emphasis: Path | None = None,
     calvin_root: Path | None = None,
     num_workers: int = 2,
@@ -321,6 +328,8 @@ def record(
         frame_stride: control steps (30 Hz, Meta-World 80) from image to image; by default 5, in CALVIN's layout 1.
         policy: folder of a released model that drives the first part of each skill; what the expert does from there
             on is recorded (DAgger). Without it the expert acts alone.
+        policy_steps: range of the control steps that it drives; what it has done until then needs no correction, so
+            that `[90, 300]` records what to do after it failed.
         emphasis: `results.json` of `gr2 benchmark calvin`: tasks that failed more often there are recorded more often.
         calvin_root: a clone of mees/calvin, whose assets are used instead of ours.
         num_workers: processes.
@@ -336,6 +345,7 @@ def record(
     started, place = time.monotonic(), out / "episodes" if layout == "shards" else out
     if simulator == "metaworld":
         given = {"scenes": scenes, "generated": generated, "chains": chains, "play_share": play_share, "policy": policy}
+        given["policy_steps"] = policy_steps
         _only_shared_options(layout, given | {"emphasis": emphasis, "calvin_root": calvin_root})
         found = record_metaworld(
             out=place, tasks=tasks or "mt10", episodes=episodes, noise_share=noise_share,
@@ -349,7 +359,7 @@ def record(
             chains=0 if episodes else chains, episodes=episodes or 0, play_share=play_share, noise_share=noise_share,
             image_px=image_size if image_size is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
             policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed,
-            emphasis=emphasis_of(emphasis) if emphasis else {}, generated=generated,
+            emphasis=emphasis_of(emphasis) if emphasis else {}, generated=generated, policy_steps=policy_steps,
         )  # fmt: skip
         _check(config, min(chains, num_workers, stride, 1 if episodes is None else episodes))
         found = _record_playtable(place, config, num_workers)
@@ -378,6 +388,9 @@ def _check(config: RecordConfig, smallest: int) -> None:
         raise ConfigError(
             "record: expected at least one scene, chain, episode, worker and a frame stride of 1 or more."
         )
+    if not 1 <= config.policy_steps[0] <= config.policy_steps[1]:
+        found = list(config.policy_steps)
+        raise ConfigError(f"--policy-steps: expected two numbers of 1 or more, the smaller one first, got {found}.")
     if config.generated and config.calvin_root:
         raise ConfigError("--generated: expected no --calvin-root, which has the scenes A to D alone; leave one out.")
     if config.layout == "calvin" and config.frame_stride != 1:
@@ -430,5 +443,6 @@ def _chains_for(episodes: int) -> int:
 
 def _as_kept(config: RecordConfig) -> dict[str, Any]:
     """Return the configuration as `recording.json` holds it: that of 0.1.0 without fields added since."""
-    kept = asdict(config)
-    return {name: value for name, value in kept.items() if name not in ("emphasis", "generated") or value}
+    added: dict[str, object] = {"emphasis": {}, "generated": 0, "policy_steps": POLICY_STEPS}
+    kept = {name: value for name, value in asdict(config).items() if name not in added or value != added[name]}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}

@@ -93,6 +93,8 @@ def test_a_policy_may_drive_before_the_expert_takes_over(run, tmp_path):
     assert first.instruction == corrected.instruction
     apart = np.linalg.norm(first.states[:, :3] - corrected.states[0, :3], axis=1)
     assert apart.min() > 0.001 and apart[0] < 0.5, "the recording begins where the policy has got to"
+    with pytest.raises(ConfigError, match="--policy-steps: expected two numbers of 1 or more, the smaller one first"):
+        record(out=tmp_path / "none", scenes="D", policy=str(run / "finetune"), policy_steps=(9, 3))
 
 
 def test_recording_refuses_another_configuration(run):
