@@ -7,13 +7,16 @@ from scipy.spatial.transform import Rotation
 
 
 class Hand:
-    """Disturbs what the expert commands: a slowly wandering error, now and then a shove."""
+    """Disturbs what the expert commands: a slowly wandering error, now and then a shove, and a grip that opens."""
 
-    def __init__(self, rng: np.random.Generator, active: bool) -> None:
+    def __init__(self, rng: np.random.Generator, active: bool, slips: bool = False) -> None:
         self.rng, self.active = rng, active
         self.scale = rng.uniform(0.3, 1.0) if active else 0.0
         self.error, self.turn, self.shove = np.zeros(3), np.zeros(3), np.zeros(3)
         self.shove_left = 0
+        self.closed, self.opens, self.opens_for = 0, 0, 0
+        if slips:
+            self.opens, self.opens_for = int(rng.integers(2, 45)), int(rng.integers(4, 10))
 
     def __call__(self, position: np.ndarray, quaternion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the tool pose that is commanded in place of position `[3]` [m] and quaternion `[4]` xyzw."""
@@ -28,3 +31,8 @@ class Hand:
         self.shove_left = max(0, self.shove_left - 1)
         turned = Rotation.from_rotvec(self.turn) * Rotation.from_quat(quaternion)
         return position + self.error + shove, turned.as_quat()
+
+    def grip(self, gripper: float) -> float:
+        """Return what is commanded in place of a gripper that is open at 1: once, for a moment, open in any case."""
+        self.closed += gripper < 0.5
+        return 1.0 if self.opens <= self.closed < self.opens + self.opens_for else gripper

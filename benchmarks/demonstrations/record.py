@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from .disturbance import Hand
 from .expert_motion import ExpertStyle
 from .experts import act
 from .next_task import choose_next, deal, dealable, deals_again, emphasis_of, hand_is_free
-from .resuming import check_configuration, finished_counts, note_finished
+from .resuming import as_kept, check_configuration, finished_counts, note_finished
 
 Layout = Literal["episodes", "shards", "calvin"]
 
@@ -51,12 +51,12 @@ class RecordConfig:
     """What a recording holds; equal configurations give equal recordings.
 
     tasks: "demonstrated", "all" or names; layout: of the files; chains: how many chains of up to six skills, or 0 for
-    as many as it takes to get `episodes` labeled ones;
-    play_share: share of chains kept whole and without an instruction; noise_share: share of segments with a disturbed
-    hand; image_px: image side [px], 0 for CALVIN's two; frame_stride: control steps from image to image;
-    policy: folder of the policy that drives the first part of each skill, or ""; policy_steps: range of the control
-    steps that it drives; calvin_root: clone, or "";
-    emphasis: factors of the tasks' weights; generated: how many generated scenes there are beside `scenes`.
+    as many as it takes to get `episodes` labeled ones; play_share: share of chains kept whole and without an
+    instruction; noise_share, slip_share: shares of segments with a disturbed hand, and with one that opens for a
+    moment; image_px: image side [px], 0 for CALVIN's two; frame_stride: control steps from image to image; policy:
+    folder of the policy that drives the first part of each skill, or ""; policy_steps: range of the control steps that
+    it drives; calvin_root: clone, or ""; emphasis: factors of the tasks' weights; generated: how many generated scenes
+    there are beside `scenes`.
     """
 
     scenes: str
@@ -74,6 +74,7 @@ class RecordConfig:
     emphasis: dict[str, float] = field(default_factory=dict)
     generated: int = 0
     policy_steps: tuple[int, int] = POLICY_STEPS
+    slip_share: float = 0.0
 
     @property
     def scene_names(self) -> list[str]:
@@ -169,7 +170,8 @@ def _run_segment(
 ) -> bool:
     """Let the expert act until its task is done and a few steps more, and the pilot before it; return success."""
     start: WorldState = env.world_state()
-    style, hand = ExpertStyle.sample(rng), Hand(rng, rng.random() < config.noise_share)
+    style, disturbed = ExpertStyle.sample(rng), rng.random() < config.noise_share
+    hand = Hand(rng, disturbed, slips=config.slip_share > 0.0 and rng.random() < config.slip_share)
     extra, done_at, state = int(rng.integers(0, 5)), None, start
     for step in range(_MAX_STEPS + (0 if pilot is None else pilot.steps)):
         if pilot is not None and step < pilot.steps and done_at is None:
@@ -177,7 +179,7 @@ def _run_segment(
         else:
             position, quaternion, gripper = act(task, state, env.spec_scene, style)
             tape.record(env, position, quaternion, gripper, config)
-            env.step_pose(*hand(position, quaternion), gripper)
+            env.step_pose(*hand(position, quaternion), hand.grip(gripper))
         state = env.world_state()
         if done_at is None and ALL_TASKS[task].done(start, state):
             done_at = step
@@ -299,6 +301,7 @@ def record(
     layout: Layout = "episodes",
     play_share: float = 0.08,
     noise_share: float = 0.7,
+    slip_share: float = 0.0,
     image_size: int | None = None,
     frame_stride: int | None = None,
     policy: str = "",
@@ -324,12 +327,11 @@ def record(
             "calvin" (one npz a frame), which every CALVIN loader and `gr2 data shards` read.
         play_share: share of chains kept whole, without an instruction.
         noise_share: share of skills acted with a disturbed hand (labels stay clean).
+        slip_share: share of skills in which the hand opens for a moment: a block falls and is taken up again.
         image_size: image side [px]; by default 64, and 200 and 84 in CALVIN's layout, which 0 gives, too.
         frame_stride: control steps (30 Hz, Meta-World 80) from image to image; by default 5, in CALVIN's layout 1.
-        policy: folder of a released model that drives the first part of each skill; what the expert does from there
-            on is recorded (DAgger). Without it the expert acts alone.
-        policy_steps: range of the control steps that it drives; what it has done until then needs no correction, so
-            that `[90, 300]` records what to do after it failed.
+        policy: folder of a released model that drives the first part of each skill, before the recording (DAgger).
+        policy_steps: range of the control steps that it drives; `[90, 300]` records what to do after it failed.
         emphasis: `results.json` of `gr2 benchmark calvin`: tasks that failed more often there are recorded more often.
         calvin_root: a clone of mees/calvin, whose assets are used instead of ours.
         num_workers: processes.
@@ -344,9 +346,10 @@ def record(
     """
     started, place = time.monotonic(), out / "episodes" if layout == "shards" else out
     if simulator == "metaworld":
-        given = {"scenes": scenes, "generated": generated, "chains": chains, "play_share": play_share, "policy": policy}
-        given["policy_steps"] = policy_steps
-        _only_shared_options(layout, given | {"emphasis": emphasis, "calvin_root": calvin_root})
+        given = {"scenes": scenes, "generated": generated, "chains": chains, "play_share": play_share, "policy": policy,
+                 "policy_steps": policy_steps, "slip_share": slip_share, "emphasis": emphasis,
+                 "calvin_root": calvin_root}  # fmt: skip
+        _only_shared_options(layout, given)
         found = record_metaworld(
             out=place, tasks=tasks or "mt10", episodes=episodes, noise_share=noise_share,
             image_size=64 if image_size is None else image_size, frame_stride=frame_stride or 5,
@@ -358,8 +361,8 @@ def record(
             scenes=scenes, tasks=tasks or "demonstrated", layout="calvin" if layout == "calvin" else "episodes",
             chains=0 if episodes else chains, episodes=episodes or 0, play_share=play_share, noise_share=noise_share,
             image_px=image_size if image_size is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
-            policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed,
-            emphasis=emphasis_of(emphasis) if emphasis else {}, generated=generated, policy_steps=policy_steps,
+            policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed, generated=generated,
+            emphasis=emphasis_of(emphasis) if emphasis else {}, policy_steps=policy_steps, slip_share=slip_share,
         )  # fmt: skip
         _check(config, min(chains, num_workers, stride, 1 if episodes is None else episodes))
         found = _record_playtable(place, config, num_workers)
@@ -405,7 +408,7 @@ def _check(config: RecordConfig, smallest: int) -> None:
 
 def _record_playtable(out: Path, config: RecordConfig, num_workers: int) -> dict[str, int]:
     """Record in PlayTable; return the numbers of labeled episodes and pieces of play."""
-    check_configuration(out, _as_kept(config))
+    check_configuration(out, as_kept(config))
     counts = _record_all(out, config, num_workers)
     if config.layout == "calvin":
         join_pieces(out, Path(config.calvin_root) if config.calvin_root else None)
@@ -439,10 +442,3 @@ def _record_all(out: Path, config: RecordConfig, num_workers: int) -> dict[int, 
 def _chains_for(episodes: int) -> int:
     """Return how many chains hold so many labeled episodes at most: more may be needed."""
     return -(-episodes // SEGMENTS_PER_CHAIN)
-
-
-def _as_kept(config: RecordConfig) -> dict[str, Any]:
-    """Return the configuration as `recording.json` holds it: that of 0.1.0 without fields added since."""
-    added: dict[str, object] = {"emphasis": {}, "generated": 0, "policy_steps": POLICY_STEPS}
-    kept = {name: value for name, value in asdict(config).items() if name not in added or value != added[name]}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}

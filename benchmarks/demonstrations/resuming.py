@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from ...data_pipeline.files import write_json
 from ...errors import DataError
+
+
+def as_kept(config: Any) -> dict[str, Any]:
+    """Return a configuration, a dataclass, as `recording.json` holds it.
+
+    Without fields that have a default and hold it: they were added since 0.1.0.
+    """
+    usual = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(config)}
+    kept = {name: value for name, value in asdict(config).items() if value != usual[name]}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
 
 def check_configuration(out: Path, wanted: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from gr2.benchmarks.calvin.evaluate import evaluate
 from gr2.benchmarks.calvin.results import summarize
 from gr2.benchmarks.calvin.suite import EvaluationConfig
 from gr2.benchmarks.demo import ChainPreset, _prepare, demo, demo_preset
+from gr2.benchmarks.demonstrations.disturbance import Hand
 from gr2.benchmarks.demonstrations.record import record
 from gr2.benchmarks.imagine.run import imagine
 from gr2.benchmarks.improve import ImproveOptions, improve
@@ -95,6 +96,14 @@ def test_a_policy_may_drive_before_the_expert_takes_over(run, tmp_path):
     assert apart.min() > 0.001 and apart[0] < 0.5, "the recording begins where the policy has got to"
     with pytest.raises(ConfigError, match="--policy-steps: expected two numbers of 1 or more, the smaller one first"):
         record(out=tmp_path / "none", scenes="D", policy=str(run / "finetune"), policy_steps=(9, 3))
+
+
+def test_a_hand_that_slips_opens_once_and_the_others_stay_as_they_are():
+    for seed in range(5):
+        hand, steady = Hand(np.random.default_rng(seed), False, slips=True), Hand(np.random.default_rng(seed), True)
+        opened = [k for k in range(100) if hand.grip(0.0) == 1.0]
+        assert 4 <= len(opened) < 10 and opened == list(range(opened[0], opened[-1] + 1)) and opened[-1] < 55
+        assert [steady.grip(gripper) for gripper in (0.0, 1.0, 0.0)] == [0.0, 1.0, 0.0]
 
 
 def test_recording_refuses_another_configuration(run):
