@@ -178,7 +178,7 @@ def _configuration(world: str) -> ControllerConfig:
 
 @pytest.mark.parametrize(("name", "world"), CAMPAIGN)
 def test_no_input_breaks_a_limit_or_a_clearance(name: str, world: str) -> None:
-    controller = _attack(ROBOTS[name], _configuration(world), 20_000, seed=7)
+    controller = _attack(ROBOTS[name], _configuration(world), 8_000, seed=7)
     rejected = sum(n for code, n in controller.counters.items() if code.startswith("rejected"))
     assert rejected > 30 and controller.counters["accepted"] > 30
 
