@@ -28,6 +28,7 @@ from .averaging import WeightAverage
 from .bad_samples import NameEpisode, describe_bad_samples, find_bad_samples
 from .distributed import WholePass, any_rank, full, gather_texts, mean_over_ranks, mean_tensor
 from .evaluations import Evaluations
+from .lora import rank_of
 from .metrics_log import MetricsLog
 from .optimizer import MuonAdamW, muon_matrices
 from .preemption import StopRequest
@@ -281,7 +282,7 @@ class TrainingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the configuration, the weight average and the metrics of the interval at hand."""
         checkpoint["model_config"] = asdict(self.model.config)
-        checkpoint["accumulate"] = self.config.accumulate
+        checkpoint["accumulate"], checkpoint["lora_rank"] = self.config.accumulate, rank_of(self.model)
         checkpoint["schedule"] = self._schedule()
         checkpoint["interval_sums"] = self._sums
         if self.average is not None:
@@ -317,6 +318,12 @@ class TrainingModule(L.LightningModule):
             raise CheckpointError(
                 f"resume: expected --accumulate {accumulate} as this run began, got {self.config.accumulate}; keep it, "
                 "or use another output folder."
+            )
+        rank = checkpoint.get("lora_rank", 0)
+        if rank != rank_of(self.model):
+            raise CheckpointError(
+                f"resume: expected --lora.rank {rank} as this run began, got {rank_of(self.model)}; keep it, or use "
+                "another output folder."
             )
         self._tell_changes(checkpoint.get("schedule", {}))
         # a run that had come to its end goes on where more steps are asked for

@@ -17,11 +17,13 @@ from torch.distributed.tensor import DTensor
 
 from ...errors import CheckpointError
 from ..model.world_model import WorldModel
+from .lora import rank_of
 
 
 def muon_matrices(model: WorldModel) -> list[Tensor]:
-    """Return the weights that Muon trains."""
-    return [p for p in model.gpt.parameters() if p.ndim == 2] + model.head.muon_matrices()
+    """Return the weights that Muon trains: no frozen ones, and none of the thin matrices of LoRA."""
+    trunk = [] if rank_of(model) else [p for p in model.gpt.parameters() if p.ndim == 2]
+    return trunk + model.head.muon_matrices()
 
 
 class BatchedMuon(torch.optim.Muon):
@@ -119,8 +121,10 @@ class MuonAdamW(torch.optim.Optimizer):
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
         adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
-        muon = BatchedMuon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, bfloat16=bfloat16)
-        self.parts: tuple[torch.optim.Optimizer, ...] = (adamw, muon)
+        self.parts: tuple[torch.optim.Optimizer, ...] = (adamw,)
+        if matrices:  # LoRA leaves it none of the trunk
+            muon = BatchedMuon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, bfloat16=bfloat16)
+            self.parts += (muon,)
         super().__init__(self._groups(), {})
         self.param_groups = self._groups()
 

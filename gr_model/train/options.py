@@ -152,6 +152,25 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """Low-rank finetuning.
+
+    Args:
+        rank: of the changes of the trunk's linear layers; 0 trains all weights.
+        alpha: the changes count `alpha / rank` times.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or not 0 < self.alpha < math.inf:
+            raise ConfigError(
+                f"--lora: expected a rank of 0 or more and an alpha above 0, got {self.rank} and {self.alpha}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(TrainingOptions):
     """What finetuning adds.
 
@@ -165,6 +184,7 @@ class FinetuneOptions(TrainingOptions):
         evaluate_every: steps after which a snapshot acts, beside the training; the one that succeeds most often is
             released; 0 releases the last step.
         evaluate: how snapshots act: options of `gr2 benchmark calvin`.
+        lora: rank and weight of changes that are trained in place of the trunk's own weights.
     """
 
     steps: int = 4000
@@ -175,6 +195,7 @@ class FinetuneOptions(TrainingOptions):
     normalization: Literal["moments", "quantiles"] = "moments"
     evaluate_every: int = 0
     evaluate: str = "--sequences 20 --num-workers 1"
+    lora: LoraOptions = LoraOptions()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -182,3 +203,7 @@ class FinetuneOptions(TrainingOptions):
             raise ConfigError(f"--evaluate-every: expected steps, or 0 for never, got {self.evaluate_every}.")
         if self.evaluate_every and self.strategy == "fsdp":
             raise ConfigError("--evaluate-every: expected whole weights on each device, got --strategy fsdp; use ddp.")
+        if self.lora.rank and self.init is None:
+            raise ConfigError("--lora.rank: expected a model to adapt, got none; name it with --init.")
+        if self.lora.rank and self.strategy == "fsdp":
+            raise ConfigError("--lora.rank: expected whole weights on each device, got --strategy fsdp; use ddp.")

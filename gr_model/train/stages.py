@@ -113,6 +113,7 @@ def _run(
     from ..model.release import save_release
     from .evaluations import Evaluations
     from .loop import TrainingModule, train
+    from .lora import merged
     from .texts import give_texts
 
     store, encoders = inputs.store, inputs.encoders
@@ -132,7 +133,7 @@ def _run(
         sources = keep_encoders(encoders, folder)
         save_release(
             folder,
-            weights,
+            merged(weights),
             tokenizer=encoders.vqgan.fingerprint(),
             text=str(encoders.facts["text_fingerprint"]),
             frame_step=frame_steps.get(robots[0].name, usual),
@@ -209,6 +210,7 @@ def finetune(options: FinetuneOptions) -> dict[str, float]:
     """
     from ..model.normalization import choose_normalization
     from .beginning import first_model
+    from .lora import adapt
 
     inputs = _open(options, labeled_only=True)
     robots = with_different_names(inputs.store.embodiments)
@@ -223,6 +225,8 @@ def finetune(options: FinetuneOptions) -> dict[str, float]:
         measure=lambda: _measure(inputs.loader, options, model.config.slots, start),
     )
     model.set_statistics(chosen.statistics)
+    if options.lora.rank:
+        adapt(model, options.lora)
     recipe = options.recipe(with_actions=True, frame_weight=options.frame_weight, frame_fraction=options.frame_fraction)
     return _run(model, inputs, options, recipe, chosen.datasets)
 
