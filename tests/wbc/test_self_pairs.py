@@ -97,7 +97,7 @@ def test_parts_that_no_angle_brings_together_never_meet_and_others_may() -> None
         a = np.einsum("sk,tkd->tsd", first, peg._triangles).reshape(-1, 3)
         b = np.einsum("sk,tkd->tsd", second, bar._triangles).reshape(-1, 3)
         nearest = np.inf
-        for one, two in rng.uniform(-np.pi, np.pi, (200, 2)):
+        for one, two in rng.uniform(-np.pi, np.pi, (60, 2)):
             turned = a @ matrix_from_rpy(np.array([0.0, 0.0, one])).T
             other = b @ matrix_from_rpy(np.array([0.0, 0.0, two])).T @ rotation.T + position
             nearest = min(nearest, float(np.linalg.norm(turned[:, None] - other[None], axis=-1).min()))
