@@ -33,11 +33,12 @@ class ChainPreset:
     scenes: scenes of the demonstrations; tasks: "demonstrated" (17) or "all" (34); chains: recorded chains of up to
     six skills.
     tokenizer_steps, text_steps: training of the tokenizers, 0 takes the shipped ones.
-    pretrain_steps, finetune_steps: optimization steps; batch_size: windows a step; head: the trajectory head.
+    pretrain_steps, finetune_steps: optimization steps; batch_size: windows a step; head: the trajectory head; dropout:
+    of the trunk, for trainings that see their windows several times.
     processes: processes that share the finetuning on a machine without a GPU; small models gain little from threads.
     correction_chains: chains in which a first policy, finetuned for `imitation_steps`, drives and the expert corrects
     it (DAgger), before the finetuning on both; 0 leaves them out.
-    frame_fraction: share of the last finetuning's steps that predict frames too.
+    frame_fraction: share of the finetunings' steps that predict frames too.
     starts: random starts for each task when acting; sequences: official sequences, from the first, of a policy for
     all tasks; test_chains: chains of five tasks of another; max_steps: time limit of a task [control steps].
     shown_episodes, metric_episodes: imagined episodes shown as videos and measured.
@@ -62,6 +63,7 @@ class ChainPreset:
     max_steps: int
     head: HeadKind = "cvae"
     processes: int = 1
+    dropout: float = 0.0
     shown_episodes: int = 8
     metric_episodes: int = 34
 
@@ -86,18 +88,15 @@ def smaller_demo_preset() -> ChainPreset:
 def reference_preset() -> ChainPreset:
     """Return the two-hour chain: scenes A to D, tokenizers trained from nothing, one round of corrections."""
     return ChainPreset(
-        name="reference", scenes="ABCD", tasks="all", chains=800, tokenizer_steps=3000, text_steps=500,
-        pretrain_steps=1000, correction_chains=300, imitation_steps=2500, finetune_steps=4500, batch_size=128,
-        learning_rate=1e-3, frame_fraction=0.2, starts=20, sequences=200, test_chains=200, max_steps=360, head="flow",
-        processes=2,
+        name="reference", scenes="ABCD", tasks="all", chains=1000, tokenizer_steps=3000, text_steps=500,
+        pretrain_steps=600, correction_chains=300, imitation_steps=2000, finetune_steps=8000, batch_size=128,
+        learning_rate=1e-3, frame_fraction=0.1, starts=20, sequences=200, test_chains=200, max_steps=360, head="flow",
+        processes=2, dropout=0.1,
     )  # fmt: skip
 
 
 _SHARD_MB = 18.0
 """Size of the video shards [MB]: several, as a corpus has."""
-
-_IMITATION_FRAMES = 0.3
-"""Share of the steps that predict frames in the finetuning of the policy that only drives the corrections."""
 
 
 def _prepare(out: Path, preset: ChainPreset, seed: int, fresh: bool) -> None:
@@ -244,6 +243,7 @@ def _train(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None
     """Pretrain, finetune on demonstrations, let that policy drive while the expert corrects, finetune on both."""
     from ..cvae_head.kinds import HeadOptions
     from ..data_pipeline.curation.ingest import write_video_shards
+    from ..gr_model.model.config import ModelChanges
     from ..gr_model.train.stages import finetune, pretrain
     from ..gr_model.train.tokenizer_stages import tokens
     from .demonstrations.record import record
@@ -256,7 +256,10 @@ def _train(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None
     } | frozen
     sources = [out / "tokens"] + ([out / "video_tokens"] if videos is not None else [])
     pretrained, final = out / "pretrain", out / "finetune"
-    journal.run("pretrain", pretrain, {"tokens": sources, "out": pretrained, "steps": preset.pretrain_steps, **common})
+    watching = {"tokens": sources, "out": pretrained, "steps": preset.pretrain_steps, **common}
+    if preset.dropout:
+        watching["model"] = ModelChanges(dropout=preset.dropout)
+    journal.run("pretrain", pretrain, watching)
     common |= {"head": HeadOptions(kind=preset.head)}
     demonstrated = {"tokens": [out / "tokens"], "init": pretrained, **common}
     last = {"out": final, "steps": preset.finetune_steps, "frame_fraction": preset.frame_fraction}
@@ -265,7 +268,7 @@ def _train(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None
         journal.run("finetune", finetune, demonstrated | last | shared)
         return
     first, corrections = out / "imitate", out / "corrections"
-    imitate = {"out": first, "steps": preset.imitation_steps, "frame_fraction": _IMITATION_FRAMES}
+    imitate = {"out": first, "steps": preset.imitation_steps, "frame_fraction": preset.frame_fraction}
     journal.run("finetune", finetune, demonstrated | imitate | shared, name="imitate")
     recorded = {
         "scenes": preset.scenes,

@@ -240,7 +240,7 @@ def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatc
     tiny = ChainPreset(
         name="demo", scenes="D", tasks="demonstrated", chains=4, tokenizer_steps=0, text_steps=0, pretrain_steps=2,
         correction_chains=1, imitation_steps=2, finetune_steps=2, batch_size=8, learning_rate=1e-3,
-        frame_fraction=0.5, starts=1, sequences=1, test_chains=1, max_steps=3, shown_episodes=1,
+        frame_fraction=0.5, starts=1, sequences=1, test_chains=1, max_steps=3, dropout=0.1, shown_episodes=1,
         metric_episodes=2,
     )  # fmt: skip
     monkeypatch.setattr("gr2.benchmarks.demo.demo_preset", lambda: tiny)
@@ -250,6 +250,8 @@ def test_the_demo_runs_every_stage_once_and_then_skips_them(tmp_path, monkeypatc
     names = ["record", "shards", "tokens", "pretrain", "imitate", "correct", "correction shards", "correction tokens"]
     assert [row["name"] for row in stages] == [*names, "finetune", "act", "imagine"]
     assert all(row["command"].startswith("gr2 ") for row in stages)
+    assert stages[3]["command"].endswith("--model.dropout 0.1")
+    assert json.loads((tmp_path / "run/finetune/config.json").read_text())["model"]["dropout"] == 0.1
     capsys.readouterr()
     demo(out=tmp_path / "run", num_workers=1)
     assert capsys.readouterr().out.count("done before") == len(stages)
