@@ -114,6 +114,10 @@ class Attention(nn.Module):
         b, n, _ = x.shape
         return x.view(b, n, parts, self.heads, self.width // self.heads).permute(2, 0, 3, 1, 4)
 
+    def keys_values(self, x: Float[Tensor, "b n d"]) -> KeysValues:
+        """Return keys and values of all positions."""
+        return self._split(F.linear(x, self.qkv.weight[self.width :], self.qkv.bias[self.width :]), 2)
+
     def forward(
         self,
         x: Float[Tensor, "b n d"],
@@ -171,6 +175,10 @@ class Block(nn.Module):
         widen, _, narrow = self.mlp
         hidden = F.gelu(_project(widen, _normalize(self.norm_mlp, x)))  # type: ignore[arg-type]
         return x + self._dropped(_project(narrow, hidden))  # type: ignore[arg-type]
+
+    def keys_values(self, x: Float[Tensor, "b n d"]) -> KeysValues:
+        """Return the keys and values that others attend to."""
+        return self.attention.keys_values(_normalize(self.norm_attention, x))
 
     def _dropped(self, x: Tensor) -> Tensor:
         return self.drop(x) if self.training else x

@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .head import ChunkShape, TrajectoryHead
+from .detr import DetrDecoder, StyleEncoder
+from .head import ChunkShape, Condition, TrajectoryHead, query_of
 from .losses import PoseNorm, chunk_losses, kl_between_normals, kl_to_standard_normal
-from .networks import ChunkBlocks, FilmMLP, Network, make_decoder
+from .networks import ChunkBlocks, FilmMLP, Network, expect_network, make_decoder
 
 Prior = Literal["standard", "gaussian", "flow"]
 """N(0, I); a normal distribution that follows from the condition; any distribution that does, by flow matching."""
@@ -37,7 +38,8 @@ class CVAEConfig:
     """Sizes and loss weights of `CVAEHead`.
 
     latent_dim: size of z.
-    network: "blocks" for transformer blocks over the chunk, "mlp" for the cheap head.
+    network: "blocks" for transformer blocks over the chunk, "mlp" for the cheap head, "detr" for ACT's, which has one
+        decoder layer and reads all that is seen; film: whether that reads the instruction, too.
     prior: of z when acting; a learned one is trained beside the auto-encoder.
     sample_latent: whether an answer samples z from the prior; otherwise it takes the prior's mean.
     pose_norm: how continuous columns are compared.
@@ -53,6 +55,7 @@ class CVAEConfig:
     heads: int = 8
     encoder_blocks: int = 4
     decoder_blocks: int = 4
+    film: bool = False
     prior: Prior = "standard"
     sample_latent: bool = True
     pose_norm: PoseNorm = "smooth_l1"
@@ -63,12 +66,19 @@ class CVAEConfig:
     free_bits: float = 0.0
 
     def __post_init__(self) -> None:
+        expect_network(self.kind, self.network, "mlp", "blocks", "detr")
         if self.latent_dim < 1:
             raise ConfigError(
                 f"CVAEConfig.latent_dim: expected 1 or more, got {self.latent_dim}; choose the head `regression` for "
                 "none."
             )
-        if self.network == "blocks" and self.width % self.heads:
+        if self.network == "detr" and self.prior != "standard":
+            raise ConfigError(
+                f"CVAEConfig.prior: expected standard for the network detr, got {self.prior}; choose another network."
+            )
+        if self.film and self.network != "detr":
+            raise ConfigError(f"CVAEConfig.film: expected the network detr, got {self.network}; leave film out.")
+        if self.network in ("blocks", "detr") and self.width % self.heads:
             raise ConfigError(
                 f"CVAEConfig.width: expected a multiple of heads ({self.heads}), got {self.width}; change one of them."
             )
@@ -86,7 +96,7 @@ class BlockEncoder(nn.Module):
         )
         self.out = nn.Linear(config.width, 2 * config.latent_dim)
 
-    def forward(self, chunk: Float[Tensor, "b k c"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b two_z"]:
+    def forward(self, chunk: Float[Tensor, "b k c"], condition: Condition) -> Float[Tensor, "b two_z"]:
         """Return mean and log-variance, side by side."""
         cls = self.cls.expand(len(chunk), 1, -1)
         out: Tensor = self.out(self.trunk(torch.cat((cls, self.row(chunk)), dim=1))[:, 0])
@@ -104,9 +114,9 @@ class MlpEncoder(nn.Module):
             nn.Linear(config.width, 2 * config.latent_dim),
         )
 
-    def forward(self, chunk: Float[Tensor, "b k c"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b two_z"]:
+    def forward(self, chunk: Float[Tensor, "b k c"], condition: Condition) -> Float[Tensor, "b two_z"]:
         """Return mean and log-variance, side by side."""
-        out: Tensor = self.net(torch.cat((chunk.flatten(1), condition), dim=-1))
+        out: Tensor = self.net(torch.cat((chunk.flatten(1), query_of(condition)), dim=-1))
         return out
 
 
@@ -116,21 +126,19 @@ class CVAEHead(TrajectoryHead):
     def __init__(self, config: CVAEConfig, *, condition_dim: int, shape: ChunkShape) -> None:
         super().__init__(shape)
         self.config = config
-        self.num_products = shape.length + 1 if config.network == "blocks" else 1
+        self.num_products = 1 if config.network == "mlp" else shape.length + 1
+        sizes: dict[str, Any] = {"latent_dim": config.latent_dim, "condition_dim": condition_dim, "shape": shape}
+        sizes |= {"width": config.width, "heads": config.heads}
         self.encoder: nn.Module
-        if config.network == "mlp":
-            self.encoder = MlpEncoder(config, shape, condition_dim)
+        self.decoder: nn.Module
+        if config.network == "detr":
+            self.reads = "context"
+            self.encoder = StyleEncoder(num_blocks=config.encoder_blocks, **sizes)
+            self.decoder = DetrDecoder(num_blocks=config.encoder_blocks, film=config.film, **sizes)
         else:
-            self.encoder = BlockEncoder(config, shape)
-        self.decoder = make_decoder(
-            config.network,
-            latent_dim=config.latent_dim,
-            condition_dim=condition_dim,
-            shape=shape,
-            width=config.width,
-            heads=config.heads,
-            num_blocks=config.decoder_blocks,
-        )
+            small = config.network == "mlp"
+            self.encoder = MlpEncoder(config, shape, condition_dim) if small else BlockEncoder(config, shape)
+            self.decoder = make_decoder(config.network, num_blocks=config.decoder_blocks, **sizes)
         self.prior: nn.Module | None = None
         if config.prior == "gaussian":
             self.prior = nn.Sequential(
@@ -142,7 +150,7 @@ class CVAEHead(TrajectoryHead):
 
     def loss(
         self,
-        condition: Float[Tensor, "b d"],
+        condition: Condition,
         target: Float[Tensor, "b k c"],
         mask: Bool[Tensor, "b k c"],
         *,
@@ -160,7 +168,7 @@ class CVAEHead(TrajectoryHead):
         log_variance = log_variance.clamp(-10, 10)
         z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
         if c.prior == "gaussian":
-            kl = kl_between_normals(mean, log_variance, *self._gaussian(condition))
+            kl = kl_between_normals(mean, log_variance, *self._gaussian(query_of(condition)))
         else:
             kl = kl_to_standard_normal(mean, log_variance)
         rows = self.decoder(z, condition)
@@ -170,7 +178,7 @@ class CVAEHead(TrajectoryHead):
         losses = {"continuous_loss": continuous, "binary_loss": binary, "kl": kl.sum(-1).mean()}
         total = c.pose_weight * continuous + c.gripper_weight * binary + weight * costly
         if c.prior == "flow":
-            losses["prior_loss"] = self._flow_loss(condition, z.detach())
+            losses["prior_loss"] = self._flow_loss(query_of(condition), z.detach())
             total = total + losses["prior_loss"]
         return {"action_loss": total, **losses}
 
@@ -197,27 +205,26 @@ class CVAEHead(TrajectoryHead):
         velocity = self.prior(at * z + (1 - at) * noise, condition.detach(), time)
         return (velocity - (z - noise)).square().mean()
 
-    def latent(self, condition: Float[Tensor, "b d"], noise: Float[Tensor, "b z"]) -> Float[Tensor, "b z"]:
+    def latent(self, condition: Condition, noise: Float[Tensor, "b z"]) -> Float[Tensor, "b z"]:
         """Turn standard normal numbers into a sample from the prior; zeros into its mean (flow: a typical latent)."""
         if self.prior is None:
             return noise
         if self.config.prior == "gaussian":
-            mean, log_variance = self._gaussian(condition)
+            mean, log_variance = self._gaussian(query_of(condition))
             return mean + noise * (0.5 * log_variance).exp()
         z = noise
         for i in range(_FLOW_STEPS):
             time = noise.new_full((len(noise),), i / _FLOW_STEPS)
-            z = z + self.prior(z, condition, time) / _FLOW_STEPS
+            z = z + self.prior(z, query_of(condition), time) / _FLOW_STEPS
         return z
 
     def sample(
         self,
-        condition: Float[Tensor, "b d"],
+        condition: Condition,
         noise: Float[Tensor, "b z"] | None = None,
         present: Bool[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b k c"]:
         """Decode a latent of the prior."""
-        if noise is None or not self.noise_dim:
-            noise = condition.new_zeros(len(condition), self.config.latent_dim)
-        rows = self.decoder(self.latent(condition, noise.to(condition)), condition)
+        noise = self.expect_noise(condition, noise if self.noise_dim else None, self.config.latent_dim)
+        rows = self.decoder(self.latent(condition, noise), condition)
         return torch.where(self.binary, rows.sigmoid(), rows)

@@ -9,17 +9,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .head import ChunkShape, TrajectoryHead
+from .dit import DiTDenoiser
+from .expert import ExpertDenoiser
+from .head import ChunkShape, Condition, Seen, TrajectoryHead, TrunkShape
 from .inpainting import Running
 from .losses import masked_mean
-from .networks import ChunkDenoiser, Network
+from .networks import ChunkDenoiser, Denoiser, Network
+from .unet import UNetDenoiser
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingConfig:
     """Sizes and options that both kinds have; each states its own beside them.
 
-    network, width, blocks, heads: of the denoising network; heads only of "blocks".
+    network, width, blocks, heads: of the denoising network; heads only of "blocks" and "dit", blocks of them and "mlp".
     steps: network calls of an answer.
     draws: noises for each sample of a training batch.
     binary_weight: of the squared error of binary columns.
@@ -37,10 +40,10 @@ class DenoisingConfig:
 class DenoisingHead(TrajectoryHead):
     """A head that denoises its chunk step by step, so that the chunk can be led to continue the running one."""
 
-    def __init__(self, config: DenoisingConfig, shape: ChunkShape) -> None:
+    def __init__(self, config: DenoisingConfig, shape: ChunkShape, network: Denoiser) -> None:
         super().__init__(shape)
         self.draws, self.noise_dim = config.draws, shape.size
-        self.num_products = config.draws * (shape.length + 2 if config.network == "blocks" else 1)
+        self.reads, self.num_products = network.reads, config.draws * network.products
         weight = torch.ones(shape.width)
         weight[list(shape.binary)] = config.binary_weight
         self.register_buffer("weight", weight, persistent=False)
@@ -52,11 +55,16 @@ class DenoisingHead(TrajectoryHead):
         return [layer.weight for layer in self.modules() if isinstance(layer, nn.Linear)]
 
     def repeat(
-        self, condition: Float[Tensor, "b d"], target: Float[Tensor, "b k c"], mask: Bool[Tensor, "b k c"]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return conditions, chunks and masks of a training batch, each sample once for each of its noises."""
+        self, condition: Condition, target: Float[Tensor, "b k c"], mask: Bool[Tensor, "b k c"]
+    ) -> tuple[Condition, Tensor, Tensor]:
+        """Return conditions, chunks and masks of a training batch, each sample once for each of its noises.
+
+        What is seen is not repeated: a network that reads it has the chunks of a sample look at it together.
+        """
         chunk = self.signed(target).masked_fill(~mask, 0).repeat_interleave(self.draws, 0)
-        return condition.repeat_interleave(self.draws, 0), chunk, mask.repeat_interleave(self.draws, 0)
+        if not isinstance(condition, Seen):
+            condition = condition.repeat_interleave(self.draws, 0)
+        return condition, chunk, mask.repeat_interleave(self.draws, 0)
 
     def losses(
         self, error: Float[Tensor, "r k c"], mask: Bool[Tensor, "r k c"], kept: Float[Tensor, " c"] | None
@@ -72,7 +80,7 @@ class DenoisingHead(TrajectoryHead):
     @abstractmethod
     def sample(
         self,
-        condition: Float[Tensor, "b d"],
+        condition: Condition,
         noise: Float[Tensor, "b z"] | None = None,
         present: Bool[Tensor, "b c"] | None = None,
         *,
@@ -81,12 +89,18 @@ class DenoisingHead(TrajectoryHead):
         """Answer as every head does; `running` is what the chunk is to continue, None leaves it free."""
 
 
-def make_denoiser(config: DenoisingConfig, *, condition_dim: int, shape: ChunkShape) -> ChunkDenoiser:
+def make_denoiser(config: DenoisingConfig, *, trunk: TrunkShape, shape: ChunkShape) -> Denoiser:
     """Make the network that finds the noise in a chunk, or the way out of it."""
+    if config.network == "unet":
+        return UNetDenoiser(shape, condition_dim=trunk.width, width=config.width)
+    if config.network == "expert":
+        return ExpertDenoiser(shape, trunk, width=config.width)
+    if config.network == "dit":
+        return DiTDenoiser(shape, trunk, width=config.width, heads=config.heads, num_blocks=config.blocks)
     return ChunkDenoiser(
         length=shape.length,
         columns=shape.width,
-        condition_dim=condition_dim,
+        condition_dim=trunk.width,
         network=config.network,
         width=config.width,
         heads=config.heads,

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .denoising import DenoisingConfig, DenoisingHead, make_denoiser
-from .head import ChunkShape
+from .head import ChunkShape, Condition, TrunkShape
 from .inpainting import Running, guide
+from .networks import expect_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class DiffusionConfig(DenoisingConfig):
     clip: float = 5.0
 
     def __post_init__(self) -> None:
+        expect_network(self.kind, self.network, "mlp", "blocks", "unet", "expert", "dit")
         if not 1 <= self.steps <= self.train_steps or self.draws < 1:
             raise ConfigError(
                 f"DiffusionConfig: expected 1 to {self.train_steps} steps and at least one draw, got {self.steps} and "
@@ -57,17 +59,18 @@ def cosine_schedule(levels: int) -> Float[Tensor, " t"]:
 class DiffusionHead(DenoisingHead):
     """Trajectory head by denoising diffusion (Diffusion Policy)."""
 
-    def __init__(self, config: DiffusionConfig, *, condition_dim: int, shape: ChunkShape) -> None:
-        super().__init__(config, shape)
+    def __init__(self, config: DiffusionConfig, *, trunk: TrunkShape, shape: ChunkShape) -> None:
+        network = make_denoiser(config, trunk=trunk, shape=shape)
+        super().__init__(config, shape, network)
         self.config = config
-        self.denoiser = make_denoiser(config, condition_dim=condition_dim, shape=shape)
+        self.denoiser = network
         self.register_buffer("signal", cosine_schedule(config.train_steps), persistent=False)
 
     signal: Tensor
 
     def loss(
         self,
-        condition: Float[Tensor, "b d"],
+        condition: Condition,
         target: Float[Tensor, "b k c"],
         mask: Bool[Tensor, "b k c"],
         *,
@@ -84,11 +87,11 @@ class DiffusionHead(DenoisingHead):
         error = (predicted.to(chunk.dtype) - wanted).square()
         return self.losses(error, mask, kept)
 
-    def _predict(self, chunk: Tensor, condition: Tensor, level: Tensor) -> Tensor:
+    def _predict(self, chunk: Tensor, condition: Condition, level: Tensor) -> Tensor:
         out: Tensor = self.denoiser(chunk, condition, (level + 1).to(chunk.dtype) / self.config.train_steps)
         return out
 
-    def _clean(self, chunk: Tensor, condition: Tensor, level: int) -> Float[Tensor, "b k c"]:
+    def _clean(self, chunk: Tensor, condition: Condition, level: int) -> Float[Tensor, "b k c"]:
         """Predict the clean chunk of a noisy one."""
         return self._clean_by(
             self._predict(chunk, condition, torch.full((len(chunk),), level, device=chunk.device)), chunk, level
@@ -102,7 +105,7 @@ class DiffusionHead(DenoisingHead):
 
     def sample(
         self,
-        condition: Float[Tensor, "b d"],
+        condition: Condition,
         noise: Float[Tensor, "b z"] | None = None,
         present: Bool[Tensor, "b c"] | None = None,
         *,

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .denoising import DenoisingConfig, DenoisingHead, make_denoiser
-from .head import ChunkShape
+from .head import ChunkShape, Condition, TrunkShape
 from .inpainting import Running, guide
+from .networks import expect_network
 
 _LATEST = 0.999
 """Times are sampled below it, as in pi0."""
@@ -38,6 +39,7 @@ class FlowConfig(DenoisingConfig):
     time_alpha: float = 1.5
 
     def __post_init__(self) -> None:
+        expect_network(self.kind, self.network, "mlp", "blocks", "unet", "expert", "dit")
         if self.steps < 1 or self.draws < 1 or not self.time_alpha > 0:
             raise ConfigError(
                 f"FlowConfig: expected at least one step and one draw and time_alpha above 0, got {self.steps}, "
@@ -48,14 +50,15 @@ class FlowConfig(DenoisingConfig):
 class FlowHead(DenoisingHead):
     """Trajectory head by flow matching (pi0)."""
 
-    def __init__(self, config: FlowConfig, *, condition_dim: int, shape: ChunkShape) -> None:
-        super().__init__(config, shape)
+    def __init__(self, config: FlowConfig, *, trunk: TrunkShape, shape: ChunkShape) -> None:
+        network = make_denoiser(config, trunk=trunk, shape=shape)
+        super().__init__(config, shape, network)
         self.config = config
-        self.velocity = make_denoiser(config, condition_dim=condition_dim, shape=shape)
+        self.velocity = network
 
     def loss(
         self,
-        condition: Float[Tensor, "b d"],
+        condition: Condition,
         target: Float[Tensor, "b k c"],
         mask: Bool[Tensor, "b k c"],
         *,
@@ -75,7 +78,7 @@ class FlowHead(DenoisingHead):
 
     def sample(
         self,
-        condition: Float[Tensor, "b d"],
+        condition: Condition,
         noise: Float[Tensor, "b z"] | None = None,
         present: Bool[Tensor, "b c"] | None = None,
         *,
@@ -97,6 +100,7 @@ class FlowHead(DenoisingHead):
                 chunk = torch.where(present[:, None], chunk, (1 - (i + 1) / steps) * start)
         return self.unsigned(chunk)
 
-    def _clean(self, chunk: Tensor, condition: Tensor, at: float) -> Float[Tensor, "b k c"]:
+    def _clean(self, chunk: Tensor, condition: Condition, at: float) -> Float[Tensor, "b k c"]:
         """Predict the chunk that the velocity at a time leads to."""
-        return chunk + (1 - at) * self.velocity(chunk, condition, condition.new_full((len(condition),), at))
+        velocity: Tensor = self.velocity(chunk, condition, chunk.new_full((len(chunk),), at))
+        return chunk + (1 - at) * velocity

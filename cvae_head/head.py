@@ -1,14 +1,16 @@
 """What a trajectory head is: it learns chunks given a condition, and turns a condition and noise into a chunk.
 
-A chunk `[b k c]` has k steps of c numbers. Continuous columns are normalized; binary ones (a gripper's command) are 0
-or 1 in training and the probability of 1 when a head answers. The model owns the statistics.
+The condition is what the trunk makes of the action query, or, for heads that bring their own way of looking, all that
+is seen. A chunk `[b k c]` has k steps of c numbers. Continuous columns are normalized; binary ones (a gripper's
+command) are 0 or 1 in training and the probability of 1 when a head answers. The model owns the statistics.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -43,14 +45,77 @@ class ChunkShape:
         return tuple(i for i in range(self.width) if i not in self.binary)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrunkShape:
+    """What a head knows of the trunk: the width of what it reads, blocks, attention heads of each, context steps."""
+
+    width: int
+    depth: int = 1
+    heads: int = 1
+    max_context: int = 1
+
+
+Reads = Literal["query", "context", "layers"]
+"""What a head's condition is: outputs of the action query; `Seen`; `Seen` with the trunk's keys and values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """All that is seen, embedded, for heads that do without the action query.
+
+    text: the instruction; tokens: frame and state of each of `num_steps` context steps, in order. Masks are True =
+        keep.
+    layers: keys and values of text and tokens, side by side, in each block of the trunk; empty unless asked for.
+    """
+
+    text: Float[Tensor, "b l d"]
+    text_keep: Bool[Tensor, "b l"]
+    tokens: Float[Tensor, "b n d"]
+    keep: Bool[Tensor, "b n"]
+    num_steps: int
+    layers: tuple[Float[Tensor, "2 b heads m h"], ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.tokens)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Seen:
+        """Return the same with a function applied to every tensor."""
+        return Seen(
+            text=function(self.text),
+            text_keep=function(self.text_keep),
+            tokens=function(self.tokens),
+            keep=function(self.keep),
+            num_steps=self.num_steps,
+            layers=tuple(map(function, self.layers)),
+        )
+
+    @property
+    def everything(self) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
+        """Text and tokens side by side, and which are there."""
+        return torch.cat((self.text, self.tokens), dim=1), torch.cat((self.text_keep, self.keep), dim=1)
+
+
+Condition = Float[Tensor, "b d"] | Seen
+"""What a chunk follows from: outputs of the action query, side by side, or all that is seen."""
+
+
+def query_of(condition: Condition) -> Float[Tensor, "b d"]:
+    """Return the outputs of the action query, for networks that read nothing else."""
+    assert not isinstance(condition, Seen), "this network reads the action query"
+    return condition
+
+
 class TrajectoryHead(nn.Module, ABC):
     """Learns and predicts chunks.
 
+    reads: what the condition is.
     noise_dim: how many standard normal numbers an answer takes; 0 for a head that knows one answer only.
     num_queries: positions of the sequence whose outputs are the condition.
     num_products: how often the weights are multiplied with a row for one sample of a training batch.
     """
 
+    reads: Reads = "query"
     noise_dim: int = 0
     num_queries: int = 1
     num_products: int = 1
@@ -67,7 +132,7 @@ class TrajectoryHead(nn.Module, ABC):
     @abstractmethod
     def loss(
         self,
-        condition: Float[Tensor, "b d"],
+        condition: Condition,
         target: Float[Tensor, "b k c"],
         mask: Bool[Tensor, "b k c"],
         *,
@@ -77,7 +142,7 @@ class TrajectoryHead(nn.Module, ABC):
         """Compare with the true chunk.
 
         Args:
-            condition: outputs of the action query, side by side.
+            condition: what the head reads.
             target: the true chunk.
             mask: True = keep; a number that is padding or absent in this embodiment is left out.
             step: of the training, for weights that change; None is after all of it.
@@ -96,14 +161,14 @@ class TrajectoryHead(nn.Module, ABC):
     @abstractmethod
     def sample(
         self,
-        condition: Float[Tensor, "b d"],
+        condition: Condition,
         noise: Float[Tensor, "b z"] | None = None,
         present: Bool[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b k c"]:
         """Answer with a chunk; equal noise gives equal chunks.
 
         Args:
-            condition: outputs of the action query, side by side.
+            condition: what the head reads.
             noise: standard normal numbers, `noise_dim` a sample; None is zeros: the most typical answer.
             present: True = keep; a column that is absent in the embodiment of a sample has any value in the answer, and
                 must not change the others. None keeps all.
@@ -125,6 +190,7 @@ class TrajectoryHead(nn.Module, ABC):
         """Undo `signed`; what lies outside becomes 0 or 1."""
         return torch.where(self.binary, (0.5 * (chunk + 1)).clamp(0, 1), chunk)
 
-    def expect_noise(self, condition: Tensor, noise: Tensor | None) -> Float[Tensor, "b z"]:
-        """Return the noise, zeros where there is none."""
-        return condition.new_zeros(len(condition), self.noise_dim) if noise is None else noise.to(condition)
+    def expect_noise(self, condition: Condition, noise: Tensor | None, size: int | None = None) -> Float[Tensor, "b z"]:
+        """Return the noise, `size` zeros a sample (default: `noise_dim`) where there is none."""
+        like = condition.tokens if isinstance(condition, Seen) else condition
+        return like.new_zeros(len(like), size or self.noise_dim) if noise is None else noise.to(like)

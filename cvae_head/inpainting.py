@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..contracts import Array
+from .head import Condition, Seen
 
 MAX_GUIDANCE = 5.0
 """Largest guidance weight (beta of arXiv 2506.07339): an unbounded one diverges with a few steps of denoising."""
@@ -51,9 +52,9 @@ def soft_mask(length: int, *, frozen: int, overlap: int) -> Array:
 
 
 def guide(
-    predict: Callable[[Tensor, Tensor], Tensor],
+    predict: Callable[[Tensor, Condition], Tensor],
     noisy: Float[Tensor, "b k c"],
-    condition: Float[Tensor, "b d"],
+    condition: Condition,
     running: Running,
     present: Bool[Tensor, "b c"] | None = None,
     *,
@@ -76,7 +77,8 @@ def guide(
     # Acting runs in inference mode, whose tensors take no gradient: copies outside of it do.
     with torch.inference_mode(False), torch.enable_grad():
         start = noisy.clone().detach().requires_grad_()
-        clean = predict(start, condition.clone().detach())
+        copied = condition.map(_copy) if isinstance(condition, Seen) else _copy(condition)
+        clean = predict(start, copied)
         kept = clean.detach()
         error = running.weight[..., None] * (running.chunk - kept)
         error = error if present is None else error * present[:, None]
@@ -84,3 +86,7 @@ def guide(
     both = signal * noise
     weight = min(MAX_GUIDANCE, (signal**2 + noise**2) / both) if both > 0 else MAX_GUIDANCE
     return kept + noise * weight * pull
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone().detach()

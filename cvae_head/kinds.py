@@ -10,17 +10,18 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from ..errors import ConfigError
+from .bins import BinsConfig, BinsHead
 from .cvae import CVAEConfig, CVAEHead, Prior
 from .diffusion import DiffusionConfig, DiffusionHead
 from .flow import FlowConfig, FlowHead
-from .head import ChunkShape, TrajectoryHead
+from .head import ChunkShape, TrajectoryHead, TrunkShape
 from .networks import Network
 from .regression import RegressionConfig, RegressionHead
 from .tokens import TokensConfig, TokensHead, num_tokens
 
-HeadKind = Literal["cvae", "regression", "flow", "diffusion", "tokens"]
+HeadKind = Literal["cvae", "regression", "flow", "diffusion", "tokens", "bins"]
 
-HeadConfig = CVAEConfig | RegressionConfig | FlowConfig | DiffusionConfig | TokensConfig
+HeadConfig = CVAEConfig | RegressionConfig | FlowConfig | DiffusionConfig | TokensConfig | BinsConfig
 
 
 def small(kind: HeadKind = "cvae") -> HeadConfig:
@@ -31,6 +32,7 @@ def small(kind: HeadKind = "cvae") -> HeadConfig:
         "flow": FlowConfig(network="mlp", blocks=3, draws=16),
         "diffusion": DiffusionConfig(network="mlp", blocks=3, draws=16),
         "tokens": TokensConfig(bins=128, dct=4),
+        "bins": BinsConfig(width=128, blocks=2, heads=4, learned_tokens=8, bins=128),
     }
     return heads[kind]
 
@@ -49,6 +51,7 @@ def reference(kind: HeadKind = "cvae") -> HeadConfig:
         "flow": FlowConfig(),
         "diffusion": DiffusionConfig(),
         "tokens": TokensConfig(),
+        "bins": BinsConfig(),
     }
     return heads[kind]
 
@@ -58,22 +61,24 @@ def num_queries(config: HeadConfig, shape: ChunkShape) -> int:
     return num_tokens(config, shape) if isinstance(config, TokensConfig) else 1
 
 
-def make_head(config: HeadConfig, *, condition_dim: int, shape: ChunkShape) -> TrajectoryHead:
+def make_head(config: HeadConfig, *, trunk: TrunkShape, shape: ChunkShape) -> TrajectoryHead:
     """Make the head of a configuration.
 
     Args:
-        condition_dim: numbers of one output of the action query.
+        trunk: of which the head reads the output, or more.
         shape: of the chunk.
     """
     if isinstance(config, TokensConfig):
-        return TokensHead(config, width=condition_dim, shape=shape)
+        return TokensHead(config, width=trunk.width, shape=shape)
+    if isinstance(config, BinsConfig):
+        return BinsHead(config, trunk=trunk, shape=shape)
     if isinstance(config, CVAEConfig):
-        return CVAEHead(config, condition_dim=condition_dim, shape=shape)
+        return CVAEHead(config, condition_dim=trunk.width, shape=shape)
     if isinstance(config, RegressionConfig):
-        return RegressionHead(config, condition_dim=condition_dim, shape=shape)
+        return RegressionHead(config, condition_dim=trunk.width, shape=shape)
     if isinstance(config, FlowConfig):
-        return FlowHead(config, condition_dim=condition_dim, shape=shape)
-    return DiffusionHead(config, condition_dim=condition_dim, shape=shape)
+        return FlowHead(config, trunk=trunk, shape=shape)
+    return DiffusionHead(config, trunk=trunk, shape=shape)
 
 
 def head_config_from_dict(values: Mapping[str, Any]) -> HeadConfig:
@@ -94,6 +99,7 @@ def head_config_from_dict(values: Mapping[str, Any]) -> HeadConfig:
         "flow": FlowConfig,
         "diffusion": DiffusionConfig,
         "tokens": TokensConfig,
+        "bins": BinsConfig,
     }
     kind = values.get("kind")
     if kind not in kinds:
@@ -105,8 +111,10 @@ def head_config_from_dict(values: Mapping[str, Any]) -> HeadConfig:
 
 
 def is_small(config: HeadConfig) -> bool:
-    """Return whether a head is one for two CPU cores: a perceptron, or tokens of a cosine transform."""
-    return bool(config.dct) if isinstance(config, TokensConfig) else config.network == "mlp"
+    """Return whether a head is one for two CPU cores: a perceptron, tokens of a cosine transform, few bins."""
+    if isinstance(config, TokensConfig):
+        return bool(config.dct)
+    return config.bins < 256 if isinstance(config, BinsConfig) else config.network == "mlp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +122,10 @@ class HeadOptions:
     """The trajectory head; None leaves what the size has. An option must be one of the kind's.
 
     Args:
-        kind: cvae (GR-2, ACT), regression, flow (pi0), diffusion (Diffusion Policy) or tokens (RT-1, OpenVLA).
-        network: mlp over the whole chunk, or transformer blocks over its steps.
+        kind: cvae (GR-2, ACT), regression, flow (pi0), diffusion (Diffusion Policy), tokens (OpenVLA) or bins (RT-1).
+        network: mlp over the whole chunk, or transformer blocks over its steps; flow and diffusion also unet (Diffusion
+            Policy), expert (pi0) and dit (RDT), the cvae also detr (ACT).
+        film: the network detr reads the instruction (MT-ACT).
         width: of the network.
         heads: attention heads of the network.
         blocks: transformer blocks of the network.
@@ -128,9 +138,10 @@ class HeadOptions:
         steps: denoising steps of an answer of flow and diffusion.
         draws: noises for each sample of a batch in training of flow and diffusion.
         prediction: what diffusion predicts.
-        bins: of tokens.
+        learned_tokens: of each context step, of bins.
+        bins: values of a number, of tokens and bins.
         dct: coefficients of a cosine transform that tokens keep; 0 makes each step a token.
-        temperature: of tokens; 0 takes the likeliest.
+        temperature: of tokens and bins; 0 takes the likeliest.
     """
 
     kind: HeadKind | None = None
@@ -139,6 +150,7 @@ class HeadOptions:
     heads: int | None = None
     blocks: int | None = None
     latent_dim: int | None = None
+    film: bool | None = None
     prior: Prior | None = None
     sample_latent: bool | None = None
     kl_weight: float | None = None
@@ -147,6 +159,7 @@ class HeadOptions:
     steps: int | None = None
     draws: int | None = None
     prediction: Literal["epsilon", "sample"] | None = None
+    learned_tokens: int | None = None
     bins: int | None = None
     dct: int | None = None
     temperature: float | None = None

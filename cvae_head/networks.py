@@ -1,8 +1,12 @@
-"""Networks that trajectory heads share: transformer blocks over the steps of a chunk, and perceptrons with FiLM."""
+"""Networks that trajectory heads share: transformer blocks over the steps of a chunk, and perceptrons with FiLM.
+
+Those that bring their own way of looking have files of their own: `detr.py`, `expert.py`, `dit.py`.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
@@ -12,13 +16,32 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import ConfigError
 from ..layers import Block
-from .head import ChunkShape
+from .head import ChunkShape, Condition, Reads, query_of
 
-Network = Literal["mlp", "blocks"]
-"""A perceptron over the flattened chunk, or transformer blocks over its steps."""
+Network = Literal["mlp", "blocks", "unet", "expert", "dit", "detr"]
+"""Network of a head.
+
+mlp: a perceptron over the flattened chunk; blocks: transformer blocks over its steps. For flow and diffusion also unet:
+convolutions over the steps (Diffusion Policy); expert: a transformer that reads the trunk's keys and values (pi0); dit:
+one that looks at images and text in turn (RDT). For the cvae also detr: an encoder and a decoder over all that is seen
+(ACT).
+"""
 
 _TIME_FEATURES = 64
+
+
+def expect_network(kind: str, network: Network, *known: Network) -> None:
+    """Check that a head of a kind can have a network.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if network not in known:
+        raise ConfigError(
+            f"--head.network: expected one of {', '.join(known)} for the head {kind}, got {network!r}; choose one."
+        )
 
 
 class ChunkBlocks(nn.Module):
@@ -88,8 +111,34 @@ class FilmMLP(nn.Module):
         return out
 
 
-class ChunkDenoiser(nn.Module):
-    """From a noisy chunk, the condition and the time of the noise to numbers of the chunk's shape."""
+class Denoiser(nn.Module, ABC):
+    """From noisy chunks, the condition and the times of the noise to numbers of the chunks' shape.
+
+    reads: what the condition is. Of what is seen there may be fewer samples than chunks, which are then several in a
+        row for each.
+    products: rows that the weights are multiplied with for one chunk.
+    """
+
+    reads: Reads = "query"
+    products: int = 1
+
+    @abstractmethod
+    def forward(
+        self, chunk: Float[Tensor, "r k c"], condition: Condition, time: Float[Tensor, " r"]
+    ) -> Float[Tensor, "r k c"]:
+        """Transform noisy chunks; times lie in [0, 1]."""
+
+    def at_times(self, condition: Condition, times: Sequence[float]) -> list[Callable[[Tensor], Tensor]]:
+        """Return the network at each time as a function of chunks `[b k c]`."""
+        return [partial(self._at, condition=condition, time=time) for time in times]
+
+    def _at(self, chunk: Tensor, *, condition: Condition, time: float) -> Tensor:
+        out: Tensor = self(chunk, condition, chunk.new_full((len(chunk),), time))
+        return out
+
+
+class ChunkDenoiser(Denoiser):
+    """A perceptron or transformer blocks that read the action query."""
 
     def __init__(
         self,
@@ -108,6 +157,7 @@ class ChunkDenoiser(nn.Module):
         if network == "mlp":
             self.film = FilmMLP(size=length * columns, condition_dim=condition_dim, width=width, num_blocks=num_blocks)
             return
+        self.products = length + 2
         self.row = nn.Linear(columns, width)
         self.condition = nn.Linear(condition_dim, width)
         self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
@@ -117,9 +167,10 @@ class ChunkDenoiser(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(
-        self, chunk: Float[Tensor, "b k c"], condition: Float[Tensor, "b d"], time: Float[Tensor, " b"]
+        self, chunk: Float[Tensor, "b k c"], condition: Condition, time: Float[Tensor, " b"]
     ) -> Float[Tensor, "b k c"]:
         """Transform noisy chunks."""
+        condition = query_of(condition)
         if self.film is not None:
             return self._shape(self.film(chunk.flatten(1), condition, time))
         first = (self.condition(condition), self.time(time_features(time)))
@@ -127,13 +178,14 @@ class ChunkDenoiser(nn.Module):
         out: Tensor = self.out(self.trunk(tokens)[:, 2:])
         return out
 
-    def at_times(self, condition: Float[Tensor, "b d"], times: Sequence[float]) -> list[Callable[[Tensor], Tensor]]:
+    def at_times(self, condition: Condition, times: Sequence[float]) -> list[Callable[[Tensor], Tensor]]:
         """Return the network at each time as a function of chunks `[b k c]`.
 
         What condition and times decide is computed once for all of them, which halves the cost of a perceptron.
         """
         if self.film is None:
-            return [partial(self, condition=condition, time=condition.new_full((len(condition),), t)) for t in times]
+            return super().at_times(condition, times)
+        condition = query_of(condition)
         together = self.film.modulations(condition[:, None], condition.new_tensor(times))
         each = zip(*(modulation.unbind(1) for modulation in together), strict=True)
         return [partial(self._transform, self.film, modulations=modulations) for modulations in each]
@@ -160,8 +212,9 @@ class BlockDecoder(nn.Module):
         self.out = nn.Linear(width, shape.width)
         self.chunk_length = shape.length
 
-    def forward(self, z: Float[Tensor, "b z"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b k c"]:
+    def forward(self, z: Float[Tensor, "b z"] | None, condition: Condition) -> Float[Tensor, "b k c"]:
         """Return normalized numbers, logits in binary columns."""
+        condition = query_of(condition)
         tokens = [self.condition(condition)[:, None], self.queries.expand(len(condition), -1, -1)]
         if self.latent is not None:
             tokens.insert(0, self.latent(z)[:, None])
@@ -183,9 +236,10 @@ class MlpDecoder(nn.Module):
             nn.Linear(width, shape.size),
         )
 
-    def forward(self, z: Float[Tensor, "b z"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b k c"]:
+    def forward(self, z: Float[Tensor, "b z"] | None, condition: Condition) -> Float[Tensor, "b k c"]:
         """Return normalized numbers, logits in binary columns."""
-        out: Tensor = self.net(torch.cat((z, condition), dim=-1))
+        condition = query_of(condition)
+        out: Tensor = self.net(condition if z is None else torch.cat((z, condition), dim=-1))
         return out.unflatten(-1, self.shape)
 
 

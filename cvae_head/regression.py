@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .head import ChunkShape, TrajectoryHead
+from .head import ChunkShape, Condition, TrajectoryHead
 from .losses import PoseNorm, chunk_losses
-from .networks import Network, make_decoder
+from .networks import Network, expect_network, make_decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,9 @@ class RegressionConfig:
     pose_norm: PoseNorm = "smooth_l1"
     pose_weight: float = 1.0
     gripper_weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        expect_network(self.kind, self.network, "mlp", "blocks")
 
 
 class RegressionHead(TrajectoryHead):
@@ -52,7 +55,7 @@ class RegressionHead(TrajectoryHead):
 
     def loss(
         self,
-        condition: Float[Tensor, "b d"],
+        condition: Condition,
         target: Float[Tensor, "b k c"],
         mask: Bool[Tensor, "b k c"],
         *,
@@ -61,17 +64,17 @@ class RegressionHead(TrajectoryHead):
     ) -> dict[str, Tensor]:
         """Return `action_loss` (weighted sum), `continuous_loss` and `binary_loss` [nats]."""
         c = self.config
-        rows = self.decoder(condition.new_zeros(len(condition), 0), condition)
+        rows = self.decoder(None, condition)
         continuous, binary = chunk_losses(rows, target, mask, self.binary, c.pose_norm, kept)
         total = c.pose_weight * continuous + c.gripper_weight * binary
         return {"action_loss": total, "continuous_loss": continuous, "binary_loss": binary}
 
     def sample(
         self,
-        condition: Float[Tensor, "b d"],
+        condition: Condition,
         noise: Float[Tensor, "b z"] | None = None,
         present: Bool[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b k c"]:
         """Decode the condition."""
-        rows = self.decoder(condition.new_zeros(len(condition), 0), condition)
+        rows = self.decoder(None, condition)
         return torch.where(self.binary, rows.sigmoid(), rows)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from .head import ChunkShape, TrajectoryHead
+from .head import ChunkShape, Condition, TrajectoryHead, query_of
 from .losses import masked_mean
 
 
@@ -112,7 +112,7 @@ class TokensHead(TrajectoryHead):
 
     def loss(
         self,
-        condition: Float[Tensor, "b d"],
+        condition: Condition,
         target: Float[Tensor, "b k c"],
         mask: Bool[Tensor, "b k c"],
         *,
@@ -121,7 +121,7 @@ class TokensHead(TrajectoryHead):
     ) -> dict[str, Tensor]:
         """Return the cross-entropy [nats] of the true tokens as `action_loss`, and how many are the likeliest."""
         tokens = self.tokenize(target.masked_fill(~mask, 0))
-        logits = self.logits(condition.unflatten(1, (self.num_tokens, -1))).float()
+        logits = self.logits(query_of(condition).unflatten(1, (self.num_tokens, -1))).float()
         mask, total = self._kept(mask).flatten(1), None if kept is None else kept.sum()
         nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
         right = (logits.detach().argmax(-1) == tokens).to(nats.dtype)
@@ -152,7 +152,7 @@ class TokensHead(TrajectoryHead):
 
     def sample(
         self,
-        condition: Float[Tensor, "b d"],
+        condition: Condition,
         noise: Float[Tensor, "b z"] | None = None,
         present: Bool[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b k c"]:

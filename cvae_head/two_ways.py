@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..contracts import Array
 from ..layers import Block
-from .head import ChunkShape, TrajectoryHead
+from .head import ChunkShape, Condition, TrajectoryHead, TrunkShape
 from .kinds import HeadConfig, make_head
 from .tokens import TokensConfig, TokensHead
 
@@ -72,12 +72,12 @@ class _TokensAlone(TrajectoryHead):
         return x
 
     def loss(
-        self, condition: Tensor, target: Tensor, mask: Tensor, *, step: int | None = None, kept: Tensor | None = None
+        self, condition: Condition, target: Tensor, mask: Tensor, *, step: int | None = None, kept: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return the losses of the head; there is one condition only, which says nothing."""
         return self.head.loss(self._read(self.head.tokenize(target)).flatten(1), target, mask, step=step, kept=kept)
 
-    def sample(self, condition: Tensor, noise: Tensor | None = None, present: Tensor | None = None) -> Tensor:
+    def sample(self, condition: Condition, noise: Tensor | None = None, present: Tensor | None = None) -> Tensor:
         """Sample token after token."""
         assert noise is not None
         tokens = torch.zeros(len(condition), 0, dtype=torch.long)
@@ -90,7 +90,7 @@ class _TokensAlone(TrajectoryHead):
 def _make(config: HeadConfig) -> TrajectoryHead:
     if isinstance(config, TokensConfig):
         return _TokensAlone(config)
-    return make_head(config, condition_dim=_CONDITION, shape=_SHAPE)
+    return make_head(config, trunk=TrunkShape(width=_CONDITION), shape=_SHAPE)
 
 
 def train_two_ways(config: HeadConfig, *, steps: int = 800, batch_size: int = 64, seed: int = 0) -> TrajectoryHead:

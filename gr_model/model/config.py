@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from ...cvae_head.cvae import CVAEConfig
-from ...cvae_head.head import ChunkShape
+from ...cvae_head.head import ChunkShape, TrunkShape
 from ...cvae_head.kinds import HeadConfig, num_queries
 from ...cvae_head.slots import SlotCoding, slots_of
 from ...embodiment import TOOL_ARM, Embodiment, fitting
@@ -160,6 +160,11 @@ class ModelConfig:
     def chunk_shape(self) -> ChunkShape:
         """Steps and columns of a chunk."""
         return self.slots.shape(self.chunk_length)
+
+    @property
+    def trunk_shape(self) -> TrunkShape:
+        """What a head knows of the trunk."""
+        return TrunkShape(width=self.width, depth=self.depth, heads=self.heads, max_context=self.max_context)
 
     @property
     def num_queries(self) -> int:

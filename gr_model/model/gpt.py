@@ -59,6 +59,16 @@ class GPT(nn.Module):
                 x = block(x, mask)
         return self.norm(last.extend(x, mask[:, :, read], queries=read))
 
+    def keys_values(self, x: Float[Tensor, "b n d"], mask: Mask) -> tuple[KeysValues, ...]:
+        """Return the keys and values of all positions in every block, for a head that reads them."""
+        *body, last = self._blocks()
+        mask = additive(mask, x)
+        found = []
+        for block in body:
+            found.append(block.keys_values(x))
+            x = block(x, mask)
+        return (*found, last.keys_values(x))
+
     def make_past(self, like: Float[Tensor, "b n d"], capacity: int) -> tuple[KeysValues, ...]:
         """Make room for the keys and values of so many positions in every block."""
         attention = self._blocks()[0].attention

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ...cvae_head.denoising import DenoisingHead
+from ...cvae_head.head import Condition, Seen
 from ...cvae_head.inpainting import Running
 from ...cvae_head.kinds import make_head
 from ...cvae_head.tokens import TokensHead
@@ -56,7 +57,7 @@ class WorldModel(nn.Module):
         self.copy_gate = nn.Linear(config.width, config.codes_per_position)
         nn.init.zeros_(self.copy_gate.weight)
         nn.init.constant_(self.copy_gate.bias, _COPY_GATE_START)
-        self.head = make_head(config.head, condition_dim=config.width, shape=config.chunk_shape)
+        self.head = make_head(config.head, trunk=config.trunk_shape, shape=config.chunk_shape)
         shape = config.chunk_shape
         self.continuous = list(shape.continuous)
         robots = [len(config.embodiments)] * config.is_mixture
@@ -258,12 +259,12 @@ class WorldModel(nn.Module):
                 "and diffusion continue it."
             )
         present = self.present_actions(context)
-        layout = self.layout(context, with_frames=False, with_action=True)
-        x, mask = self.assemble(layout, context, None)
         if isinstance(self.head, TokensHead):
-            chunk = self._sample_tokens(self.head, x, mask, noise, present)
+            layout = self.layout(context, with_frames=False, with_action=True)
+            chunk = self._sample_tokens(self.head, *self.assemble(layout, context, None), noise, present)
         else:
-            condition = self.gpt(x, mask, self.constants(layout)["action"])[:, 0]
+            condition, _ = self.predict(context, None, with_actions=True)
+            assert condition is not None
             if running is None:
                 chunk = self.head.sample(condition, noise, present)
             else:
@@ -325,13 +326,16 @@ class WorldModel(nn.Module):
         *,
         with_actions: bool,
         chunk: Float[Tensor, "b k c"] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> tuple[Condition | None, Tensor | None]:
         """Run the trunk once; `chunk` is the true one, which a head of tokens reads as it goes.
 
         Returns:
-            The action query's outputs, side by side, `[b d]`, and the outputs at the target positions `[b g frame
-            d]`, None where not asked.
+            What the head reads, as the action query's outputs, side by side, `[b d]`, and the outputs at the target
+            positions `[b g frame d]`, None where not asked.
         """
+        if with_actions and self.head.reads != "query":
+            features = None if targets is None else self.predict(context, targets, with_actions=False)[1]
+            return self.seen(context), features
         layout = self.layout(context, with_frames=targets is not None, with_action=with_actions)
         queries = None
         if with_actions and chunk is not None and isinstance(self.head, TokensHead):
@@ -345,6 +349,23 @@ class WorldModel(nn.Module):
             return condition, None
         frames = y[:, -len(constants["target"]) :].unflatten(1, (layout.num_targets, layout.frame_length))
         return condition, frames
+
+    def seen(self, context: Context) -> Seen:
+        """Return all that is seen, embedded, and the trunk's keys and values of it where the head reads them."""
+        layout = self.layout(context, with_frames=False, with_action=False)
+        constants = self.constants(layout)
+        x, keep = self.embed_context(layout, context)
+        x = x + self.embed.positions(layout, constants["attributes"])
+        mask = constants["mask"] & keep[:, None, None, :]
+        text, layers = layout.text_length, self.head.reads == "layers"
+        return Seen(
+            text=x[:, :text],
+            text_keep=keep[:, :text],
+            tokens=x[:, text:],
+            keep=keep[:, text:],
+            num_steps=layout.num_context,
+            layers=self.gpt.keys_values(x, mask) if layers else (),
+        )
 
 
 def _frame_features(config: ModelConfig) -> nn.Module:

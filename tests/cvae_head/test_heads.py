@@ -11,9 +11,10 @@ import torch
 from model_cases import make_batch, make_context, make_model, small_config
 
 from gr2.cvae_head import kinds
+from gr2.cvae_head.bins import BinsConfig
 from gr2.cvae_head.cvae import COLLAPSED_KL, CVAEConfig, CVAEHead
 from gr2.cvae_head.diffusion import cosine_schedule
-from gr2.cvae_head.head import ChunkShape, TrajectoryHead
+from gr2.cvae_head.head import ChunkShape, Condition, Seen, TrajectoryHead, TrunkShape
 from gr2.cvae_head.kinds import HeadConfig, HeadOptions, head_config_from_dict, make_head
 from gr2.cvae_head.losses import continuous_loss, kl_between_normals, kl_to_standard_normal, masked_mean
 from gr2.cvae_head.networks import time_features
@@ -30,16 +31,43 @@ CONFIGS += [
     CVAEConfig(network="mlp", prior="gaussian"),
     CVAEConfig(network="mlp", prior="flow"),
     HeadOptions(kind="diffusion", prediction="epsilon", steps=50).apply(kinds.small()),
+    HeadOptions(kind="diffusion", network="unet", width=32).apply(kinds.small()),
+    HeadOptions(kind="diffusion", network="dit", width=32, heads=4).apply(kinds.small()),
+    HeadOptions(kind="flow", network="expert", width=32).apply(kinds.small()),
+    HeadOptions(kind="cvae", network="detr", width=32).apply(kinds.small()),
+    HeadOptions(kind="cvae", network="detr", width=32, film=True, sample_latent=False).apply(kinds.small()),
+    BinsConfig(width=32, blocks=2, heads=4, learned_tokens=3),
+    BinsConfig(width=32, blocks=2, heads=4, learned_tokens=3, temperature=1.0),
 ]
+TRUNK = TrunkShape(width=32, depth=2, heads=4, max_context=2)
 
 
 def name_of(config: HeadConfig) -> str:
-    return f"{config.kind}-{config.network}-{getattr(config, 'prior', '')}{getattr(config, 'prediction', '')}"
+    details = [str(getattr(config, name, "")) for name in ("network", "prior", "prediction", "film", "temperature")]
+    return "-".join(filter(None, (config.kind, *details)))
+
+
+def make_condition(head: TrajectoryHead, count: int) -> Condition:
+    """What a head reads: the action query's output, or two steps of four tokens and a text, parts of them absent."""
+    if head.reads == "query":
+        return torch.randn(count, 32)
+    layers = tuple(torch.randn(2, count, 4, 11, 8) for _ in range(2)) if head.reads == "layers" else ()
+    text_keep, keep = torch.ones(count, 3, dtype=torch.bool), torch.ones(count, 8, dtype=torch.bool)
+    text_keep[0, 1:] = keep[1, 4:7] = False
+    text, tokens = torch.randn(count, 3, 32), torch.randn(count, 8, 32)
+    return Seen(text=text, text_keep=text_keep, tokens=tokens, keep=keep, num_steps=2, layers=layers)
+
+
+def rows(condition: Condition, part: slice) -> Condition:
+    if not isinstance(condition, Seen):
+        return condition[part]
+    layers = tuple(layer[:, part] for layer in condition.layers)
+    return replace(replace(condition, layers=()).map(lambda tensor: tensor[part]), layers=layers)
 
 
 def make(config: HeadConfig, seed: int = 0) -> TrajectoryHead:
     torch.manual_seed(seed)
-    head = make_head(config, condition_dim=32, shape=SHAPE)
+    head = make_head(config, trunk=TRUNK, shape=SHAPE)
     for parameter in head.parameters():  # last layers begin at zero: let every path count
         torch.nn.init.normal_(parameter, std=0.1)
     return head
@@ -54,7 +82,7 @@ def chunks(count: int) -> torch.Tensor:
 @pytest.mark.parametrize("config", CONFIGS, ids=name_of)
 def test_what_is_masked_changes_no_loss(config: HeadConfig) -> None:
     head = make(config)
-    condition, chunk = torch.randn(4, 32), chunks(4)
+    condition, chunk = make_condition(head, 4), chunks(4)
     mask = torch.ones(4, 5, 7, dtype=torch.bool)
     mask[:, 3:] = False
     mask[0, :, 2] = False
@@ -74,7 +102,7 @@ def test_losses_of_parts_add_up_to_that_of_the_whole(config: HeadConfig) -> None
     """Every part is divided by the mean count of the parts; what counts samples needs parts of equal size."""
     head = make(config)
     torch.manual_seed(3)
-    condition, chunk = torch.randn(4, 32), chunks(4)
+    condition, chunk = make_condition(head, 4), chunks(4)
     mask = torch.arange(5)[None, :, None] < torch.tensor([5, 4, 1, 0])[:, None, None]
     mask = mask.expand(4, 5, 7).clone()
     mask[0, :, 2:4] = False
@@ -83,26 +111,26 @@ def test_losses_of_parts_add_up_to_that_of_the_whole(config: HeadConfig) -> None
     torch.testing.assert_close(kept * 2, head.counts(mask))
     alone = head.loss(condition, chunk, mask)["action_loss"]
     torch.manual_seed(1)
-    same = head.loss(condition[parts[0]], chunk[parts[0]], mask[parts[0]])["action_loss"]
+    same = head.loss(rows(condition, parts[0]), chunk[parts[0]], mask[parts[0]])["action_loss"]
     torch.manual_seed(1)
     own = head.counts(mask[parts[0]])
-    again = head.loss(condition[parts[0]], chunk[parts[0]], mask[parts[0]], kept=own)["action_loss"]
+    again = head.loss(rows(condition, parts[0]), chunk[parts[0]], mask[parts[0]], kept=own)["action_loss"]
     assert torch.equal(same, again)
-    if type(config).__name__ in ("RegressionConfig", "TokensConfig"):  # the others draw noise for each sample
-        found = [head.loss(condition[p], chunk[p], mask[p], kept=kept)["action_loss"] for p in parts]
+    if type(config).__name__ in ("RegressionConfig", "BinsConfig"):  # the others draw noise for each sample
+        found = [head.loss(rows(condition, p), chunk[p], mask[p], kept=kept)["action_loss"] for p in parts]
         torch.testing.assert_close(torch.stack(found).mean(), alone)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name_of)
 def test_equal_noise_gives_equal_chunks_and_other_noise_others(config: HeadConfig) -> None:
     head = make(config).eval()
-    condition, noise = torch.randn(4, 32), torch.randn(4, head.noise_dim)
+    condition, noise = make_condition(head, 4), torch.randn(4, head.noise_dim)
     first = head.sample(condition, noise)
     assert first.shape == (4, 5, 7)
     assert (first[..., 6] >= 0).all() and (first[..., 6] <= 1).all()
     assert torch.equal(first, head.sample(condition, noise))
     # Eight steps and more carry the rounding of another batch size along.
-    torch.testing.assert_close(head.sample(condition[1:2], noise[1:2]), first[1:2], rtol=1e-5, atol=5e-5)
+    torch.testing.assert_close(head.sample(rows(condition, slice(1, 2)), noise[1:2]), first[1:2], rtol=1e-5, atol=5e-5)
     if head.noise_dim:
         assert not torch.equal(first, head.sample(condition, -noise))
     assert torch.equal(head.sample(condition), head.sample(condition, torch.zeros_like(noise)))
@@ -111,14 +139,15 @@ def test_equal_noise_gives_equal_chunks_and_other_noise_others(config: HeadConfi
 @pytest.mark.parametrize("config", CONFIGS, ids=name_of)
 def test_every_head_learns_one_batch(config: HeadConfig) -> None:
     torch.manual_seed(0)
-    head = make_head(config, condition_dim=32, shape=SHAPE)
-    condition, chunk = torch.randn(8, 32), chunks(8)
+    head = make_head(config, trunk=TRUNK, shape=SHAPE)
+    condition, chunk = make_condition(head, 8), chunks(8)
     mask = torch.ones(8, 5, 7, dtype=torch.bool)
     optimizer = torch.optim.Adam(head.parameters(), lr=2e-3)
     for _ in range(1500 if getattr(config, "prediction", "") == "epsilon" else 400):
         optimizer.zero_grad()
         head.loss(condition, chunk, mask)["action_loss"].backward()
         optimizer.step()
+    head.eval()
     with torch.no_grad():
         answer = head.sample(condition, torch.randn(8, head.noise_dim))
     guess = chunk[..., :6] - chunk[..., :6].mean(0)
@@ -135,7 +164,7 @@ def test_records_of_the_first_release_take_the_mean_of_the_prior() -> None:
            "pose_norm": "l1", "pose_weight": 1.0, "gripper_weight": 0.3, "kl_weight": 0.3}  # fmt: skip
     read = head_config_from_dict(old)
     assert isinstance(read, CVAEConfig) and not read.sample_latent and read.network == "mlp"
-    assert make_head(read, condition_dim=8, shape=SHAPE).noise_dim == 0
+    assert make_head(read, trunk=TrunkShape(width=8), shape=SHAPE).noise_dim == 0
     assert isinstance(head_config_from_dict({**old, "latent_dim": 0}), RegressionConfig)
 
 
@@ -145,6 +174,12 @@ def test_options_must_fit_the_kind() -> None:
     assert HeadOptions().apply(kinds.small()) == kinds.small()
     chosen = HeadOptions(kind="flow", steps=3).apply(kinds.small())
     assert chosen.kind == "flow" and chosen.steps == 3 and chosen.network == "mlp"
+    with pytest.raises(ConfigError, match="one of mlp, blocks for the head regression, got 'dit'"):
+        HeadOptions(kind="regression", network="dit").apply(kinds.small())
+    with pytest.raises(ConfigError, match="a multiple of 32 for the network unet, got 100"):
+        make(HeadOptions(kind="flow", network="unet", width=100).apply(kinds.small()))
+    with pytest.raises(ConfigError, match="film: expected the network detr"):
+        HeadOptions(kind="cvae", film=True).apply(kinds.small())
     with pytest.raises(ConfigError, match="expected a kind of cvae"):
         head_config_from_dict({"kind": "mixture"})
 

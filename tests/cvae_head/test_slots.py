@@ -12,7 +12,7 @@ from robot_cases import SIX_JOINTS
 
 from gr2.cvae_head.diffusion import DiffusionConfig
 from gr2.cvae_head.flow import FlowConfig
-from gr2.cvae_head.head import ChunkShape
+from gr2.cvae_head.head import ChunkShape, TrunkShape
 from gr2.cvae_head.kinds import make_head
 from gr2.cvae_head.signals import coding_of
 from gr2.cvae_head.slots import Slot, SlotCoding
@@ -92,7 +92,7 @@ def test_what_a_network_says_of_absent_columns_does_not_change_the_answer(
     config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    head = make_head(config, condition_dim=8, shape=BOTH.shape(4))
+    head = make_head(config, trunk=TrunkShape(width=8), shape=BOTH.shape(4))
     network = "velocity" if isinstance(config, FlowConfig) else "denoiser"
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.2)

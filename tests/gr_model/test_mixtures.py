@@ -138,7 +138,7 @@ def test_the_control_rate_is_an_input(model: WorldModel) -> None:
     assert (rates[1] - rates[0]).abs().max() > 0.1 and WorldModel(small_config()).embed.rate is None
 
 
-@pytest.mark.parametrize("kind", ["cvae", "flow", "diffusion", "tokens"])
+@pytest.mark.parametrize("kind", ["cvae", "flow", "diffusion", "tokens", "bins"])
 def test_every_head_learns_and_answers(kind: kinds.HeadKind) -> None:
     mixed = make_model(mixture_config(head=kinds.small(kind)))
     mixed.set_statistics(physical_statistics(mixed))

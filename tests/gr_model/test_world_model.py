@@ -10,9 +10,11 @@ import pytest
 import torch
 from model_cases import make_batch, make_context, make_model, small_config
 
+from gr2.cvae_head.head import Seen
+from gr2.cvae_head.kinds import HeadOptions
 from gr2.errors import ConfigError, ShapeError
 from gr2.gr_model.model import objectives, presets
-from gr2.gr_model.model.config import ModelChanges
+from gr2.gr_model.model.config import ModelChanges, ModelConfig
 from gr2.gr_model.model.context import Context, Targets
 from gr2.gr_model.model.gpt import count_parameters
 from gr2.gr_model.model.objectives import (
@@ -28,6 +30,26 @@ from gr2.gr_model.model.world_model import WorldModel
 from gr2.layers import Attention
 
 MODES = pytest.mark.parametrize("decoding", ["masked", "raster"])
+HEADS = pytest.mark.parametrize(
+    "head",
+    [
+        HeadOptions(),
+        HeadOptions(kind="flow", network="expert", width=16),
+        HeadOptions(kind="diffusion", network="dit", width=16, heads=2),
+        HeadOptions(kind="cvae", network="detr", width=16, film=True),
+        HeadOptions(kind="bins"),
+    ],
+    ids=lambda head: head.network or head.kind or "default",
+)
+
+
+def with_head(options: HeadOptions, config: ModelConfig) -> WorldModel:
+    """A model whose head has no layer of zeros, as new ones do."""
+    model = make_model(replace(config, head=options.apply(config.head)))
+    for parameter in model.head.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
 
 
 def outputs(model: WorldModel, context: Context) -> tuple[Any, torch.Tensor]:
@@ -128,9 +150,10 @@ def test_earlier_codes_do_not_see_later_ones(decoding: Any) -> None:
     assert same == expected
 
 
+@HEADS
 @MODES
-def test_acting_alone_equals_acting_with_frames(decoding: Any) -> None:
-    model = make_model(small_config(decoding))
+def test_acting_alone_equals_acting_with_frames(decoding: Any, head: HeadOptions) -> None:
+    model = with_head(head, small_config(decoding))
     batch = make_batch(model.config)
     context = make_context(model, batch)
     packed, valid = read_targets(model, batch, context, 2)
@@ -140,12 +163,29 @@ def test_acting_alone_equals_acting_with_frames(decoding: Any) -> None:
         alone, _ = model.predict(context, None, with_actions=True)
         joint, frames = model.predict(context, targets, with_actions=True)
         _, frames_alone = model.predict(context, targets, with_actions=False)
+    if isinstance(alone, Seen):
+        assert isinstance(joint, Seen)
+        alone, joint = alone.tokens, joint.tokens
     torch.testing.assert_close(alone, joint, atol=1e-5, rtol=0)
     torch.testing.assert_close(frames, frames_alone, atol=1e-5, rtol=0)
 
 
-def test_absent_inputs_change_nothing() -> None:
-    model = make_model(small_config())
+def test_keys_and_values_that_a_head_reads_are_those_of_the_trunk() -> None:
+    model = with_head(HeadOptions(kind="flow", network="expert", width=16), small_config())
+    context = make_context(model, make_batch(model.config))
+    layout = model.layout(context, with_frames=False, with_action=False)
+    with torch.no_grad():
+        seen = model.seen(context)
+        x, mask = model.assemble(layout, context, None)
+        past = model.gpt.make_past(x, layout.length)
+        model.gpt.extend(x, mask, past)
+    assert seen.num_steps == 2 and seen.text.shape[1] + seen.tokens.shape[1] == layout.length
+    torch.testing.assert_close(seen.layers, past)
+
+
+@HEADS
+def test_absent_inputs_change_nothing(head: HeadOptions) -> None:
+    model = with_head(head, small_config())
     batch = make_batch(model.config)
     context = make_context(model, batch)
 
