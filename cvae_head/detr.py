@@ -6,7 +6,7 @@ tokens; ACT itself reads no text.
 
 Source: Zhao et al., ACT, arXiv 2304.13705, section IV-C and its released code (widths 512 and 3200, 8 heads, 4 encoder
 layers, one decoder layer, ReLU, norms after each sum); Bharadhwaj et al., MT-ACT, arXiv 2309.01918, section IV. Not as
-published: positions are learned and enter once, with the tokens.
+published: positions of what is seen are learned and enter once, with the tokens.
 """
 
 from __future__ import annotations
@@ -22,14 +22,24 @@ _DROPOUT = 0.1
 _WIDENING = 6.25
 
 
-def encoder_layers(width: int, heads: int, count: int) -> nn.TransformerEncoder:
-    """Make encoder layers with norms after each sum."""
-    layer = nn.TransformerEncoderLayer(width, heads, int(_WIDENING * width), _DROPOUT, batch_first=True)
-    layers = nn.TransformerEncoder(layer, count, enable_nested_tensor=False)
-    for parameter in layers.parameters():  # copies of one layer begin alike otherwise
-        if parameter.ndim > 1:
-            nn.init.xavier_uniform_(parameter)
-    return layers
+class EncoderLayer(nn.Module):
+    """Attention among positions and a perceptron, norms after each sum; places join queries and keys alone."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.among = nn.MultiheadAttention(width, heads, _DROPOUT, batch_first=True)
+        self.mlp = _perceptron(width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.drop = nn.Dropout(_DROPOUT)
+        _begin(self)
+
+    def forward(self, x: Tensor, places: Tensor | None = None, absent: Tensor | None = None) -> Float[Tensor, "b n w"]:
+        """Transform every position."""
+        at = x if places is None else x + places
+        y, _ = self.among(at, at, x, key_padding_mask=absent, need_weights=False)
+        x = self.norms[0](x + self.drop(y))
+        out: Tensor = self.norms[1](x + self.drop(self.mlp(x)))
+        return out
 
 
 class StyleEncoder(nn.Module):
@@ -42,7 +52,7 @@ class StyleEncoder(nn.Module):
         self.cls = nn.Parameter(torch.randn(width))
         self.state, self.row = nn.Linear(condition_dim, width), nn.Linear(shape.width, width)
         self.register_buffer("places", sinusoids(shape.length + 2, width), persistent=False)
-        self.layers = encoder_layers(width, heads, num_blocks)
+        self.layers = nn.ModuleList(EncoderLayer(width, heads) for _ in range(num_blocks))
         self.out = nn.Linear(width, 2 * latent_dim)
 
     places: Tensor
@@ -51,8 +61,10 @@ class StyleEncoder(nn.Module):
         """Return mean and log-variance, side by side."""
         assert isinstance(condition, Seen)
         first = (self.cls.expand(len(chunk), -1), self.state(condition.tokens[:, -1]))
-        x = torch.cat((torch.stack(first, dim=1), self.row(chunk)), dim=1) + self.places
-        out: Tensor = self.out(self.layers(x)[:, 0])
+        x = torch.cat((torch.stack(first, dim=1), self.row(chunk)), dim=1)
+        for layer in self.layers:
+            x = layer(x, self.places)
+        out: Tensor = self.out(x[:, 0])
         return out
 
 
@@ -63,13 +75,10 @@ class QueryLayer(nn.Module):
         super().__init__()
         self.among = nn.MultiheadAttention(width, heads, _DROPOUT, batch_first=True)
         self.across = nn.MultiheadAttention(width, heads, _DROPOUT, batch_first=True)
-        wide = int(_WIDENING * width)
-        self.mlp = nn.Sequential(nn.Linear(width, wide), nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(wide, width))
+        self.mlp = _perceptron(width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.drop = nn.Dropout(_DROPOUT)
-        for parameter in self.parameters():
-            if parameter.ndim > 1:
-                nn.init.xavier_uniform_(parameter)
+        _begin(self)
 
     def forward(self, x: Tensor, places: Tensor, found: Tensor, absent: Tensor) -> Float[Tensor, "b k w"]:
         """Transform the queries."""
@@ -105,7 +114,7 @@ class DetrDecoder(nn.Module):
             self.film = nn.Linear(condition_dim, 2 * condition_dim)
             nn.init.zeros_(self.film.weight)
             nn.init.zeros_(self.film.bias)
-        self.encoder = encoder_layers(width, heads, num_blocks)
+        self.encoder = nn.ModuleList(EncoderLayer(width, heads) for _ in range(num_blocks))
         self.queries = nn.Parameter(torch.randn(shape.length, width))
         self.decoder, self.norm = QueryLayer(width, heads), nn.LayerNorm(width)
         self.out = nn.Linear(width, shape.width)
@@ -121,10 +130,23 @@ class DetrDecoder(nn.Module):
             tokens = tokens * (1 + scale) + shift
         x = torch.cat((self.latent(z)[:, None], self.seen(tokens)), dim=1)
         absent = ~F.pad(condition.keep, (1, 0), value=True)
-        found = self.encoder(x, src_key_padding_mask=absent)
+        for layer in self.encoder:
+            x = layer(x, absent=absent)
         nothing = x.new_zeros(len(x), *self.queries.shape)
-        out: Tensor = self.out(self.norm(self.decoder(nothing, self.queries, found, absent)))
+        out: Tensor = self.out(self.norm(self.decoder(nothing, self.queries, x, absent)))
         return out
+
+
+def _perceptron(width: int) -> nn.Sequential:
+    wide = int(_WIDENING * width)
+    return nn.Sequential(nn.Linear(width, wide), nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(wide, width))
+
+
+def _begin(layer: nn.Module) -> None:
+    """Draw the first weights as the released code does."""
+    for parameter in layer.parameters():
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter)
 
 
 def sinusoids(length: int, width: int) -> Float[Tensor, "n w"]:

@@ -4,8 +4,9 @@ The instruction is a short list among many image tokens; cross-attention to both
 each kind of input is hidden now and then, so that the policy does not lean on one.
 
 Source: Liu et al., RDT-1B, arXiv 2410.07864, section 4.2 (28 blocks of 2048, 32 heads; RMS norms, normalized queries
-and keys, perceptrons as wide as the rows, one of them as the last layer) and appendix (inputs are hidden with probability 0.1). The unified action
-space is that of `slots.py`; the control rate of each of several robots enters with its state.
+and keys, perceptrons as wide as the rows, one of them as the last layer) and appendix (inputs are hidden with
+probability 0.1). The unified action space is that of `slots.py`; the control rate of each of several robots enters with
+its state.
 """
 
 from __future__ import annotations
