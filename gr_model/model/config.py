@@ -12,7 +12,7 @@ from ...cvae_head.slots import SlotCoding, slots_of
 from ...embodiment import TOOL_ARM, Embodiment, fitting
 from ...errors import ConfigError
 
-Decoding = Literal["masked", "raster"]
+Decoding = Literal["masked", "raster", "queries"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,8 @@ class ModelConfig:
     embodiments: cameras, signals and rate of the robot, or of each of several that one model serves.
     max_context: most context frames; num_targets: frames predicted in one forward pass, each one frame step further.
     chunk_length: k, poses of a chunk.
-    decoding: "masked" predicts a frame in parallel (bidirectional inside it), "raster" code by code.
+    decoding: "masked" predicts a frame in parallel and refines it, codes given codes, "raster" code by code, "queries"
+        in one pass, from queries alone (GR-1); "masked" and "queries" are bidirectional inside a frame.
     dropout: residual and attention dropout; the others are probabilities, in training, that a context code,
         the states of a sample, its text or one of its cameras are hidden (the last camera never is).
     code_permutation: probability, in training, that codes of a sample are permuted at random, in all frames alike: what
@@ -188,7 +189,7 @@ class ModelChanges:
     """What differs from a named size; see `ModelConfig`. None leaves what the size has.
 
     Args:
-        decoding: masked predicts a frame in parallel, raster code by code.
+        decoding: masked predicts a frame in parallel and refines it, raster code by code, queries in one pass (GR-1).
         width: of the GPT.
         depth: layers of the GPT.
         heads: attention heads of the GPT.

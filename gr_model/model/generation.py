@@ -64,7 +64,7 @@ class FrameDecoder:
         """Count the used positions of all target frames in the order in which they go through the trunk."""
         frames = self.layout.frame_length * torch.arange(self.layout.num_targets, device=self.used.device)
         by_frame = frames[:, None] + self.used
-        return (by_frame if self.model.config.decoding == "masked" else by_frame.t()).flatten()
+        return (by_frame if self.model.config.decoding != "raster" else by_frame.t()).flatten()
 
     def _remember_context(
         self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b 1 n n"], text_past: Sequence[KeysValues] | None
@@ -203,7 +203,8 @@ def _decode(
     model, g = decoder.model, decoder.layout.num_targets
     newest = model.embed.arrange({name: codes[:, -1:] for name, codes in context.codes.items()})
     empty = torch.full_like(newest, model.embed.null_code).repeat(1, g, 1, 1)
-    if model.config.decoding == "masked":
+    if model.config.decoding != "raster":
+        sampling = sampling if model.config.decoding == "masked" else replace(sampling, passes=1)
         packed = _decode_masked(decoder, empty, sampling, noise)
     else:
         packed = _decode_raster(decoder, empty, newest, sampling, noise)

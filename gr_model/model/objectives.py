@@ -227,8 +227,9 @@ def training_losses(
     if with_frames:
         context = _show_states(model, context, batch, h, state_shares)
         packed, valid = read_targets(model, batch, context, h)
-        if model.config.decoding == "masked":
-            where = random_mask(packed, valid)
+        if model.config.decoding != "raster":
+            everything = valid[..., None].expand_as(packed)
+            where = random_mask(packed, valid) if model.config.decoding == "masked" else everything
             targets = Targets(packed=packed, masked=where)
         else:
             targets = Targets(packed=packed, masked=None)
@@ -277,10 +278,10 @@ def evaluation_metrics(model: WorldModel, batch: Batch, *, with_actions: bool, w
     """Return metrics a person can read, deterministic in evaluation mode.
 
     Returns:
-        Frames (predicted from nothing but the context when decoding is "masked", teacher-forced when
-        "raster"): `frame_loss` [nats], `token_accuracy`, `copy_accuracy` (of repeating the current frame),
-        `changed_accuracy` (on codes that change). Actions: `action_l1_mm` [mm] of positions, `action_l1_deg` [deg]
-        of turns, `action_l1_*` of other kinds of signals, `gripper_accuracy`.
+        Frames (predicted from nothing but the context, teacher-forced when decoding is "raster"): `frame_loss` [nats],
+        `token_accuracy`, `copy_accuracy` (of repeating the current frame), `changed_accuracy` (on codes that change).
+        Actions: `action_l1_mm` [mm] of positions, `action_l1_deg` [deg] of turns, `action_l1_*` of other kinds of
+        signals, `gripper_accuracy`.
     """
     metrics: dict[str, Tensor] = {}
     context, h = read_context(model, batch)
@@ -316,7 +317,7 @@ def _chunk_metrics(model: WorldModel, chunk: Float[Tensor, "b k c"], batch: Batc
 def _frame_metrics(model: WorldModel, batch: Batch, context: Context, h: int) -> dict[str, Tensor]:
     packed, valid = read_targets(model, batch, context, h)
     now = model.reference(context).expand_as(packed)
-    if model.config.decoding == "masked":
+    if model.config.decoding != "raster":
         everything = valid[..., None].expand_as(packed)
         _, features = model.predict(context, Targets(packed=packed, masked=everything), with_actions=False)
         wanted, where = packed, valid

@@ -13,8 +13,8 @@ Who sees whom (nobody but itself sees the action query):
     target state g    all    all             all           the same g     -
     target g          all    all             all           the same g     frames of the same g
 
-Inside a frame (all cameras of a step) attention is bidirectional with "masked" decoding and causal with
-"raster". It is causal among the positions of the action query, of which most heads take one.
+Inside a frame (all cameras of a step) attention is causal with "raster" decoding and bidirectional
+otherwise. It is causal among the positions of the action query, of which most heads take one.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ class WorldModel(nn.Module):
         embedding, and a gate adds to the score of its code.
         """
         newest = self.embed.arrange({name: codes[:, -1:] for name, codes in context.codes.items()})
-        if self.config.decoding == "masked":
+        if self.config.decoding != "raster":
             return newest
         shifted = newest.roll(-1, dims=2)
         shifted[:, :, -1] = self.embed.null_code

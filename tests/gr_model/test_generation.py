@@ -22,7 +22,7 @@ from gr2.gr_model.model.sampling import SampleNoise, SamplingConfig, guide, gumb
 from gr2.gr_model.model.sequence import unpack_codes
 from gr2.gr_model.model.world_model import WorldModel
 
-MODES = pytest.mark.parametrize("decoding", ["masked", "raster"])
+MODES = pytest.mark.parametrize("decoding", ["masked", "raster", "queries"])
 SAMPLED = SamplingConfig(temperature=1.0, choice_temperature=1.0, passes=3, seed=5)
 
 
@@ -111,7 +111,7 @@ def test_a_stream_equals_uncached_predictions_before_and_after_sliding(decoding:
     seen = set()
     with torch.no_grad():
         for _ in range(5):
-            expected = uncached_frames(model, context, passes=3)
+            expected = uncached_frames(model, context, passes=1 if decoding == "queries" else 3)
             for g in range(targets):
                 assert same(next(stream), {name: codes[:, g] for name, codes in expected.items()})
             context = slide(context, expected, 3)
@@ -131,12 +131,12 @@ def test_logits_after_sliding_equal_uncached_ones_with_the_kept_text(decoding: A
             decoder = FrameDecoder(model, context, text_past)
             assert text_past is None or decoder.text_past is text_past
             text_past = decoder.text_past
-            if decoding == "masked":
+            if decoding != "raster":
                 everywhere = torch.ones(packed.shape[:3], dtype=torch.bool)
                 got = decoder.score(packed, hidden, everywhere).view(*packed.shape, -1)
             else:
                 got = torch.stack([next_scores(decoder, packed, i) for i in range(packed.shape[2])], dim=2)
-            expected = uncached_logits(model, context, packed, hidden if decoding == "masked" else None)
+            expected = uncached_logits(model, context, packed, hidden if decoding != "raster" else None)
             torch.testing.assert_close(got, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
             frame = {name: (codes[:, -1:] + step + 1) % 20 for name, codes in context.codes.items()}
             context = slide(context, frame, 3)

@@ -29,7 +29,7 @@ from gr2.gr_model.model.sequence import make_layout, pack_codes, sees, unpack_co
 from gr2.gr_model.model.world_model import WorldModel
 from gr2.layers import Attention
 
-MODES = pytest.mark.parametrize("decoding", ["masked", "raster"])
+MODES = pytest.mark.parametrize("decoding", ["masked", "raster", "queries"])
 HEADS = pytest.mark.parametrize(
     "head",
     [
