@@ -162,6 +162,13 @@ def _push() -> Target:
     return push
 
 
+def _benchmark_policies() -> Target:
+    """Train the systems that GR-2 is compared with on the same demonstrations and measure them side by side."""
+    from ..benchmarks.policies.run import benchmark
+
+    return benchmark
+
+
 def _benchmark_claims() -> Target:
     """Measure what GR-2's report claims, in miniature, over several seeds, and write a page with plots."""
     from ..benchmarks.claims.run import benchmark
@@ -315,6 +322,7 @@ COMMANDS = (
     Command(words="benchmark calvin verify", target=_benchmark_calvin_verify, group="results", bare="folder"),
     Command(words="benchmark calvin images", target=_benchmark_calvin_images, group="results"),
     Command(words="benchmark calvin speed", target=_benchmark_calvin_speed, group="results"),
+    Command(words="benchmark policies", target=_benchmark_policies, group="results", prints_options=True),
     Command(words="benchmark claims", target=_benchmark_claims, group="results", prints_options=True),
     Command(words="benchmark data", target=_benchmark_data, group="results"),
     Command(words="benchmark metaworld", target=_benchmark_metaworld, group="results", prints_options=True),

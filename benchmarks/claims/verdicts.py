@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...data_pipeline.files import write_bytes, write_json
-from ..metrics.statistics import CONFIDENCE, RESAMPLES, Interval
+from ..metrics.statistics import Interval, over_seeds
 from ..report.charts import Bar, BarGroup, interval_bars
 from ..report.markup import table, text
 from ..report.style import STYLE
@@ -73,25 +73,6 @@ def _row(policies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rates = [float(np.mean(list(policy["success"].values()))) for policy in policies]
     means = {name: float(np.mean([policy[name] for policy in policies])) for name in ("steps", "jerk", "frame_loss")}
     return {"success": success.value, "interval_95": [success.low, success.high], "by_seed": rates, **means}
-
-
-def over_seeds(values: Sequence[Sequence[float]], *, seed: int = 0) -> Interval:
-    """Estimate a mean over seeds and starts; the bootstrap draws seeds, and starts in each of them.
-
-    Args:
-        values: for each seed the values of its starts.
-        seed: of the bootstrap.
-    """
-    sample = np.asarray(values, np.float64)
-    rng = np.random.default_rng(seed)
-    means = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        drawn = sample[rng.integers(0, len(sample), len(sample))]
-        starts = rng.integers(0, sample.shape[1], sample.shape)
-        means[i] = np.take_along_axis(drawn, starts, axis=1).mean()
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(value=float(sample.mean()), low=float(low), high=float(high), count=sample.size)
 
 
 def _differences(claim: Claim, found: Mapping[Variant, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

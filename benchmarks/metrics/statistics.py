@@ -132,3 +132,22 @@ def _finite_vector(values: Numbers) -> npt.NDArray[np.float64]:
             "leave out the trials that have no value."
         )
     return vector
+
+
+def over_seeds(values: Sequence[Sequence[float]], *, seed: int = 0) -> Interval:
+    """Estimate a mean over seeds and starts; the bootstrap draws seeds, and starts in each of them.
+
+    Args:
+        values: for each seed the values of its starts.
+        seed: of the bootstrap.
+    """
+    sample = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    means = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        drawn = sample[rng.integers(0, len(sample), len(sample))]
+        starts = rng.integers(0, sample.shape[1], sample.shape)
+        means[i] = np.take_along_axis(drawn, starts, axis=1).mean()
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(value=float(sample.mean()), low=float(low), high=float(high), count=sample.size)

@@ -9,7 +9,8 @@ import pytest
 
 from gr2.benchmarks.claims.grid import CLAIMS, RECIPE, choose_claims
 from gr2.benchmarks.claims.run import ClaimsOptions, benchmark
-from gr2.benchmarks.claims.verdicts import over_seeds, write_verdicts
+from gr2.benchmarks.claims.verdicts import write_verdicts
+from gr2.benchmarks.metrics.statistics import over_seeds
 from gr2.errors import ConfigError
 
 

@@ -1,0 +1,115 @@
+"""`gr2 benchmark policies`: the systems of the field, trained on the same demonstrations, on the same episodes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...errors import ConfigError, DataError
+from ..journal import Journal, spread
+from .recipes import PolicyRecipe, choose_recipes
+
+_PROBE_STEPS = 60
+"""Steps that say how fast a system trains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoliciesOptions:
+    """Options of `gr2 benchmark policies`.
+
+    Args:
+        tokens: folders of `gr2 data tokens` with the demonstrations, as runs/demo/tokens.
+        out: folder of the trainings and results; `policies.json` and `policies.html` hold the table.
+        policies: "all", or names separated by commas: gr2, gr2-cvae, gr1, act, mt-act, rt1, diffusion-unet,
+            diffusion-transformer, pi0, rdt, openvla.
+        seeds: trainings of each, of seeds 0, 1, and so on.
+        steps: optimization steps of each: equal samples.
+        minutes: equal time instead: each takes as many steps as fit, by how fast its first ones are; 0 is for steps.
+        batch_size: windows a step.
+        sequences: how many of CALVIN's 1000 official sequences.
+        control: our whole-body controller or CALVIN's own.
+        max_steps: time limit for each task in control steps.
+        num_workers: processes for training and acting.
+    """
+
+    tokens: list[str]
+    out: Path = Path("runs/policies")
+    policies: str = "all"
+    seeds: int = 3
+    steps: int = 1300
+    minutes: float = 0.0
+    batch_size: int = 64
+    sequences: int = 200
+    control: Literal["wbc", "calvin"] = "wbc"
+    max_steps: int = 360
+    num_workers: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            raise ConfigError("--tokens: expected at least one folder, as in --tokens runs/demo/tokens.")
+        numbers = (self.seeds, self.steps, self.batch_size, self.sequences, self.max_steps, self.num_workers)
+        if min(numbers) < 1 or self.minutes < 0:
+            raise ConfigError(
+                "policies: expected 1 or more seeds, steps, windows, sequences and workers, and minutes of 0 or more."
+            )
+
+
+def benchmark(options: PoliciesOptions) -> dict[str, Any]:
+    """Train every system and measure it; run again to resume, with more `seeds` or `policies` to go on.
+
+    Raises:
+        ConfigError: an impossible number or an unknown system.
+    """
+    from .table import write_table
+
+    o, recipes = options, choose_recipes(options.policies)
+    probes = len(recipes) if o.minutes else 0
+    journal = Journal(o.out, probes + 2 * o.seeds * len(recipes))
+    steps = {recipe.name: _steps(journal, o, recipe) for recipe in recipes}
+    found: dict[str, Any] = {}
+    for seed in range(o.seeds):
+        for recipe in recipes:
+            _train(journal, o, recipe, steps[recipe.name], seed)
+        found = write_table(o.out, recipes, seeds=seed + 1, samples=_samples(recipes, steps, o.batch_size))
+    return found
+
+
+def _samples(recipes: Sequence[PolicyRecipe], steps: dict[str, int], batch_size: int) -> dict[str, int]:
+    return {recipe.name: steps[recipe.name] * batch_size for recipe in recipes}
+
+
+def _training(o: PoliciesOptions, recipe: PolicyRecipe, out: Path, *, steps: int, seed: int) -> dict[str, Any]:
+    common = {"tokens": o.tokens, "out": out, "steps": steps, "batch_size": o.batch_size, "seed": seed}
+    return common | recipe.training | spread(2, o.batch_size, o.num_workers)
+
+
+def _steps(journal: Journal, o: PoliciesOptions, recipe: PolicyRecipe) -> int:
+    """Return how many steps a system takes: as many as asked for, or as fit the time."""
+    from ...gr_model.train.stages import finetune
+
+    if not o.minutes:
+        return o.steps
+    out = o.out / "speed" / recipe.name
+    training = _training(o, recipe, out, steps=_PROBE_STEPS, seed=0)
+    journal.run("finetune", finetune, training, name=f"{recipe.name}: speed")
+    with (out / "metrics.csv").open(newline="") as file:
+        rates = [float(row["train/sequences_per_s"]) for row in csv.DictReader(file) if row["train/sequences_per_s"]]
+    if not rates:
+        raise DataError(f"{out}: its metrics.csv states no speed; remove the folder and run the command again.")
+    return max(1, round(60 * o.minutes * rates[-1] / o.batch_size))
+
+
+def _train(journal: Journal, o: PoliciesOptions, recipe: PolicyRecipe, steps: int, seed: int) -> None:
+    """Train and measure one policy."""
+    from ...gr_model.train.stages import finetune
+    from ..calvin.evaluate import evaluate
+
+    folder, title = o.out / f"seed_{seed}" / recipe.name, f"seed {seed}: {recipe.name}"
+    training = _training(o, recipe, folder / "policy", steps=steps, seed=seed)
+    journal.run("finetune", finetune, training, name=f"{title}: finetune")
+    acting = {"policy": str(folder / "policy"), "out": folder / "act", "sequences": o.sequences, "tasks": "all"}
+    acting |= {"control": o.control, "max_steps": o.max_steps, "num_workers": o.num_workers, **recipe.acting}
+    journal.run("benchmark calvin", evaluate, acting, name=f"{title}: act")
