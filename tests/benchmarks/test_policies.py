@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import nn
 
 import gr2
 from gr2.benchmarks.demonstrations.record import record
+from gr2.benchmarks.journal import _arguments
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.policies.recipes import RECIPES, PolicyRecipe, choose_recipes
 from gr2.benchmarks.policies.run import PoliciesOptions, benchmark
@@ -108,3 +109,11 @@ def test_systems_are_chosen_by_name() -> None:
         PoliciesOptions(tokens=[])
     with pytest.raises(ConfigError, match="1 or more"):
         PoliciesOptions(tokens=["a"], seeds=0)
+
+
+def test_the_page_states_the_options_of_every_system() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
+    defaults = {entry.name: entry.default for entry in fields(FinetuneOptions)}
+    for recipe in RECIPES:
+        changed = {name: value for name, value in recipe.training.items() if value != defaults[name]}
+        assert f"`{' '.join(_arguments(changed))}` | {recipe.differs or '-'} |" in page
