@@ -17,6 +17,7 @@ from ...contracts import Array, Chunking, Observation, Trajectory
 from ...cvae_head.denoising import DenoisingHead
 from ...cvae_head.ensemble import TemporalEnsemble
 from ...cvae_head.inpainting import Running, soft_mask
+from ...cvae_head.motions import OWN
 from ...cvae_head.signals import SignalCoding, place_actions
 from ...embodiment import Embodiment
 from ...errors import ConfigError, ShapeError
@@ -88,15 +89,35 @@ class GR2Policy:
         self._running: tuple[Array, float] | None = None
         self.seed = seed
         self.history: deque[tuple[dict[str, Array], Array]] = deque(maxlen=model.config.max_context)
+        self._correction = (OWN,) * 4
+        self.said = ""
         self._instruction = ""
         self._text: tuple[Tensor, Tensor] | None = None
 
     def reset(self) -> None:
-        """Forget remembered frames and trajectories."""
+        """Forget remembered frames, trajectories and corrections."""
         self.history.clear()
+        self._correction, self.said = (OWN,) * 4, ""
         self._running = None
         if self.ensemble is not None:
             self.ensemble.reset()
+
+    def correct(self, words: str | None) -> None:
+        """Say how to move, in place of what the model would say, until None is given or the episode ends.
+
+        Args:
+            words: as "move arm left and down, close gripper"; what they do not name (the gripper, or the arm) is left
+                to the model. `said` has what it followed last.
+
+        Raises:
+            ConfigError: a model that says no motions, or words that name none.
+        """
+        if self.model.motion is None:
+            raise ConfigError(
+                "correction: expected a model that says its motion, got one that does not; train one with "
+                "--model.motions."
+            )
+        self._correction = (OWN,) * 4 if words is None else self.model.motion.parse(words)
 
     def act(self, observation: Observation) -> Trajectory:
         """Encode the images, predict a chunk, place it at the present tool pose.
@@ -253,10 +274,21 @@ def _pass_together(
         noise = torch.as_tensor(np.stack([policies[i].noise(observations[i]) for i in members]), device=model.device)
         merged = _merge([contexts[i] for i in members])
         running = _stack_running([policies[i].rest(observations[i]) for i in members], model, merged.embodiment)
-        chunks = model.act(merged, noise=noise, running=running).float().cpu().numpy()
+        motion = _corrections([policies[i] for i in members], model)
+        chunks = model.act(merged, noise=noise, running=running, motion=motion).float().cpu().numpy()
+        if model.motion is not None and motion is not None:
+            for i, said in zip(members, motion.tolist(), strict=True):
+                policies[i].said = model.motion.phrase(said)
         for i, chunk in zip(members, chunks, strict=True):
             trajectories[i] = policies[i].place(chunk, observations[i])
     return [trajectories[i] for i in range(len(policies))]
+
+
+def _corrections(policies: Sequence[GR2Policy], model: WorldModel) -> Tensor | None:
+    """Return the words that each policy is to follow, where the model says its motion."""
+    if model.motion is None:
+        return None
+    return torch.tensor([policy._correction for policy in policies], device=model.device)
 
 
 def _stack_running(

@@ -44,6 +44,8 @@ class ModelConfig:
         the states of a sample, its text or one of its cameras are hidden (the last camera never is).
     code_permutation: probability, in training, that codes of a sample are permuted at random, in all frames alike: what
         stands still stays to be copied in scenes that training never showed.
+    motions: what x, y and z of the robot's base are called ("right", "forward", "up"), for a model that says the coming
+        motion in words before it acts; empty for one that does not.
     scored_share: share of the predicted positions, sampled at each step, on which the frame loss is computed; scoring
         every code of every position costs more than the trunk of a small model.
     """
@@ -72,6 +74,7 @@ class ModelConfig:
     code_permutation: float = 0.0
     scored_share: float = 1.0
     gradient_checkpointing: bool = False
+    motions: tuple[str, ...] = ()
     head: HeadConfig = field(default_factory=CVAEConfig)
     embodiments: tuple[Embodiment, ...] = (TOOL_ARM,)
 
@@ -200,6 +203,8 @@ class ModelChanges:
         text_dropout: how often texts are hidden in training; guidance needs some.
         camera_dropout: how often single cameras are hidden in training.
         code_permutation: how often codes of a sample are permuted in training, for scenes that it never shows.
+        motions: say the coming motion in words before acting: what x, y and z of the robot's base are called, as in
+            right,forward,up.
     """
 
     decoding: Decoding | None = None
@@ -213,10 +218,14 @@ class ModelChanges:
     text_dropout: float | None = None
     camera_dropout: float | None = None
     code_permutation: float | None = None
+    motions: str | None = None
 
     def apply(self, config: ModelConfig) -> ModelConfig:
         """Return `config` with the changes."""
-        return replace(config, **{name: value for name, value in asdict(self).items() if value is not None})
+        changes = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.motions is not None:
+            changes["motions"] = tuple(word.strip() for word in self.motions.split(","))
+        return replace(config, **changes)
 
 
 def _require(ok: bool, name: str, expected: str, got: object) -> None:

@@ -19,11 +19,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...cvae_head.head import query_of
 from ...errors import ShapeError
 from .context import Context, Targets
 from .world_model import WorldModel
 
 Batch = Mapping[str, Any]
+
+_MOTION_WEIGHT = 0.1
+"""Weight of the loss of the words for the coming motion beside that of the chunk."""
 
 
 def rows_of(batch: Any, rows: Any) -> Any:
@@ -215,7 +219,8 @@ def training_losses(
             average to that of one batch of all their samples. None is for a batch by itself.
 
     Returns:
-        Scalars: `frame_loss`, `token_accuracy` with frames; `action_loss` and its parts with actions.
+        Scalars: `frame_loss`, `token_accuracy` with frames; `action_loss` and its parts with actions, and `motion_loss`
+        of a model that says its motion.
     """
     if model.training and model.config.code_permutation:
         permuted = permute_codes(batch["codes"], model.config.codebook_size, model.config.code_permutation)
@@ -248,7 +253,13 @@ def training_losses(
             losses["frame_loss"] = losses["frame_loss"] * share.to(losses["frame_loss"].dtype)
     if condition is not None and chunk is not None:
         columns = {} if kept is None else {"kept": kept[1:]}
-        losses |= model.head.loss(condition, *chunk, step=step, **columns)
+        if model.motion is None:
+            return losses | model.head.loss(condition, *chunk, step=step, **columns)
+        physical = model.config.slots.encode(batch["states"][:, h - 1].float(), batch["actions"].float())
+        motion, read = model.motion.of_chunk(physical, batch["action_mask"]), query_of(condition)
+        losses["motion_loss"] = model.motion.loss(read, motion)
+        losses |= model.head.loss(model.motion.beside(read, motion), *chunk, step=step, **columns)
+        losses["action_loss"] = losses["action_loss"] + _MOTION_WEIGHT * losses["motion_loss"]
     return losses
 
 

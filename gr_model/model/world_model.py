@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ...cvae_head.denoising import DenoisingHead
-from ...cvae_head.head import Condition, Seen
+from ...cvae_head.head import Condition, Seen, TrajectoryHead, query_of
 from ...cvae_head.inpainting import Running
 from ...cvae_head.kinds import make_head
+from ...cvae_head.motions import OWN, LanguageMotion
 from ...cvae_head.tokens import TokensHead
 from ...errors import ConfigError, ShapeError
 from .config import ModelConfig
@@ -58,6 +59,7 @@ class WorldModel(nn.Module):
         nn.init.zeros_(self.copy_gate.weight)
         nn.init.constant_(self.copy_gate.bias, _COPY_GATE_START)
         self.head = make_head(config.head, trunk=config.trunk_shape, shape=config.chunk_shape)
+        self.motion = _language_motion(config, self.head)
         shape = config.chunk_shape
         self.continuous = list(shape.continuous)
         robots = [len(config.embodiments)] * config.is_mixture
@@ -237,7 +239,12 @@ class WorldModel(nn.Module):
         return logits.scatter_add(-1, places, gate[..., None].to(logits.dtype))
 
     def act(
-        self, context: Context, *, noise: Float[Tensor, "b z"] | None = None, running: Running | None = None
+        self,
+        context: Context,
+        *,
+        noise: Float[Tensor, "b z"] | None = None,
+        running: Running | None = None,
+        motion: Int[Tensor, "b 4"] | None = None,
     ) -> Float[Tensor, "b k c"]:
         """Predict the chunk at the last context step in one forward pass without target frames.
 
@@ -245,6 +252,8 @@ class WorldModel(nn.Module):
             context: what is seen.
             noise: standard normal numbers, `head.noise_dim` a sample, that choose among motions; None is zeros.
             running: the rest of the running chunk, normalized, which the chunk is to continue.
+            motion: words of the coming motion that take the place of the model's own, see `LanguageMotion`; in place of
+                -1 come the model's. The motion that is followed is written there.
 
         Returns:
             Numbers in `config.slots`, in physical units; binary columns are probabilities, absent ones 0.
@@ -265,6 +274,10 @@ class WorldModel(nn.Module):
         else:
             condition, _ = self.predict(context, None, with_actions=True)
             assert condition is not None
+            if self.motion is not None:
+                own = self.motion.likeliest(query_of(condition))
+                said = own if motion is None else motion.copy_(torch.where(motion == OWN, own, motion))
+                condition = self.motion.beside(query_of(condition), said)
             if running is None:
                 chunk = self.head.sample(condition, noise, present)
             else:
@@ -366,6 +379,22 @@ class WorldModel(nn.Module):
             num_steps=layout.num_context,
             layers=self.gpt.keys_values(x, mask) if layers else (),
         )
+
+
+def _language_motion(config: ModelConfig, head: TrajectoryHead) -> LanguageMotion | None:
+    """Make the layer of language of a model that has one.
+
+    Raises:
+        ConfigError: of several robots, or with a head that does not read the action query alone.
+    """
+    if not config.motions:
+        return None
+    if config.is_mixture or config.num_queries > 1 or head.reads != "query":
+        raise ConfigError(
+            "--model.motions: expected one robot and a head that reads one action query and nothing else, got another; "
+            "leave it out or choose another head."
+        )
+    return LanguageMotion(config.motions, config.slots.codings[0], width=config.width)
 
 
 def _frame_features(config: ModelConfig) -> nn.Module:
