@@ -225,8 +225,9 @@ class Policy(Protocol):
     A policy may have more members, which are looked up and may be absent:
     `act_together(policies, observations) -> list[Trajectory]` lets policies of one kind, this one among them, act
     in one go; `uses_images = False` spares drawing the images of its observations; `embodiment` is the robot that it
-    was trained on, which simulators compare with their own; `simulator_actions = True` says that its signals are
-    actions in the simulator's own terms.
+    was trained on, which simulators compare with their own; `chunk_latency` says how long after its observation a
+    chunk of it arrives [s], for a policy that is late with something else; `simulator_actions = True` says that its
+    signals are actions in the simulator's own terms.
     """
 
     executed_steps: int

@@ -4,7 +4,7 @@ The instruction scales and shifts image tokens (FiLM), TokenLearner turns the to
 transformer reads those of all steps, and one query for each step of the chunk scores the bins of its numbers.
 
 Source: Brohan et al., RT-1, arXiv 2212.06817, section 5.1 and appendix C.2 (8 tokens an image, 8 layers, 256 bins a
-number, one step at 3 Hz); Ryoo et al., TokenLearner, arXiv 2106.11297. Not as published: images are those of the
+number, one step at 3 Hz). Not as published: images are those of the
 frozen tokenizer, not of an EfficientNet; the robot's state is read, too.
 """
 
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ..errors import ConfigError
 from ..layers import Block
 from .head import ChunkShape, Condition, Reads, Seen, TrajectoryHead, TrunkShape
+from .learned_tokens import TokenLearner
 from .losses import masked_mean
 
 
@@ -69,22 +70,6 @@ class FilmLayer(nn.Module):
         scale, shift = self.film(text).chunk(2, dim=-1)
         out: Tensor = x + self.leave(F.gelu(self.enter(self.norm(x)) * (1 + scale) + shift))
         return out
-
-
-class TokenLearner(nn.Module):
-    """Turn tokens into a few: each is a mean of all, by weights that follow from them."""
-
-    def __init__(self, width: int, count: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.weigh = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, count))
-
-    def forward(self, x: Float[Tensor, "*b n w"], keep: Bool[Tensor, "*b n"]) -> Float[Tensor, "*b t w"]:
-        """Average what is there; a step of which nothing is there gives zeros."""
-        keep = keep[..., None]
-        scores = self.weigh(self.norm(x)).masked_fill(~keep, -1e4)
-        weights = scores.softmax(dim=-2) * keep
-        return weights.transpose(-1, -2) @ x
 
 
 class BinsHead(TrajectoryHead):

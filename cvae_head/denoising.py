@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .dit import DiTDenoiser
 from .expert import ExpertDenoiser
+from .fast import FastDenoiser
 from .head import ChunkShape, Condition, Seen, TrajectoryHead, TrunkShape
 from .inpainting import Running
 from .losses import masked_mean
@@ -22,7 +23,8 @@ from .unet import UNetDenoiser
 class DenoisingConfig:
     """Sizes and options that both kinds have; each states its own beside them.
 
-    network, width, blocks, heads: of the denoising network; heads only of "blocks" and "dit", blocks of them and "mlp".
+    network, width, blocks, heads: of the denoising network; heads only of "blocks" and "dit", blocks of them, "mlp" and
+        "fast".
     steps: network calls of an answer.
     draws: noises for each sample of a training batch.
     binary_weight: of the squared error of binary columns.
@@ -97,6 +99,8 @@ def make_denoiser(config: DenoisingConfig, *, trunk: TrunkShape, shape: ChunkSha
         return ExpertDenoiser(shape, trunk, width=config.width)
     if config.network == "dit":
         return DiTDenoiser(shape, trunk, width=config.width, heads=config.heads, num_blocks=config.blocks)
+    if config.network == "fast":
+        return FastDenoiser(shape, trunk, width=config.width, num_blocks=config.blocks)
     return ChunkDenoiser(
         length=shape.length,
         columns=shape.width,

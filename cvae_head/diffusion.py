@@ -37,7 +37,7 @@ class DiffusionConfig(DenoisingConfig):
     clip: float = 5.0
 
     def __post_init__(self) -> None:
-        expect_network(self.kind, self.network, "mlp", "blocks", "unet", "expert", "dit")
+        expect_network(self.kind, self.network, "mlp", "blocks", "unet", "expert", "dit", "fast")
         if not 1 <= self.steps <= self.train_steps or self.draws < 1:
             raise ConfigError(
                 f"DiffusionConfig: expected 1 to {self.train_steps} steps and at least one draw, got {self.steps} and "

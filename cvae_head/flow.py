@@ -39,7 +39,7 @@ class FlowConfig(DenoisingConfig):
     time_alpha: float = 1.5
 
     def __post_init__(self) -> None:
-        expect_network(self.kind, self.network, "mlp", "blocks", "unet", "expert", "dit")
+        expect_network(self.kind, self.network, "mlp", "blocks", "unet", "expert", "dit", "fast")
         if self.steps < 1 or self.draws < 1 or not self.time_alpha > 0:
             raise ConfigError(
                 f"FlowConfig: expected at least one step and one draw and time_alpha above 0, got {self.steps}, "

@@ -55,8 +55,9 @@ class TrunkShape:
     max_context: int = 1
 
 
-Reads = Literal["query", "context", "layers"]
-"""What a head's condition is: outputs of the action query; `Seen`; `Seen` with the trunk's keys and values."""
+Reads = Literal["query", "context", "layers", "late"]
+"""What a head's condition is: outputs of the action query; `Seen`; `Seen` with the trunk's keys and values; the newest
+step of `Seen` with an action query's output of some age."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,8 @@ class Seen:
     text: the instruction; tokens: frame and state of each of `num_steps` context steps, in order. Masks are True =
         keep.
     layers: keys and values of text and tokens, side by side, in each block of the trunk; empty unless asked for.
+    thought, age: the action query's output for an earlier frame, and how many frames ago that was; unless asked for,
+        None.
     """
 
     text: Float[Tensor, "b l d"]
@@ -74,6 +77,8 @@ class Seen:
     keep: Bool[Tensor, "b n"]
     num_steps: int
     layers: tuple[Float[Tensor, "2 b heads m h"], ...] = ()
+    thought: Float[Tensor, "b d"] | None = None
+    age: Float[Tensor, " b"] | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -88,6 +93,8 @@ class Seen:
             keep=function(self.keep),
             num_steps=self.num_steps,
             layers=tuple(map(function, self.layers)),
+            thought=None if self.thought is None else function(self.thought),
+            age=None if self.age is None else function(self.age),
         )
 
     @property

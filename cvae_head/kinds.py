@@ -124,7 +124,7 @@ class HeadOptions:
     Args:
         kind: cvae (GR-2, ACT), regression, flow (pi0), diffusion (Diffusion Policy), tokens (OpenVLA) or bins (RT-1).
         network: mlp over the whole chunk, or transformer blocks over its steps; flow and diffusion also unet (Diffusion
-            Policy), expert (pi0) and dit (RDT), the cvae also detr (ACT).
+            Policy), expert (pi0), dit (RDT) and fast (HiRT), the cvae also detr (ACT).
         film: the network detr reads the instruction (MT-ACT).
         width: of the network.
         heads: attention heads of the network.

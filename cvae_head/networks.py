@@ -1,6 +1,6 @@
 """Networks that trajectory heads share: transformer blocks over the steps of a chunk, and perceptrons with FiLM.
 
-Those that bring their own way of looking have files of their own: `detr.py`, `expert.py`, `dit.py`.
+Others have files of their own: `unet.py`, `expert.py`, `dit.py`, `fast.py`, `detr.py`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from ..errors import ConfigError
 from ..layers import Block
 from .head import ChunkShape, Condition, Reads, query_of
 
-Network = Literal["mlp", "blocks", "unet", "expert", "dit", "detr"]
+Network = Literal["mlp", "blocks", "unet", "expert", "dit", "fast", "detr"]
 """Network of a head.
 
 mlp: a perceptron over the flattened chunk; blocks: transformer blocks over its steps. For flow and diffusion also unet:
 convolutions over the steps (Diffusion Policy); expert: a transformer that reads the trunk's keys and values (pi0); dit:
-one that looks at images and text in turn (RDT). For the cvae also detr: an encoder and a decoder over all that is seen
+one that looks at images and text in turn (RDT); fast: a perceptron that reads the newest image and an older output of
+the action query (HiRT). For the cvae also detr: an encoder and a decoder over all that is seen
 (ACT).
 """
 

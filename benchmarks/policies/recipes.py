@@ -144,6 +144,15 @@ RECIPES: tuple[PolicyRecipe, ...] = (
         differs=f"{_IMAGES}, not features of SigLIP; not pretrained on other robots; DDIM in place of DPM-Solver++",
     ),
     PolicyRecipe(
+        name="two-speeds",
+        system="HiRT, Helix",
+        source="arXiv 2410.05273",
+        head=HeadOptions(kind="flow", network="fast"),
+        context=4,
+        executed_steps=2,
+        differs=f"{_IMAGES}, for the quick part, too; the slow part is the trunk, not a vision-language model",
+    ),
+    PolicyRecipe(
         name="openvla",
         system="OpenVLA, RT-2",
         source="arXiv 2406.09246, 2307.15818",

@@ -24,7 +24,7 @@ class PoliciesOptions:
         tokens: folders of `gr2 data tokens` with the demonstrations, as runs/demo/tokens.
         out: folder of the trainings and results; `policies.json` and `policies.html` hold the table.
         policies: "all", or names separated by commas: gr2, gr2-cvae, gr1, act, mt-act, rt1, diffusion-unet,
-            diffusion-transformer, pi0, rdt, openvla.
+            diffusion-transformer, pi0, rdt, two-speeds, openvla.
         seeds: trainings of each, of seeds 0, 1, and so on.
         steps: optimization steps of each: equal samples.
         minutes: equal time instead: each takes as many steps as fit, by how fast its first ones are; 0 is for steps.

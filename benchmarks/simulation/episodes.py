@@ -70,7 +70,8 @@ def run_task(
         max_steps: time limit in control steps (CALVIN: 360).
         executed_steps: control steps of each chunk that are carried out before the policy is asked again; None takes
             what the policy says.
-        latency: how long after its observation a chunk arrives [s]; what was followed before continues until then.
+        latency: how long after its observation a chunk arrives [s], unless the policy says so itself; what was followed
+            before continues until then.
         explain: says how the task failed.
         video: collects what the policy sees.
 
@@ -79,6 +80,7 @@ def run_task(
             of their own.
     """
     executed_steps = executed_steps or policy.executed_steps
+    latency = getattr(policy, "chunk_latency", latency)
     period = asking_period(executed_steps, latency, simulator.control_hz)
     draws = video is not None or getattr(policy, "uses_images", True)
     policy.reset()

@@ -89,7 +89,7 @@ def load_policy(
     *,
     executed_steps: int = 5,
     chunking: Chunking = "independent",
-    latency: float = 0.0,
+    latency: float | None = 0.0,
     embodiment: str | Embodiment | None = None,
 ) -> GR2Policy:
     """Load a released model as a policy.
@@ -99,7 +99,8 @@ def load_policy(
             `@revision` for a branch, tag or commit.
         executed_steps: control steps of each chunk carried out before the next call.
         chunking: how a chunk relates to the running one.
-        latency: how long after its observation a chunk becomes available [s].
+        latency: how long after its observation a chunk becomes available [s]; of a model at two speeds, a thought, and
+            None thinks in a thread.
         embodiment: the robot to act for, where the model serves several: its name, or one that it must fit.
 
     Raises:
@@ -125,7 +126,7 @@ class ReleasedPolicy(GR2Policy):
         encode_text: EncodeText,
         executed_steps: int = 5,
         chunking: Chunking = "independent",
-        latency: float = 0.0,
+        latency: float | None = 0.0,
         embodiment: str | Embodiment | None = None,
     ) -> None:
         if not release.model.acts:
@@ -142,6 +143,7 @@ class ReleasedPolicy(GR2Policy):
             chunking=chunking,
             latency=latency,
             embodiment=embodiment,
+            frame_step=release.clocks_of(release.model.config.place_of(embodiment))[0],
         )
         self.datasets = release.datasets
 
@@ -166,7 +168,7 @@ def policy_of(
     *,
     executed_steps: int,
     chunking: Chunking = "independent",
-    latency: float = 0.0,
+    latency: float | None = 0.0,
     embodiment: str | Embodiment | None = None,
 ) -> GR2Policy:
     """Make a policy with a history of its own over a loaded model; images of any size are resized as in training."""

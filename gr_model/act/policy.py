@@ -21,8 +21,9 @@ from ...cvae_head.motions import OWN
 from ...cvae_head.signals import SignalCoding, place_actions
 from ...embodiment import Embodiment
 from ...errors import ConfigError, ShapeError
-from ..model.context import Context
+from ..model.context import Context, Thought
 from ..model.world_model import WorldModel
+from .thoughts import Thoughts, stack_thoughts, think_of
 
 EncodeImages = Callable[[Array], Array]
 """uint8 `[m h w 3]` -> codes `[m n]`."""
@@ -42,11 +43,13 @@ class GR2Policy:
             the distance of the remembered frames, so give the distance the model was trained with.
         chunking: how a chunk relates to the running one, see `Chunking`.
         latency: how long after its observation a chunk becomes available [s]; inpainting freezes what is executed
-            until then.
+            until then. Of a model at two speeds (`--head.network fast`) it is that of its slow part; chunks follow at
+            once. None, for such a model, thinks in a thread, for as long as that takes.
         ensemble: averages overlapping trajectories; None executes the newest, or makes one for `chunking="ensemble"`.
         seed: of the choice among motions. The choice follows from it, the time and the state alone, so that an
             episode is the same whichever others are acted out beside it.
         embodiment: the robot to act for, where the model serves several: its name, or one that it must fit.
+        frame_step: distance of the frames of training [control steps]; None takes executed_steps.
 
     Raises:
         ConfigError: a number out of range, a way of chunking that the head does not have, or a robot that the model
@@ -62,10 +65,11 @@ class GR2Policy:
         control_hz: float,
         executed_steps: int = 5,
         chunking: Chunking = "independent",
-        latency: float = 0.0,
+        latency: float | None = 0.0,
         ensemble: TemporalEnsemble | None = None,
         seed: int = 0,
         embodiment: str | Embodiment | None = None,
+        frame_step: int | None = None,
     ) -> None:
         self.place_in_model = model.config.place_of(embodiment)
         if not 1 <= executed_steps <= model.config.chunk_length:
@@ -76,7 +80,11 @@ class GR2Policy:
             )
         self.model = model.eval()
         self.encode_images, self.encode_text = encode_images, encode_text
-        if not 0 <= latency < model.config.chunk_length / control_hz:
+        self.thoughts: Thoughts | None = None
+        if model.head.reads == "late":
+            self.thoughts = Thoughts(latency, (frame_step or executed_steps) / control_hz)
+            latency = self.chunk_latency = 0.0
+        if latency is None or not 0 <= latency < model.config.chunk_length / control_hz:
             raise ConfigError(
                 f"GR2Policy.latency: expected 0 to below {model.config.chunk_length / control_hz:.3g} s (the chunk), "
                 f"got {latency}; a later chunk is over when it arrives: make the policy faster or train a longer chunk."
@@ -88,7 +96,8 @@ class GR2Policy:
         self._frozen_steps = math.ceil(latency * control_hz - 1e-6)
         self._running: tuple[Array, float] | None = None
         self.seed = seed
-        self.history: deque[tuple[dict[str, Array], Array]] = deque(maxlen=model.config.max_context)
+        frames = model.config.max_context if self.thoughts is None else 1
+        self.history: deque[tuple[dict[str, Array], Array]] = deque(maxlen=frames)
         self._correction = (OWN,) * 4
         self.said = ""
         self._instruction = ""
@@ -98,6 +107,8 @@ class GR2Policy:
         """Forget remembered frames, trajectories and corrections."""
         self.history.clear()
         self._correction, self.said = (OWN,) * 4, ""
+        if self.thoughts is not None:
+            self.thoughts.reset()
         self._running = None
         if self.ensemble is not None:
             self.ensemble.reset()
@@ -275,13 +286,29 @@ def _pass_together(
         merged = _merge([contexts[i] for i in members])
         running = _stack_running([policies[i].rest(observations[i]) for i in members], model, merged.embodiment)
         motion = _corrections([policies[i] for i in members], model)
-        chunks = model.act(merged, noise=noise, running=running, motion=motion).float().cpu().numpy()
+        thought = _thoughts(policies, observations, contexts, members)
+        chunks = model.act(merged, noise=noise, running=running, motion=motion, thought=thought).float().cpu().numpy()
         if model.motion is not None and motion is not None:
             for i, said in zip(members, motion.tolist(), strict=True):
                 policies[i].said = model.motion.phrase(said)
         for i, chunk in zip(members, chunks, strict=True):
             trajectories[i] = policies[i].place(chunk, observations[i])
     return [trajectories[i] for i in range(len(policies))]
+
+
+def _thoughts(
+    policies: Sequence[GR2Policy], observations: Sequence[Observation], contexts: Sequence[Context], members: list[int]
+) -> Thought | None:
+    """Let policies at two speeds that are free to think do so; return what each acts on."""
+    slow = [policies[i].thoughts for i in members]
+    thoughts, times = [t for t in slow if t is not None], [observations[i].time for i in members]
+    if not thoughts:
+        return None
+    model = policies[members[0]].model
+    for i, thinking, time in zip(members, thoughts, times, strict=True):
+        if thinking.is_free(time):
+            thinking.begin(think_of(model, contexts[i], waits=thinking.latency is not None), time)
+    return stack_thoughts(thoughts, times)
 
 
 def _corrections(policies: Sequence[GR2Policy], model: WorldModel) -> Tensor | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -46,3 +47,40 @@ class Targets:
 
     packed: Int[Tensor, "b g frame pp"]
     masked: Bool[Tensor, "b g frame pp"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thought:
+    """What the trunk made of an action query, for a head that acts on older ones; ages in frames."""
+
+    output: Float[Tensor, "b d"]
+    age: Float[Tensor, " b"]
+
+
+def random_ages(context: Context) -> Int[Tensor, " b"]:
+    """Draw how many frames before the newest one a thought is of, among those that are there."""
+    codes = next(iter(context.codes.values()))
+    b, h = codes.shape[:2]
+    ages = torch.randint(h, (b,), device=codes.device)
+    if context.frame_mask is None:
+        return ages
+    there = context.frame_mask.gather(1, (h - 1 - ages)[:, None])[:, 0]
+    return torch.where(there, ages, 0)
+
+
+def step_before(context: Context, ages: Int[Tensor, " b"]) -> Context:
+    """Return the one context step of each sample that is so many frames older than the newest."""
+
+    def take(values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        return values[torch.arange(len(ages), device=ages.device), values.shape[1] - 1 - ages][:, None]
+
+    return replace(
+        context,
+        codes={name: codes[torch.arange(len(ages), device=ages.device), codes.shape[1] - 1 - ages][:, None]
+               for name, codes in context.codes.items()},
+        states=take(context.states),
+        state_mask=take(context.state_mask),
+        frame_mask=take(context.frame_mask),
+    )  # fmt: skip

@@ -6,6 +6,8 @@ chunk.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from ...cvae_head.motions import OWN, LanguageMotion
 from ...cvae_head.tokens import TokensHead
 from ...errors import ConfigError, ShapeError
 from .config import ModelConfig
-from .context import Context, Targets
+from .context import Context, Targets, Thought, random_ages, step_before
 from .embedding import TokenEmbedding
 from .gpt import GPT
 from .normalization import Standardize, Statistics
@@ -245,6 +247,7 @@ class WorldModel(nn.Module):
         noise: Float[Tensor, "b z"] | None = None,
         running: Running | None = None,
         motion: Int[Tensor, "b 4"] | None = None,
+        thought: Thought | None = None,
     ) -> Float[Tensor, "b k c"]:
         """Predict the chunk at the last context step in one forward pass without target frames.
 
@@ -254,6 +257,7 @@ class WorldModel(nn.Module):
             running: the rest of the running chunk, normalized, which the chunk is to continue.
             motion: words of the coming motion that take the place of the model's own, see `LanguageMotion`; in place of
                 -1 come the model's. The motion that is followed is written there.
+            thought: an earlier one (`think`) that the head acts on, where it can; None is one of the newest frame.
 
         Returns:
             Numbers in `config.slots`, in physical units; binary columns are probabilities, absent ones 0.
@@ -272,7 +276,8 @@ class WorldModel(nn.Module):
             layout = self.layout(context, with_frames=False, with_action=True)
             chunk = self._sample_tokens(self.head, *self.assemble(layout, context, None), noise, present)
         else:
-            condition, _ = self.predict(context, None, with_actions=True)
+            late = thought is not None and self.head.reads == "late"
+            condition = self._read(context, thought) if late else self.predict(context, None, with_actions=True)[0]
             assert condition is not None
             if self.motion is not None:
                 own = self.motion.likeliest(query_of(condition))
@@ -348,7 +353,7 @@ class WorldModel(nn.Module):
         """
         if with_actions and self.head.reads != "query":
             features = None if targets is None else self.predict(context, targets, with_actions=False)[1]
-            return self.seen(context), features
+            return self._read(context), features
         layout = self.layout(context, with_frames=targets is not None, with_action=with_actions)
         queries = None
         if with_actions and chunk is not None and isinstance(self.head, TokensHead):
@@ -362,6 +367,27 @@ class WorldModel(nn.Module):
             return condition, None
         frames = y[:, -len(constants["target"]) :].unflatten(1, (layout.num_targets, layout.frame_length))
         return condition, frames
+
+    def _read(self, context: Context, thought: Thought | None = None) -> Seen:
+        """Return what a head reads that does without the action query, or with that of an older frame.
+
+        Without a thought, one of a random age is made in training, and one of the newest frame otherwise.
+        """
+        if self.head.reads != "late":
+            return self.seen(context)
+        if thought is None:
+            ages = random_ages(context)
+            thought = self.think(step_before(context, ages if self.training else torch.zeros_like(ages)))
+            thought = replace(thought, age=thought.age + ages * self.training)
+        newest = self.seen(step_before(context, torch.zeros(len(thought.age), dtype=torch.long, device=self.device)))
+        return replace(newest, thought=thought.output, age=thought.age)
+
+    def think(self, context: Context) -> Thought:
+        """Return the action query's output for the newest frame, for a head that acts on older ones."""
+        layout = self.layout(context, with_frames=False, with_action=True)
+        x, mask = self.assemble(layout, context, None)
+        output = self.gpt(x, mask, self.constants(layout)["action"])[:, 0]
+        return Thought(output=output, age=output.new_zeros(len(output)))
 
     def seen(self, context: Context) -> Seen:
         """Return all that is seen, embedded, and the trunk's keys and values of it where the head reads them."""

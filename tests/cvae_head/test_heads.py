@@ -34,6 +34,7 @@ CONFIGS += [
     HeadOptions(kind="diffusion", network="unet", width=32).apply(kinds.small()),
     HeadOptions(kind="diffusion", network="dit", width=32, heads=4).apply(kinds.small()),
     HeadOptions(kind="flow", network="expert", width=32).apply(kinds.small()),
+    HeadOptions(kind="flow", network="fast", width=32).apply(kinds.small()),
     HeadOptions(kind="cvae", network="detr", width=32).apply(kinds.small()),
     HeadOptions(kind="cvae", network="detr", width=32, film=True, sample_latent=False).apply(kinds.small()),
     BinsConfig(width=32, blocks=2, heads=4, learned_tokens=3),
@@ -55,7 +56,9 @@ def make_condition(head: TrajectoryHead, count: int) -> Condition:
     text_keep, keep = torch.ones(count, 3, dtype=torch.bool), torch.ones(count, 8, dtype=torch.bool)
     text_keep[0, 1:] = keep[1, 4:7] = False
     text, tokens = torch.randn(count, 3, 32), torch.randn(count, 8, 32)
-    return Seen(text=text, text_keep=text_keep, tokens=tokens, keep=keep, num_steps=2, layers=layers)
+    seen = Seen(text=text, text_keep=text_keep, tokens=tokens, keep=keep, num_steps=2, layers=layers)
+    late = {"thought": torch.randn(count, 32), "age": torch.rand(count)} if head.reads == "late" else {}
+    return replace(seen, **late)
 
 
 def rows(condition: Condition, part: slice) -> Condition:

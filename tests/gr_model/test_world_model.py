@@ -36,6 +36,7 @@ HEADS = pytest.mark.parametrize(
         HeadOptions(),
         HeadOptions(kind="flow", network="expert", width=16),
         HeadOptions(kind="diffusion", network="dit", width=16, heads=2),
+        HeadOptions(kind="flow", network="fast", width=16),
         HeadOptions(kind="cvae", network="detr", width=16, film=True),
         HeadOptions(kind="bins"),
     ],
