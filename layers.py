@@ -96,9 +96,15 @@ def _normalize(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def _project(linear: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a linear layer, without the call of a module either."""
-    return F.linear(x, linear.weight, linear.bias)
+def _project(linear: nn.Linear, x: Tensor, rows: slice | None = None) -> Tensor:
+    """Apply a linear layer, or some rows of it, without the call of a module either; LoRA puts a change beside it."""
+    change = linear._modules.get("change")
+    if change is not None:
+        changed: Tensor = change(linear, x, rows or slice(None))
+        return changed
+    if rows is None:
+        return F.linear(x, linear.weight, linear.bias)
+    return F.linear(x, linear.weight[rows], linear.bias[rows])
 
 
 class Attention(nn.Module):
@@ -116,7 +122,7 @@ class Attention(nn.Module):
 
     def keys_values(self, x: Float[Tensor, "b n d"]) -> KeysValues:
         """Return keys and values of all positions."""
-        return self._split(F.linear(x, self.qkv.weight[self.width :], self.qkv.bias[self.width :]), 2)
+        return self._split(_project(self.qkv, x, slice(self.width, None)), 2)
 
     def forward(
         self,
@@ -131,10 +137,9 @@ class Attention(nn.Module):
             parts = self._split(_project(self.qkv, x), 3)
             q, pairs = parts[0], parts[1:]
         else:
-            weight, bias = self.qkv.weight, self.qkv.bias
             d = self.width
-            q = self._split(F.linear(x[:, queries], weight[:d], bias[:d]), 1)[0]
-            pairs = self._split(F.linear(x, weight[d:], bias[d:]), 2)
+            q = self._split(_project(self.qkv, x[:, queries], slice(d)), 1)[0]
+            pairs = self._split(_project(self.qkv, x, slice(d, None)), 2)
         if past is not None:
             assert mask is not None, "the mask gives how many positions there are"
             stop = mask.shape[-1]

@@ -9,6 +9,7 @@ import torch
 
 from ..model.gpt import count_parameters
 from ..model.world_model import WorldModel
+from .lora import frozen_bytes
 from .optimizer import muon_matrices
 from .throughput import step_cost
 
@@ -66,7 +67,7 @@ def estimate_memory(
     """Estimate the peak of a training step.
 
     Weights, gradients, average and Muon's momentum are float32, AdamW keeps two numbers a weight; FSDP divides all of
-    them by `shards`. Frozen weights have nothing but a copy with their change of low rank. Mixed precision adds a
+    them by `shards`. Frozen weights have nothing else. Mixed precision adds a
     bfloat16 copy of the weights. A block keeps 17 numbers for each position and width, and its score matrices twice and
     a mask where attention is not fused (2.5 numbers a score); checkpointing keeps one number for each position and
     width, and one block. The scored codes keep logits and their gradient.
@@ -75,7 +76,6 @@ def estimate_memory(
     """
     config = model.config
     total = count_parameters(model)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     matrices = sum(p.numel() for p in muon_matrices(model))
     number = 2 if bfloat16 else 4
     cost = step_cost(model, text_length=text_length, with_frames=True, with_actions=with_actions)
@@ -89,7 +89,7 @@ def estimate_memory(
     logits = 3.0 * config.scored_share * positions * config.codes_per_position * config.codebook_size
     copy = number * total if bfloat16 else 0
     return MemoryEstimate(
-        weights=4 * total / shards + (4 + number) * frozen + (copy if shards == 1 else copy / config.depth),
+        weights=4 * total / shards + frozen_bytes(model) + (copy if shards == 1 else copy / config.depth),
         gradients=4 * total / shards,
         optimizer=4 * (2 * total - matrices) / shards,
         average=4 * total / shards if weight_average else 0,

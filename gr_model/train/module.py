@@ -28,7 +28,7 @@ from .averaging import WeightAverage
 from .bad_samples import NameEpisode, describe_bad_samples, find_bad_samples
 from .distributed import WholePass, any_rank, full, gather_texts, mean_over_ranks, mean_tensor
 from .evaluations import Evaluations
-from .lora import rank_of
+from .lora import fingerprint_of_frozen, frozen_names, rank_of
 from .metrics_log import MetricsLog
 from .optimizer import MuonAdamW, muon_matrices
 from .preemption import StopRequest
@@ -283,6 +283,10 @@ class TrainingModule(L.LightningModule):
         """Store the configuration, the weight average and the metrics of the interval at hand."""
         checkpoint["model_config"] = asdict(self.model.config)
         checkpoint["accumulate"], checkpoint["lora_rank"] = self.config.accumulate, rank_of(self.model)
+        for name in frozen_names(self.model):  # they are those of --init
+            del checkpoint["state_dict"][f"model.{name}"]
+        if rank_of(self.model):
+            checkpoint["lora_frozen"] = fingerprint_of_frozen(self.model)
         checkpoint["schedule"] = self._schedule()
         checkpoint["interval_sums"] = self._sums
         if self.average is not None:
@@ -325,6 +329,13 @@ class TrainingModule(L.LightningModule):
                 f"resume: expected --lora.rank {rank} as this run began, got {rank_of(self.model)}; keep it, or use "
                 "another output folder."
             )
+        if rank and checkpoint.get("lora_frozen") != fingerprint_of_frozen(self.model):
+            raise CheckpointError(
+                "resume: expected the --init and --lora.bits that this run began with, got other frozen weights; put "
+                "them back, or use another output folder."
+            )
+        frozen = self.model.state_dict()
+        checkpoint["state_dict"] |= {f"model.{name}": frozen[name] for name in frozen_names(self.model)}
         self._tell_changes(checkpoint.get("schedule", {}))
         # a run that had come to its end goes on where more steps are asked for
         loop = checkpoint.get("loops", {}).get("fit_loop", {})

@@ -158,10 +158,12 @@ class LoraOptions:
     Args:
         rank: of the changes of the trunk's linear layers; 0 trains all weights.
         alpha: the changes count `alpha / rank` times.
+        bits: in which the frozen weights are kept: 32, 16 (bfloat16), 8 or 4 (NF4; both with torchao).
     """
 
     rank: int = 0
     alpha: float = 16.0
+    bits: Literal[32, 16, 8, 4] = 32
 
     def __post_init__(self) -> None:
         if self.rank < 0 or not 0 < self.alpha < math.inf:
