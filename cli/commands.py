@@ -57,6 +57,13 @@ def _data_caption() -> Target:
     return caption
 
 
+def _caption_train() -> Target:
+    """Train a captioner of clips of your own over a language model, for `gr2 data caption`."""
+    from ..data_pipeline.caption_training import train_captioner
+
+    return train_captioner
+
+
 def _data_export() -> Target:
     """Write robot episodes as a LeRobot dataset."""
     from ..data_pipeline.store.lerobot_writer import export
@@ -307,6 +314,7 @@ COMMANDS = (
     Command(words="data export", target=_data_export, group="data"),
     Command(words="data push", target=_data_push, group="data"),
     Command(words="data report", target=_data_report, group="data", bare="folder"),
+    Command(words="caption train", target=_caption_train, group="data", prints_options=True),
     Command(words="tokenizer train", target=_tokenizer_train, group="training", prints_options=True),
     Command(words="text train", target=_text_train, group="training", prints_options=True),
     Command(words="pretrain", target=_pretrain, group="training", prints_options=True),

@@ -85,8 +85,8 @@ TORCH_FAMILY = {
     "jaxtyping",
 }
 OPTIONAL = {
-    "h5py", "mediapipe", "metaworld", "msgpack", "mujoco", "ray", "rerun", "torchao", "torchcodec", "transformers",
-    "triton", "vla_eval", "wandb", "websockets", "zarr",
+    "h5py", "mediapipe", "metaworld", "msgpack", "mujoco", "peft", "ray", "rerun", "torchao", "torchcodec",
+    "transformers", "triton", "vla_eval", "wandb", "websockets", "zarr",
 }  # fmt: skip
 """Packages that a module uses only where they are installed."""
 CENTRAL_TYPES = (

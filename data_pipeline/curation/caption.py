@@ -110,7 +110,8 @@ def caption(
     Args:
         shards: folder of video shards, its URL, or tars by pattern (`https://host/shard-{000000..000127}.tar`).
         out: folder of the captioned shards.
-        model: name that the endpoint knows; without an endpoint the folder or hub name of a `transformers` model.
+        model: name that the endpoint knows; without an endpoint the folder or hub name of a `transformers` model, or a
+            folder of `gr2 caption train`.
         endpoint: OpenAI-compatible address (`http://localhost:8000/v1`), as vLLM serves it.
         prompt: what the model is asked with the frames.
         num_frames: frames shown to the model, spread over the window.

@@ -15,6 +15,8 @@ from ...errors import ConfigError, EnvironmentMissing
 from .endpoint_captioner import Answer, AskConfig, EndpointCaptioner, check_endpoint
 
 _HASHED_AT_ONCE = 1 << 22
+_MINER_RECORD = "captioner.json"
+"""What a folder of `gr2 caption train` holds, see `token_miner`."""
 
 
 class Captioner(Protocol):
@@ -35,7 +37,8 @@ def open_captioner(model: str, endpoint: str, config: AskConfig) -> Captioner:
     """Open a model, once in each process.
 
     Args:
-        model: name that the endpoint knows; without an endpoint the folder or hub name of a `transformers` model.
+        model: name that the endpoint knows; without an endpoint the folder or hub name of a `transformers` model, or a
+            folder of `gr2 caption train`.
         endpoint: address before `/chat/completions` (`http://localhost:8000/v1`), empty for a local model.
         config: how it is asked.
 
@@ -45,6 +48,8 @@ def open_captioner(model: str, endpoint: str, config: AskConfig) -> Captioner:
     """
     if endpoint:
         return EndpointCaptioner(model, endpoint, config)
+    if (Path(model) / _MINER_RECORD).is_file():
+        return MiningCaptioner(model, config)
     return LocalCaptioner(model, config)
 
 
@@ -109,6 +114,38 @@ class LocalCaptioner:
         return Answer(text=text, finish=finish, revision=self._revision)
 
 
+class MiningCaptioner:
+    """A captioner of `gr2 caption train` in this process; it was trained with its prompt and reads no other.
+
+    Raises:
+        CheckpointError: the folder is damaged.
+        EnvironmentMissing: `transformers` is not installed.
+    """
+
+    at_once = 1
+
+    def __init__(self, folder: str, config: AskConfig) -> None:
+        import torch
+
+        from ..token_miner import load_captioner
+
+        device = config.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = load_captioner(Path(folder)).to(device)
+        self._max_tokens, self._revision, self._device = config.max_tokens, _folder_digest(Path(folder)), device
+
+    def ask(self, frames: Sequence[bytes], prompt: str) -> Answer:
+        """Write greedily what the frames show."""
+        import torch
+
+        from ..token_miner import clip_frames
+
+        clip = torch.as_tensor(clip_frames(frames, self._model.miner.config), device=self._device)[None]
+        ((text, ended),) = self._model.write(clip, max_tokens=self._max_tokens)
+        return Answer(text=text, finish="stop" if ended else "length", revision=self._revision)
+
+
 def model_revision(model: str, revision: str) -> str:
     """Name the version of a local model: the commit of a hub model, or the SHA-256 of what a folder holds.
 
@@ -128,7 +165,8 @@ def model_revision(model: str, revision: str) -> str:
 
 def _folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".jinja")):
+    files = [*folder.iterdir(), *folder.glob("language_model/*")]
+    for file in sorted(file for file in files if file.suffix in (".json", ".safetensors", ".jinja")):
         digest.update(file.name.encode())
         with file.open("rb") as opened:
             while block := opened.read(_HASHED_AT_ONCE):
