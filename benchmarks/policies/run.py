@@ -29,9 +29,13 @@ class PoliciesOptions:
         steps: optimization steps of each: equal samples.
         minutes: equal time instead: each takes as many steps as fit, by how fast its first ones are; 0 is for steps.
         batch_size: windows a step.
+        tokenizer, text: the encoders that made the tokens.
+        benchmark: calvin (PlayTable, its 34 tasks), or metaworld on tokens of its demonstrations (docs/metaworld.md).
         sequences: how many of CALVIN's 1000 official sequences.
         control: our whole-body controller or CALVIN's own.
-        max_steps: time limit for each task in control steps.
+        tasks: of Meta-World: mt10, mt50, or names separated by commas.
+        starts: episodes of each of them.
+        max_steps: time limit for each task in control steps (CALVIN 360, Meta-World 500).
         num_workers: processes for training and acting.
     """
 
@@ -42,15 +46,21 @@ class PoliciesOptions:
     steps: int = 1300
     minutes: float = 0.0
     batch_size: int = 64
+    tokenizer: str = "small"
+    text: str = "small"
+    benchmark: Literal["calvin", "metaworld"] = "calvin"
     sequences: int = 200
     control: Literal["wbc", "calvin"] = "wbc"
-    max_steps: int = 360
+    tasks: str = "mt10"
+    starts: int = 20
+    max_steps: int | None = None
     num_workers: int = 2
 
     def __post_init__(self) -> None:
         if not self.tokens:
             raise ConfigError("--tokens: expected at least one folder, as in --tokens runs/demo/tokens.")
-        numbers = (self.seeds, self.steps, self.batch_size, self.sequences, self.max_steps, self.num_workers)
+        numbers = (self.seeds, self.steps, self.batch_size, self.sequences, self.starts, self.max_steps or 1)
+        numbers += (self.num_workers,)
         if min(numbers) < 1 or self.minutes < 0:
             raise ConfigError(
                 "policies: expected 1 or more seeds, steps, windows, sequences and workers, and minutes of 0 or more."
@@ -83,6 +93,7 @@ def _samples(recipes: Sequence[PolicyRecipe], steps: dict[str, int], batch_size:
 
 def _training(o: PoliciesOptions, recipe: PolicyRecipe, out: Path, *, steps: int, seed: int) -> dict[str, Any]:
     common = {"tokens": o.tokens, "out": out, "steps": steps, "batch_size": o.batch_size, "seed": seed}
+    common |= {"tokenizer": o.tokenizer, "text": o.text}
     return common | recipe.training | spread(2, o.batch_size, o.num_workers)
 
 
@@ -105,11 +116,19 @@ def _steps(journal: Journal, o: PoliciesOptions, recipe: PolicyRecipe) -> int:
 def _train(journal: Journal, o: PoliciesOptions, recipe: PolicyRecipe, steps: int, seed: int) -> None:
     """Train and measure one policy."""
     from ...gr_model.train.stages import finetune
-    from ..calvin.evaluate import evaluate
 
     folder, title = o.out / f"seed_{seed}" / recipe.name, f"seed {seed}: {recipe.name}"
     training = _training(o, recipe, folder / "policy", steps=steps, seed=seed)
     journal.run("finetune", finetune, training, name=f"{title}: finetune")
-    acting = {"policy": str(folder / "policy"), "out": folder / "act", "sequences": o.sequences, "tasks": "all"}
-    acting |= {"control": o.control, "max_steps": o.max_steps, "num_workers": o.num_workers, **recipe.acting}
-    journal.run("benchmark calvin", evaluate, acting, name=f"{title}: act")
+    acting = {"policy": str(folder / "policy"), "out": folder / "act", "num_workers": o.num_workers, **recipe.acting}
+    acting |= {} if o.max_steps is None else {"max_steps": o.max_steps}
+    if o.benchmark == "metaworld":
+        from ..metaworld.evaluate import evaluate as evaluate_metaworld
+
+        acting |= {"tasks": o.tasks, "starts": o.starts}
+        journal.run("benchmark metaworld", evaluate_metaworld, acting, name=f"{title}: act")
+    else:
+        from ..calvin.evaluate import evaluate
+
+        acting |= {"sequences": o.sequences, "tasks": "all", "control": o.control}
+        journal.run("benchmark calvin", evaluate, acting, name=f"{title}: act")

@@ -22,8 +22,7 @@ from .recipes import PUBLISHED_ONLY, PolicyRecipe
 _ROUNDS = 20
 """Chunks that are timed."""
 
-_HEAD = ("system", "average length", "by seed", "1 to 5 in a row", "jerk [rad²/s⁶]", "ms a chunk", "parameters",
-         "training [min]", "windows")  # fmt: skip
+_HEAD = ("system", "result", "by seed", "jerk [rad²/s⁶]", "ms a chunk", "parameters", "training [min]", "windows")
 
 
 def write_table(
@@ -40,62 +39,75 @@ def write_table(
     write_json(out / "policies.json", found)
     write_bytes(out / "policies.html", _page(rows, seeds).encode())
     print(f"\n{seeds} seed{'s' * (seeds > 1)}; {out / 'policies.html'}\n{' | '.join(_HEAD)}")
-    for row in sorted(rows, key=lambda row: -row["average_length"]):
+    for row in sorted(rows, key=lambda row: -row["value"]):
         print(" | ".join(_cells(row)))
     return found
 
 
 def _row(out: Path, recipe: PolicyRecipe, seeds: int, samples: int, seconds: Mapping[str, float]) -> dict[str, Any]:
     """Read what was measured of one system."""
-    lengths, jerks, minutes = [], [], []
+    values, jerks, minutes = [], [], []
     for seed in range(seeds):
         results = json.loads((out / f"seed_{seed}" / recipe.name / "act" / "results.json").read_text())
         (control,) = results["controls"].values()
-        lengths.append(control["sequences"])
+        values.append(_values(control))
         jerks += [control["joint_jerk"]["mean_square"]] if "joint_jerk" in control else []
         minutes.append(seconds[f"seed {seed}: {recipe.name}: finetune"] / 60)
-    mean = over_seeds(lengths)
-    policy = out / "seed_0" / recipe.name / "policy"
+    mean, in_a_row = over_seeds(values), "sequences" in control
     return {
         "name": recipe.name,
         "system": recipe.system,
         "source": recipe.source,
         "differs": recipe.differs,
-        "sequences": len(lengths[0]),
-        "average_length": mean.value,
+        "measure": "tasks in a row, of five" if in_a_row else "success",
+        "episodes": len(values[0]),
+        "value": mean.value,
         "interval_95": [mean.low, mean.high],
-        "by_seed": [float(np.mean(one)) for one in lengths],
-        "success_rates": success_rates([length for one in lengths for length in one]),
-        "joint_jerk": float(np.mean(jerks)) if jerks else 0.0,
+        "by_seed": [float(np.mean(one)) for one in values],
+        "success_rates": success_rates([round(length) for one in values for length in one]) if in_a_row else None,
+        "joint_jerk": float(np.mean(jerks)) if jerks else None,
         "training_minutes": float(np.mean(minutes)),
         "samples": samples,
-        **_measure(policy, out / "seed_0" / recipe.name / "speed.json"),
+        **_measure(out / "seed_0" / recipe.name / "policy", out / "seed_0" / recipe.name / "speed.json"),
     }
 
 
+def _values(control: Mapping[str, Any]) -> list[float]:
+    """Return the length of each sequence, or whether each start was solved, task after task."""
+    if "sequences" in control:
+        return [float(length) for length in control["sequences"]]
+    tasks = [task for _, task in sorted(control["tasks"].items())]
+    return [float(i < task["success"]) for task in tasks for i in range(task["total"])]
+
+
 def _measure(policy: Path, file: Path) -> dict[str, float]:
-    """Count the weights that act and time a chunk on one thread, once for each policy."""
+    """Count the weights that act and time images to a chunk on one thread, once for each policy."""
     import torch
 
     from ...gr_model.act.loading import load_policy
-    from ..playtable.environment import PlayTable
+    from ...gr_model.model.context import Context
 
     if file.exists():
         return dict(json.loads(file.read_text()))
     loaded, threads = load_policy(policy), torch.get_num_threads()
-    env = PlayTable("D")
+    model, side = loaded.model, loaded.image_size or 64
+    config, times = model.config, []
+    images = np.random.default_rng(0).integers(0, 256, (len(config.cameras), side, side, 3), np.uint8)
     try:
         torch.set_num_threads(1)
-        observation, times = env.observe("open the drawer"), []
         for _ in range(_ROUNDS + 2):
-            loaded.reset()
             begin = time.perf_counter()
-            loaded.act(observation)
+            with torch.inference_mode():
+                codes = torch.as_tensor(np.asarray(loaded.encode_images(images), np.int64))
+                context = Context(
+                    codes={c.name: codes[i][None, None] for i, c in enumerate(config.cameras)},
+                    text=torch.zeros(1, 6, config.text_dim), text_mask=torch.ones(1, 6, dtype=torch.bool),
+                    states=torch.zeros(1, 1, config.slots.state_dim),
+                )  # fmt: skip
+                model.act(context, noise=torch.zeros(1, model.head.noise_dim))
             times.append(1e3 * (time.perf_counter() - begin))
     finally:
         torch.set_num_threads(threads)
-        env.close()
-    model = loaded.model
     parts = [model.embed, model.head] + [model.gpt] * (model.head.reads != "context")
     found = {
         "ms_per_chunk": median(times[2:]),
@@ -106,13 +118,13 @@ def _measure(policy: Path, file: Path) -> dict[str, float]:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    low, high = row["interval_95"]
+    scale, unit = (1.0, "") if row["success_rates"] else (100.0, " %")
+    low, high = (scale * bound for bound in row["interval_95"])
     return [
         row["system"],
-        f"{row['average_length']:.2f} [{low:.2f}, {high:.2f}]",
-        ", ".join(f"{value:.2f}" for value in row["by_seed"]),
-        ", ".join(f"{rate:.2f}" for rate in row["success_rates"]),
-        f"{row['joint_jerk']:,.0f}",
+        f"{scale * row['value']:.2f}{unit} [{low:.2f}, {high:.2f}]",
+        ", ".join(f"{scale * value:.2f}" for value in row["by_seed"]),
+        "-" if row["joint_jerk"] is None else f"{row['joint_jerk']:,.0f}",
         f"{row['ms_per_chunk']:.1f}",
         f"{row['parameters'] / 1e6:.2f} M",
         f"{row['training_minutes']:.1f}",
@@ -122,15 +134,18 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 def _page(rows: Sequence[Mapping[str, Any]], seeds: int) -> str:
     """Write one page: a plot, the table, and what each system differs in from its paper."""
-    ordered = sorted(rows, key=lambda row: -row["average_length"])
+    ordered = sorted(rows, key=lambda row: -row["value"])
+    scale, unit, maximum = (1.0, "", 5.0) if ordered[0]["success_rates"] else (100.0, " %", 100.0)
     groups = [
         BarGroup(
             label=row["system"],
-            bars=[Bar(value=row["average_length"], low=row["interval_95"][0], high=row["interval_95"][1])],
+            bars=[Bar(value=scale * row["value"], low=scale * row["interval_95"][0],
+                      high=scale * row["interval_95"][1])],
         )
         for row in ordered
-    ]
-    chart = interval_bars(groups, title="Tasks in a row, of five", unit="", maximum=5.0, label_width=190)
+    ]  # fmt: skip
+    chart = interval_bars(groups, title=ordered[0]["measure"], unit=unit, maximum=maximum, label_width=190)
+    seeds_text = f"{seeds} seed{'s' * (seeds > 1)}"
     main = table(list(_HEAD), [[text(cell) for cell in _cells(row)] for row in ordered])
     sources = table(
         ["system", "source", "not as published"],
@@ -140,8 +155,8 @@ def _page(rows: Sequence[Mapping[str, Any]], seeds: int) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>gr2 policies</title><style>{STYLE}</style></head><body>'
-        "<header><h1>Policies side by side</h1><p>The same scripted demonstrations in our simulator, the same "
-        f"{ordered[0]['sequences']} official sequences, {seeds} seed{'s' * (seeds > 1)}, 95 % intervals over seeds and "
-        f"sequences. As published rows only: {text('; '.join(PUBLISHED_ONLY))}.</p></header>"
+        "<header><h1>Policies side by side</h1><p>The same scripted demonstrations, the same "
+        f"{ordered[0]['episodes']} test episodes ({text(ordered[0]['measure'])}), {seeds_text}, 95 % "
+        f"intervals over seeds and episodes. As published rows only: {text('; '.join(PUBLISHED_ONLY))}.</p></header>"
         f"<main><section>{chart}{main}</section><section><h2>Sources</h2>{sources}</section></main></body></html>\n"
     )
