@@ -59,9 +59,8 @@ class PoliciesOptions:
     def __post_init__(self) -> None:
         if not self.tokens:
             raise ConfigError("--tokens: expected at least one folder, as in --tokens runs/demo/tokens.")
-        numbers = (self.seeds, self.steps, self.batch_size, self.sequences, self.starts, self.max_steps or 1)
-        numbers += (self.num_workers,)
-        if min(numbers) < 1 or self.minutes < 0:
+        numbers = (self.seeds, self.steps, self.batch_size, self.sequences, self.starts, self.num_workers)
+        if min(*numbers, 1 if self.max_steps is None else self.max_steps) < 1 or self.minutes < 0:
             raise ConfigError(
                 "policies: expected 1 or more seeds, steps, windows, sequences and workers, and minutes of 0 or more."
             )

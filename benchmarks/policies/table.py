@@ -90,7 +90,7 @@ def _measure(policy: Path, file: Path) -> dict[str, float]:
     if file.exists():
         return dict(json.loads(file.read_text()))
     loaded, threads = load_policy(policy), torch.get_num_threads()
-    model, side = loaded.model, loaded.image_size or 64
+    model, side = loaded.model, getattr(loaded, "image_size", None) or 64
     config, times = model.config, []
     images = np.random.default_rng(0).integers(0, 256, (len(config.cameras), side, side, 3), np.uint8)
     try:
