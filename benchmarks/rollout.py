@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..contracts import Array, Chunking, Policy
 from ..data_pipeline.video.reader import write_video
 from ..errors import ConfigError
+from ..gr_model.act.corrections import CorrectedPolicy
 from ..gr_model.act.opening import EXECUTED_STEPS, open_policy
 from .calvin.suite import CalvinSuite, ControlMode
 from .playtable.cameras import CameraConfig
@@ -60,6 +61,7 @@ def rollout(
     latency: float = 0.0,
     max_steps: int = 360,
     image_size: int = 64,
+    correct: list[str] = [],  # noqa: B006  (only read)
     seed: int = 7,
 ) -> dict[str, Any]:
     """Let a policy act in the simulator and show it.
@@ -79,6 +81,8 @@ def rollout(
         latency: how long after its observation a chunk arrives [s]; the policy is not asked again before.
         max_steps: time limit for each task in control steps.
         image_size: image side [px] that the policy sees.
+        correct: words at times [s] of each task in place of those that a policy with `--model.motions` says itself, as
+            "1.5 move arm up" and "3 -" (docs/policies.md).
         seed: seed of the start.
 
     Raises:
@@ -99,6 +103,7 @@ def rollout(
             embodiment=embodiment_of(suite.simulator),
         )  # fmt: skip
         with closing(actor):
+            actor = CorrectedPolicy(actor, correct) if correct else actor
             check_fit(actor, suite.simulator)
             results, total = _act_out(suite, actor, names, control, recorder, executed_steps, max_steps, latency)
     if recorder is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from gr2.cvae_head.motions import OWN, LanguageMotion
 from gr2.cvae_head.signals import coding_of
 from gr2.embodiment import TOOL_ARM
 from gr2.errors import ConfigError
+from gr2.gr_model.act.corrections import CorrectedPolicy
 from gr2.gr_model.act.policy import GR2Policy
 from gr2.gr_model.model.config import ModelChanges
 from gr2.gr_model.model.normalization import Statistics
@@ -149,3 +151,30 @@ def test_a_policy_is_corrected_until_told_otherwise(trained: WorldModel, tmp_pat
     assert policy.said == "" and np.allclose(policy.act(seen).positions, first.positions)
     with pytest.raises(ConfigError, match=r"--model\.motions"):
         plain.correct("up")
+
+
+def test_a_script_corrects_at_its_times(trained: WorldModel) -> None:
+    policy = GR2Policy(
+        trained, encode_images=lambda images: np.zeros((len(images), 24), np.int64),
+        encode_text=lambda texts: (np.zeros((len(texts), 2, 12), np.float32), np.ones((len(texts), 2), bool)),
+        control_hz=30.0,
+    )  # fmt: skip
+    corrected = CorrectedPolicy(policy, ["1 -", "0.5 move arm up", "0.7 left"])
+    seen = Observation(
+        images={"static": np.zeros((4, 6, 3), np.uint8)}, tool_position=np.zeros(3), time=0.0,
+        tool_quaternion=np.array([0.0, 0.0, 0.0, 1.0]), joint_positions=np.zeros(7), instruction="go",
+    )  # fmt: skip
+    for _ in range(2):  # times are those of each task
+        corrected.reset()
+        said = []
+        for now in (10.0, 10.5, 10.8, 11.2):
+            corrected.act(replace(seen, time=now))
+            said.append(policy.said)
+        assert said[1].startswith("move arm up,") and said[2].startswith("move arm left,")
+    assert corrected.executed_steps == policy.executed_steps
+    with pytest.raises(ConfigError, match="expected a time"):
+        CorrectedPolicy(policy, ["move arm up"])
+    with pytest.raises(ConfigError, match="left and right"):
+        CorrectedPolicy(policy, ["1 left and right"])
+    with pytest.raises(ConfigError, match="says its motion"):
+        CorrectedPolicy(object(), ["1 up"])  # type: ignore[arg-type]
