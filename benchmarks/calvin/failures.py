@@ -41,7 +41,7 @@ class TaskWatch:
         self._places = family in ("place", "stack")
         self._held = held_alone(self._start) if self._places else None
         self._colors = [] if self._joint or self._held else _blocks_of(task, self._start)
-        self._possible = can_succeed(ALL_TASKS[task], self._start)
+        self.hopeless = not can_succeed(ALL_TASKS[task], self._start)
         self._link = {"place_in_slider": "plank_link", "place_in_drawer": "drawer_link"}.get(task, "")
         self._turned: set[str] = set()
         self.closest = np.inf
@@ -66,7 +66,8 @@ class TaskWatch:
 
     def report(self) -> dict[str, Any]:
         """Return phase and closest approach [m] of a task that has failed, as JSON values."""
-        return {"phase": self._phase(self._world.world_state()), "closest_m": round(self.closest, 4)}
+        closest = self.closest if np.isfinite(self.closest) else self.distance()
+        return {"phase": self._phase(self._world.world_state()), "closest_m": round(closest, 4)}
 
     def _targets(self, state: WorldState) -> list[np.ndarray]:
         """Return where the tool, or the block in the hand, has to go `[n] [3]` [m]."""
@@ -85,7 +86,7 @@ class TaskWatch:
         moved = {c for c in COLORS if np.linalg.norm(now.blocks[c][0] - start.blocks[c][0]) > _MOVED}
         if self._places and self._held is None:
             return "empty hand"
-        if not self._possible:
+        if self.hopeless:
             return "impossible"
         if self._held is not None:
             return "in hand" if held_alone(now) == self._held else "let go"

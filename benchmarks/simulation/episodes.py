@@ -72,7 +72,7 @@ def run_task(
             what the policy says.
         latency: how long after its observation a chunk arrives [s], unless the policy says so itself; what was followed
             before continues until then.
-        explain: says how the task failed.
+        explain: says how the task failed; one that nothing can be done about ends at once, unless it is filmed.
         video: collects what the policy sees.
 
     Raises:
@@ -85,6 +85,8 @@ def run_task(
     draws = video is not None or getattr(policy, "uses_images", True)
     policy.reset()
     simulator.begin(task)
+    if explain is not None and explain.hopeless and video is None:
+        return TaskResult(task=task, success=False, steps=max_steps, failure=explain.report())
     for step in range(max_steps):
         if watch:
             watch(step)

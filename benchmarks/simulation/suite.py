@@ -10,7 +10,12 @@ from .simulator import Simulator
 
 
 class TaskWatch(Protocol):
-    """Watches one task, to say how it failed."""
+    """Watches one task, to say how it failed.
+
+    hopeless: whether the judge cannot be satisfied from where the task begins, whatever is done.
+    """
+
+    hopeless: bool
 
     def see(self) -> None:
         """Look at the simulator after a control step."""

@@ -120,9 +120,29 @@ def test_what_no_judge_can_accept_is_said_to_be_impossible(env):
     assert watch.report()["phase"] == "impossible"
 
 
+def test_what_is_impossible_ends_at_once_and_counts_as_failed(env):
+    task_start(env, "push_red_block_left", 0, 0)
+    before, control = env.world_state(), PoseControl(env)
+
+    class Asleep:
+        def reset(self): ...
+
+    found = run_chain(
+        env, Asleep(), control, ["unstack_block", "open_drawer"], instruction=str, executed_steps=5, max_steps=360,
+        explain=lambda task: _watch(env, task),
+    )  # fmt: skip
+    assert [(r.task, r.success, r.steps, r.failure["phase"]) for r in found] == [
+        ("unstack_block", False, 360, "impossible")
+    ]
+    assert 0 < found[0].failure["closest_m"] < 1
+    assert np.array_equal(before.blocks["red"][0], env.world_state().blocks["red"][0])  # no step was taken
+    with pytest.raises(AttributeError):  # what can be done is asked of the policy
+        run_chain(env, Asleep(), control, ["open_drawer"], instruction=str, executed_steps=5, max_steps=3)
+
+
 def test_a_task_is_watched_after_each_step_and_its_failure_is_kept(env):
     class Steps:
-        count = 0
+        count, hopeless = 0, False
 
         def see(self):
             self.count += 1
