@@ -24,7 +24,7 @@ from .playtable.environment import PlayTable
 from .playtable.tasks import task
 from .simulation.control import make_control
 from .simulation.episodes import TaskResult, check_latency, last_step, run_task
-from .simulation.fit import check_fit, embodiment_of
+from .simulation.fit import check_fit, embodiment_of, show_what_it_sees
 from .simulation.simulator import Simulator
 from .simulation.suite import Suite
 
@@ -105,6 +105,7 @@ def rollout(
         with closing(actor):
             actor = CorrectedPolicy(actor, correct) if correct else actor
             check_fit(actor, suite.simulator)
+            show_what_it_sees(actor, suite.simulator)
             results, total = _act_out(suite, actor, names, control, recorder, executed_steps, max_steps, latency)
     if recorder is not None:
         write_video(video, np.stack(recorder.frames), control_hz / _STRIDE, crf=23, pixel_format="yuv420p")

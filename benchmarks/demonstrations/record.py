@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from ...contracts import Episode, Policy
+from ...contracts import Policy
 from ...data_pipeline.curation.ingest import write_video_shards
 from ...data_pipeline.executors import worker_pool
 from ...data_pipeline.store.episodes import write_episode
@@ -20,10 +20,11 @@ from ...embodiment import TOOL_ARM
 from ...errors import ConfigError, DataError
 from ..metaworld.record import record_metaworld
 from ..playtable.cameras import CALVIN_PX, CameraConfig
-from ..playtable.environment import CAMERAS, CONTROL_HZ, PlayTable
+from ..playtable.environment import CAMERAS, PlayTable
 from ..playtable.feasibility import feasible
 from ..playtable.instructions import sample_instruction
-from ..playtable.scenes import ROBOT_BASE, scene
+from ..playtable.scenes import scene
+from ..playtable.targets import TARGET_MASK
 from ..playtable.tasks import ALL_TASKS, choose_tasks
 from ..playtable.world import WorldState
 from ..simulation.control import make_control
@@ -33,6 +34,7 @@ from .expert_motion import ExpertStyle
 from .experts import act
 from .next_task import choose_next, deal, dealable, deals_again, emphasis_of, hand_is_free
 from .resuming import as_kept, check_configuration, finished_counts, note_finished
+from .tape import Tape
 
 Layout = Literal["episodes", "shards", "calvin"]
 
@@ -75,6 +77,7 @@ class RecordConfig:
     generated: int = 0
     policy_steps: tuple[int, int] = POLICY_STEPS
     slip_share: float = 0.0
+    target_mask: bool = False
 
     @property
     def scene_names(self) -> list[str]:
@@ -111,74 +114,21 @@ class _Pilot:
         self.control.step()
 
 
-@dataclass
-class _Tape:
-    """Images, states and labels of one segment; CALVIN's own arrays where its layout is written."""
-
-    images: dict[str, list[np.ndarray]]
-    states: list[np.ndarray]
-    actions: list[np.ndarray]
-    robot_obs: list[np.ndarray]
-    scene_obs: list[np.ndarray]
-    depths: dict[str, list[np.ndarray]]
-
-    @staticmethod
-    def empty() -> _Tape:
-        return _Tape({name: [] for name in CAMERAS}, [], [], [], [], {name: [] for name in CAMERAS})
-
-    def record(
-        self, env: PlayTable, position: np.ndarray, quaternion: np.ndarray, gripper: float, config: RecordConfig
-    ) -> None:
-        """Append a step: what is seen where an image is due, the state, and what the expert commands."""
-        own = config.layout == "calvin"
-        observation = env.observe("", images=not own and len(self.actions) % config.frame_stride == 0)
-        for name, frame in observation.images.items():
-            self.images[name].append(frame)
-        if own:
-            self.shoot(env)
-        self.states.append(observation.state_vector())
-        self.actions.append(np.array([*(position - ROBOT_BASE), *quaternion, gripper]))
-
-    def note(self, env: PlayTable) -> None:
-        """Append CALVIN's arrays of this moment."""
-        self.robot_obs.append(env.robot_obs())
-        self.scene_obs.append(env.scene_obs())
-
-    def shoot(self, env: PlayTable) -> None:
-        """Append images and depths of this moment, and CALVIN's arrays."""
-        for name in CAMERAS:
-            image, depth = env.draw_with_depth(name)
-            self.images[name].append(image)
-            self.depths[name].append(depth)
-        self.note(env)
-
-    def episode(self, instruction: str, stride: int, source: str) -> Episode:
-        """Stack the tape into an episode; image i belongs to step `i * stride`."""
-        return Episode(
-            images={name: np.stack(frames) for name, frames in self.images.items()},
-            states=np.stack(self.states).astype(np.float32),
-            actions=np.stack(self.actions).astype(np.float32),
-            instruction=instruction,
-            control_hz=float(CONTROL_HZ),
-            frame_stride=stride,
-            source=source,
-        )
-
-
 def _run_segment(
-    env: PlayTable, task: str, tape: _Tape, config: RecordConfig, rng: np.random.Generator, pilot: _Pilot | None
+    env: PlayTable, task: str, tape: Tape, config: RecordConfig, rng: np.random.Generator, pilot: _Pilot | None
 ) -> bool:
     """Let the expert act until its task is done and a few steps more, and the pilot before it; return success."""
     start: WorldState = env.world_state()
     style, disturbed = ExpertStyle.sample(rng), rng.random() < config.noise_share
     hand = Hand(rng, disturbed, slips=config.slip_share > 0.0 and rng.random() < config.slip_share)
+    stride = 0 if config.layout == "calvin" else config.frame_stride
     extra, done_at, state = int(rng.integers(0, 5)), None, start
     for step in range(_MAX_STEPS + (0 if pilot is None else pilot.steps)):
         if pilot is not None and step < pilot.steps and done_at is None:
             pilot.drive(step)
         else:
             position, quaternion, gripper = act(task, state, env.spec_scene, style)
-            tape.record(env, position, quaternion, gripper, config)
+            tape.record(env, position, quaternion, gripper, stride=stride)
             env.step_pose(*hand(position, quaternion), hand.grip(gripper))
         state = env.world_state()
         if done_at is None and ALL_TASKS[task].done(start, state):
@@ -188,7 +138,7 @@ def _run_segment(
     return False
 
 
-def _hold(env: PlayTable, tape: _Tape) -> None:
+def _hold(env: PlayTable, tape: Tape) -> None:
     """Hold the last commanded pose until the piece is as long as CALVIN's loaders want."""
     position, quaternion, gripper = tape.actions[-1][:3], tape.actions[-1][3:7], float(tape.actions[-1][7])
     while len(tape.robot_obs) < SHORTEST:
@@ -198,12 +148,13 @@ def _hold(env: PlayTable, tape: _Tape) -> None:
 
 def _record_chain(
     env: PlayTable, config: RecordConfig, chain: int, policy: Policy | None
-) -> Iterator[tuple[_Tape, str, dict[str, Any]]]:
+) -> Iterator[tuple[Tape, str, dict[str, Any]]]:
     """Yield tape, instruction and facts of the pieces of one chain: labeled segments, or one piece of play."""
     rng = np.random.default_rng([config.seed, chain])
     env.reset()
+    env.task = ""
     play = rng.random() < config.play_share
-    whole, task, success = _Tape.empty(), None, False
+    whole, task, success = Tape.empty(), None, False
     names, upcoming = choose_tasks(config.tasks), list[str]()
     for segment in range(SEGMENTS_PER_CHAIN):
         if upcoming and not (success and feasible(upcoming[0], env.world_state(), env.spec_scene)):
@@ -214,7 +165,9 @@ def _record_chain(
         task = upcoming.pop(0) if upcoming else choose_next(env, names, task, rng, config.emphasis)
         if task is None:
             break
-        tape = whole if play else _Tape.empty()
+        tape = whole if play else Tape.empty()
+        if config.target_mask and not play:
+            env.begin(task)
         instruction = sample_instruction(task, rng)
         pilot = None
         if policy is not None and not play:
@@ -248,6 +201,8 @@ def _record_chains(out: Path, config: RecordConfig, scene_name: str, chains: lis
     camera = CameraConfig(static_px=sizes[0], gripper_px=sizes[1])
     root = Path(config.calvin_root) if config.calvin_root else None
     env = PlayTable(scene_name, camera=camera, calvin_root=root, render_mode=None)
+    if config.target_mask:
+        env.cameras = (*CAMERAS, TARGET_MASK)
     policy = _load_policy(config.policy, config.frame_stride) if config.policy else None
     try:
         for chain in chains:
@@ -304,6 +259,7 @@ def record(
     slip_share: float = 0.0,
     image_size: int | None = None,
     frame_stride: int | None = None,
+    target_mask: bool = False,
     policy: str = "",
     policy_steps: tuple[int, int] = POLICY_STEPS,
     emphasis: Path | None = None,
@@ -330,6 +286,8 @@ def record(
         slip_share: share of skills in which the hand opens for a moment: a block falls and is taken up again.
         image_size: image side [px]; by default 64, and 200 and 84 in CALVIN's layout, which 0 gives, too.
         frame_stride: control steps (30 Hz, Meta-World 80) from image to image; by default 5, in CALVIN's layout 1.
+        target_mask: record a third camera, white on black: what the skill is about, as the static camera sees it; a
+            policy that is trained with it is shown it by `gr2 benchmark calvin`.
         policy: folder of a released model that drives the first part of each skill, before the recording (DAgger).
         policy_steps: range of the control steps that it drives; `[90, 300]` records what to do after it failed.
         emphasis: `results.json` of `gr2 benchmark calvin`: tasks that failed more often there are recorded more often.
@@ -347,8 +305,8 @@ def record(
     started, place = time.monotonic(), out / "episodes" if layout == "shards" else out
     if simulator == "metaworld":
         given = {"scenes": scenes, "generated": generated, "chains": chains, "play_share": play_share, "policy": policy,
-                 "policy_steps": policy_steps, "slip_share": slip_share, "emphasis": emphasis,
-                 "calvin_root": calvin_root}  # fmt: skip
+                 "target_mask": target_mask, "policy_steps": policy_steps, "slip_share": slip_share,
+                 "emphasis": emphasis, "calvin_root": calvin_root}  # fmt: skip
         _only_shared_options(layout, given)
         found = record_metaworld(
             out=place, tasks=tasks or "mt10", episodes=episodes, noise_share=noise_share,
@@ -363,6 +321,7 @@ def record(
             image_px=image_size if image_size is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
             policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed, generated=generated,
             emphasis=emphasis_of(emphasis) if emphasis else {}, policy_steps=policy_steps, slip_share=slip_share,
+            target_mask=target_mask,
         )  # fmt: skip
         _check(config, min(chains, num_workers, stride, 1 if episodes is None else episodes))
         found = _record_playtable(place, config, num_workers)
@@ -400,6 +359,8 @@ def _check(config: RecordConfig, smallest: int) -> None:
         raise ConfigError(
             f"--frame-stride: CALVIN's layout holds every step, got {config.frame_stride}; leave the option out."
         )
+    if config.target_mask and config.layout == "calvin":
+        raise ConfigError("--target-mask: CALVIN's layout has no place for it; choose another --layout.")
     if not dealable(choose_tasks(config.tasks)):
         raise ConfigError(
             f"--tasks {config.tasks}: expected what must be done before one of them, too; add tasks that lift."

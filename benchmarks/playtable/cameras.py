@@ -117,6 +117,17 @@ def draw_with_depth(
     return rgb.copy(), np.asarray(far * near / (far - (far - near) * buffer), np.float32)
 
 
+def draw_parts(
+    client: int, matrices: tuple[list[float], list[float]], px: int, *, renderer: Renderer = "tiny"
+) -> np.ndarray:
+    """Draw which part each pixel shows: int `[px px]`, a body's number plus its link's, from 1 on, times 2^24."""
+    image = pybullet.getCameraImage(
+        px, px, *matrices, shadow=0, flags=pybullet.ER_SEGMENTATION_MASK_OBJECT_AND_LINKINDEX,
+        renderer=getattr(pybullet, _PYBULLET_NAMES[renderer]), physicsClientId=client,
+    )  # fmt: skip
+    return np.asarray(image[4], np.int64).reshape(px, px)
+
+
 def _shoot(
     client: int, matrices: tuple[list[float], list[float]], side: int, shadows: bool, renderer: Renderer
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ from .cameras import CameraConfig
 from .robot import FINGER_OPEN, REST_JOINTS, SimulatedPanda, panda_model
 from .scenes import NEUTRAL_JOINTS, ROBOT_BASE, SceneSpec, scene
 from .table import Table
+from .targets import TARGET_MASK, draw_target
 from .world import WorldState
 
 CONTROL_HZ = 30
@@ -52,7 +53,9 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         SimulationError: unknown scene, action of the wrong shape or not finite.
     """
 
-    name, cameras, control_hz, joint_hz = "playtable", CAMERAS, CONTROL_HZ, SIM_HZ
+    name, control_hz, joint_hz = "playtable", CONTROL_HZ, SIM_HZ
+    cameras: tuple[str, ...] = CAMERAS
+    extra_cameras = (TARGET_MASK,)
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 (Gymnasium's own convention)
 
     def __init__(
@@ -163,8 +166,6 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
             self.table, self._joints[joint], mode, force=4, physicsClientId=self.client, **{key: target}
         )
 
-    # -- reset ---------------------------------------------------------------------------------------------------
-
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -224,8 +225,6 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
             quaternion = pybullet.getQuaternionFromEuler(pose[3:])
             pybullet.resetBasePositionAndOrientation(uid, pose[:3], quaternion, physicsClientId=self.client)
         self._color_lights()
-
-    # -- steps ---------------------------------------------------------------------------------------------------
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Move by one of CALVIN's relative actions; the reward is always 0, tasks are judged outside."""
@@ -301,14 +300,14 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         """Return the arm's positions `[7]` [rad] and velocities `[7]` [rad/s]."""
         return self.robot.joint_state()
 
-    # -- what is seen --------------------------------------------------------------------------------------------
-
     def joint(self, name: str) -> float:
         """Return a table joint's value [m]: slide, drawer, button or switch."""
         return float(pybullet.getJointState(self.table, self._joints[f"base__{name}"], physicsClientId=self.client)[0])
 
     def draw(self, camera: str, *, px: int | None = None) -> np.ndarray:
         """Draw one camera: uint8 `[px px 3]`, at its own size unless another is asked for."""
+        if camera == TARGET_MASK:
+            return draw_target(self, self._start if self.task else None, px or self._side("static"))
         return cameras.draw(
             self.client, self._matrices(camera), px or self._side(camera),
             supersample=self.camera.supersample, shadows=self._shadows, renderer=self.camera.renderer,
@@ -350,7 +349,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
         """Return what policy and controller see; poses are in the robot base frame."""
         position, quaternion = self._tool_pose()
         return Observation(
-            images={name: self.draw(name) for name in CAMERAS} if images else {},
+            images={name: self.draw(name) for name in self.cameras} if images else {},
             tool_position=position - ROBOT_BASE,
             tool_quaternion=quaternion,
             gripper_opening=float(np.clip(self.robot.finger_width() / (2 * FINGER_OPEN), 0, 1)),

@@ -18,6 +18,14 @@ def embodiment_of(simulator: Simulator) -> Embodiment:
     return replace(TOOL_ARM, name=simulator.name, cameras=simulator.cameras, control_hz=simulator.control_hz)
 
 
+def show_what_it_sees(policy: Policy, simulator: Simulator) -> None:
+    """Have a simulator show the extra cameras that it has and a policy sees, as `target_mask` of PlayTable."""
+    extra = [name for name in getattr(simulator, "extra_cameras", ()) if name in getattr(policy, "cameras", ())]
+    if extra:
+        usual = [name for name in simulator.cameras if name not in extra]
+        simulator.cameras = (*usual, *extra)  # type: ignore[misc]
+
+
 def check_fit(policy: Policy, simulator: Simulator) -> None:
     """Refuse a policy of another robot. A policy that names no embodiment is taken as it is.
 

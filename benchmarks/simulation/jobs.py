@@ -27,7 +27,7 @@ from ...gr_model.act.remote import RemotePolicy
 from ...gr_model.act.websocket_policy import WebSocketPolicy
 from .control import make_control
 from .episodes import as_record, asking_period, last_step, run_chain
-from .fit import check_fit, embodiment_of
+from .fit import check_fit, embodiment_of, show_what_it_sees
 from .suite import Suite
 from .videos import Video
 
@@ -108,6 +108,7 @@ class Session:
         policy = self._policies[control] = self._opened(control)
         _check_same(self.evaluation, policy)
         check_fit(policy, self._suite.simulator)
+        show_what_it_sees(policy, self._suite.simulator)
         return policy
 
     def _opened(self, control: str) -> Policy:

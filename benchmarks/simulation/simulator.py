@@ -14,9 +14,10 @@ class Simulator(Protocol):
     """A simulated robot among things, and the judge of its tasks.
 
     What moves it is stated by `PoseSimulator` (tool poses), `JointSimulator` (joints as well) or `SignalSimulator`
-    (actions of any kind); it is one of them. A simulator may have two more members, which are looked up and may be
+    (actions of any kind); it is one of them. A simulator may have three more members, which are looked up and may be
     absent: `embodiment`, the cameras and signals that a policy must fit (else those of `TOOL_ARM` with the cameras and
-    the rate below); and `apply_action(values)`, which advances by one control step by an action in the simulator's own
+    the rate below), `extra_cameras`, which it can show beside `cameras` where a policy sees them; and
+    `apply_action(values)`, which advances by one control step by an action in the simulator's own
     terms.
     """
 
