@@ -10,6 +10,7 @@ import numpy as np
 
 from ...contracts import Array
 from ...embodiment import TOOL_ARM
+from ...errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,16 +32,33 @@ class ImaginedFutures:
     states: Array | None = None
 
 
+def expect_frames(parts: Assembled) -> None:
+    """Refuse a model that never learned to predict frames.
+
+    Raises:
+        ConfigError: none of its trainings predicted frames.
+    """
+    if not parts.release.model.predicts:
+        raise ConfigError(
+            "policy: expected a model that was trained to predict frames, got one that only acts (finetuned from "
+            "nothing with --frame-fraction 0); pretrain first, or finetune with frames."
+        )
+
+
 class Imagination:
     """Predicts frames from images, texts and, where there are some, the robot's states, where the model is.
 
     parts: the model with its encoders.
     sampling: how codes are sampled; the likeliest by default.
+
+    Raises:
+        ConfigError: none of the model's trainings predicted frames.
     """
 
     def __init__(self, parts: Assembled, sampling: SamplingConfig | None = None) -> None:
         from ...gr_model.model.sampling import SamplingConfig
 
+        expect_frames(parts)
         self.parts, self.sampling = parts, sampling or SamplingConfig()
 
     def encode(self, frames: Array) -> Array:

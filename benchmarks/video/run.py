@@ -19,6 +19,7 @@ from ...gr_model.act.loading import Assembled, assemble
 from ...gr_model.act.opening import policy_fingerprint
 from ...gr_model.model.sampling import SamplingConfig
 from ...gr_model.train.distributed import torch_device
+from ..imagine.imagination import expect_frames
 from ..metrics.statistics import Interval
 from ..simulation.results import provenance
 from .clips import VideoClips, choose_clips, frames_between, mean_frames, open_store
@@ -88,6 +89,7 @@ def benchmark(
     count = _num_samples(protocol, samples)
     sampling = replace(sampling or _default_sampling(protocol), seed=seed)
     parts = assemble(policy).to(torch_device(device))
+    expect_frames(parts)
     model = parts.release.model
     h = model.config.max_context
     _expect_long_enough(fvd, num_frames + h * (protocol == "best_of_n"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...contracts import ActionTrajectory, Array, Observation, Policy, Trajectory
-from ...errors import CheckpointError
+from ...errors import CheckpointError, ConfigError
 from ...gr_model.act.opening import EXECUTED_STEPS, open_policy
 from ...wbc.robot.kinematics import Kinematics
 from ..calvin.suite import CalvinSuite, ControlMode
@@ -122,7 +122,7 @@ def _dream(policy: str) -> Imagination | None:
 
     try:
         return Imagination(assemble(policy))
-    except CheckpointError:
+    except (CheckpointError, ConfigError):  # no released model, or one that only acts
         return None
 
 

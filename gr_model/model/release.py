@@ -150,6 +150,7 @@ def save_release(
         "format_version": FORMAT_VERSION,
         "model": asdict(model.config),
         "acts": model.acts,
+        "predicts": model.predicts,
         "statistics": model.get_statistics().to_dict(),
         "datasets": {key: dataset.to_dict() for key, dataset in (datasets or {}).items()},
         "tokenizer": tokenizer,
@@ -237,7 +238,7 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
             f"{folder}: expected one normalization, got statistics in {RECORD} that differ from those in {WEIGHTS}; "
             "both files must come from the same release: copy it again."
         )
-    model.acts = _acts(record)
+    model.acts, model.predicts = _acts(record), bool(record.get("predicts", True))
     return Release(
         model=model.eval(),
         tokenizer=record["tokenizer"],

@@ -37,7 +37,8 @@ class WorldModel(nn.Module):
     Physical numbers go in and come out; statistics and codebook are buffers, so a state dict is complete.
 
     texts: what it reads in training. acts: whether it was (or is being) finetuned on robot episodes; until then states
-        and trajectories mean nothing to it. Neither is part of the state dict; a release records `acts`.
+        and trajectories mean nothing to it. predicts: whether any of its trainings predicted frames. None of them is part
+        of the state dict; a release records the last two.
     """
 
     present: Tensor
@@ -68,7 +69,7 @@ class WorldModel(nn.Module):
         self.action_normalizer = Standardize(*robots, config.chunk_length, len(self.continuous))
         self.register_buffer("present", config.slots.present_actions(), persistent=False)
         self.texts: Texts = TextTable.empty(config.text_dim)
-        self.acts = False
+        self.acts, self.predicts = False, True
         self._cached: dict[tuple[SequenceLayout, torch.device], dict[str, Tensor]] = {}
         if codebook is not None:
             self.embed.set_codebook(codebook)

@@ -108,7 +108,7 @@ def adapted(model: WorldModel, options: HeadOptions, robots: Sequence[Embodiment
         if name in weights and weights[name].shape == value.shape and (same_head or not name.startswith("head.")):
             weights[name] = value
     new.load_state_dict(weights)
-    new.acts = model.acts
+    new.acts, new.predicts = model.acts, model.predicts
     return new.train()
 
 

@@ -351,7 +351,7 @@ class TrainingModule(L.LightningModule):
         if self._gathered is not None:
             whole = WorldModel(self.model.config)
             whole.load_state_dict(self._gathered)
-            whole.acts = self.model.acts
+            whole.acts, whole.predicts = self.model.acts, self.model.predicts
             return whole.eval()
         if self.average is not None:
             self.average.copy_to_module()

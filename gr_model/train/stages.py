@@ -121,6 +121,9 @@ def _run(
     rates = [robots[0].control_hz] if recipe.with_actions else store.step_rates() or [TOOL_ARM.control_hz]
     model.embed.set_codebook(encoders.vqgan.codebook.detach())
     give_texts(model, store, encoders.text)
+    frames = not recipe.with_actions or recipe.frame_fraction > 0
+    begins_anew = isinstance(options, FinetuneOptions) and options.init is None
+    model.predicts = frames or (model.predicts and not begins_anew)
     module = TrainingModule(model, recipe, steps=options.steps)
     held_out = inputs.held_out
     validation = list(islice(iter(held_out), min(_VALIDATION_BATCHES, len(held_out)))) if held_out is not None else []

@@ -85,6 +85,9 @@ def step_cost(model: WorldModel, *, text_length: int, with_frames: bool, with_ac
     )
     n, d = layout.length, config.width
     read = len(layout.positions("action", "target"))
+    if with_actions and not with_frames and model.head.reads == "context":
+        forward = _embedding(config, layout) + 2.0 * count_parameters(model.head) * model.head.num_products
+        return StepCost(tokens=n, flops=3 * forward)  # nothing reads the trunk
     body = (config.depth - 1) * (24 * n * d**2 + 4 * n**2 * d)
     last = 4 * n * d**2 + 20 * read * d**2 + 4 * read * n * d
     forward = float(body + last) + _embedding(config, layout) + (_codes(model) if with_frames else 0.0)

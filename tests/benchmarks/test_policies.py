@@ -13,6 +13,7 @@ from torch import nn
 
 import gr2
 from gr2.benchmarks.demonstrations.record import record
+from gr2.benchmarks.imagine.imagination import Imagination
 from gr2.benchmarks.journal import _arguments
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.policies.recipes import RECIPES, PolicyRecipe, choose_recipes
@@ -24,6 +25,7 @@ from gr2.cvae_head.head import ChunkShape, TrunkShape
 from gr2.cvae_head.unet import UNetDenoiser
 from gr2.data_pipeline.curation.ingest import write_video_shards
 from gr2.errors import ConfigError
+from gr2.gr_model.act.loading import load_world_model
 from gr2.gr_model.train.options import FinetuneOptions
 from gr2.gr_model.train.stages import finetune
 from gr2.gr_model.train.tokenizer_stages import tokens as encode
@@ -68,6 +70,10 @@ def test_a_system_trains_and_acts(recipe: PolicyRecipe, demonstrated: Path, tmp_
     )
     assert np.isfinite(losses["action_l1_mm"])
     policy = gr2.load_policy(out, **recipe.acting)
+    assert policy.model.predicts is (recipe.frame_fraction > 0)
+    if not policy.model.predicts:
+        with pytest.raises(ConfigError, match="trained to predict frames"):
+            Imagination(load_world_model(out))
     assert policy.model.config.head.kind == recipe.head.kind
     env = PlayTable("D")
     try:
