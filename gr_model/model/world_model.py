@@ -37,8 +37,8 @@ class WorldModel(nn.Module):
     Physical numbers go in and come out; statistics and codebook are buffers, so a state dict is complete.
 
     texts: what it reads in training. acts: whether it was (or is being) finetuned on robot episodes; until then states
-        and trajectories mean nothing to it. predicts: whether any of its trainings predicted frames. None of them is part
-        of the state dict; a release records the last two.
+        and trajectories mean nothing to it. predicts: whether any of its trainings predicted frames. None of them is
+        part of the state dict; a release records the last two.
     """
 
     present: Tensor
