@@ -33,7 +33,7 @@ class ExpertBlock(nn.Module):
     ) -> Float[Tensor, "b r w"]:
         """Transform the rows."""
         parts = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, pairs = parts[0], torch.cat((past, parts[1:]), dim=3)
+        q, pairs = parts[0], torch.cat((past.to(parts.dtype), parts[1:]), dim=3)
         x = x + self.out(attend(q, pairs[0], pairs[1], mask).transpose(1, 2).flatten(2))
         out: Tensor = x + self.mlp(self.norm_mlp(x))
         return out
@@ -71,7 +71,7 @@ class ExpertDenoiser(Denoiser):
         x = x.unflatten(0, (b, draws)).flatten(1, 2)
         mask = self._mask(condition, draws, k)
         for block, past in zip(self.blocks, condition.layers, strict=True):
-            x = block(x, past.to(x.dtype), mask)
+            x = block(x, past, mask)
         out: Tensor = self.leave(self.norm(x))
         return out.unflatten(1, (draws, k)).flatten(0, 1)
 
