@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ def _run(model: MinedLanguage, o: CaptionerOptions, frames: Array, captions: Seq
             torch.manual_seed(o.seed * 1_000_003 + step)
             rng = np.random.default_rng((o.seed, step))
             chosen = rng.choice(kept, size=min(o.batch_size, len(kept)), replace=False)
-            factor = min(1.0, (step + 1) / 50) * (0.5 + 0.5 * np.cos(np.pi * step / o.steps))
+            factor = min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / o.steps))
             for group in optimizer.param_groups:
                 group["lr"] = group.setdefault("peak", group["lr"]) * factor
             model.train()
