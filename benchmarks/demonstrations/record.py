@@ -274,11 +274,9 @@ def record(
         simulator: "metaworld" takes tasks, episodes, layout, noise_share, image_size, frame_stride, num_workers, seed.
         scenes: letters of the scenes to use, e.g. ABCD.
         generated: number of generated scenes to use beside them: furniture of A to C put together anew, other colors.
-        tasks: "demonstrated" (17, the default), "all" (34), or names separated by commas; of Meta-World "mt10" (the
-            default), "mt50", or names.
+        tasks: "demonstrated" (17, the default), "all" (34), or names with commas; of Meta-World mt10, mt50, or names.
         chains: number of chains of up to six skills.
-        episodes: continue until there are as many labeled episodes at least; `chains` does not count then. Of
-            Meta-World how many in all, by default 50 of each task.
+        episodes: labeled episodes at least, in place of `chains`; of Meta-World how many in all (50 of each task).
         layout: "episodes" (videos) for `gr2 data shards`, "shards" to run that at once (both lie in `out`), or
             "calvin" (one npz a frame), which every CALVIN loader and `gr2 data shards` read.
         play_share: share of chains kept whole, without an instruction.
@@ -286,8 +284,7 @@ def record(
         slip_share: share of skills in which the hand opens for a moment: a block falls and is taken up again.
         image_size: image side [px]; by default 64, and 200 and 84 in CALVIN's layout, which 0 gives, too.
         frame_stride: control steps (30 Hz, Meta-World 80) from image to image; by default 5, in CALVIN's layout 1.
-        target_mask: record a third camera, white on black: what the skill is about, as the static camera sees it; a
-            policy that is trained with it is shown it by `gr2 benchmark calvin`.
+        target_mask: record a third camera, too: what the skill is about, white on black (docs/policies.md).
         policy: folder of a released model that drives the first part of each skill, before the recording (DAgger).
         policy_steps: range of the control steps that it drives; `[90, 300]` records what to do after it failed.
         emphasis: `results.json` of `gr2 benchmark calvin`: tasks that failed more often there are recorded more often.
@@ -314,16 +311,15 @@ def record(
             num_workers=num_workers, seed=seed,
         )  # fmt: skip
     else:
-        stride = frame_stride if frame_stride is not None else 1 if layout == "calvin" else 5
         config = RecordConfig(
             scenes=scenes, tasks=tasks or "demonstrated", layout="calvin" if layout == "calvin" else "episodes",
             chains=0 if episodes else chains, episodes=episodes or 0, play_share=play_share, noise_share=noise_share,
-            image_px=image_size if image_size is not None else 0 if layout == "calvin" else 64, frame_stride=stride,
+            image_px=image_size if image_size is not None else 0 if layout == "calvin" else 64,
             policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed, generated=generated,
             emphasis=emphasis_of(emphasis) if emphasis else {}, policy_steps=policy_steps, slip_share=slip_share,
-            target_mask=target_mask,
+            frame_stride=frame_stride if frame_stride is not None else {"calvin": 1}.get(layout, 5), target_mask=target_mask,
         )  # fmt: skip
-        _check(config, min(chains, num_workers, stride, 1 if episodes is None else episodes))
+        _check(config, min(chains, num_workers, config.frame_stride, 1 if episodes is None else episodes))
         found = _record_playtable(place, config, num_workers)
     if layout == "shards":
         write_video_shards(source=str(place), out=out / "shards", num_workers=num_workers)

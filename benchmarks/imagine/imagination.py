@@ -32,8 +32,8 @@ class ImaginedFutures:
     states: Array | None = None
 
 
-def expect_frames(parts: Assembled) -> None:
-    """Refuse a model that never learned to predict frames.
+def expect_frames(parts: Assembled) -> Assembled:
+    """Return a model that has learned to predict frames.
 
     Raises:
         ConfigError: none of its trainings predicted frames.
@@ -43,6 +43,7 @@ def expect_frames(parts: Assembled) -> None:
             "policy: expected a model that was trained to predict frames, got one that only acts (finetuned from "
             "nothing with --frame-fraction 0); pretrain first, or finetune with frames."
         )
+    return parts
 
 
 class Imagination:
@@ -58,8 +59,7 @@ class Imagination:
     def __init__(self, parts: Assembled, sampling: SamplingConfig | None = None) -> None:
         from ...gr_model.model.sampling import SamplingConfig
 
-        expect_frames(parts)
-        self.parts, self.sampling = parts, sampling or SamplingConfig()
+        self.parts, self.sampling = expect_frames(parts), sampling or SamplingConfig()
 
     def encode(self, frames: Array) -> Array:
         """Encode images uint8 `[f h w 3]` into codes `[f n]`."""

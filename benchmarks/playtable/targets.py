@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from . import cameras
 from .tasks import ALL_TASKS, COLORS, held_alone, on_a_block_alone
 from .world import WorldState
-
-if TYPE_CHECKING:
-    from .environment import PlayTable
 
 TARGET_MASK = "target_mask"
 """A camera that shows, white on black and from where the static camera stands, what the task is about."""
@@ -23,7 +20,18 @@ _LINKS = {"slider": "slide_link", "drawer": "drawer_link", "lightbulb": "switch_
 _PLACES = {"place_in_slider": "plank_link", "place_in_drawer": "drawer_link"}
 
 
-def draw_target(world: PlayTable, start: WorldState | None, px: int) -> np.ndarray:
+class _Scene(Protocol):
+    """What of a simulator is drawn: its physics client, the numbers of bodies and links, and the task."""
+
+    task: str
+    client: int
+    table: int
+    blocks: dict[str, int]
+    table_links: dict[str, int]
+    camera: cameras.CameraConfig
+
+
+def draw_target(world: _Scene, start: WorldState | None, px: int) -> np.ndarray:
     """Draw white what the task is about that began in `start`, and all else black: uint8 `[px px 3]`."""
     image = np.zeros((px, px, 3), np.uint8)
     if start is None:

@@ -29,7 +29,8 @@ class PoliciesOptions:
         steps: optimization steps of each: equal samples.
         minutes: equal time instead: each takes as many steps as fit, by how fast its first ones are; 0 is for steps.
         batch_size: windows a step.
-        tokenizer, text: the encoders that made the tokens.
+        tokenizer: the image tokenizer that made the tokens: "small" or its folder or file.
+        text: the text encoder that made the tokens.
         benchmark: calvin (PlayTable, its 34 tasks), or metaworld on tokens of its demonstrations (docs/metaworld.md).
         sequences: how many of CALVIN's 1000 official sequences.
         control: our whole-body controller or CALVIN's own.

@@ -88,8 +88,7 @@ def benchmark(
     """
     count = _num_samples(protocol, samples)
     sampling = replace(sampling or _default_sampling(protocol), seed=seed)
-    parts = assemble(policy).to(torch_device(device))
-    expect_frames(parts)
+    parts = expect_frames(assemble(policy)).to(torch_device(device))
     model = parts.release.model
     h = model.config.max_context
     _expect_long_enough(fvd, num_frames + h * (protocol == "best_of_n"))

@@ -211,9 +211,9 @@ def test_a_single_sample_is_drawn_alike_with_wide_weights_by_column(
     monkeypatch.setattr(layers, "_LARGE", 1)
     strides, linear = set(), layers._project
 
-    def watched(layer: Any, x: Tensor) -> Tensor:
+    def watched(layer: Any, x: Tensor, *rows: Any) -> Tensor:
         strides.add(layer.weight.stride(0))
-        return linear(layer, x)
+        return linear(layer, x, *rows)
 
     monkeypatch.setattr(layers, "_project", watched)
     assert same(by_row, imagine_frames(model, lone, num_frames=3, sampling=sampling))
