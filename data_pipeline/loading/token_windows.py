@@ -5,9 +5,7 @@ With `context = 2`, `num_frames = 4`, `frame_step = 3`, `chunk_length = 10` and 
     frames    a-3   a  | a+3  a+6        context | targets
     actions         s, s+1, ... s+9      s = a * frame_stride, the step of the last context frame
 
-Frames before the first or after the last one repeat it and are False in `frame_mask`; actions likewise. With
-`stale_steps`, the state of the last context frame and the actions begin up to so many steps later than its image, drawn
-for each window: states and chunks of all steps are learned where images are few, under images that are a little old.
+Frames before the first or after the last one repeat it and are False in `frame_mask`; actions likewise.
 """
 
 from __future__ import annotations
@@ -46,8 +44,6 @@ class TokenWindows:
         labeled_only: take only episodes that have actions and an instruction.
         split: `train` and `validation` divide the videos, never the windows of one video.
         validation_fraction: share of the videos in the validation split, chosen by a hash of their names.
-        stale_steps: most steps by which state and actions begin later than their image.
-        seed: of how many.
 
     Raises:
         ConfigError: for numbers out of range.
@@ -64,11 +60,7 @@ class TokenWindows:
         labeled_only: bool = False,
         split: Split = "all",
         validation_fraction: float = 0.0,
-        stale_steps: int = 0,
-        seed: int = 0,
     ) -> None:
-        if stale_steps < 0:
-            raise ConfigError(f"loader: expected stale_steps of 0 or more, got {stale_steps}.")
         if min(frame_step, chunk_length, context) < 1 or not context <= num_frames:
             raise ConfigError(
                 "loader: expected frame_step, chunk_length, context >= 1, context <= num_frames, "
@@ -78,7 +70,6 @@ class TokenWindows:
         self.source_starts = store.source_starts
         self._frame_shift = (np.arange(num_frames) - (context - 1)) * frame_step
         self._action_shift = np.arange(chunk_length)
-        self._context, self._stale_steps, self._seed = context, stale_steps, seed
         # an anchor without a true target teaches nothing, unless actions follow it
         idle = np.where(store.num_steps > 0, 0, 0 if num_frames == context else frame_step)
         self.counts = np.maximum(store.num_frames - idle, 0)
@@ -91,7 +82,7 @@ class TokenWindows:
         return self.__dict__ | {"counts": np.zeros(0, np.int64)}
 
     def gather(self, episodes: Array, windows: Array, draw: int = 0) -> Batch:
-        """Collect the windows of episodes `[b]` at anchor frames `[b]`; `draw` seeds how stale their images are."""
+        """Collect the windows of episodes `[b]` at anchor frames `[b]`."""
         store = self.store
         times = windows[:, None] + self._frame_shift
         last = store.values("frames", episodes)[:, None] - 1
@@ -112,13 +103,8 @@ class TokenWindows:
         if not store.state_dim and not store.action_dim:
             return batch
         stride = store.values("stride", episodes)[:, None]
-        seen_at, begin = frames * stride, windows[:, None] * stride
-        if self._stale_steps:
-            late = self._lateness(episodes, begin[:, 0], draw)
-            seen_at[:, self._context - 1] += late
-            begin = begin + late[:, None]
-        states, has_steps = self._steps("states", episodes, seen_at)
-        actions, action_mask = self._steps("actions", episodes, begin + self._action_shift)
+        states, has_steps = self._steps("states", episodes, frames * stride)
+        actions, action_mask = self._steps("actions", episodes, windows[:, None] * stride + self._action_shift)
         return batch | {
             "embodiment": torch.from_numpy(store.embodiment_of(episodes)),
             "states": states,
@@ -126,12 +112,6 @@ class TokenWindows:
             "actions": actions,
             "action_mask": action_mask,
         }
-
-    def _lateness(self, episodes: Array, begin: Array, draw: int) -> Array:
-        """Draw by how many steps state and actions of windows begin later, `[b]`; no state is behind the episode."""
-        rng = np.random.default_rng([self._seed, draw])
-        left = self.store.values("steps", episodes) - 1 - begin
-        return np.minimum(rng.integers(0, self._stale_steps + 1, len(episodes)), np.maximum(left, 0))
 
     def _steps(self, name: str, episodes: Array, steps: Array) -> tuple[Tensor, Tensor]:
         """Collect rows `[b i d]` at steps `[b i]`, repeating the last, and a mask `[b i]` of true ones."""

@@ -183,8 +183,6 @@ class FinetuneOptions(TrainingOptions):
         frame_fraction: share of the steps that predict frames too.
         statistics: check the data's against those of `init`, keep the latter, or measure the former unchecked.
         normalization: mean 0 and deviation 1, or the 1 % and 99 % quantiles at -1 and 1.
-        stale_steps: most control steps by which a window's state and actions begin later than its image, drawn for
-            each: where images are few, all steps are learned from.
         evaluate_every: steps after which a snapshot acts, beside the training; the one that succeeds most often is
             released; 0 releases the last step.
         evaluate: how snapshots act: options of `gr2 benchmark calvin`.
@@ -197,15 +195,12 @@ class FinetuneOptions(TrainingOptions):
     frame_fraction: float = 1.0
     statistics: Literal["check", "keep", "measure"] = "check"
     normalization: Literal["moments", "quantiles"] = "moments"
-    stale_steps: int = 0
     evaluate_every: int = 0
     evaluate: str = "--sequences 20 --num-workers 1"
     lora: LoraOptions = LoraOptions()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stale_steps < 0:
-            raise ConfigError(f"--stale-steps: expected 0 or more, got {self.stale_steps}.")
         if self.evaluate_every < 0:
             raise ConfigError(f"--evaluate-every: expected steps, or 0 for never, got {self.evaluate_every}.")
         if self.evaluate_every and self.strategy == "fsdp":

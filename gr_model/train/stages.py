@@ -71,8 +71,6 @@ def _open(options: TrainingOptions, *, labeled_only: bool) -> _Inputs:
             labeled_only=labeled_only,
             split=split,
             validation_fraction=options.validation_share,
-            stale_steps=getattr(options, "stale_steps", 0) if split == "train" else 0,
-            seed=options.seed,
         )
 
     training = BatchLoader(

@@ -170,30 +170,6 @@ def test_windows_equal_a_slow_reference(store: TokenStore) -> None:
     assert store.key(0).endswith("robot: episode_0") and store.key(18).endswith("web: episode_10")
 
 
-def test_state_and_actions_may_begin_later_than_their_image(store: TokenStore) -> None:
-    episodes, anchors = np.repeat(np.arange(8), 40), np.tile(np.arange(4), 80)
-    plain = TokenWindows(store, **WINDOWS).gather(episodes, anchors)
-    windows = TokenWindows(store, stale_steps=2, seed=5, **WINDOWS)
-    stale, other = windows.gather(episodes, anchors, 7), windows.gather(episodes, anchors, 8)
-    samples = all_samples(store)
-    found = []
-    for i, (e, a) in enumerate(zip(episodes.tolist(), anchors.tolist(), strict=True)):
-        actions, states, begin = samples[e]["actions.npy"], samples[e]["states.npy"], a * int(store.frame_stride[e])
-        late = next(d for d in range(3) if np.array_equal(stale["actions"][i, 0], actions[begin + d]))
-        assert np.array_equal(stale["states"][i, 1], states[begin + late])
-        assert np.array_equal(stale["states"][i, [0, 2, 3]], plain["states"][i, [0, 2, 3]])
-        found.append(late)
-    assert set(found) == {0, 1, 2} and min(np.bincount(found)) > 60
-    assert all(torch.equal(stale["codes"][c], plain["codes"][c]) for c in plain["codes"])
-    assert not torch.equal(stale["actions"], other["actions"])
-    assert torch.equal(stale["actions"], windows.gather(episodes, anchors, 7)["actions"])
-    last = int(store.num_frames[0]) - 1  # no state is behind the end
-    old = TokenWindows(store, stale_steps=50, **WINDOWS).gather(np.zeros(9, int), np.full(9, last))
-    assert old["state_mask"][:, 1].all() and old["action_mask"][:, 0].all()
-    with pytest.raises(ConfigError, match="stale_steps of 0 or more"):
-        TokenWindows(store, stale_steps=-1, **WINDOWS)
-
-
 def draws(loader: BatchLoader, count: int) -> list[tuple[int, int]]:
     """Give the (episode, anchor) pairs of the next batches."""
     found: list[tuple[int, int]] = []
