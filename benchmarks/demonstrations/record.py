@@ -38,6 +38,9 @@ from .tape import Tape
 
 Layout = Literal["episodes", "shards", "calvin"]
 
+_STRIDES: dict[Layout, int] = {"episodes": 5, "shards": 5, "calvin": 1}
+"""Control steps from image to image."""
+
 SEGMENTS_PER_CHAIN = 6
 _MAX_STEPS = 200
 POLICY_STEPS = (5, 240)
@@ -317,7 +320,7 @@ def record(
             image_px=image_size if image_size is not None else 0 if layout == "calvin" else 64,
             policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed, generated=generated,
             emphasis=emphasis_of(emphasis) if emphasis else {}, policy_steps=policy_steps, slip_share=slip_share,
-            frame_stride=frame_stride if frame_stride is not None else {"calvin": 1}.get(layout, 5), target_mask=target_mask,
+            frame_stride=_STRIDES[layout] if frame_stride is None else frame_stride, target_mask=target_mask,
         )  # fmt: skip
         _check(config, min(chains, num_workers, config.frame_stride, 1 if episodes is None else episodes))
         found = _record_playtable(place, config, num_workers)
