@@ -11,14 +11,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ...cvae_head.kinds import head_config_from_dict
 from ...data_pipeline.files import write_bytes, write_json
@@ -221,18 +222,7 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
             "copy the release again."
         )
     model = WorldModel(config_from_dict(record["model"]))
-    try:
-        tensors = load_file(weights)
-        if broken := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
-            raise CheckpointError(
-                f"{weights}: expected finite weights, got NaN or infinity in {broken[0]} and {len(broken) - 1} more "
-                "tensors; the training has failed: release an earlier checkpoint."
-            )
-        model.load_state_dict(tensors)
-    except (RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{weights}: expected the tensors of the configuration, got others ({error}); export the model again."
-        ) from error
+    _read_weights(model, weights)
     if record["statistics"] != json.loads(json.dumps(model.get_statistics().to_dict())):
         raise CheckpointError(
             f"{folder}: expected one normalization, got statistics in {RECORD} that differ from those in {WEIGHTS}; "
@@ -248,6 +238,53 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
         provenance=record["provenance"],
         datasets=_read_datasets(folder, record),
         frame_steps=_read_frame_steps(folder, record, model.config),
+    )
+
+
+def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Read the tensors of a safetensors file one at a time, so that they are in memory one at a time.
+
+    Raises:
+        SafetensorError: the file is damaged.
+    """
+    with safe_open(file, "pt") as opened:
+        names = list(opened.keys())
+    for name in names:
+        with safe_open(file, "pt") as opened:  # what is mapped stays in memory as long as this is open
+            tensor = opened.get_tensor(name)
+        yield name, tensor
+
+
+def _read_weights(model: WorldModel, file: Path) -> None:
+    """Fill a model with the tensors of a file.
+
+    Raises:
+        CheckpointError: other tensors than the model's, or numbers that are not finite.
+    """
+    state = model.state_dict()
+    read, broken = set(), []
+    try:
+        for name, value in read_tensors(file):
+            read.add(name)
+            if name not in state or value.shape != state[name].shape:
+                raise RuntimeError(f"{name} of shape {list(value.shape)}")
+            if not torch.isfinite(value).all():
+                broken.append(name)
+            state[name].copy_(value)
+    except (RuntimeError, SafetensorError) as error:
+        raise _other_tensors(file, error) from error
+    if missing := state.keys() - read:
+        raise _other_tensors(file, f"no {min(missing)}")
+    if broken:
+        raise CheckpointError(
+            f"{file}: expected finite weights, got NaN or infinity in {broken[0]} and {len(broken) - 1} more "
+            "tensors; the training has failed: release an earlier checkpoint."
+        )
+
+
+def _other_tensors(file: Path, found: object) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: expected the tensors of the configuration, got others ({found}); export the model again."
     )
 
 

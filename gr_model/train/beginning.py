@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ...fingerprints import image_fingerprint
 from ..model import presets
 from ..model.config import CameraSpec, ModelChanges, ModelConfig
 from ..model.normalization import Normalization
-from ..model.release import load_release, release_folder
+from ..model.release import WEIGHTS, load_release, read_tensors, release_folder
 from ..model.world_model import WorldModel
 from .options import FinetuneOptions, TrainingOptions
 
@@ -67,7 +68,8 @@ def first_model(
     if options.model != ModelChanges():
         raise ConfigError(f"--init {options.init}: its model is what it is, got changes of it, too; leave --model out.")
     encoders = {"tokenizer": image_fingerprint(facts), "text": str(facts["text_fingerprint"])}
-    release = load_release(release_folder(options.init), **encoders)
+    folder = release_folder(options.init)
+    release = load_release(folder, **encoders)
     found = release.model.config
     if (found.chunk_length, found.max_context) != (options.chunk_length, options.context):
         raise ConfigError(
@@ -83,31 +85,39 @@ def first_model(
     if extra := [name for name in cameras if name not in names]:
         print(f"{options.init}: was not made for the cameras {extra} of the data; they are left out")
     torch.manual_seed(options.seed)
-    other = [robot for robot in robots if not fitting(found.embodiments, robot)]
-    if other and release.normalization is not None:
+    other, start = [robot for robot in robots if not fitting(found.embodiments, robot)], release.normalization
+    if other and start is not None:
         known = " and ".join(robot.name for robot in found.embodiments)
         reasons = [d for d in found.embodiments[0].differences(other[0]) if not d.startswith("camera ")]
         raise ConfigError(
             f"--init {options.init}: finetuned for {known}, got data of {other[0].name} ({'; '.join(reasons[:3])}); "
             "start from a pretrained model, or train on data of that robot."
         )
-    acts = release.normalization is not None
-    kept = acts or (not other and len(robots) == len(found.embodiments))
-    return adapted(release.model, options.head, found.embodiments if kept else robots), release.normalization
+    kept = start is not None or (not other and len(robots) == len(found.embodiments))
+    robots = found.embodiments if kept else robots
+    return adapted(release.model, options.head, robots, weights=folder / WEIGHTS), start
 
 
-def adapted(model: WorldModel, options: HeadOptions, robots: Sequence[Embodiment]) -> WorldModel:
-    """Return the model for some robots and with the chosen head; what depends on either and differs begins again."""
+def adapted(
+    model: WorldModel, options: HeadOptions, robots: Sequence[Embodiment], *, weights: Path | None = None
+) -> WorldModel:
+    """Return the model for some robots and with the chosen head; what depends on either and differs begins again.
+
+    Args:
+        weights: the file that the model came from; it is read again, in place of holding two models in memory.
+    """
     wanted = replace(model.config, head=options.apply(model.config.head), embodiments=tuple(robots))
     if wanted == model.config:
         return model.train()
+    kept = model.state_dict().items() if weights is None else read_tensors(weights)
+    if weights is not None:
+        model.to("meta")
     new = WorldModel(wanted)
-    weights, kept = new.state_dict(), model.state_dict()
+    state = new.state_dict()
     same_head = _same_network(wanted.head, model.config.head) and wanted.embodiments == model.config.embodiments
-    for name, value in kept.items():
-        if name in weights and weights[name].shape == value.shape and (same_head or not name.startswith("head.")):
-            weights[name] = value
-    new.load_state_dict(weights)
+    for name, value in kept:
+        if name in state and state[name].shape == value.shape and (same_head or not name.startswith("head.")):
+            state[name].copy_(value)
     new.acts, new.predicts = model.acts, model.predicts
     return new.train()
 

@@ -11,8 +11,10 @@ al., QLoRA, arXiv 2305.14314.
 from __future__ import annotations
 
 import copy
+import ctypes
 import hashlib
 import math
+import sys
 from typing import Any
 
 import torch
@@ -103,6 +105,13 @@ def adapt(model: WorldModel, options: LoraOptions) -> None:
     for layer in _linear_layers(model):
         layer.add_module("change", LowRankChange(layer, options))
         layer.weight = nn.Parameter(_packed(layer.weight.detach(), options.bits), requires_grad=False)
+    _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """Return what was freed to the system; between the packed weights glibc keeps the pages of the plain ones."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def _linear_layers(model: WorldModel) -> list[nn.Linear]:
@@ -140,11 +149,15 @@ def fingerprint_of_frozen(model: WorldModel) -> str:
     return digest.hexdigest()
 
 
-def merged(model: WorldModel) -> WorldModel:
-    """Return the model with the changes added to its weights; the model itself where there are none."""
+def merged(model: WorldModel, *, in_place: bool = False) -> WorldModel:
+    """Return the model with the changes added to its weights; the model itself where there are none.
+
+    Args:
+        in_place: change the model itself, which then takes no second place in memory and cannot be trained on.
+    """
     if not rank_of(model):
         return model
-    whole = copy.deepcopy(model)
+    whole = model if in_place else copy.deepcopy(model)
     for layer in _linear_layers(whole):
         change = layer._modules.pop("change")
         assert isinstance(change, LowRankChange)

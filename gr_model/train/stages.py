@@ -136,7 +136,7 @@ def _run(
         sources = keep_encoders(encoders, folder)
         save_release(
             folder,
-            merged(weights),
+            weights,
             tokenizer=encoders.vqgan.fingerprint(),
             text=str(encoders.facts["text_fingerprint"]),
             frame_step=frame_steps.get(robots[0].name, usual),
@@ -157,7 +157,7 @@ def _run(
     if isinstance(options, FinetuneOptions) and options.evaluate_every and chief:
         module.evaluations = Evaluations(
             options.out / "evaluations", every=options.evaluate_every, options=options.evaluate,
-            save=lambda folder, step: release(folder, module.model, step),
+            save=lambda folder, step: release(folder, merged(module.model), step),
         )  # fmt: skip
     metrics = train(
         module=module,
@@ -174,7 +174,7 @@ def _run(
     )
     if not chief:
         return metrics
-    release(options.out, module.use_average())
+    release(options.out, merged(module.use_average(), in_place=True))
     if module.evaluations is not None:
         module.evaluations.finish(options.steps, options.out)
     return metrics | windows

@@ -43,6 +43,7 @@ def test_changes_begin_as_nothing_and_merge_into_the_weights() -> None:
                 p.normal_()
     after, whole = _losses(model, batch)["action_loss"].item(), merged(model)
     assert after != before and set(whole.state_dict()) == names and merged(whole) is whole
+    assert merged(model, in_place=True) is model and set(model.state_dict()) == names
     assert _losses(whole, batch)["action_loss"].item() == pytest.approx(after, rel=1e-6)
 
 
