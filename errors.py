@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class Gr2Error(Exception):
@@ -58,3 +59,16 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known word, or the list of known words."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(known)}."
+
+
+_LFS_HEAD = b"version https://git-lfs"
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Refuse a file whose content Git LFS has not fetched.
+
+    Raises:
+        DataError: it is a pointer.
+    """
+    if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS_HEAD):
+        raise DataError(f"{path}: is a pointer of Git LFS, expected its content; run `git lfs pull` in the repository.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import re
 import signal
@@ -235,6 +236,8 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None, commands: Sequence[Command] = COMMANDS) -> int:
     """Run `gr2` and return its exit status: 0 done, 1 failed, 2 misused, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and isinstance(sys.stdout, io.TextIOWrapper):  # names of files need be no UTF-8, terminals neither
+        sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in arguments or os.environ.get("GR2_DEBUG", "0") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..contracts import Array
-from ..errors import DataError
+from ..errors import DataError, refuse_lfs_pointer
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -33,16 +33,17 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any, compact: bool = False) -> None:
     """Write `value` as JSON, indented, or without any white space where it is `compact`."""
     layout: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 1}
-    write_bytes(path, (json.dumps(value, ensure_ascii=False, **layout) + "\n").encode())
+    write_bytes(path, (json.dumps(value, ensure_ascii=False, **layout) + "\n").encode(errors="backslashreplace"))
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: where it is missing or is no JSON.
+        DataError: where it is missing, is no JSON, or is a pointer of Git LFS.
     """
     try:
+        refuse_lfs_pointer(path)
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); make it again.") from error
@@ -72,25 +73,17 @@ def load_array(data: bytes | Path) -> Array:
 def sample_key(relative: str) -> str:
     """Turn a relative path into a key without dots or slashes; a short digest keeps different paths apart."""
     slug = re.sub(r"[^A-Za-z0-9_-]+", "_", relative).strip("_")[-80:]
-    return f"{slug}-{hashlib.sha256(relative.encode()).hexdigest()[:8]}"
+    return f"{slug}-{hashlib.sha256(printable(relative).encode()).hexdigest()[:8]}"
+
+
+def printable(name: str) -> str:
+    """Return a file's name with what is no UTF-8 in it written out, as it can be printed and stored."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def camera_name(name: str) -> str:
     """Make a camera name fit for a tar member: no dots, no slashes."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
-
-
-_LFS_HEAD = b"version https://git-lfs"
-
-
-def refuse_lfs_pointer(path: Path) -> None:
-    """Refuse a file whose content Git LFS has not fetched.
-
-    Raises:
-        DataError: it is a pointer.
-    """
-    if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS_HEAD):
-        raise DataError(f"{path}: is a pointer of Git LFS, expected its content; run `git lfs pull` in the repository.")
 
 
 @lru_cache(maxsize=64)

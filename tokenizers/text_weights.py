@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, refuse_lfs_pointer
 from ..fingerprints import same_encoder
 from .clip_layout import is_transformers_folder, read_clip_tower
 from .text import BPE_SIZE, TextConfig, TextEncoder, Vocabulary
@@ -62,6 +62,7 @@ def load_text_encoder(
             return TextEncoder(read_clip_tower(path))
         return TextEncoder(_open_clip_tower(f"local-dir:{path}", None, False))
     if path.is_file():
+        refuse_lfs_pointer(path)
         if path.with_suffix(".json").is_file() and architecture is None:
             return _read_own(path)
         return TextEncoder(_bare_file_tower(path, architecture, quick_gelu))

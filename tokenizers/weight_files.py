@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, refuse_lfs_pointer
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -75,6 +75,7 @@ def load_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
             raise CheckpointError(
                 f"Weights of a {kind}: expected the file {file}, got none; train it or give the path of a trained one."
             )
+        refuse_lfs_pointer(file)
     try:
         record = json.loads(record_path.read_text())
     except ValueError as error:
@@ -155,6 +156,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a weight file, got none; check the path.")
+    refuse_lfs_pointer(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:

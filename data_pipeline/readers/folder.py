@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,9 @@ def read_captions(root: Path) -> dict[str, str]:
 def _read_table(path: Path) -> dict[str, str]:
     if path.suffix == ".csv":
         with path.open(newline="", encoding=text_encoding(path)) as file:
-            return _pairs(path, list(csv.DictReader(file)))
+            rows = csv.DictReader(file)
+            _columns(path, "the first line", rows.fieldnames or ())
+            return _pairs(path, list(rows))
     if path.suffix == ".jsonl":
         try:
             lines = path.read_text(encoding=text_encoding(path)).splitlines()
@@ -98,15 +101,36 @@ def _read_table(path: Path) -> dict[str, str]:
 
 
 def _pairs(path: Path, rows: Any) -> dict[str, str]:
-    captions = {}
+    captions: dict[str, str] = {}
+    several = set()
     for i, row in enumerate(rows if isinstance(rows, list) else [rows]):
         names = row if isinstance(row, dict) else {}
-        name = next((names[column] for column in FILE_COLUMNS if column in names), None)
-        caption = next((names[column] for column in CAPTION_COLUMNS if column in names), None)
-        if name is None or caption is None:
-            raise DataError(
-                f"{path}: row {i + 1} has the columns {sorted(map(str, names))}, expected one of "
-                f"{FILE_COLUMNS} and one of {CAPTION_COLUMNS}; rename the columns."
-            )
-        captions[str(name)] = str(caption).strip()
+        file_column, caption_column = _columns(path, f"row {i + 1}", names)
+        name, caption = str(names[file_column]), names[caption_column]
+        text = "" if caption is None else str(caption).strip()
+        if captions.setdefault(name, text) != text:
+            several.add(name)
+    if several:
+        print(
+            f"{path}: {len(several)} files have several captions ({min(several)} and others); the first of each is "
+            "used",
+            file=sys.stderr,
+        )
     return captions
+
+
+def _columns(path: Path, where: str, names: Iterable[str]) -> tuple[str, str]:
+    """Return which columns hold file and caption.
+
+    Raises:
+        DataError: one of them is missing.
+    """
+    known = list(names)
+    file = next((column for column in FILE_COLUMNS if column in known), None)
+    caption = next((column for column in CAPTION_COLUMNS if column in known), None)
+    if file is None or caption is None:
+        raise DataError(
+            f"{path}: {where} has the columns {sorted(map(str, known))}, expected one of {FILE_COLUMNS} and one of "
+            f"{CAPTION_COLUMNS}; rename the columns."
+        )
+    return file, caption

@@ -22,8 +22,8 @@ import numpy as np
 
 from ...contracts import Array
 from ...embodiment import AS_STORED, Signal
-from ...errors import DataError, EnvironmentMissing
-from ..files import camera_name, refuse_lfs_pointer
+from ...errors import DataError, EnvironmentMissing, refuse_lfs_pointer
+from ..files import camera_name
 from .arrays import ArrayEpisode, ArrayHeader, ArraysSource, guess_spec
 from .spec import EpisodeSpec
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...contracts import Array
-from ...errors import DataError
-from ..files import refuse_lfs_pointer
+from ...errors import DataError, refuse_lfs_pointer
 from .record import FileMissing, ImageBytes
 
 _TIME_TOLERANCE = 0.1

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import DataError
-from ..files import refuse_lfs_pointer
+from ...errors import DataError, refuse_lfs_pointer
 from .lerobot_layout import EpisodeVideo
 from .record import FileMissing, Video, VideoBytes, VideoSpan
 

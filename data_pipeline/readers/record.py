@@ -14,8 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 from ...contracts import Array, Episode, VideoClip
 from ...embodiment import Embodiment
-from ...errors import DataError
-from ..files import refuse_lfs_pointer
+from ...errors import DataError, refuse_lfs_pointer
+from ..files import printable
 from ..video.reader import open_video
 from ..video.transcode import cut_video, encode_frames
 
@@ -233,6 +233,11 @@ class Record:
     problem: str = ""
     missing: bool = False
     repairs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Make names printable that are no UTF-8."""
+        object.__setattr__(self, "source", printable(self.source))
+        object.__setattr__(self, "problem", printable(self.problem))
 
     def decode(self) -> VideoClip | Episode:
         """Decode all images: an `Episode` where the record has steps, else a `VideoClip` of its first camera.

@@ -16,8 +16,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ...contracts import Array
-from ...errors import DataError
-from ..files import refuse_lfs_pointer
+from ...errors import DataError, refuse_lfs_pointer
 
 Values: TypeAlias = list[bytes] | Array
 """One feature of an example: byte strings, float32 `[n]` or int64 `[n]`; an empty list where nothing is stored."""

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError
+from ...errors import DataError, refuse_lfs_pointer
 from ..embodiments import kept_embodiment
-from ..files import load_array, refuse_lfs_pointer, sample_key
+from ..files import load_array, sample_key
 from ..locations import Location, file_name, is_url, local_copy
 from ..store.shards import list_shards
 from ..video.reader import is_video

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 
 from ...contracts import Array
-from ...errors import ConfigError, DataError, EnvironmentMissing
-from ..files import refuse_lfs_pointer, write_bytes
+from ...errors import ConfigError, DataError, EnvironmentMissing, refuse_lfs_pointer
+from ..files import write_bytes
 from .decoders import AvDecoder, Decoder
 from .decord_decoder import DecordDecoder
 from .index import Source

@@ -25,7 +25,7 @@ from ...cvae_head.kinds import head_config_from_dict
 from ...data_pipeline.files import write_bytes, write_json
 from ...data_pipeline.statistics.datasets import DatasetStatistics, read_datasets
 from ...embodiment import Embodiment
-from ...errors import CheckpointError, ConfigError, DataError
+from ...errors import CheckpointError, ConfigError, DataError, refuse_lfs_pointer
 from ...fingerprints import same_encoder
 from ...hub import download, names_repository
 from ...tokenizers.weight_files import sha256
@@ -215,6 +215,7 @@ def load_release(folder: Path, *, tokenizer: str | None = None, text: str | None
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"{weights}: expected the weight file, got none; copy the whole release folder.")
+    refuse_lfs_pointer(weights)
     if sha256(weights) != record["sha256"]:
         raise CheckpointError(
             f"{weights}: expected the SHA-256 that {RECORD} states, got another; the file is truncated or "
@@ -326,6 +327,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"folder that "
             "training wrote."
         )
+    refuse_lfs_pointer(path)
     try:
         record = json.loads(path.read_text())
         version = record["format_version"]

@@ -14,7 +14,7 @@ from gr2.contracts import Episode
 from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.curation.ingest import cut_windows, write_video_shards
 from gr2.data_pipeline.executors import Executor, ordered_map
-from gr2.data_pipeline.files import load_array, text_encoding
+from gr2.data_pipeline.files import load_array, read_json, text_encoding, write_json
 from gr2.data_pipeline.loading.token_store import TokenStore
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.readers.tfrecord import read_records
@@ -28,6 +28,8 @@ from gr2.data_pipeline.store.shards import (
 from gr2.data_pipeline.tokens import write_token_shards
 from gr2.data_pipeline.video.reader import open_video, write_video
 from gr2.errors import ConfigError, DataError, WorkerDied
+from gr2.gr_model.model.release import load_release
+from gr2.tokenizers.weight_files import read_state_dict
 
 SAMPLES = Path(__file__).parents[2] / "../shared/real_samples"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="real sample videos are not beside the checkout")
@@ -145,6 +147,35 @@ def test_pointers_of_git_lfs_are_called_that(tmp_path: Path) -> None:
         open_video(tmp_path / "a.mp4")
     with pytest.raises(DataError, match="run `git lfs pull`"):
         next(read_records(tmp_path / "a.tfrecord-00000-of-00001"))
+    for name in ("info.json", "config.json", "text.safetensors"):
+        (tmp_path / name).write_text(pointer)
+    for read in (read_json, read_state_dict):
+        with pytest.raises(DataError, match="run `git lfs pull`"):
+            read(tmp_path / "info.json")
+    with pytest.raises(DataError, match="run `git lfs pull`"):
+        load_release(tmp_path)
+
+
+def test_names_that_are_no_utf8_are_read_and_shown(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.mp4")
+    write_video(tmp_path / "a.mp4", noise(4), fps=10)
+    os.rename(tmp_path / "a.mp4", tmp_path / name)
+    (record,) = open_source(tmp_path)
+    assert record.source == "caf\\udce9.mp4" and record.decode().frames.shape[0] > 0
+    write_json(tmp_path / "names.json", [name])
+    assert read_json(tmp_path / "names.json") == [name]
+
+
+def test_tables_of_captions_say_what_they_lack_and_repeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_video(tmp_path / "a.mp4", noise(4), fps=10)
+    (tmp_path / "metadata.csv").write_text("a.mp4,open the drawer\n")
+    with pytest.raises(DataError, match="the first line has the columns"):
+        list(open_source(tmp_path))
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.mp4,one\na.mp4,two\n")
+    assert [record.caption for record in open_source(tmp_path)] == ["one"]
+    assert "1 files have several captions" in capsys.readouterr().err
+    (tmp_path / "metadata.csv").write_text("file_name,text\n")
+    assert [record.caption for record in open_source(tmp_path)] == [""]
 
 
 def test_windows_cover_a_long_video_once() -> None:

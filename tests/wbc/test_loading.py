@@ -16,7 +16,7 @@ from gr2.benchmarks.wbc.built_in import built_in_cases
 from gr2.benchmarks.wbc.run import choose_cases
 from gr2.cli.main import main
 from gr2.contracts import ActionTrajectory
-from gr2.errors import ConfigError
+from gr2.errors import ConfigError, DataError
 from gr2.wbc.collision import CollisionConfig, CollisionModel
 from gr2.wbc.controller import WholeBodyController
 from gr2.wbc.robot.capsule_fit import read_vertices
@@ -343,8 +343,11 @@ def test_mesh_files_that_hold_nothing_cover_nothing(tmp_path: Path) -> None:
         (tmp_path / "part.stl").write_bytes(data)
         assert len(load_robot(path).capsules) == 6
     (tmp_path / "part.stl").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(ConfigError, match="git lfs pull"):
+    with pytest.raises(DataError, match="git lfs pull"):
         load_robot(path)
+    (tmp_path / "part.stl").rename(tmp_path / "arm.urdf")
+    with pytest.raises(DataError, match="git lfs pull"):
+        load_robot(tmp_path / "arm.urdf")
 
 
 def test_xacro_is_answered_by_the_command_that_expands_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from ...errors import ConfigError, ShapeError
+from ...errors import ConfigError, ShapeError, refuse_lfs_pointer
 from .collada import collada_vertices
 from .transforms import Array
 
@@ -199,9 +199,11 @@ def read_vertices(path: Path) -> Array:
 
     Raises:
         ConfigError: another format, or a file that is missing, too large, truncated or without vertices.
+        DataError: a pointer of Git LFS.
     """
     if not path.is_file():
         raise ConfigError(f"mesh file {path} does not exist; give its folder in package_dirs, or pass capsules=.")
+    refuse_lfs_pointer(path)
     if path.stat().st_size > MAX_MESH_BYTES:
         raise ConfigError(f"mesh file {path} is larger than {MAX_MESH_BYTES >> 20} MiB; simplify it first.")
     suffix = path.suffix.lower()
@@ -211,8 +213,6 @@ def read_vertices(path: Path) -> Array:
             "capsules=."
         )
     data = path.read_bytes()
-    if data.startswith(b"version https://git-lfs"):
-        raise ConfigError(f"mesh file {path} is a pointer of Git LFS; run `git lfs pull` in its repository.")
     try:
         vertices = READERS[suffix](data)
     except (ValueError, IndexError) as error:

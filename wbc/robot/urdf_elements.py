@@ -13,7 +13,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from ...errors import ConfigError
+from ...errors import ConfigError, refuse_lfs_pointer
 from .inertia import Inertial
 from .transforms import Array, matrix_from_rpy, pose_matrix, rotation_exp
 
@@ -142,6 +142,7 @@ def read_urdf(path_or_text: str | os.PathLike[str]) -> UrdfFile:
             raise ConfigError(f"URDF file {path} does not exist; give the path of a .urdf file.")
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"URDF file {path} is larger than {MAX_BYTES >> 20} MiB; give the .urdf, not its meshes.")
+        refuse_lfs_pointer(path)
         data, folder = path.read_bytes(), path.resolve().parent
     root = parse_xml(data, "the URDF")
     if root.tag != "robot":
