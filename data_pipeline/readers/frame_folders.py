@@ -14,8 +14,8 @@ from pathlib import Path
 from ...errors import ConfigError
 from ..files import sample_key, text_encoding
 from ..video.reader import is_video
+from .caption_tables import read_captions
 from .corpus_files import walk_links
-from .folder import read_captions
 from .record import ImageFiles, Record, is_animated_webp
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})

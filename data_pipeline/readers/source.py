@@ -28,6 +28,7 @@ from .replay_buffer import ReplayBufferSource, is_replay_buffer
 from .rlds import RldsSource, find_rlds
 from .something import SomethingSource, find_something
 from .spec import EpisodeSpec, read_spec
+from .video_rows import VideoRowsSource, find_video_rows
 from .webdataset import WebdatasetSource, find_tars
 
 
@@ -74,6 +75,8 @@ def _recognize(path: Location, camera: str, spec: EpisodeSpec | None, times: Tim
         return ReplayBufferSource(path, spec=spec, camera=camera)
     if find_hdf5(path):
         return Hdf5Source(path, spec=spec, camera=camera)
+    if path.suffix == ".parquet" and find_video_rows(path):
+        return VideoRowsSource(path, camera)
     if path.is_file() and not is_video(path) and not find_arrays(path) and not is_animated_webp(path):
         raise DataError(
             f"{path}: expected a folder, a video, or an npz, HDF5 or zarr file, got {path.suffix or 'no suffix'}."
@@ -103,6 +106,8 @@ def _recognize(path: Location, camera: str, spec: EpisodeSpec | None, times: Tim
     # last: a corpus may keep the archives that it came in beside what they held
     if find_tars(path):
         return WebdatasetSource(path, camera)
+    if find_video_rows(path):
+        return VideoRowsSource(path, camera)
     if path.is_dir() and find_frame_folders(path):
         return FrameFoldersSource(path, fps=fps, camera=camera)
     inside = _only_folder(path)

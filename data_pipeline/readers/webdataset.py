@@ -22,7 +22,7 @@ from ..files import load_array, sample_key
 from ..locations import Location, file_name, is_url, local_copy
 from ..store.shards import list_shards
 from ..video.reader import is_video
-from .folder import CAPTION_COLUMNS
+from .caption_tables import CAPTION_COLUMNS
 from .record import Record, VideoBytes
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from stage_cases import contents, run_and_kill
 
@@ -485,3 +487,40 @@ def _vanish(number: int) -> int:
 def test_a_worker_that_dies_is_told_in_a_sentence() -> None:
     with pytest.raises(WorkerDied, match="run the same command again"):
         list(ordered_map(_vanish, [3, 3, 3], Executor(num_workers=2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("results.csv", "videoid,contentUrl,page_dir,name\na,http://x,0,open it\nz,http://y,1,shut it\n"),
+        ("OpenVid.tsv", "video\tcaption\na.mp4\topen it\n"),
+        ("annotations.json", '[{"video": "./a.mp4", "caption": ["open it", "shut it"]}]'),
+        ("info.json", '{"videos": [{"video_id": "a"}], "sentences": [{"video_id": "a", "caption": "open it"}]}'),
+        ("texts.json", '{"a": {"caption": "open it"}}'),
+        ("texts.jsonl", '{"path": "sub/../a.mp4"}\n{"path": "a.mp4", "text": "open it"}\n'),
+        ("parts.csv", "video,start,end,caption\na.mp4,0,1,open it\n"),
+        ("notes.csv", "a.mp4,open it\n"),
+    ],
+)
+def test_tables_of_any_name_caption_the_videos_that_are_there(tmp_path: Path, name: str, table: str) -> None:
+    write_video(tmp_path / "a.mp4", noise(4), fps=10)
+    (tmp_path / name).write_text(table)
+    (record,) = open_source(tmp_path)
+    known = not name.startswith(("parts", "notes"))
+    assert record.caption == ("open it" if known else "")
+
+
+def test_videos_in_parquet_rows_are_read_with_their_captions(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", noise(4), fps=10)
+    video = {"bytes": (tmp_path / "a.mp4").read_bytes(), "path": "x.mp4"}
+    place = tmp_path / "set" / "data"
+    place.mkdir(parents=True)
+    rows = pa.table({"video": [video, {"bytes": None, "path": "gone.mp4"}], "text": ["open it", "shut it"]})
+    pq.write_table(rows, place / "train-00000-of-00001.parquet")
+    for path in (tmp_path / "set", place / "train-00000-of-00001.parquet"):
+        first, second = open_source(path)
+        assert first.caption == "open it" and first.decode().frames.shape[:1] == (4,)
+        assert not second.videos and second.key != first.key
+    (place / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="expected a folder"):
+        list(open_source(place / "train-00000-of-00001.parquet"))
