@@ -1,4 +1,4 @@
-"""ACT and Diffusion Policy beside LeRobot's implementations: equal weights give equal losses and chunks (nightly).
+"""ACT, Diffusion Policy and pi0 beside LeRobot's implementations: equal weights give equal losses and chunks (nightly).
 
 `GR2_LEROBOT_PYTHON` names a Python with `lerobot` 0.6.
 """
@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from gr2.cvae_head.cvae import CVAEConfig, CVAEHead
 from gr2.cvae_head.detr import DetrDecoder, StyleEncoder
 from gr2.cvae_head.diffusion import DiffusionConfig, DiffusionHead
+from gr2.cvae_head.expert import ExpertDenoiser
+from gr2.cvae_head.flow import FlowConfig, FlowHead
 from gr2.cvae_head.head import ChunkShape, Seen, TrunkShape
+from gr2.cvae_head.networks import time_features
 from gr2.cvae_head.unet import FilmBlock, UNetDenoiser
 
 pytestmark = pytest.mark.nightly
@@ -106,6 +109,53 @@ for prediction in ("epsilon", "sample"):
     found |= {prediction + ".loss": loss.detach().numpy(), prediction + ".chunk": chunk.numpy()}
 weights(model.unet)
 found |= {"action": batch["action"].numpy(), "condition": condition.numpy(), "eps": eps.numpy(), "level": level.numpy()}
+np.savez(sys.argv[1], **found)
+"""
+)
+
+PI0 = (
+    SETUP
+    + """
+from types import SimpleNamespace
+from lerobot.policies.pi0 import modeling_pi0
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
+WIDTH, ROWS = 64, 7
+config = PI0Config(max_action_dim=COLUMNS, max_state_dim=STATE, chunk_size=ROWS, n_action_steps=ROWS, min_period=0.2)
+model = modeling_pi0.PI0Pytorch.__new__(modeling_pi0.PI0Pytorch)
+torch.nn.Module.__init__(model)
+model.config, model.rtc_processor, model.gradient_checkpointing_enabled = config, None, False
+for name, sizes in {
+    "action_in_proj": (COLUMNS, WIDTH), "action_out_proj": (WIDTH, COLUMNS), "state_proj": (STATE, WIDTH),
+    "action_time_mlp_in": (2 * WIDTH, WIDTH), "action_time_mlp_out": (WIDTH, WIDTH),
+}.items():
+    setattr(model, name, torch.nn.Linear(*sizes))
+keep(model)
+class Passes:
+    # in place of PaliGemma and of the expert's blocks of Gemma: what goes in comes out
+    def __init__(self):
+        weight = SimpleNamespace(weight=torch.zeros(1))
+        layers = [SimpleNamespace(self_attn=SimpleNamespace(q_proj=weight))]
+        language = SimpleNamespace(layers=layers, config=SimpleNamespace())
+        self.paligemma = SimpleNamespace(model=SimpleNamespace(language_model=language))
+        self.gemma_expert = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace()))
+    def embed_image(self, image):
+        return torch.zeros(len(image), 2, WIDTH)
+    def embed_language_tokens(self, tokens):
+        return torch.zeros(*tokens.shape, WIDTH)
+    def forward(self, inputs_embeds, **_):
+        return inputs_embeds, ()
+model.paligemma_with_expert = Passes()
+modeling_pi0.clone_past_key_values = lambda values: values
+seen = ([torch.zeros(BATCH, 3, 8, 8)], [torch.ones(BATCH, dtype=torch.bool)], torch.zeros(BATCH, 2, dtype=torch.long),
+        torch.ones(BATCH, 2, dtype=torch.bool), torch.randn(BATCH, STATE))
+(action, eps), time = torch.randn(2, BATCH, ROWS, COLUMNS), model.sample_time(BATCH, "cpu")
+loss = model.forward(*seen, action, eps, time)
+with torch.no_grad():
+    chunk = model.sample_actions(*seen, noise=eps, num_steps=10)
+times = model.sample_time(20000, "cpu")
+weights(model)
+found |= {"action": action.numpy(), "eps": eps.numpy(), "time": time.numpy(), "loss": loss.detach().numpy(),
+          "chunk": chunk.numpy(), "times": times.numpy()}
 np.savez(sys.argv[1], **found)
 """
 )
@@ -213,3 +263,45 @@ def test_diffusion_policy_agrees_with_lerobot(tmp_path: Path, prediction, monkey
     with torch.no_grad():
         chunk = head.sample(found["condition"], found["eps"].flatten(1))
     torch.testing.assert_close(chunk, found[f"{prediction}.chunk"], atol=1e-5, rtol=1e-5)
+
+
+def take_pi0(expert: ExpertDenoiser, found: dict[str, Tensor]) -> None:
+    """Give an expert LeRobot's weights around its blocks.
+
+    Its time runs from noise to the chunk and its velocity leads there, both the other way round. Sines and cosines of
+    1 - t are a rotation of those of t.
+    """
+    features, weight = 64, found["w.action_time_mlp_in.weight"]
+    at_one = time_features(torch.ones(1), features)[0]
+    sine, cosine = at_one.split(features // 2)
+    rows, sines, cosines = weight.split((features, features // 2, features // 2), dim=1)
+    turned = torch.cat((rows, cosines * sine - sines * cosine, sines * sine + cosines * cosine), dim=1)
+    state = {"mix.0.weight": turned, "mix.0.bias": found["w.action_time_mlp_in.bias"]}
+    for ours, theirs in {"row": "action_in_proj", "mix.2": "action_time_mlp_out", "leave": "action_out_proj"}.items():
+        state |= {f"{ours}.{name}": found[f"w.{theirs}.{name}"] for name in ("weight", "bias")}
+    state |= {name: -state[name] for name in ("leave.weight", "leave.bias")}
+    expert.load_state_dict(state | {"places": torch.zeros_like(expert.places)}, strict=False)
+    expert.norm = nn.Identity()
+
+
+def test_pi0_agrees_with_lerobot_around_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ask(PI0, tmp_path)
+    shape, trunk = ChunkShape(length=7, width=COLUMNS), TrunkShape(width=8, depth=0, heads=1)
+    head = FlowHead(FlowConfig(network="expert", width=64, draws=1, steps=10), trunk=trunk, shape=shape).eval()
+    assert isinstance(head.velocity, ExpertDenoiser)
+    take_pi0(head.velocity, found)
+    nothing = torch.zeros(BATCH, 1, 8)
+    keep = torch.ones(BATCH, 1, dtype=torch.bool)
+    seen = Seen(text=nothing, text_keep=keep, tokens=nothing, keep=keep, num_steps=1)
+    uniform = ((found["time"] - 0.001) / 0.999) ** 1.5  # of which the head makes its time, 1 - LeRobot's
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn_like", lambda like: found["eps"])
+        patch.setattr(torch, "rand", lambda *_, **__: uniform)
+        loss = head.loss(seen, found["action"], torch.ones(BATCH, 7, COLUMNS, dtype=torch.bool))
+    torch.testing.assert_close(loss["action_loss"], found["loss"].mean(), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        chunk = head.sample(seen, found["eps"].flatten(1))
+    torch.testing.assert_close(chunk, found["chunk"], atol=1e-5, rtol=1e-5)
+    ours = 1 - 0.999 * (1 - torch.rand(20000, generator=torch.Generator().manual_seed(0)) ** (1 / 1.5))
+    quantiles = torch.linspace(0.05, 0.95, 19)
+    assert float((ours.quantile(quantiles) - found["times"].quantile(quantiles)).abs().max()) < 0.015
