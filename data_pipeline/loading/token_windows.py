@@ -30,7 +30,8 @@ class TokenWindows:
     A batch holds `codes` {camera: int64 `[b h n]`}, `camera_mask` {camera: bool `[b]`}, `frame_mask` bool
     `[b h]`, `states` float32 `[b h s]`, `state_mask` bool `[b h]`, `actions` float32 `[b k a]`, `action_mask`
     bool `[b k]`, `text_id` int64 `[b]`, `episode` int64 `[b]`, `embodiment` int64 `[b]`. Masks are True where a value
-    is real. A store without steps gives no states, no actions and no embodiment.
+    is real. A store without steps gives no states, no actions and no embodiment. With `look_ahead` there is
+    `actions_ahead` float32 `[b 2 a]`, the least and the greatest action from the chunk's first to the episode's last.
 
     `embodiment` is the place in `store.embodiments`, -1 for video alone. The numbers of a state and of an action are
     those of its embodiment, then zeros up to the widest, `s` and `a`; steps are those of its own control rate.
@@ -44,6 +45,7 @@ class TokenWindows:
         labeled_only: take only episodes that have actions and an instruction.
         split: `train` and `validation` divide the videos, never the windows of one video.
         validation_fraction: share of the videos in the validation split, chosen by a hash of their names.
+        look_ahead: give `actions_ahead`, too.
 
     Raises:
         ConfigError: for numbers out of range.
@@ -60,13 +62,14 @@ class TokenWindows:
         labeled_only: bool = False,
         split: Split = "all",
         validation_fraction: float = 0.0,
+        look_ahead: bool = False,
     ) -> None:
         if min(frame_step, chunk_length, context) < 1 or not context <= num_frames:
             raise ConfigError(
                 "loader: expected frame_step, chunk_length, context >= 1, context <= num_frames, "
                 f"got {frame_step}, {chunk_length}, {context} and {num_frames}."
             )
-        self.store = store
+        self.store, self._look_ahead = store, look_ahead
         self.source_starts = store.source_starts
         self._frame_shift = (np.arange(num_frames) - (context - 1)) * frame_step
         self._action_shift = np.arange(chunk_length)
@@ -104,7 +107,12 @@ class TokenWindows:
             return batch
         stride = store.values("stride", episodes)[:, None]
         states, has_steps = self._steps("states", episodes, frames * stride)
-        actions, action_mask = self._steps("actions", episodes, windows[:, None] * stride + self._action_shift)
+        first = windows[:, None] * stride
+        actions, action_mask = self._steps("actions", episodes, first + self._action_shift)
+        if self._look_ahead:
+            left = max(1, int((store.values("steps", episodes)[:, None] - first).max()))
+            rest, _ = self._steps("actions", episodes, first + np.arange(left))
+            batch["actions_ahead"] = torch.stack((rest.amin(1), rest.amax(1)), dim=1)
         return batch | {
             "embodiment": torch.from_numpy(store.embodiment_of(episodes)),
             "states": states,

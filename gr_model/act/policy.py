@@ -17,7 +17,7 @@ from ...contracts import Array, Chunking, Observation, Trajectory
 from ...cvae_head.denoising import DenoisingHead
 from ...cvae_head.ensemble import TemporalEnsemble
 from ...cvae_head.inpainting import Running, soft_mask
-from ...cvae_head.motions import OWN
+from ...cvae_head.motions import UNCORRECTED
 from ...cvae_head.signals import SignalCoding, place_actions
 from ...embodiment import Embodiment
 from ...errors import ConfigError, ShapeError
@@ -98,7 +98,7 @@ class GR2Policy:
         self.seed = seed
         frames = model.config.max_context if self.thoughts is None else 1
         self.history: deque[tuple[dict[str, Array], Array]] = deque(maxlen=frames)
-        self._correction = (OWN,) * 4
+        self._correction = UNCORRECTED
         self.said = ""
         self._instruction = ""
         self._text: tuple[Tensor, Tensor] | None = None
@@ -106,7 +106,7 @@ class GR2Policy:
     def reset(self) -> None:
         """Forget remembered frames, trajectories and corrections."""
         self.history.clear()
-        self._correction, self.said = (OWN,) * 4, ""
+        self._correction, self.said = UNCORRECTED, ""
         if self.thoughts is not None:
             self.thoughts.reset()
         self._running = None
@@ -117,7 +117,7 @@ class GR2Policy:
         """Say how to move, in place of what the model would say, until None is given or the episode ends.
 
         Args:
-            words: as "move arm left and down, close gripper"; what they do not name (the gripper, or the arm) is left
+            words: as "carry: move arm left, close gripper"; what they do not name (sub-step, arm or gripper) is left
                 to the model. `said` has what it followed last.
 
         Raises:
@@ -128,7 +128,7 @@ class GR2Policy:
                 "correction: expected a model that says its motion, got one that does not; train one with "
                 "--model.motions."
             )
-        self._correction = (OWN,) * 4 if words is None else self.model.motion.parse(words)
+        self._correction = UNCORRECTED if words is None else self.model.motion.parse(words)
 
     def act(self, observation: Observation) -> Trajectory:
         """Encode the images, predict a chunk, place it at the present tool pose.

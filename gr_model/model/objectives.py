@@ -255,8 +255,10 @@ def training_losses(
         columns = {} if kept is None else {"kept": kept[1:]}
         if model.motion is None:
             return losses | model.head.loss(condition, *chunk, step=step, **columns)
-        physical = model.config.slots.encode(batch["states"][:, h - 1].float(), batch["actions"].float())
-        motion, read = model.motion.of_chunk(physical, batch["action_mask"]), query_of(condition)
+        now = batch["states"][:, h - 1].float()
+        physical = model.config.slots.encode(now, batch["actions"].float())
+        ahead = model.config.slots.encode(now, batch["actions_ahead"].float()) if "actions_ahead" in batch else None
+        motion, read = model.motion.of_chunk(physical, batch["action_mask"], ahead), query_of(condition)
         losses["motion_loss"] = model.motion.loss(read, motion)
         losses |= model.head.loss(model.motion.beside(read, motion), *chunk, step=step, **columns)
         losses["action_loss"] = losses["action_loss"] + _MOTION_WEIGHT * losses["motion_loss"]

@@ -247,7 +247,7 @@ class WorldModel(nn.Module):
         *,
         noise: Float[Tensor, "b z"] | None = None,
         running: Running | None = None,
-        motion: Int[Tensor, "b 4"] | None = None,
+        motion: Int[Tensor, "b 5"] | None = None,
         thought: Thought | None = None,
     ) -> Float[Tensor, "b k c"]:
         """Predict the chunk at the last context step in one forward pass without target frames.

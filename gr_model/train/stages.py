@@ -60,6 +60,7 @@ def _open(options: TrainingOptions, *, labeled_only: bool) -> _Inputs:
         device=options.device, devices=options.devices, strategy=options.strategy, num_nodes=options.num_nodes
     )
     store = TokenStore.open(options.tokens, load_steps=labeled_only)
+    says_motions = labeled_only and _says_motions(options)
 
     def windows_of(split: Literal["train", "validation"]) -> TokenWindows:
         return TokenWindows(
@@ -71,6 +72,7 @@ def _open(options: TrainingOptions, *, labeled_only: bool) -> _Inputs:
             labeled_only=labeled_only,
             split=split,
             validation_fraction=options.validation_share,
+            look_ahead=says_motions,
         )
 
     training = BatchLoader(
@@ -88,6 +90,15 @@ def _open(options: TrainingOptions, *, labeled_only: bool) -> _Inputs:
         held_out=_held_out(windows_of("validation"), options),
         distribution=distribution,
     )
+
+
+def _says_motions(options: TrainingOptions) -> bool:
+    """Return whether the model to be trained says its motion."""
+    from ..model.release import read_record, release_folder
+
+    if isinstance(options, FinetuneOptions) and options.init is not None:
+        return bool(read_record(release_folder(options.init))["model"].get("motions"))
+    return options.model.motions is not None
 
 
 def _held_out(windows: TokenWindows, options: TrainingOptions) -> BatchLoader | None:

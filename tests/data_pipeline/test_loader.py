@@ -150,7 +150,7 @@ def reference(store: TokenStore, sample: dict, episode: int, anchor: int) -> dic
 def test_windows_equal_a_slow_reference(store: TokenStore) -> None:
     pairs = [(e, a) for e in range(len(store)) for a in (0, 1, 2, int(store.num_frames[e]) - 1)]
     episodes, anchors = np.array(pairs).T
-    batch = TokenWindows(store, **WINDOWS).gather(episodes, anchors)
+    batch = TokenWindows(store, look_ahead=True, **WINDOWS).gather(episodes, anchors)
     samples = all_samples(store)
     for i, (e, a) in enumerate(pairs):
         expected = reference(store, samples[e], e, a)
@@ -162,6 +162,9 @@ def test_windows_equal_a_slow_reference(store: TokenStore) -> None:
         assert np.array_equal(batch["states"][i], np.array(expected["state"], np.float32))
         assert np.array_equal(batch["actions"][i], np.array(expected["action"], np.float32))
         assert batch["action_mask"][i].tolist() == expected["action_mask"]
+        if store.num_steps[e]:
+            ahead = samples[e]["actions.npy"][min(a * store.frame_stride[e], store.num_steps[e] - 1) :]
+            assert np.array_equal(batch["actions_ahead"][i], np.stack((ahead.min(0), ahead.max(0))).astype(np.float32))
         assert batch["state_mask"][i].tolist() == [f and store.num_steps[e] > 0 for f in expected["frame"]]
         text = int(batch["text_id"][i])
         assert store.text(text) == (TEXTS[e % 3] if e < 8 else "push it")

@@ -14,7 +14,7 @@ from torch import Tensor
 from gr2.contracts import Observation
 from gr2.cvae_head import kinds
 from gr2.cvae_head.kinds import HeadOptions
-from gr2.cvae_head.motions import OWN, LanguageMotion
+from gr2.cvae_head.motions import OWN, SUB_STEPS, LanguageMotion
 from gr2.cvae_head.signals import coding_of
 from gr2.embodiment import TOOL_ARM
 from gr2.errors import ConfigError
@@ -48,19 +48,32 @@ def test_words_follow_from_the_way_of_the_tool() -> None:
     mask[3, 2:] = False
     motion = layer().of_chunk(chunk, mask)
     assert [layer().phrase(row) for row in motion.tolist()] == [
-        "move arm right and down, close gripper", "move arm back, close gripper", "hold arm still, close gripper",
-        "move arm up, open gripper",
+        "keep: move arm right and down, close gripper", "keep: move arm back, close gripper",
+        "keep: hold arm still, close gripper", "withdraw: move arm up, open gripper",
     ]  # fmt: skip
+
+
+def test_sub_steps_follow_from_what_the_gripper_does_later() -> None:
+    chunk, mask = way_chunks(torch.zeros(5, 3)), torch.ones(5, 5, dtype=torch.bool)
+    chunk[:3, :, 6] = 1.0  # open now
+    chunk[2, 3:, 6] = 0.0  # and closed within the chunk
+    ahead = torch.zeros(5, 2, 7)
+    ahead[:, 1, 6] = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    ahead[1, 0, 6] = 1.0
+    said = [SUB_STEPS[row[4]] for row in layer().of_chunk(chunk, mask, ahead).tolist()]
+    assert said == ["reach", "withdraw", "reach", "carry", "keep"]
+    alone = [SUB_STEPS[row[4]] for row in layer().of_chunk(chunk, mask).tolist()]
+    assert alone == ["withdraw", "withdraw", "reach", "keep", "keep"]
 
 
 def test_a_correction_is_read_and_leaves_the_rest_to_the_model() -> None:
     motions = layer()
-    assert motions.parse("Move the arm left and down, close gripper!") == (0, 1, 0, 0)
-    assert motions.parse("up") == (1, 1, 2, OWN) and motions.parse("hold still") == (1, 1, 1, OWN)
-    assert motions.parse("open") == (OWN, OWN, OWN, 1)
-    for phrase in ("hold arm still, open gripper", "move arm left and forward and up, close gripper"):
+    assert motions.parse("Move the arm left and down, close gripper!") == (0, 1, 0, 0, OWN)
+    assert motions.parse("up") == (1, 1, 2, OWN, OWN) and motions.parse("hold still") == (1, 1, 1, OWN, OWN)
+    assert motions.parse("open") == (OWN, OWN, OWN, 1, OWN) and motions.parse("carry") == (*[OWN] * 4, 2)
+    for phrase in ("reach: hold arm still, open gripper", "carry: move arm left and forward and up, close gripper"):
         assert motions.phrase(motions.parse(phrase)) == phrase
-    for bad in ("left and right", "open and close", "faster", ""):
+    for bad in ("left and right", "open and close", "reach, then carry", "faster", ""):
         with pytest.raises(ConfigError, match="correction"):
             motions.parse(bad)
 
@@ -97,7 +110,7 @@ def trained() -> WorldModel:
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     model.train()
-    for step in range(150):
+    for step in range(300):
         optimizer.zero_grad()
         losses = training_losses(model, way_batch(model, step)[0], with_actions=True, with_frames=False)
         losses["action_loss"].backward()
@@ -109,10 +122,10 @@ def trained() -> WorldModel:
 def test_what_is_done_follows_what_is_said(trained: WorldModel) -> None:
     context = make_context(trained, make_batch(trained.config, size=6))
     axes = torch.cat((torch.eye(3), -torch.eye(3)))
-    words = torch.cat((1 + axes, torch.full((6, 1), float(OWN))), dim=1).long()
+    words = torch.cat((1 + axes, torch.full((6, 2), float(OWN))), dim=1).long()
     with torch.no_grad():
         chunk = trained.act(context, noise=torch.randn(6, trained.head.noise_dim), motion=words)
-        own = torch.full((6, 4), OWN)
+        own = torch.full((6, 5), OWN)
         trained.act(context, motion=own)
     assert (words[:, 3] >= 0).all() and (own >= 0).all()  # the model has filled in its own
     along = (chunk[:, -1, :3] * axes).sum(1)
@@ -142,7 +155,7 @@ def test_a_policy_is_corrected_until_told_otherwise(trained: WorldModel, tmp_pat
     for words, axis, sign in (("left", 0, -1), ("up", 2, 1)):
         policy.correct(words)
         moved = policy.act(seen).positions[-1]
-        assert sign * moved[axis] > 0.03 and policy.said.startswith(f"move arm {words}, ")
+        assert sign * moved[axis] > 0.03 and f": move arm {words}, " in policy.said
     policy.correct(None)
     policy.reset()
     first = policy.act(seen)
@@ -170,7 +183,7 @@ def test_a_script_corrects_at_its_times(trained: WorldModel) -> None:
         for now in (10.0, 10.5, 10.8, 11.2):
             corrected.act(replace(seen, time=now))
             said.append(policy.said)
-        assert said[1].startswith("move arm up,") and said[2].startswith("move arm left,")
+        assert ": move arm up," in said[1] and ": move arm left," in said[2]
     assert corrected.executed_steps == policy.executed_steps
     with pytest.raises(ConfigError, match="expected a time"):
         CorrectedPolicy(policy, ["move arm up"])
