@@ -30,6 +30,7 @@ from ..contracts import Array
 from ..embodiment import Embodiment
 from ..errors import ConfigError, DataError
 from ..fingerprints import differing_facts
+from .contacts import read_contacts, target_contact
 from .embodiments import EmbodimentTally, kept_embodiment
 from .executors import ONE_PROCESS, Executor, ExecutorKind, ordered_map
 from .files import array_bytes, load_array, write_bytes
@@ -182,7 +183,8 @@ def finish_token_shards(
     embodiment_ids = [embodiments.join(note.get("embodiments", ())) for note in notes]
     if encode_texts is not None:
         _write_texts(out, texts, encode_texts)
-    columns = token_columns(written, {text: i for i, text in enumerate(texts)}, embodiment_ids)
+    parts = sorted({part for note in notes for part in note.get("contact_parts", ())})
+    columns = token_columns(written, {text: i for i, text in enumerate(texts)}, embodiment_ids, parts)
     result = {
         "shards": list(names),
         "tokenizer": dict(facts),
@@ -191,6 +193,7 @@ def finish_token_shards(
         "cameras": list(dict.fromkeys(camera for note in notes for camera in note.get("cameras", ()))),
         "embodiments": [embodiment.to_dict() for embodiment in embodiments.result()],
         "columns": write_columns(out, columns | _text_columns(texts)),
+        **({"contact_parts": parts} if parts else {}),
     }
     manifest = finish_stage(out, STAGE, parameters, tally, result)
     print(f"{out}: {tally.summary()}; {len(texts)} texts")
@@ -271,10 +274,16 @@ def _decode_window(
             "num_frames": len(indices),
             "video": video,
             "source": description["source"],
-            "facts": description["facts"],
+            "facts": _shifted(description["facts"], steps.start),
             **({"embodiment": embodiment.to_dict()} if embodiment else {}),
         },
     )
+
+
+def _shifted(facts: Mapping[str, Any], start: int) -> Mapping[str, Any]:
+    """Count the steps of contacts from the beginning of a window that begins at a step of its episode."""
+    contacts = read_contacts(facts) if start else None
+    return facts if contacts is None else {**facts, "contacts": [[part, step - start] for part, step in contacts]}
 
 
 def _jittered(window: DecodedWindow, jitter: float, seed: int) -> DecodedWindow:
@@ -296,6 +305,7 @@ def _write_shard(
 ) -> None:
     tally, texts, embodiments = Tally(), dict[str, int](), EmbodimentTally()
     cameras: dict[str, None] = {}
+    parts: dict[str, None] = {}
     is_square = True
     total = len(read_index(task.source)["samples"])
     progress = tqdm(total=total, desc=f"shard {task.number}", unit="clip", leave=False)
@@ -312,7 +322,9 @@ def _write_shard(
                 text = texts.setdefault(window.description["caption"], len(texts))
                 cameras |= dict.fromkeys(window.images)
                 is_square &= window.is_square
-                writer.write(window.key, members, _row(window, text, facts, embodiments))
+                row = _row(window, text, facts, embodiments)
+                parts |= {row["contact_part"]: None} if "contact_part" in row else {}
+                writer.write(window.key, members, row)
             for sample in group:
                 _count(tally, sample)
                 if sample[0].problem:
@@ -320,6 +332,7 @@ def _write_shard(
                     writer.drop(entry)
             progress.update(len(group))
         note = {"tally": asdict(tally), "sentences": list(texts), "is_square": is_square}
+        note |= {"contact_parts": list(parts)} if parts else {}
         writer.finish_shard(note | {"cameras": list(cameras), "embodiments": embodiments.to_list()})
 
 
@@ -330,6 +343,7 @@ def _row(window: DecodedWindow, text: int, facts: Mapping[str, Any], embodiments
     number = ABSENT
     if window.embodiment is not None:
         number = embodiments.add(window.embodiment, list(window.images), **steps)
+    contact = target_contact(window.description["facts"])
     return {
         "frames": window.description["num_frames"],
         "stride": window.description["frame_stride"],
@@ -341,6 +355,7 @@ def _row(window: DecodedWindow, text: int, facts: Mapping[str, Any], embodiments
         "text": text,
         "video": window.description["video"],
         "embodiment": number,
+        **({} if contact is None else {"contact_part": contact.part, "contact_step": contact.step}),
     }
 
 

@@ -24,7 +24,7 @@ from ..playtable.environment import CAMERAS, PlayTable
 from ..playtable.feasibility import feasible
 from ..playtable.instructions import sample_instruction
 from ..playtable.scenes import scene
-from ..playtable.targets import TARGET_MASK
+from ..playtable.targets import TARGET_MASK, target_parts
 from ..playtable.tasks import ALL_TASKS, choose_tasks
 from ..playtable.world import WorldState
 from ..simulation.control import make_control
@@ -61,7 +61,7 @@ class RecordConfig:
     moment; image_px: image side [px], 0 for CALVIN's two; frame_stride: control steps from image to image; policy:
     folder of the policy that drives the first part of each skill, or ""; policy_steps: range of the control steps that
     it drives; calvin_root: clone, or ""; emphasis: factors of the tasks' weights; generated: how many generated scenes
-    there are beside `scenes`.
+    there are beside `scenes`; target_mask: whether a camera shows the target; contacts: whether touches are noted.
     """
 
     scenes: str
@@ -81,6 +81,7 @@ class RecordConfig:
     policy_steps: tuple[int, int] = POLICY_STEPS
     slip_share: float = 0.0
     target_mask: bool = False
+    contacts: bool = False
 
     @property
     def scene_names(self) -> list[str]:
@@ -133,6 +134,9 @@ def _run_segment(
             position, quaternion, gripper = act(task, state, env.spec_scene, style)
             tape.record(env, position, quaternion, gripper, stride=stride)
             env.step_pose(*hand(position, quaternion), hand.grip(gripper))
+            if config.contacts:
+                for part in sorted(link or body for body, link in env.touching(env.robot.uid)):
+                    tape.touched.setdefault(part, len(tape.actions) - 1)
         state = env.world_state()
         if done_at is None and ALL_TASKS[task].done(start, state):
             done_at = step
@@ -176,6 +180,7 @@ def _record_chain(
         if policy is not None and not play:
             drawn = np.random.default_rng([config.seed, chain, segment])
             pilot = _Pilot(env, policy, instruction, config.policy_steps, drawn)
+        target = sorted(link or body for body, link in target_parts(task, env.world_state()))
         success = _run_segment(env, task, tape, config, rng, pilot)
         facts = {
             "scene": env.spec_scene.name,
@@ -184,6 +189,8 @@ def _record_chain(
             "segment": segment,
             "scripted": True,
         }
+        if config.contacts:
+            facts |= {"contacts": list(tape.touched.items()), "target": target}
         if not play and success and len(tape.actions) >= (1 if pilot is None else _SHORTEST):
             if config.layout == "calvin":
                 _hold(env, tape)
@@ -263,6 +270,7 @@ def record(
     image_size: int | None = None,
     frame_stride: int | None = None,
     target_mask: bool = False,
+    contacts: bool = False,
     policy: str = "",
     policy_steps: tuple[int, int] = POLICY_STEPS,
     emphasis: Path | None = None,
@@ -288,6 +296,7 @@ def record(
         image_size: image side [px]; by default 64, and 200 and 84 in CALVIN's layout, which 0 gives, too.
         frame_stride: control steps (30 Hz, Meta-World 80) from image to image; by default 5, in CALVIN's layout 1.
         target_mask: record a third camera, too: what the skill is about, white on black (docs/policies.md).
+        contacts: note which parts of the scene the hand touches, when, and which the skill is about (docs/policies.md).
         policy: folder of a released model that drives the first part of each skill, before the recording (DAgger).
         policy_steps: range of the control steps that it drives; `[90, 300]` records what to do after it failed.
         emphasis: `results.json` of `gr2 benchmark calvin`: tasks that failed more often there are recorded more often.
@@ -304,23 +313,22 @@ def record(
     """
     started, place = time.monotonic(), out / "episodes" if layout == "shards" else out
     if simulator == "metaworld":
-        given = {"scenes": scenes, "generated": generated, "chains": chains, "play_share": play_share, "policy": policy,
-                 "target_mask": target_mask, "policy_steps": policy_steps, "slip_share": slip_share,
-                 "emphasis": emphasis, "calvin_root": calvin_root}  # fmt: skip
-        _only_shared_options(layout, given)
+        _only_shared_options(layout, {
+            "scenes": scenes, "generated": generated, "chains": chains, "play_share": play_share, "policy": policy,
+            "target_mask": target_mask, "contacts": contacts, "policy_steps": policy_steps, "slip_share": slip_share,
+            "emphasis": emphasis, "calvin_root": calvin_root})  # fmt: skip
         found = record_metaworld(
-            out=place, tasks=tasks or "mt10", episodes=episodes, noise_share=noise_share,
-            image_size=64 if image_size is None else image_size, frame_stride=frame_stride or 5,
-            num_workers=num_workers, seed=seed,
+            out=place, tasks=tasks or "mt10", episodes=episodes, noise_share=noise_share, num_workers=num_workers,
+            image_size=64 if image_size is None else image_size, frame_stride=frame_stride or 5, seed=seed,
         )  # fmt: skip
     else:
         config = RecordConfig(
             scenes=scenes, tasks=tasks or "demonstrated", layout="calvin" if layout == "calvin" else "episodes",
             chains=0 if episodes else chains, episodes=episodes or 0, play_share=play_share, noise_share=noise_share,
-            image_px=image_size if image_size is not None else 0 if layout == "calvin" else 64,
-            policy=str(policy), calvin_root=str(calvin_root or ""), seed=seed, generated=generated,
+            image_px=image_size if image_size is not None else 0 if layout == "calvin" else 64, policy=str(policy),
+            frame_stride=_STRIDES[layout] if frame_stride is None else frame_stride, calvin_root=str(calvin_root or ""),
             emphasis=emphasis_of(emphasis) if emphasis else {}, policy_steps=policy_steps, slip_share=slip_share,
-            frame_stride=_STRIDES[layout] if frame_stride is None else frame_stride, target_mask=target_mask,
+            target_mask=target_mask, contacts=contacts, seed=seed, generated=generated,
         )  # fmt: skip
         _check(config, min(chains, num_workers, config.frame_stride, 1 if episodes is None else episodes))
         found = _record_playtable(place, config, num_workers)
@@ -358,8 +366,9 @@ def _check(config: RecordConfig, smallest: int) -> None:
         raise ConfigError(
             f"--frame-stride: CALVIN's layout holds every step, got {config.frame_stride}; leave the option out."
         )
-    if config.target_mask and config.layout == "calvin":
-        raise ConfigError("--target-mask: CALVIN's layout has no place for it; choose another --layout.")
+    for name, wanted in (("target-mask", config.target_mask), ("contacts", config.contacts)):
+        if wanted and config.layout == "calvin":
+            raise ConfigError(f"--{name}: CALVIN's layout has no place for it; choose another --layout.")
     if not dealable(choose_tasks(config.tasks)):
         raise ConfigError(
             f"--tasks {config.tasks}: expected what must be done before one of them, too; add tasks that lift."

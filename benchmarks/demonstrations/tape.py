@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,6 +21,8 @@ class Tape:
     robot_obs: list[np.ndarray]
     scene_obs: list[np.ndarray]
     depths: dict[str, list[np.ndarray]]
+    touched: dict[str, int] = field(default_factory=dict)
+    """Part of the scene -> step of its first touch."""
 
     @staticmethod
     def empty() -> Tape:

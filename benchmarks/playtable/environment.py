@@ -155,7 +155,7 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
             poses = [next(draw) for _ in self.blocks]
             self._set_scene(np.concatenate([np.zeros(6), *poses]))
             pybullet.stepSimulation(physicsClientId=self.client)
-            if not any(c[0].startswith("block_") for uid in self.blocks.values() for c in self._touching(uid)):
+            if not any(c[0].startswith("block_") for uid in self.blocks.values() for c in self.touching(uid)):
                 break
         self.robot.reset(np.array(REST_JOINTS), FINGER_OPEN, 1.0)
         pybullet.stepSimulation(physicsClientId=self.client)
@@ -410,12 +410,13 @@ class PlayTable(Table, gymnasium.Env[dict[str, Any], np.ndarray]):
             bulb=self.bulb,
             led=self.led,
             blocks=blocks,
-            contacts={color: self._touching(uid) for color, uid in self.blocks.items()},
-            robot_contacts=frozenset(body for body, _ in self._touching(self.robot.uid)),
+            contacts={color: self.touching(uid) for color, uid in self.blocks.items()},
+            robot_contacts=frozenset(body for body, _ in self.touching(self.robot.uid)),
             velocities=velocities,
         )
 
-    def _touching(self, uid: int) -> frozenset[tuple[str, str]]:
+    def touching(self, uid: int) -> frozenset[tuple[str, str]]:
+        """Name what a body touches: bodies, and of the table the link."""
         pairs = set()
         for point in self.contact_points(uid):
             body = self._body_names[point[2]]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...contracts import Array
 from ...errors import DataError
+from ..contacts import misses_target
 from ..readers.record import Record, Video, VideoBytes
 from ..video.reader import open_video
 
@@ -25,12 +26,15 @@ class FilterConfig:
         min_frames: a clip with fewer frames is dropped as `too_short`.
         min_seconds: a clip that lasts less [s] is dropped as `too_short`.
         min_motion: a clip whose probed frames differ less on average [gray levels of 255] is dropped as `static`.
+        target_touched: drop as `target_untouched` an episode that says what its hand touched, and that this is nothing
+            of what its instruction is about (contact labels, docs/policies.md).
         probe_frames: frames decoded for the probe, spread evenly, the first and the last among them.
     """
 
     min_frames: int = 2
     min_seconds: float = 0.5
     min_motion: float = 0.2
+    target_touched: bool = True
     probe_frames: int = 12
 
 
@@ -113,7 +117,7 @@ def first_fault(record: Record, videos: Sequence[VideoFacts], config: FilterConf
         return "no_video", "the record has no video: its states and actions alone are good for `gr2 data statistics`"
     return next(
         filter(lambda fault: fault[1], (
-            mismatched(record, videos), too_short(videos, config), static(videos, config)
+            mismatched(record, videos), too_short(videos, config), static(videos, config), untouched(record, config)
         )),
         ("", ""),
     )  # fmt: skip
@@ -146,3 +150,10 @@ def static(videos: Sequence[VideoFacts], config: FilterConfig) -> tuple[str, str
     if motion < config.min_motion:
         return "static", f"mean frame difference {motion:.3f} (limit {config.min_motion})"
     return "static", ""
+
+
+def untouched(record: Record, config: FilterConfig) -> tuple[str, str]:
+    """Find an episode whose hand touches nothing of what its instruction is about."""
+    if config.target_touched and misses_target(record.facts):
+        return "target_untouched", f"the hand touches nothing of {', '.join(map(str, record.facts['target']))}"
+    return "target_untouched", ""

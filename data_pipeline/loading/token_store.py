@@ -81,6 +81,7 @@ class TokenFolder:
     named: the embodiments that the manifest names.
     has_text_features: whether the features of the texts lie beside them.
     is_square: whether all images are known to have been squares.
+    contact_parts: what hands touch, as `contact_part` counts it; none without contact labels.
     """
 
     def __init__(self, folder: Location) -> None:
@@ -94,6 +95,7 @@ class TokenFolder:
         self.num_texts: int = manifest["num_texts"]
         self.has_text_features: bool = manifest["parameters"].get("texts", True)
         self.named = read_embodiments(self.folder, manifest)
+        self.contact_parts: list[str] = manifest.get("contact_parts", [])
         present = [name.removeprefix("codes_") for name in self.names if name.startswith("codes_")]
         seen = (*manifest.get("cameras", ()), *TOOL_ARM.cameras, *sorted(present))
         self.cameras = tuple(camera for camera in dict.fromkeys(seen) if camera in present)

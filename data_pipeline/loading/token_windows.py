@@ -10,6 +10,7 @@ Frames before the first or after the last one repeat it and are False in `frame_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from ...contracts import Array
 from ...errors import ConfigError
 from .loader import Batch
+from .token_contacts import contact_part_of
 from .token_store import TokenStore
 
 Split = Literal["all", "train", "validation"]
@@ -31,7 +33,9 @@ class TokenWindows:
     `[b h]`, `states` float32 `[b h s]`, `state_mask` bool `[b h]`, `actions` float32 `[b k a]`, `action_mask`
     bool `[b k]`, `text_id` int64 `[b]`, `episode` int64 `[b]`, `embodiment` int64 `[b]`. Masks are True where a value
     is real. A store without steps gives no states, no actions and no embodiment. With `look_ahead` there is
-    `actions_ahead` float32 `[b 2 a]`, the least and the greatest action from the chunk's first to the episode's last.
+    `actions_ahead` float32 `[b 2 a]`, the least and the greatest action from the chunk's first to the episode's last;
+    with `contact_parts` there are `contact_part` int64 `[b]`, the place in them of what the hand is to touch, -1 where
+    that is unknown, and `contact_steps` int64 `[b]`, how many steps until then, 0 or less once it was touched.
 
     `embodiment` is the place in `store.embodiments`, -1 for video alone. The numbers of a state and of an action are
     those of its embodiment, then zeros up to the widest, `s` and `a`; steps are those of its own control rate.
@@ -46,6 +50,7 @@ class TokenWindows:
         split: `train` and `validation` divide the videos, never the windows of one video.
         validation_fraction: share of the videos in the validation split, chosen by a hash of their names.
         look_ahead: give `actions_ahead`, too.
+        contact_parts: names of parts of the scene; give contact labels, too.
 
     Raises:
         ConfigError: for numbers out of range.
@@ -63,13 +68,14 @@ class TokenWindows:
         split: Split = "all",
         validation_fraction: float = 0.0,
         look_ahead: bool = False,
+        contact_parts: Sequence[str] = (),
     ) -> None:
         if min(frame_step, chunk_length, context) < 1 or not context <= num_frames:
             raise ConfigError(
                 "loader: expected frame_step, chunk_length, context >= 1, context <= num_frames, "
                 f"got {frame_step}, {chunk_length}, {context} and {num_frames}."
             )
-        self.store, self._look_ahead = store, look_ahead
+        self.store, self._look_ahead, self._contact_parts = store, look_ahead, tuple(contact_parts)
         self.source_starts = store.source_starts
         self._frame_shift = (np.arange(num_frames) - (context - 1)) * frame_step
         self._action_shift = np.arange(chunk_length)
@@ -113,6 +119,9 @@ class TokenWindows:
             left = max(1, int((store.values("steps", episodes)[:, None] - first).max()))
             rest, _ = self._steps("actions", episodes, first + np.arange(left))
             batch["actions_ahead"] = torch.stack((rest.amin(1), rest.amax(1)), dim=1)
+        if self._contact_parts:
+            batch["contact_part"] = torch.from_numpy(contact_part_of(store, episodes, self._contact_parts))
+            batch["contact_steps"] = torch.from_numpy(store.values("contact_step", episodes) - first[:, 0])
         return batch | {
             "embodiment": torch.from_numpy(store.embodiment_of(episodes)),
             "states": states,

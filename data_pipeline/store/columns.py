@@ -38,6 +38,8 @@ _SMALL = frozenset(
         "start",
         "stop",
         "window",
+        "contact_part",
+        "contact_step",
     ]
 )
 """Columns of int32."""
@@ -69,7 +71,10 @@ def open_columns(folder: Location, names: Sequence[str]) -> dict[str, Array]:
 
 
 def token_columns(
-    shards: Sequence[Path], text_ids: Mapping[str, int], embodiment_ids: Sequence[Sequence[int]]
+    shards: Sequence[Path],
+    text_ids: Mapping[str, int],
+    embodiment_ids: Sequence[Sequence[int]],
+    contact_parts: Sequence[str] = (),
 ) -> dict[str, Array]:
     """Collect the columns of token shards.
 
@@ -77,18 +82,27 @@ def token_columns(
         shards: in order.
         text_ids: text -> row of the text features.
         embodiment_ids: for each shard, the number in the folder of each of its own embodiments.
+        contact_parts: names of the parts that hands touch.
 
     Returns:
         `shard`, `frames`, `stride`, `steps`, `state_dim`, `action_dim`, `text_id` and `embodiment` (-1 for video alone)
         int32 `[e]`; `video` uint64 `[e]`, equal for episodes cut from one video; the first byte of what each member
-        holds, int64 `[e]`: `codes_{camera}`, `states`, `actions`, -1 where there is none.
+        holds, int64 `[e]`: `codes_{camera}`, `states`, `actions`, -1 where there is none. Of episodes with contact
+        labels also `contact_part`, the place in `contact_parts` of what is touched, -1 where it is unknown, and
+        `contact_step`, the step at which it is.
     """
-    pairs = zip(shards, embodiment_ids, strict=True)
-    return _joined(_token_rows(number, read_index(shard), text_ids, ids) for number, (shard, ids) in enumerate(pairs))
+    pairs, part_ids = zip(shards, embodiment_ids, strict=True), {part: i for i, part in enumerate(contact_parts)}
+    return _joined(
+        _token_rows(number, read_index(shard), text_ids, ids, part_ids) for number, (shard, ids) in enumerate(pairs)
+    )
 
 
 def _token_rows(
-    number: int, index: Mapping[str, Any], text_ids: Mapping[str, int], embodiment_ids: Sequence[int]
+    number: int,
+    index: Mapping[str, Any],
+    text_ids: Mapping[str, int],
+    embodiment_ids: Sequence[int],
+    part_ids: Mapping[str, int],
 ) -> Iterator[dict[str, int]]:
     texts = index["note"]["sentences"]
     for sample in index["samples"]:
@@ -97,6 +111,8 @@ def _token_rows(
         entry |= {"shard": number, "text_id": text_ids[texts[row["text"]]], "video": video_id(row["video"])}
         local = row.get("embodiment", ABSENT)
         entry["embodiment"] = ABSENT if local == ABSENT else embodiment_ids[local]
+        if "contact_part" in row:
+            entry |= {"contact_part": part_ids[row["contact_part"]], "contact_step": row["contact_step"]}
         for camera in row["cameras"]:
             entry[f"codes_{camera}"] = _payload(members[f"codes.{camera}.npy"], row["frames"] * row["code_bytes"])
         for name in ("states", "actions"):

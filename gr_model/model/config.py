@@ -44,6 +44,8 @@ class ModelConfig:
         the states of a sample, its text or one of its cameras are hidden (the last camera never is).
     code_permutation: probability, in training, that codes of a sample are permuted at random, in all frames alike: what
         stands still stays to be copied in scenes that training never showed.
+    contacts: names of the parts of a scene of which the model says which one the hand touches next and when, as an
+        auxiliary loss; empty for one that does not.
     motions: what x, y and z of the robot's base are called ("right", "forward", "up"), for a model that says the coming
         motion in words before it acts; empty for one that does not.
     scored_share: share of the predicted positions, sampled at each step, on which the frame loss is computed; scoring
@@ -75,6 +77,7 @@ class ModelConfig:
     scored_share: float = 1.0
     gradient_checkpointing: bool = False
     motions: tuple[str, ...] = ()
+    contacts: tuple[str, ...] = ()
     head: HeadConfig = field(default_factory=CVAEConfig)
     embodiments: tuple[Embodiment, ...] = (TOOL_ARM,)
 

@@ -29,6 +29,9 @@ Batch = Mapping[str, Any]
 _MOTION_WEIGHT = 0.1
 """Weight of the loss of the words for the coming motion beside that of the chunk."""
 
+_CONTACT_WEIGHT = 0.1
+"""Weight of the loss of the coming contact beside that of the chunk."""
+
 
 def rows_of(batch: Any, rows: Any) -> Any:
     """Return the samples `rows` of a batch: a slice, or the numbers of the samples."""
@@ -220,7 +223,7 @@ def training_losses(
 
     Returns:
         Scalars: `frame_loss`, `token_accuracy` with frames; `action_loss` and its parts with actions, and `motion_loss`
-        of a model that says its motion.
+        of a model that says its motion, `contact_loss` and `contact_accuracy` of one that says contacts.
     """
     if model.training and model.config.code_permutation:
         permuted = permute_codes(batch["codes"], model.config.codebook_size, model.config.code_permutation)
@@ -254,14 +257,18 @@ def training_losses(
     if condition is not None and chunk is not None:
         columns = {} if kept is None else {"kept": kept[1:]}
         if model.motion is None:
-            return losses | model.head.loss(condition, *chunk, step=step, **columns)
-        now = batch["states"][:, h - 1].float()
-        physical = model.config.slots.encode(now, batch["actions"].float())
-        ahead = model.config.slots.encode(now, batch["actions_ahead"].float()) if "actions_ahead" in batch else None
-        motion, read = model.motion.of_chunk(physical, batch["action_mask"], ahead), query_of(condition)
-        losses["motion_loss"] = model.motion.loss(read, motion)
-        losses |= model.head.loss(model.motion.beside(read, motion), *chunk, step=step, **columns)
-        losses["action_loss"] = losses["action_loss"] + _MOTION_WEIGHT * losses["motion_loss"]
+            losses |= model.head.loss(condition, *chunk, step=step, **columns)
+        else:
+            now = batch["states"][:, h - 1].float()
+            physical = model.config.slots.encode(now, batch["actions"].float())
+            ahead = model.config.slots.encode(now, batch["actions_ahead"].float()) if "actions_ahead" in batch else None
+            motion, read = model.motion.of_chunk(physical, batch["action_mask"], ahead), query_of(condition)
+            losses["motion_loss"] = model.motion.loss(read, motion)
+            losses |= model.head.loss(model.motion.beside(read, motion), *chunk, step=step, **columns)
+            losses["action_loss"] = losses["action_loss"] + _MOTION_WEIGHT * losses["motion_loss"]
+        if model.contact is not None and "contact_part" in batch:
+            losses |= model.contact.loss(query_of(condition), batch["contact_part"], batch["contact_steps"])
+            losses["action_loss"] = losses["action_loss"] + _CONTACT_WEIGHT * losses["contact_loss"]
     return losses
 
 

@@ -95,7 +95,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
             raise CheckpointError(
                 f"model configuration: expected only known values, got {unknown} as well; update gr2."
             )
-        values["motions"] = tuple(values.get("motions", ()))
+        values |= {name: tuple(values.get(name, ())) for name in ("motions", "contacts")}
         cameras = tuple(
             CameraSpec(name=camera["name"], grid=(int(camera["grid"][0]), int(camera["grid"][1])))
             for camera in values["cameras"]

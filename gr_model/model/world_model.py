@@ -20,6 +20,7 @@ from ...cvae_head.motions import OWN, LanguageMotion
 from ...cvae_head.tokens import TokensHead
 from ...errors import ConfigError, ShapeError
 from .config import ModelConfig
+from .contacts import ContactOutlook
 from .context import Context, Targets, Thought, random_ages, step_before
 from .embedding import TokenEmbedding
 from .gpt import GPT
@@ -63,6 +64,7 @@ class WorldModel(nn.Module):
         nn.init.constant_(self.copy_gate.bias, _COPY_GATE_START)
         self.head = make_head(config.head, trunk=config.trunk_shape, shape=config.chunk_shape)
         self.motion = _language_motion(config, self.head)
+        self.contact = _contact_outlook(config, self.head)
         shape = config.chunk_shape
         self.continuous = list(shape.continuous)
         robots = [len(config.embodiments)] * config.is_mixture
@@ -422,6 +424,22 @@ def _language_motion(config: ModelConfig, head: TrajectoryHead) -> LanguageMotio
             "leave it out or choose another head."
         )
     return LanguageMotion(config.motions, config.slots.codings[0], width=config.width)
+
+
+def _contact_outlook(config: ModelConfig, head: TrajectoryHead) -> ContactOutlook | None:
+    """Make what says the next contact of a model that does.
+
+    Raises:
+        ConfigError: a head that does not read the action query alone.
+    """
+    if not config.contacts:
+        return None
+    if config.num_queries > 1 or head.reads != "query":
+        raise ConfigError(
+            "--contacts: expected a head that reads one action query and nothing else, got another; leave it out or "
+            "choose another head."
+        )
+    return ContactOutlook(config.contacts, width=config.width)
 
 
 def _frame_features(config: ModelConfig) -> nn.Module:

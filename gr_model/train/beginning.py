@@ -55,16 +55,24 @@ def new_model(
 
 
 def first_model(
-    options: FinetuneOptions, facts: Mapping[str, Any], cameras: Sequence[str], robots: Sequence[Embodiment]
+    options: FinetuneOptions,
+    facts: Mapping[str, Any],
+    cameras: Sequence[str],
+    robots: Sequence[Embodiment],
+    contacts: Sequence[str] = (),
 ) -> tuple[WorldModel, Normalization | None]:
     """Return the model that finetuning begins with, and what it normalizes with, None for one that never acted.
+
+    Args:
+        contacts: parts of a scene of which it is to say when they are touched.
 
     Raises:
         ConfigError: `init` has another chunk or context than asked for, changes of its model are asked for, or it acts
             for other robots than those of the data.
     """
     if options.init is None:
-        return new_model(options, facts, cameras, robots), None
+        torch.manual_seed(options.seed)
+        return WorldModel(replace(model_config(options, facts, cameras, robots), contacts=tuple(contacts))), None
     if options.model != ModelChanges():
         raise ConfigError(f"--init {options.init}: its model is what it is, got changes of it, too; leave --model out.")
     encoders = {"tokenizer": image_fingerprint(facts), "text": str(facts["text_fingerprint"])}
@@ -95,18 +103,25 @@ def first_model(
         )
     kept = start is not None or (not other and len(robots) == len(found.embodiments))
     robots = found.embodiments if kept else robots
-    return adapted(release.model, options.head, robots, weights=folder / WEIGHTS), start
+    return adapted(release.model, options.head, robots, contacts=contacts, weights=folder / WEIGHTS), start
 
 
 def adapted(
-    model: WorldModel, options: HeadOptions, robots: Sequence[Embodiment], *, weights: Path | None = None
+    model: WorldModel,
+    options: HeadOptions,
+    robots: Sequence[Embodiment],
+    *,
+    contacts: Sequence[str] = (),
+    weights: Path | None = None,
 ) -> WorldModel:
     """Return the model for some robots and with the chosen head; what depends on either and differs begins again.
 
     Args:
+        contacts: parts of a scene of which it is to say when they are touched.
         weights: the file that the model came from; it is read again, in place of holding two models in memory.
     """
     wanted = replace(model.config, head=options.apply(model.config.head), embodiments=tuple(robots))
+    wanted = replace(wanted, contacts=tuple(contacts))
     if wanted == model.config:
         return model.train()
     kept = model.state_dict().items() if weights is None else read_tensors(weights)

@@ -186,6 +186,8 @@ class FinetuneOptions(TrainingOptions):
         evaluate_every: steps after which a snapshot acts, beside the training; the one that succeeds most often is
             released; 0 releases the last step.
         evaluate: how snapshots act: options of `gr2 benchmark calvin`.
+        contacts: have the action query say what the hand touches next and when, an auxiliary loss for data with contact
+            labels (docs/policies.md).
         lora: rank and weight of changes that are trained in place of the trunk's own weights.
     """
 
@@ -197,6 +199,7 @@ class FinetuneOptions(TrainingOptions):
     normalization: Literal["moments", "quantiles"] = "moments"
     evaluate_every: int = 0
     evaluate: str = "--sequences 20 --num-workers 1"
+    contacts: bool = False
     lora: LoraOptions = LoraOptions()
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from ...data_pipeline.loading.loader import LoaderConfig
 from ...data_pipeline.video.frames import stated_fit
 from ...embodiment import TOOL_ARM, with_different_names
-from ...errors import DataError
+from ...errors import ConfigError, DataError
 from .encoders import FrozenEncoders, keep_encoders, load_encoders
 from .options import FinetuneOptions, TrainingOptions
 
@@ -60,7 +60,7 @@ def _open(options: TrainingOptions, *, labeled_only: bool) -> _Inputs:
         device=options.device, devices=options.devices, strategy=options.strategy, num_nodes=options.num_nodes
     )
     store = TokenStore.open(options.tokens, load_steps=labeled_only)
-    says_motions = labeled_only and _says_motions(options)
+    says_motions, parts = labeled_only and _says_motions(options), _contact_parts(options, store)
 
     def windows_of(split: Literal["train", "validation"]) -> TokenWindows:
         return TokenWindows(
@@ -73,6 +73,7 @@ def _open(options: TrainingOptions, *, labeled_only: bool) -> _Inputs:
             split=split,
             validation_fraction=options.validation_share,
             look_ahead=says_motions,
+            contact_parts=parts,
         )
 
     training = BatchLoader(
@@ -99,6 +100,26 @@ def _says_motions(options: TrainingOptions) -> bool:
     if isinstance(options, FinetuneOptions) and options.init is not None:
         return bool(read_record(release_folder(options.init))["model"].get("motions"))
     return options.model.motions is not None
+
+
+def _contact_parts(options: TrainingOptions, store: TokenStore) -> tuple[str, ...]:
+    """Return the parts of which the model to be trained says when they are touched: those of `init`, else of the data.
+
+    Raises:
+        ConfigError: contacts are asked for, and no episode has contact labels.
+    """
+    from ...data_pipeline.loading.token_contacts import contact_parts
+    from ..model.release import read_record, release_folder
+
+    if not isinstance(options, FinetuneOptions) or not options.contacts:
+        return ()
+    known = read_record(release_folder(options.init))["model"].get("contacts") if options.init is not None else ()
+    if not (found := contact_parts(store)):
+        raise ConfigError(
+            "--contacts: expected episodes with contact labels, got none; record some with `gr2 data record "
+            "--contacts`, or leave it out."
+        )
+    return tuple(known or found)
 
 
 def _held_out(windows: TokenWindows, options: TrainingOptions) -> BatchLoader | None:
@@ -228,7 +249,8 @@ def finetune(options: FinetuneOptions) -> dict[str, float]:
 
     inputs = _open(options, labeled_only=True)
     robots = with_different_names(inputs.store.embodiments)
-    model, start = first_model(options, inputs.encoders.facts, inputs.store.cameras, robots)
+    parts = _contact_parts(options, inputs.store)
+    model, start = first_model(options, inputs.encoders.facts, inputs.store.cameras, robots, parts)
     inputs.store.number_embodiments(model.config.embodiments)
     chosen = choose_normalization(
         options.statistics,
