@@ -313,10 +313,9 @@ def record(
     """
     started, place = time.monotonic(), out / "episodes" if layout == "shards" else out
     if simulator == "metaworld":
-        _only_shared_options(layout, {
-            "scenes": scenes, "generated": generated, "chains": chains, "play_share": play_share, "policy": policy,
-            "target_mask": target_mask, "contacts": contacts, "policy_steps": policy_steps, "slip_share": slip_share,
-            "emphasis": emphasis, "calvin_root": calvin_root})  # fmt: skip
+        _only_shared_options(layout, {"scenes": scenes, "generated": generated, "chains": chains, "policy": policy,
+            "play_share": play_share, "target_mask": target_mask, "contacts": contacts, "policy_steps": policy_steps,
+            "slip_share": slip_share, "emphasis": emphasis, "calvin_root": calvin_root})  # fmt: skip
         found = record_metaworld(
             out=place, tasks=tasks or "mt10", episodes=episodes, noise_share=noise_share, num_workers=num_workers,
             image_size=64 if image_size is None else image_size, frame_stride=frame_stride or 5, seed=seed,

@@ -301,7 +301,7 @@ def evaluation_metrics(model: WorldModel, batch: Batch, *, with_actions: bool, w
         Frames (predicted from nothing but the context, teacher-forced when decoding is "raster"): `frame_loss` [nats],
         `token_accuracy`, `copy_accuracy` (of repeating the current frame), `changed_accuracy` (on codes that change).
         Actions: `action_l1_mm` [mm] of positions, `action_l1_deg` [deg] of turns, `action_l1_*` of other kinds of
-        signals, `gripper_accuracy`.
+        signals, `gripper_accuracy`. Contacts: `contact_loss` [nats], `contact_accuracy`.
     """
     metrics: dict[str, Tensor] = {}
     context, h = read_context(model, batch)
@@ -310,6 +310,10 @@ def evaluation_metrics(model: WorldModel, batch: Batch, *, with_actions: bool, w
     if with_actions:
         chunk = model.act(context)
         metrics |= _chunk_metrics(model, chunk, batch, h)
+        if model.contact is not None and "contact_part" in batch:
+            condition, _ = model.predict(context, None, with_actions=True)
+            assert condition is not None
+            metrics |= model.contact.loss(query_of(condition), batch["contact_part"], batch["contact_steps"])
     return metrics
 
 
