@@ -40,7 +40,7 @@ def view(
         source: a dataset in any layout that `gr2 data inspect` knows.
         episode: number of the episode, from 0.
         camera: name given to the camera of datasets that have one without a name.
-        spec: where cameras, states and actions lie in a robot dataset.
+        spec: where cameras, states and actions lie in a robot dataset (YAML), or libero for its HDF5 files.
         times: "order" takes the rows of a LeRobot episode for steps at its rate.
         policy: a policy, named as for `gr2 benchmark calvin`.
         task: what it is to do.

@@ -31,6 +31,7 @@ from ..files import array_bytes, camera_name
 from ..locations import as_location, file_name
 from ..readers.record import Record, Times, VideoBytes, VideoSpan, with_video_files
 from ..readers.source import open_source
+from ..readers.spec import spec_text
 from ..store.columns import video_columns, write_columns
 from ..store.shards import ShardWriter, finished_shards, index_path, read_index, remove_leftovers
 from ..store.stages import Tally, abandon_stage, begun_or_finished, finish_stage
@@ -66,7 +67,7 @@ def write_video_shards(
         source: a dataset in any layout that `gr2 data inspect` recognizes; webdataset tars also by URL or pattern.
         out: folder of the shards and their manifest.
         camera: name given to the camera of datasets that have one without a name.
-        spec: where cameras, states and actions lie in a robot dataset of your own (YAML).
+        spec: where cameras, states and actions lie in a robot dataset of your own (YAML), or libero for its HDF5 files.
         times: "order" takes the rows of a LeRobot episode for steps at its rate, whatever their times.
         fps: frames a second of folders of frames, which state none.
         filters: thresholds of the filters.
@@ -94,7 +95,7 @@ def write_video_shards(
         "source": str(source),
         "reader": records.kind,
         "camera": camera,
-        "spec": spec.read_text("utf-8") if spec is not None else None,
+        "spec": spec_text(spec) if spec is not None else None,
         "filters": asdict(filters),
         "short_side": short_side,
         "window_seconds": window_seconds,

@@ -59,7 +59,7 @@ def inspect_source(
         source: a dataset in any layout that has a reader, video or token shards of gr2, or webdataset tars by pattern
             or URL.
         camera: name given to the camera of datasets that have one without a name.
-        spec: YAML file that states where the parts of an episode lie, for robot datasets that need one.
+        spec: YAML file that states where the parts of an episode lie, for robot datasets that need one, or libero.
         times: "order" takes the rows of a LeRobot episode for steps at its rate, whatever their times.
         fps: frames a second of folders of frames, which state none.
         max_clips: clips whose videos are opened, spread evenly over the dataset; 0 opens all.

@@ -166,7 +166,9 @@ class ArraysSource:
         return Record(
             key=key,
             videos={
-                camera: FrameArray(read=partial(read_images, episode, name), fps=rate)
+                camera: FrameArray(
+                    read=partial(read_images, episode, name, turned=camera in spec.turned_cameras), fps=rate
+                )
                 for camera, name in spec.cameras.items()
             },
             caption=self._instruction(episode, headers, spec),
@@ -232,26 +234,32 @@ def _read_later_header(data: Any) -> Any:
     return np.lib.format.read_array_header_2_0(data)
 
 
-def read_images(episode: ArrayEpisode, name: str) -> Array:
-    """Read the images of an episode as uint8 `[t h w 3]`.
+def read_images(episode: ArrayEpisode, name: str, *, turned: bool = False) -> Array:
+    """Read the images of an episode as uint8 `[t h w 3]`, turned by 180 degrees where that is asked for.
 
     Raises:
         DataError: the array is missing or broken, of another shape, or its values are no colors.
     """
+    images = _colors(episode, name)
+    return np.ascontiguousarray(images[:, ::-1, ::-1] if turned else images)
+
+
+def _colors(episode: ArrayEpisode, name: str) -> Array:
     where = f"{episode}: {name}"
     values = episode.read(name)
     _check_images(where, ArrayHeader(shape=values.shape, dtype=values.dtype))
     if values.shape[-1] != 3:
         values = values[:, -3:].transpose(0, 2, 3, 1)
     if values.dtype == np.uint8:
-        return np.ascontiguousarray(values)
+        return values
     low, high = values.min(), values.max()
     whole = values.dtype.kind != "f" or (1 < high <= 255 and bool((values == np.rint(values)).all()))
     top = 255 if whole else 1
     if not (low >= 0 and high <= top):  # NaN is neither
         raise DataError(f"{where}: expected {values.dtype} from 0 to {top}, got {low} to {high}; convert the images.")
     scaled = values if whole else np.rint(values * 255)
-    return np.ascontiguousarray(scaled.astype(np.uint8))
+    colors: Array = scaled.astype(np.uint8)
+    return colors
 
 
 def _check_images(where: str, header: ArrayHeader) -> None:

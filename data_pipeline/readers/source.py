@@ -45,7 +45,7 @@ def open_source(
         path: folder or file; webdataset tars also by URL or pattern; a dataset of the Hugging Face hub by its id, where
             it is in the cache of this machine.
         camera: name given to the camera of datasets that have one without a name.
-        spec: YAML file that states where the parts of a robot dataset lie.
+        spec: YAML file that states where the parts of a robot dataset lie, or `libero`.
         times: "order" takes the rows of a LeRobot episode for steps at its rate, whatever their times.
         fps: frames a second of folders of frames.
 
@@ -53,7 +53,8 @@ def open_source(
         DataError: where nothing is there, or a file is no video.
         ConfigError: a spec that cannot be read, or spec, times or fps given for a layout that needs none.
     """
-    source = _recognize(path, camera, read_spec(spec) if spec is not None else None, times, fps)
+    given = read_spec(spec) if spec is not None else None
+    source = _recognize(path, camera, given, times, fps)
     if fps is not None and not isinstance(source, FrameFoldersSource):
         raise ConfigError(f"{path}: expected folders of frames for --fps, got {source.kind!r}; leave the option out.")
     if times != "check" and not isinstance(source, LeRobotSource):
@@ -61,6 +62,10 @@ def open_source(
     if spec is not None and not isinstance(source, RldsSource | LeRobotSource | ArraysSource):
         raise ConfigError(
             f"{path}: expected RLDS, LeRobot, HDF5, zarr or npz for a spec, got {source.kind!r}; leave the spec out."
+        )
+    if given is not None and given.turned_cameras and not isinstance(source, ArraysSource):
+        raise ConfigError(
+            f"{path}: expected HDF5, zarr or npz for turned_cameras, got {source.kind!r}; leave them out of the spec."
         )
     return source
 

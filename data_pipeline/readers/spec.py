@@ -53,6 +53,7 @@ class EpisodeSpec:
     states, actions: numbers put side by side, in this order; the gripper is the last number of an action.
     instructions: the first that is not empty is taken.
     optional_cameras: left out of an episode that lacks them: no video file, or images of one color.
+    turned_cameras: whose images are turned by 180 degrees when they are read; of npz, HDF5 and zarr alone.
     control_hz: steps a second; None where the dataset states it.
     gripper, action_kind: what the numbers of an action mean.
     state_gripper: whether the last number of a state is a gripper's opening or closing; None where that is not known.
@@ -73,6 +74,7 @@ class EpisodeSpec:
     action_kind: ActionKind = "as_stored"
     state_gripper: bool | None = None
     optional_cameras: tuple[str, ...] = ()
+    turned_cameras: tuple[str, ...] = ()
     name: str = ""
     license: str = ""
     state_signals: tuple[Signal, ...] = ()
@@ -89,9 +91,10 @@ class EpisodeSpec:
         unfit = [camera for camera in self.cameras if not camera or camera_name(camera) != camera]
         if unfit:
             raise ConfigError(f"cameras: expected letters, digits, - and _ in a name, got {unfit}; rename the cameras.")
-        unknown = sorted(set(self.optional_cameras) - set(self.cameras))
-        if unknown:
-            raise ConfigError(f"optional_cameras: expected some of {sorted(self.cameras)}, got {unknown}; correct it.")
+        for field in ("optional_cameras", "turned_cameras"):
+            unknown = sorted(set(getattr(self, field)) - set(self.cameras))
+            if unknown:
+                raise ConfigError(f"{field}: expected some of {sorted(self.cameras)}, got {unknown}; correct it.")
         self._compare_with_signals()
 
     def _compare_with_signals(self) -> None:
@@ -148,9 +151,14 @@ def action_kind_of(signals: Sequence[Signal]) -> ActionKind:
 def read_spec(path: Path) -> EpisodeSpec:
     """Read a spec from a YAML file with the fields of `EpisodeSpec`; one name may stand for a list of one.
 
+    Args:
+        path: the file, or where there is none a name of `NAMED_SPECS`.
+
     Raises:
         ConfigError: the file cannot be read, or a field is unknown or of another type.
     """
+    if _is_named(path):
+        return NAMED_SPECS[str(path)]
     try:
         content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -170,13 +178,22 @@ def read_spec(path: Path) -> EpisodeSpec:
         raise ConfigError(f"{path}: {error}") from error
 
 
+def spec_text(path: Path) -> str:
+    """Return what tells a spec from others: the text of its file, or its name."""
+    return str(path) if _is_named(path) else path.read_text("utf-8")
+
+
+def _is_named(path: Path) -> bool:
+    return str(path) in NAMED_SPECS and not path.is_file()
+
+
 def _field(name: str, value: Any) -> Any:
     """Check one field of a spec file and turn it into what `EpisodeSpec` holds."""
     if name == "cameras":
         if not isinstance(value, dict) or not all(isinstance(part, str) for pair in value.items() for part in pair):
             raise ConfigError(f"cameras: expected {{camera: name in the dataset}}, got {value!r}; correct the spec.")
         return value
-    if name in ("states", "actions", "instructions", "optional_cameras"):
+    if name in ("states", "actions", "instructions", "optional_cameras", "turned_cameras"):
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(part, str) for part in names):
             raise ConfigError(f"{name}: expected a list of names, got {value!r}; correct the spec.")
@@ -306,3 +323,30 @@ KNOWN_SPECS: Mapping[str, EpisodeSpec] = {
     "droid_100": DROID,
 }
 """Specs by the name that a dataset gives itself."""
+
+LIBERO = EpisodeSpec(
+    name="libero",
+    cameras={"agentview": "obs/agentview_rgb", "eye_in_hand": "obs/eye_in_hand_rgb"},
+    turned_cameras=("agentview", "eye_in_hand"),
+    states=("obs/ee_pos", "obs/ee_ori", "obs/gripper_states"),
+    actions=("actions",),
+    control_hz=20,
+    gripper="signed_closing",
+    license="CC-BY-4.0",
+    state_signals=(
+        _POSITION,
+        replace(_EULER, rotation="rotation_vector"),
+        Signal(name="fingers", width=2, kind="joint_position", unit="m"),
+    ),
+    action_signals=(
+        replace(_POSITION, unit="5 cm", reference="delta"),
+        replace(_EULER, rotation="rotation_vector", unit="", reference="delta"),
+        _OPENING,
+    ),
+)
+"""Demonstrations as LIBERO's authors publish them, HDF5. Tool poses are those of the world, whose axes are the base's;
+a rotation of 1 is half a radian. Images are turned by 180 degrees, as OpenVLA and openpi train on them: they are upright
+then, and mirrored. Source: LIBERO, its dataset scripts; robosuite 1.4, `osc_pose.json`; openpi, its LIBERO example."""
+
+NAMED_SPECS: Mapping[str, EpisodeSpec] = {"libero": LIBERO}
+"""Specs that are asked for by name, in place of a file."""

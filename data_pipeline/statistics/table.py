@@ -41,7 +41,7 @@ def statistics(
     Args:
         source: a dataset folder, video shards or token shards.
         camera: name given to the camera of datasets that have one without a name.
-        spec: YAML file that states where the parts of an episode lie, for datasets that need one.
+        spec: YAML file that states where the parts of an episode lie, for datasets that need one, or libero.
         times: "order" takes the rows of a LeRobot episode for steps at its rate, whatever their times.
         state_gripper: dimensions of the state that hold gripper openings, counted from 0; known for gr2's own states.
         action_gripper: dimensions of the action that hold gripper openings; known for gr2's own actions and where the

@@ -96,7 +96,7 @@ def export(
         out: folder of the dataset; missing or empty.
         format: the only one so far.
         camera: name given to the camera of datasets that have one without a name.
-        spec: where cameras, states and actions lie in a robot dataset.
+        spec: where cameras, states and actions lie in a robot dataset (YAML), or libero for its HDF5 files.
         times: "order" takes the rows of a LeRobot episode for steps at its rate.
         frames_per_file: steps after which the next file begins.
         max_episodes: at most so many episodes; 0 for all.

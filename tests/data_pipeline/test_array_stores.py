@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +80,30 @@ def test_instructions_and_states_of_libero(tmp_path):
     record = next(iter(open_source(robomimic(tmp_path / "a.hdf5", libero=True))))
     assert record.caption == "open the drawer" and record.states.shape == (STEPS, 8)
     assert sorted(record.videos) == ["eye_in_hand", "static"]
+
+
+def test_the_spec_of_libero_names_its_signals_and_turns_its_images(tmp_path):
+    file = robomimic(tmp_path / "a.hdf5", libero=True)
+    plain, record = (next(iter(open_source(file, spec=spec))) for spec in (None, Path("libero")))
+    assert record.caption == "open the drawer" and record.embodiment.name == "libero" and record.control_hz == 20
+    assert record.embodiment.cameras == ("agentview", "eye_in_hand") == tuple(record.videos)
+    assert [signal.unit for signal in record.embodiment.state] == ["m", "rad", "m"]
+    assert (record.actions[:, -1] == 1).all() and np.array_equal(record.actions, plain.actions)
+    stored, turned = (r.decode().images[name].astype(int) for r, name in ((plain, "static"), (record, "agentview")))
+    assert abs(turned - stored[:, ::-1, ::-1]).mean() < 2 < abs(turned - stored).mean()
+    manifest = write_video_shards(source=str(file), out=tmp_path / "shards", spec=Path("libero"))
+    assert manifest["counts"]["kept"] == 3
+
+
+def test_images_are_turned_of_arrays_alone(tmp_path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("cameras: {top: a}\nactions: [b]\nturned_cameras: [side]\n")
+    with pytest.raises(ConfigError, match=r"turned_cameras: expected some of \['top'\], got \['side'\]"):
+        open_source(tmp_path, spec=spec)
+    spec.write_text("cameras: {top: a}\nactions: [b]\nturned_cameras: top\n")
+    np.savez(tmp_path / "a.npz", a=images(), b=np.zeros((STEPS, 1)))
+    (record,) = open_source(tmp_path / "a.npz", spec=spec)
+    assert abs(record.decode().images["top"].astype(int) - images()[:, ::-1, ::-1]).mean() < 2
 
 
 def test_any_layout_of_hdf5_is_read_by_a_spec(tmp_path):
