@@ -345,8 +345,8 @@ LIBERO = EpisodeSpec(
     ),
 )
 """Demonstrations as LIBERO's authors publish them, HDF5. Tool poses are those of the world, whose axes are the base's;
-a rotation of 1 is half a radian. Images are turned by 180 degrees, as OpenVLA and openpi train on them: they are upright
-then, and mirrored. Source: LIBERO, its dataset scripts; robosuite 1.4, `osc_pose.json`; openpi, its LIBERO example."""
+a rotation of 1 is half a radian. Images are turned by 180 degrees, as OpenVLA and openpi train on them: upright then,
+and mirrored. Source: LIBERO, its dataset scripts; robosuite 1.4, `osc_pose.json`; openpi, its LIBERO example."""
 
 NAMED_SPECS: Mapping[str, EpisodeSpec] = {"libero": LIBERO}
 """Specs that are asked for by name, in place of a file."""

@@ -121,7 +121,7 @@ def policy_maker(
     )
 
 
-def policy_fingerprint(source: str) -> str:
+def policy_fingerprint(source: str, *, embodiment: Embodiment | None = None) -> str:
     """Return what tells a policy from others of the same name, so that their results are not mixed.
 
     Of a released model the SHA-256 of its weights; of a user's policy that of its source file, of the modules beside it
@@ -130,6 +130,7 @@ def policy_fingerprint(source: str) -> str:
 
     Args:
         source: as for `open_policy`.
+        embodiment: the robot to act for, on which the map of a server may depend.
 
     Raises:
         CheckpointError: a folder without a released model.
@@ -139,7 +140,7 @@ def policy_fingerprint(source: str) -> str:
     if source == SCRIPTED:
         return ""
     if _is_remote(source):
-        with closing(_remote_maker(source, None, None)()) as policy:
+        with closing(_remote_maker(source, None, embodiment)()) as policy:
             return policy.fingerprint
     if is_of_user(source):
         place, _, name = source.rpartition(":")

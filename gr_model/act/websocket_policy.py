@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
-from ...contracts import ActionTrajectory, Array, JointTrajectory, Observation, Trajectory
+from ...contracts import ActionTrajectory, Array, JointTrajectory, Observation, SignalTrajectory, Trajectory
 from ...embodiment import Embodiment
 from ...errors import ConfigError, DataError, EnvironmentMissing, Gr2Error, PolicyError, ShapeError
 from .array_codec import pack, require_serving_packages, unpack
@@ -141,6 +141,10 @@ class WebSocketPolicy:
         if "joints" in actions.columns:
             joints, _, opening = actions.read(rows, ToolPose(position=np.zeros(3), quaternion=np.zeros(4)))
             return JointTrajectory(positions=joints, gripper=opening, dt=dt, start_time=start_time)
+        if "signals" in actions.columns:
+            values, _, opening = actions.read(rows, ToolPose(position=np.zeros(3), quaternion=np.zeros(4)))
+            values = values if opening is None else np.concatenate((values, opening[:, None]), axis=1)
+            return SignalTrajectory(values=values, dt=dt, start_time=start_time)
         start = ToolPose(position=observation.tool_position, quaternion=observation.tool_quaternion)
         if actions.begins == "commanded" and self._commanded is not None:
             began, positions, quaternions = self._commanded

@@ -100,8 +100,8 @@ def same_turn(q: Array) -> Array:
 class ActionMap:
     """The columns of an action.
 
-    columns: "position" (3), "rotation" (as wide as its convention), "gripper" (1), "joints" (`joints`), or a number of
-        columns to skip; in their order.
+    columns: "position" (3), "rotation" (as wide as its convention), "gripper" (1), "joints" (`joints`), "signals" (the
+        first `signals` numbers of the robot's action, as they are), or a number of columns to skip; in their order.
     reference: what a pose is counted from; a chain of differences begins at the pose last commanded or measured
         (`begins`), as the robot's joint positions always are absolute.
     frame: whose axes; `added` turns ignore it.
@@ -117,6 +117,7 @@ class ActionMap:
 
     columns: tuple[str | int, ...] = ("position", "rotation", "gripper")
     joints: int = 7
+    signals: int = 7
     reference: Reference = "absolute"
     begins: Literal["measured", "commanded"] = "measured"
     frame: Frame = "base"
@@ -131,16 +132,17 @@ class ActionMap:
 
     def __post_init__(self) -> None:
         rotation_width(self.rotation)
-        known = ("position", "rotation", "gripper", "joints")
+        known = ("position", "rotation", "gripper", "joints", "signals")
         names = [c for c in self.columns if not isinstance(c, int)]
-        poses = {"position", "rotation"} <= set(names)
-        if len(set(names)) != len(names) or set(names) - set(known) or poses == ("joints" in names):
+        kinds = ({"position", "rotation"} <= set(names), "joints" in names, "signals" in names)
+        if len(set(names)) != len(names) or set(names) - set(known) or sum(kinds) != 1:
             raise ConfigError(
-                "actions.columns: expected position and rotation, or joints, once each, gripper or none, and numbers "
-                f"of columns to skip, got {list(self.columns)}; correct the map."
+                "actions.columns: expected position and rotation, or joints, or signals, once each, gripper or none, "
+                f"and numbers of columns to skip, got {list(self.columns)}; correct the map."
             )
-        if "joints" in names and self.reference != "absolute":
-            raise ConfigError(f"actions.reference: expected absolute joint positions, got {self.reference}.")
+        if not kinds[0] and self.reference != "absolute":
+            plain = "joint positions" if kinds[1] else "(signals are as the robot takes them)"
+            raise ConfigError(f"actions.reference: expected absolute {plain}, got {self.reference}.")
         if self.frame == "tool" and self.reference == "absolute":
             raise ConfigError("actions.frame: expected base or world for absolute poses, got tool; correct the map.")
         if self.turns == "added" and not self.rotation.startswith("euler_"):
@@ -165,6 +167,7 @@ class ActionMap:
     def widths(self) -> dict[str | int, int]:
         """Return the width of each column group; skipped ones stand under their place, from 0 on."""
         width = {"position": 3, "rotation": rotation_width(self.rotation), "gripper": 1, "joints": self.joints}
+        width["signals"] = self.signals
         return {
             i if isinstance(c, int) else c: c if isinstance(c, int) else width[c] for i, c in enumerate(self.columns)
         }
@@ -198,15 +201,18 @@ class ActionMap:
         """Return a trajectory as rows `[k d]`.
 
         Args:
-            trajectory: tool poses, or joint positions for a map of joints.
+            trajectory: tool poses; joint positions or signals for a map of these.
             start: the tool pose, robot base frame, that differences begin at.
 
         Raises:
             PolicyError: the policy commands something else.
         """
         parts: dict[str, Array] = {}
+        opening: Array | None
         if isinstance(trajectory, JointTrajectory) and "joints" in self.columns:
             parts, opening = {"joints": trajectory.positions}, trajectory.gripper
+        elif isinstance(trajectory, SignalTrajectory) and "signals" in self.columns:
+            parts, opening = self._write_signals(np.asarray(trajectory.values, float))
         elif isinstance(trajectory, ActionTrajectory) and "position" in self.columns:
             pose = ToolPose(position=trajectory.positions, quaternion=trajectory.quaternions)
             parts["position"], parts["rotation"] = self._write_poses(pose, start)
@@ -216,7 +222,7 @@ class ActionMap:
                 f"actions: expected a policy that commands {' and '.join(map(str, self.columns))}, got one that "
                 f"answers {type(trajectory).__name__}; leave --keys out, or write a map of its columns."
             )
-        rows = len(trajectory.positions)
+        rows = len(next(iter(parts.values())))
         if "gripper" in self.columns:
             if opening is None:
                 raise PolicyError("actions: expected a policy that commands the gripper, got one that does not.")
@@ -227,16 +233,24 @@ class ActionMap:
     def read(self, values: Array, start: ToolPose) -> tuple[Array, Array, Array | None]:
         """Return positions `[k 3]`, quaternions `[k 4]` (robot base frame) and openings `[k]` of rows `[k d]`.
 
-        A map of joints gives the joint positions `[k j]` in place of the positions, and empty quaternions.
+        A map of joints or signals gives those `[k j]` in place of the positions, and empty quaternions.
         """
         parts, at = {}, 0
         for name, width in self.widths().items():
             parts[str(name)] = values[:, at : at + width]
             at += width
         opening = np.clip(self.gripper.read(parts["gripper"][:, 0]), 0.0, 1.0) if "gripper" in parts else None
-        if "joints" in parts:
-            return parts["joints"], np.zeros((0, 4)), opening
+        if "position" not in parts:
+            return parts["joints" if "joints" in parts else "signals"], np.zeros((0, 4)), opening
         return *self._read_poses(parts["position"], parts["rotation"], start), opening
+
+    def _write_signals(self, values: Array) -> tuple[dict[str, Array], Array | None]:
+        wanted = self.signals + ("gripper" in self.columns)
+        if values.shape[1] != wanted:
+            raise PolicyError(
+                f"actions: expected a policy of {wanted} action numbers, got {values.shape[1]}; correct the map."
+            )
+        return {"signals": values[:, : self.signals]}, values[:, -1] if "gripper" in self.columns else None
 
     def _outside(self, pose: ToolPose) -> ToolPose:
         return self.base.to_world(pose) if self.frame == "world" else pose

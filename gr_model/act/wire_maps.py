@@ -160,11 +160,23 @@ def _cameras(robot: Embodiment | None, keys: Mapping[str, str], ours: Mapping[st
 
 
 def _libero(robot: Embodiment | None) -> WireMap:
-    """Source: openpi-client's LIBERO example: two images of 224 px, position, axis-angle and two fingers."""
+    """Source: openpi-client's LIBERO example: two images of 224 px, position, axis-angle and two fingers.
+
+    A robot whose action is six moves and an opening sends and takes a gripper of 1 closed to -1 open.
+    """
     keys = {"outside": "observation/image", "wrist": "observation/wrist_image"}
     images = _cameras(robot, keys, {"outside": "image", "wrist": "wrist_image"})
     state = (StateKey(key="observation/state", width=8),)
-    return WireMap(observations=ObservationMap(images=images, image_size=224, state=state))
+    moves, opening = ((), ()) if robot is None else (robot.action[:-1], robot.action[-1:])
+    ours = sum(s.width for s in moves) == 6 and all(s.reference == "delta" for s in moves)
+    actions = ActionMap(
+        columns=("signals", "gripper"), signals=6, gripper=GripperRange(closed=1.0, open=-1.0), dt=1 / 20,
+        executed_steps=5,
+    )  # fmt: skip
+    return WireMap(
+        observations=ObservationMap(images=images, image_size=224, state=state),
+        actions=actions if ours and all(s.is_opening and s.width == 1 for s in opening) else None,
+    )
 
 
 def _droid(robot: Embodiment | None) -> WireMap:

@@ -80,7 +80,7 @@ class VlaEvalDialect:
         form = _STATES.get(tuple(part.name + part.rotation for key in seen.state for part in key.parts), "raw")
         state = {"state": {"name": "state", "dims": sum(k.width for k in seen.state), "format": form}}
         params: dict[str, Any] = {"send_state": bool(seen.state), "send_wrist_image": len(seen.images) > 1}
-        if actions is not None:
+        if actions is not None and "signals" not in actions.columns:
             params["absolute_action"] = actions.reference == "absolute"
         return {
             "harness_version": f"gr2 {metadata.version('gr2')}",
@@ -95,7 +95,7 @@ class VlaEvalDialect:
 
 def action_spec(actions: ActionMap | None) -> dict[str, Any]:
     """Return the columns in vla-eval's words: name, dims and format of each group."""
-    if actions is None or "joints" in actions.columns:
+    if actions is None or "position" not in actions.columns:
         return {"actions": {"name": "raw", "dims": 0, "format": "raw"}}
     ends = actions.gripper
     kind = "absolute_xyz" if actions.reference == "absolute" else "delta_xyz"

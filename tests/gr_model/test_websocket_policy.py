@@ -16,8 +16,8 @@ from scipy.spatial.transform import Rotation
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
-from gr2.contracts import ActionTrajectory, JointTrajectory, Observation
-from gr2.embodiment import TOOL_ARM
+from gr2.contracts import ActionTrajectory, JointTrajectory, Observation, SignalTrajectory
+from gr2.embodiment import TOOL_ARM, Embodiment, Signal
 from gr2.errors import ConfigError, EnvironmentMissing, Gr2Error, PolicyError
 from gr2.gr_model.act.array_codec import pack, unpack
 from gr2.gr_model.act.opening import is_of_user, open_policy, policy_fingerprint
@@ -282,6 +282,27 @@ def test_a_map_without_actions_and_chunking_elsewhere(tmp_path: Path) -> None:
             open_policy(f"openpi://127.0.0.1:{port}?map=libero")
         with pytest.raises(PolicyError, match="--chunking inpaint: expected a released model here"):
             open_policy(f"openpi://127.0.0.1:{port}?map=libero", chunking="inpaint")
+
+
+def test_signals_of_an_openpi_server_for_libero() -> None:
+    signals = (Signal(name="move", width=6, reference="delta"), Signal(name="gripper", width=1, kind="gripper"))
+    robot = Embodiment(
+        name="libero", cameras=("agentview", "eye_in_hand"), control_hz=20,
+        state=(Signal(name="state", width=8),), action=signals,
+    )  # fmt: skip
+    seen: list[Any] = []
+    rows = np.concatenate([np.full((10, 6), 0.5), [[-1.0]] * 9 + [[1.0]]], axis=1)
+    with fake(openpi({"actions": rows}, seen=seen)) as port:
+        source = f"openpi://127.0.0.1:{port}?map=libero"
+        assert policy_fingerprint(source, embodiment=robot)
+        with closing(open_policy(source, embodiment=robot)) as policy:
+            images = {name: np.zeros((256, 256, 3), np.uint8) for name in robot.cameras}
+            chunk = policy.act(Observation(images=images, state=np.arange(8.0), instruction="go", time=0.0))
+    assert isinstance(chunk, SignalTrajectory) and chunk.dt == 0.05 and policy.executed_steps == 5
+    assert (chunk.values[:, :6] == 0.5).all() and chunk.values[:, 6].tolist() == [1] * 9 + [0]
+    assert seen[0]["observation/image"].shape == (224, 224, 3) and np.array_equal(
+        seen[0]["observation/state"], range(8)
+    )
 
 
 def test_fingerprints_tell_maps_and_servers_apart(map_file: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,30 @@ def test_a_file_that_is_no_map(tmp_path: Path, text: str, sentence: str) -> None
     with pytest.raises(ConfigError, match=sentence) as error:
         open_map(str(file), None)
     assert str(file) in str(error.value)
+
+
+def test_signals_pass_as_they_are_and_the_gripper_in_its_range() -> None:
+    actions = ActionMap(columns=("signals", "gripper"), signals=2, gripper=GripperRange(closed=1, open=-1))
+    rows = actions.write(SignalTrajectory(values=np.array([[3, 4, 1.0], [5, 6, 0.0]]), dt=0.05, start_time=0.0), None)
+    assert rows.tolist() == [[3, 4, -1], [5, 6, 1]]
+    values, _, opening = actions.read(rows, START)
+    assert values.tolist() == [[3, 4], [5, 6]] and opening is not None and opening.tolist() == [1, 0]
+    with pytest.raises(PolicyError, match="expected a policy of 3 action numbers, got 2"):
+        actions.write(SignalTrajectory(values=np.ones((1, 2)), dt=0.05, start_time=0.0), None)
+    with pytest.raises(ConfigError, match="as the robot takes them"):
+        ActionMap(columns=("signals",), reference="delta")
+
+
+def test_libero_takes_its_gripper_from_a_robot_of_openings_alone() -> None:
+    move = Signal(name="move", width=6, kind="other", reference="delta")
+    opening = Signal(name="gripper", width=1, kind="gripper")
+    for last, converted in ((opening, True), (replace(opening, unit="effort"), False)):
+        robot = Embodiment(name="r", control_hz=20, action=(move, last))
+        assert (open_map("libero", robot).actions is not None) is converted
+    actions = open_map("libero", Embodiment(name="r", control_hz=20, action=(move, opening))).actions
+    assert actions is not None and actions.gripper == GripperRange(closed=1, open=-1)
+    assert WireMap.from_dict({"actions": {"columns": ["signals", "gripper"], "signals": 6}}, "").actions is not None
+    assert open_map("libero", TOOL_ARM).actions is None
 
 
 def test_a_map_that_is_not_there() -> None:
