@@ -211,6 +211,13 @@ def _benchmark_calvin_speed() -> Target:
     return speed
 
 
+def _benchmark_libero() -> Target:
+    """Run LIBERO's tasks from their official initial states and print the success of each, with an interval."""
+    from ..benchmarks.libero.evaluate import evaluate
+
+    return evaluate
+
+
 def _benchmark_metaworld() -> Target:
     """Run Meta-World's tasks and print the success of each, with an interval."""
     from ..benchmarks.metaworld.evaluate import evaluate
@@ -333,6 +340,7 @@ COMMANDS = (
     Command(words="benchmark policies", target=_benchmark_policies, group="results", prints_options=True),
     Command(words="benchmark claims", target=_benchmark_claims, group="results", prints_options=True),
     Command(words="benchmark data", target=_benchmark_data, group="results"),
+    Command(words="benchmark libero", target=_benchmark_libero, group="results", prints_options=True),
     Command(words="benchmark metaworld", target=_benchmark_metaworld, group="results", prints_options=True),
     Command(words="benchmark speed", target=_benchmark_speed, group="results"),
     Command(words="benchmark video", target=_benchmark_video, group="results", prints_options=True),

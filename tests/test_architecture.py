@@ -68,6 +68,7 @@ WITHOUT_TORCH = (
     "data_pipeline.inspection",
     "data_pipeline.statistics",
     "benchmarks.playtable",
+    "benchmarks.libero",
     "benchmarks.metaworld",
     "benchmarks.simulation",
     "benchmarks.demonstrations",
@@ -85,8 +86,8 @@ TORCH_FAMILY = {
     "jaxtyping",
 }
 OPTIONAL = {
-    "h5py", "mediapipe", "metaworld", "msgpack", "mujoco", "peft", "ray", "rerun", "torchao", "torchcodec",
-    "transformers", "triton", "vla_eval", "wandb", "websockets", "zarr",
+    "h5py", "libero", "mediapipe", "metaworld", "msgpack", "mujoco", "peft", "ray", "rerun", "robosuite", "torchao",
+    "torchcodec", "transformers", "triton", "vla_eval", "wandb", "websockets", "zarr",
 }  # fmt: skip
 """Packages that a module uses only where they are installed."""
 CENTRAL_TYPES = (

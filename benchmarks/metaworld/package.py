@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -47,13 +46,3 @@ def load() -> MetaWorldPackage:
     # its experts' steps may be longer than an action can be, which the environments clip
     warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high", category=UserWarning)
     return MetaWorldPackage(environments=ALL_V3_ENVIRONMENTS, experts=ENV_POLICY_MAP, mujoco=mujoco)
-
-
-def prepare_drawing() -> None:
-    """Load triton, where it is installed, before the first OpenGL context.
-
-    Both triton and Mesa's software renderer hold LLVM. A process that loads triton after it has drawn, as torch does
-    when it needs its compiler, ends with a segmentation fault; the other order is fine.
-    """
-    with suppress(ImportError):
-        import triton  # noqa: F401

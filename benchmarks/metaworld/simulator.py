@@ -10,8 +10,9 @@ import numpy as np
 from ...contracts import Array, Observation
 from ...embodiment import EFFORT, Embodiment, Signal
 from ...errors import ConfigError, ShapeError
+from ..simulation.opengl import prepare_drawing
 from .instructions import MT10
-from .package import load, prepare_drawing
+from .package import load
 
 EMBODIMENT = Embodiment(
     name="metaworld",

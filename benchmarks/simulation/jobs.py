@@ -188,9 +188,10 @@ def _run_job(
     control.reset()
     steps = evaluation.executed_steps or policy.executed_steps
     video, latency = Video() if videos != "none" else None, _latency(evaluation)
+    limit = suite.time_limit(job.kind) if hasattr(suite, "time_limit") else evaluation.max_steps
     results = run_chain(
         simulator, policy, control, chain, instruction=suite.instruction, executed_steps=steps,
-        max_steps=evaluation.max_steps, latency=latency, explain=suite.watch, video=video,
+        max_steps=limit, latency=latency, explain=suite.watch, video=video,
     )  # fmt: skip
     if video is not None and (videos == "all" or not results[-1].success):
         period = asking_period(steps, latency, simulator.control_hz)

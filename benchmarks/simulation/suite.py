@@ -28,8 +28,9 @@ class TaskWatch(Protocol):
 class Suite(Protocol):
     """The test episodes of a benchmark, in one simulator.
 
-    A suite may have one more member, which is looked up and may be absent: `adapt(made) -> Policy`, which makes a
-    policy of an object of a user's file that was written for another interface.
+    A suite may have two more members, which are looked up and may be absent: `adapt(made) -> Policy`, which makes a
+    policy of an object of a user's file that was written for another interface; and `time_limit(kind) -> int`, the
+    control steps of a task where kinds differ in it, in place of the evaluation's `max_steps`.
     """
 
     @property

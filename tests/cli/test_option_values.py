@@ -70,6 +70,7 @@ STOPS: dict[str, dict[str, str]] = {
     "benchmark policies": {"tokens": '["@missing"]', "out": "@below", "policies": "nothing"},
     "benchmark calvin": {"policy": "@missing", "out": "@below"},
     "benchmark metaworld": {"policy": "@missing", "out": "@below"},
+    "benchmark libero": {"policy": "@missing", "out": "@below"},
     "benchmark calvin verify": {"folder": "@missing"},
     "benchmark calvin images": {"calvin_root": "@missing", "image": "@below/a.png"},
     "benchmark calvin speed": {"calvin_root": "@missing", "num_workers": "0"},
