@@ -14,6 +14,9 @@ from .simulator import Libero
 _CLOSE, _FAR = 0.01, 0.12
 """How near a place counts as reached, and how high above a thing the tool comes from [m]."""
 
+_FINGERS = 0.05
+"""How far the fingers reach down from the palm [m]."""
+
 _GAIN = 40.0
 """Commanded share of the greatest move (5 cm a step) for each meter to go."""
 
@@ -69,7 +72,8 @@ class Expert:
 
     def _target(self, grasp: Grasp, tool: Array, thing: Array, goal: Array) -> tuple[Array, bool]:
         """Return where the tool goes next and whether it is closed; go on to the next phase where it has arrived."""
-        hold, held = thing + grasp.at, goal + (tool - thing) * [1.0, 1.0, 0.0]
+        tall = max(0.0, thing[2] - goal[2] - _FINGERS)  # the palm stays above what stands upright
+        hold, held = thing + grasp.at + [0.0, 0.0, tall], goal + (tool - thing) * [1.0, 1.0, 0.0]
         phases = (
             (hold + [0.0, 0.0, _FAR], False),  # above the thing
             (hold, False),

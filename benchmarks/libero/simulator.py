@@ -175,7 +175,7 @@ class Libero:
             raise ConfigError("libero: expected a reset before the first image, got none.")
         side, sim = px or self.image_px, self._env.sim
         now = {name: np.array(getattr(sim.data, name)) for name in _DRAWN}
-        sim._render_context_offscreen.gl_ctx.make_current()  # another simulator may have drawn since
+        self._make_current()
         try:
             self._set_places(self._seen)
             image: Array = sim.render(camera_name=_CAMERAS[camera], width=side, height=side)
@@ -187,6 +187,7 @@ class Libero:
         """Release the environment and what it draws with."""
         atexit.unregister(self.close)
         if self._wrapper is not None:
+            self._make_current()
             self._wrapper.close()
         self._wrapper, self._env, self._task = None, None, ""
 
@@ -203,7 +204,8 @@ class Libero:
         description = self._package.description(suite, name)
         self._wrapper = self._package.environment(bddl_file_name=str(description), use_camera_obs=False)
         atexit.register(self.close)  # before robosuite, which registered itself just now, ends the display
-        self._env, self._states = self._wrapper.env, self._package.initial_states(suite, name)
+        self._env = self._wrapper.env
+        self._states = self._package.initial_states(suite, name)
         self._env.add_observable(self._package.observable("gr2_places", self._see, self.control_hz))
         loaded = self._package.simulation.from_xml_string(self._env.model.get_xml()).model
         self._loaded = loaded.body_pos.copy(), loaded.body_quat.copy()
@@ -249,9 +251,13 @@ class Libero:
         for name, values in places.items():
             getattr(self._env.sim.data, name)[:] = values
 
+    def _make_current(self) -> None:
+        """Draw, and free, in the context of this simulator: robosuite does so in the one that was used last."""
+        self._env.sim._render_context_offscreen.gl_ctx.make_current()
+
     def _draw_fast(self) -> None:
         context, flags = self._env.sim._render_context_offscreen, self._package.flags
-        context.gl_ctx.make_current()
+        self._make_current()
         context.model.vis.quality.offsamples = 0
         context.con.free()
         context._set_mujoco_context_and_buffers()

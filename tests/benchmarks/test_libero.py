@@ -187,6 +187,7 @@ def test_episodes_and_images_are_those_of_the_package_to_the_last_bit(world: Lib
         assert np.array_equal(seen["robot0_eef_pos"], ours.state[:3])
         assert np.array_equal(seen["robot0_gripper_qpos"], ours.state[6:])
     finally:
+        own.sim._render_context_offscreen.gl_ctx.make_current()
         own.close()
 
 
