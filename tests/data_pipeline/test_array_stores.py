@@ -12,6 +12,8 @@ from PIL import Image
 
 from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.curation.ingest import write_video_shards
+from gr2.data_pipeline.readers import source
+from gr2.data_pipeline.readers.lerobot import LeRobotSource
 from gr2.data_pipeline.readers.source import open_source
 from gr2.data_pipeline.statistics.table import statistics
 from gr2.errors import ConfigError, DataError, EnvironmentMissing
@@ -104,6 +106,15 @@ def test_images_are_turned_of_arrays_alone(tmp_path):
     np.savez(tmp_path / "a.npz", a=images(), b=np.zeros((STEPS, 1)))
     (record,) = open_source(tmp_path / "a.npz", spec=spec)
     assert abs(record.decode().images["top"].astype(int) - images()[:, ::-1, ::-1]).mean() < 2
+
+
+def test_images_of_videos_are_not_turned(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "_recognize", lambda *given: object.__new__(LeRobotSource))
+    with pytest.raises(ConfigError, match="expected HDF5, zarr or npz for turned_cameras, got 'lerobot'"):
+        open_source(tmp_path, spec=Path("libero"))
+    (tmp_path / "libero").write_text("cameras: {top: a}")
+    monkeypatch.chdir(tmp_path)
+    open_source(tmp_path, spec=Path("libero"))  # a file of this name comes first
 
 
 def test_any_layout_of_hdf5_is_read_by_a_spec(tmp_path):
