@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tqdm import tqdm
+
+from ...data_pipeline.executors import worker_pool
 from ...errors import ConfigError, DataError
-from ..journal import Journal, spread
+from ..journal import Journal
 from .recipes import PolicyRecipe, choose_recipes
 
 _PROBE_STEPS = 60
@@ -37,7 +42,8 @@ class PoliciesOptions:
         tasks: of Meta-World: mt10, mt50, or names separated by commas.
         starts: episodes of each of them.
         max_steps: time limit for each task in control steps (CALVIN 360, Meta-World 500).
-        num_workers: processes for training and acting.
+        num_workers: systems that are trained and measured side by side, one process each; with a GPU, processes for
+            acting.
     """
 
     tokens: list[str]
@@ -70,42 +76,71 @@ class PoliciesOptions:
 def benchmark(options: PoliciesOptions) -> dict[str, Any]:
     """Train every system and measure it; run again to resume, with more `seeds` or `policies` to go on.
 
+    Without a GPU each system has one process and one thread, and `num_workers` of them go side by side: small models
+    train faster so than one after the other on all cores.
+
     Raises:
         ConfigError: an impossible number or an unknown system.
     """
     from .table import write_table
 
     o, recipes = options, choose_recipes(options.policies)
-    probes = len(recipes) if o.minutes else 0
-    journal = Journal(o.out, probes + 2 * o.seeds * len(recipes))
-    steps = {recipe.name: _steps(journal, o, recipe) for recipe in recipes}
+    steps = dict(zip([r.name for r in recipes], _all(o, _steps, [(o, recipe) for recipe in recipes]), strict=True))
     found: dict[str, Any] = {}
     for seed in range(o.seeds):
-        for recipe in recipes:
-            _train(journal, o, recipe, steps[recipe.name], seed)
-        found = write_table(o.out, recipes, seeds=seed + 1, samples=_samples(recipes, steps, o.batch_size))
+        _all(o, _train, [(o, recipe, steps[recipe.name], seed) for recipe in recipes])
+        samples = {recipe.name: steps[recipe.name] * o.batch_size for recipe in recipes}
+        found = write_table(o.out, recipes, seeds=seed + 1, samples=samples)
     return found
 
 
-def _samples(recipes: Sequence[PolicyRecipe], steps: dict[str, int], batch_size: int) -> dict[str, int]:
-    return {recipe.name: steps[recipe.name] * batch_size for recipe in recipes}
+def _processes(o: PoliciesOptions) -> int:
+    """Return how many systems go side by side."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else o.num_workers
+
+
+def _all(o: PoliciesOptions, stage: Callable[..., int], tasks: Sequence[tuple[Any, ...]]) -> list[int]:
+    """Run a stage for every task, side by side, and return what it gives, in order.
+
+    Raises:
+        Gr2Error: one failed; what the others have finished is kept.
+    """
+    processes = min(_processes(o), len(tasks))
+    if processes == 1:
+        return [stage(*task) for task in tasks]
+    with worker_pool(processes) as pool, tqdm(total=len(tasks), desc=stage.__name__.strip("_"), unit="system") as bar:
+        futures = [pool.submit(_quietly, stage, *task) for task in tasks]
+        for future in as_completed(futures):
+            future.result()
+            bar.update()
+        return [future.result() for future in futures]
+
+
+def _quietly(stage: Callable[..., int], o: PoliciesOptions, recipe: PolicyRecipe, *more: int) -> int:
+    """Run a stage with what it prints in `logs/`, since lines of several processes would mix."""
+    file = o.out / "logs" / f"{'_'.join([stage.__name__.strip('_'), recipe.name, *map(str, more[1:])])}.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as log, redirect_stdout(log), redirect_stderr(log):
+        return stage(o, recipe, *more)
 
 
 def _training(o: PoliciesOptions, recipe: PolicyRecipe, out: Path, *, steps: int, seed: int) -> dict[str, Any]:
     common = {"tokens": o.tokens, "out": out, "steps": steps, "batch_size": o.batch_size, "seed": seed}
-    common |= {"tokenizer": o.tokenizer, "text": o.text}
-    return common | recipe.training | spread(2, o.batch_size, o.num_workers)
+    common |= {"tokenizer": o.tokenizer, "text": o.text, "threads": 1 if _processes(o) > 1 else 0}
+    return common | recipe.training
 
 
-def _steps(journal: Journal, o: PoliciesOptions, recipe: PolicyRecipe) -> int:
+def _steps(o: PoliciesOptions, recipe: PolicyRecipe) -> int:
     """Return how many steps a system takes: as many as asked for, or as fit the time."""
-    from ...gr_model.train.stages import finetune
-
     if not o.minutes:
         return o.steps
+    from ...gr_model.train.stages import finetune
+
     out = o.out / "speed" / recipe.name
     training = _training(o, recipe, out, steps=_PROBE_STEPS, seed=0)
-    journal.run("finetune", finetune, training, name=f"{recipe.name}: speed")
+    Journal(out, 1).run("finetune", finetune, training, name="speed")
     with (out / "metrics.csv").open(newline="") as file:
         rates = [float(row["train/sequences_per_s"]) for row in csv.DictReader(file) if row["train/sequences_per_s"]]
     if not rates:
@@ -113,22 +148,24 @@ def _steps(journal: Journal, o: PoliciesOptions, recipe: PolicyRecipe) -> int:
     return max(1, round(60 * o.minutes * rates[-1] / o.batch_size))
 
 
-def _train(journal: Journal, o: PoliciesOptions, recipe: PolicyRecipe, steps: int, seed: int) -> None:
-    """Train and measure one policy."""
+def _train(o: PoliciesOptions, recipe: PolicyRecipe, steps: int, seed: int) -> int:
+    """Train and measure one policy; return its steps."""
     from ...gr_model.train.stages import finetune
 
-    folder, title = o.out / f"seed_{seed}" / recipe.name, f"seed {seed}: {recipe.name}"
-    training = _training(o, recipe, folder / "policy", steps=steps, seed=seed)
-    journal.run("finetune", finetune, training, name=f"{title}: finetune")
-    acting = {"policy": str(folder / "policy"), "out": folder / "act", "num_workers": o.num_workers, **recipe.acting}
+    folder = o.out / f"seed_{seed}" / recipe.name
+    journal = Journal(folder, 2)
+    journal.run("finetune", finetune, _training(o, recipe, folder / "policy", steps=steps, seed=seed))
+    workers = 1 if _processes(o) > 1 else o.num_workers
+    acting = {"policy": str(folder / "policy"), "out": folder / "act", "num_workers": workers, **recipe.acting}
     acting |= {} if o.max_steps is None else {"max_steps": o.max_steps}
     if o.benchmark == "metaworld":
         from ..metaworld.evaluate import evaluate as evaluate_metaworld
 
         acting |= {"tasks": o.tasks, "starts": o.starts}
-        journal.run("benchmark metaworld", evaluate_metaworld, acting, name=f"{title}: act")
+        journal.run("benchmark metaworld", evaluate_metaworld, acting, name="act")
     else:
         from ..calvin.evaluate import evaluate
 
         acting |= {"sequences": o.sequences, "tasks": "all", "control": o.control}
-        journal.run("benchmark calvin", evaluate, acting, name=f"{title}: act")
+        journal.run("benchmark calvin", evaluate, acting, name="act")
+    return steps

@@ -33,8 +33,7 @@ def write_table(
     Args:
         samples: windows of a training of each system.
     """
-    seconds = {row["name"]: row["seconds"] for row in json.loads((out / "stages.json").read_text())}
-    rows = [_row(out, recipe, seeds, samples[recipe.name], seconds) for recipe in recipes]
+    rows = [_row(out, recipe, seeds, samples[recipe.name]) for recipe in recipes]
     found = {"seeds": seeds, "policies": rows, "published_only": list(PUBLISHED_ONLY)}
     write_json(out / "policies.json", found)
     write_bytes(out / "policies.html", _page(rows, seeds).encode())
@@ -44,15 +43,17 @@ def write_table(
     return found
 
 
-def _row(out: Path, recipe: PolicyRecipe, seeds: int, samples: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+def _row(out: Path, recipe: PolicyRecipe, seeds: int, samples: int) -> dict[str, Any]:
     """Read what was measured of one system."""
     values, jerks, minutes = [], [], []
     for seed in range(seeds):
-        results = json.loads((out / f"seed_{seed}" / recipe.name / "act" / "results.json").read_text())
+        folder = out / f"seed_{seed}" / recipe.name
+        results = json.loads((folder / "act" / "results.json").read_text())
         (control,) = results["controls"].values()
         values.append(_values(control))
         jerks += [control["joint_jerk"]["mean_square"]] if "joint_jerk" in control else []
-        minutes.append(seconds[f"seed {seed}: {recipe.name}: finetune"] / 60)
+        stages = json.loads((folder / "stages.json").read_text())
+        minutes.append(next(stage["seconds"] for stage in stages if stage["name"] == "finetune") / 60)
     mean, in_a_row = over_seeds(values), "sequences" in control
     return {
         "name": recipe.name,
