@@ -22,7 +22,7 @@ from ..metaworld.record import record_metaworld
 from ..playtable.cameras import CALVIN_PX, CameraConfig
 from ..playtable.environment import CAMERAS, PlayTable
 from ..playtable.feasibility import feasible
-from ..playtable.instructions import sample_instruction
+from ..playtable.instructions import sample_instruction, training_annotations
 from ..playtable.scenes import scene
 from ..playtable.targets import TARGET_MASK, target_parts
 from ..playtable.tasks import ALL_TASKS, choose_tasks
@@ -163,6 +163,7 @@ def _record_chain(
     play = rng.random() < config.play_share
     whole, task, success = Tape.empty(), None, False
     names, upcoming = choose_tasks(config.tasks), list[str]()
+    annotations = training_annotations(Path(config.calvin_root)) if config.calvin_root else None
     for segment in range(SEGMENTS_PER_CHAIN):
         if upcoming and not (success and feasible(upcoming[0], env.world_state(), env.spec_scene)):
             upcoming = []
@@ -175,7 +176,7 @@ def _record_chain(
         tape = whole if play else Tape.empty()
         if config.target_mask and not play:
             env.begin(task)
-        instruction = sample_instruction(task, rng)
+        instruction = sample_instruction(task, rng, annotations)
         pilot = None
         if policy is not None and not play:
             drawn = np.random.default_rng([config.seed, chain, segment])
@@ -300,7 +301,7 @@ def record(
         policy: folder of a released model that drives the first part of each skill, before the recording (DAgger).
         policy_steps: range of the control steps that it drives; `[90, 300]` records what to do after it failed.
         emphasis: `results.json` of `gr2 benchmark calvin`: tasks that failed more often there are recorded more often.
-        calvin_root: a clone of mees/calvin, whose assets are used instead of ours.
+        calvin_root: a clone of mees/calvin, whose assets and training annotations are used instead of ours.
         num_workers: processes.
         seed: seed of everything that is sampled.
 
@@ -372,6 +373,8 @@ def _check(config: RecordConfig, smallest: int) -> None:
         raise ConfigError(
             f"--tasks {config.tasks}: expected what must be done before one of them, too; add tasks that lift."
         )
+    if config.calvin_root:
+        training_annotations(Path(config.calvin_root))
 
 
 def _record_playtable(out: Path, config: RecordConfig, num_workers: int) -> dict[str, int]:

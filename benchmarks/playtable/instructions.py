@@ -1,10 +1,13 @@
 """Instructions for each of the 34 tasks, in our own words.
 
-Demonstrations use all of `instructions_of`, evaluation the first, or one that no demonstration has.
+Demonstrations use all of `instructions_of`, evaluation the first, or one that no demonstration has. Beside a clone of
+CALVIN, demonstrations use its training annotations, and evaluation its validation ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -176,8 +179,12 @@ def held_out_instruction(task: str) -> str:
     return _HELD_OUT[f"{verb}_{place}"].format(color)
 
 
-def sample_instruction(task: str, rng: np.random.Generator) -> str:
-    """Sample one of a task's instructions, evaluation's as often as all others together."""
+def sample_instruction(
+    task: str, rng: np.random.Generator, annotations: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """Sample one of a task's annotations, or of our instructions, evaluation's as often as all others together."""
+    if annotations is not None:
+        return annotations[task][int(rng.integers(len(annotations[task])))]
     options = instructions_of(task)
     return options[0] if rng.random() < 0.5 else options[1 + rng.integers(len(options) - 1)]
 
@@ -197,13 +204,30 @@ def evaluation_instructions(calvin_root: Path | None = None, wording: Wording = 
         return {name: held_out_instruction(name) for name in ALL_TASKS}
     if calvin_root is None:
         return {name: instructions_of(name)[0] for name in ALL_TASKS}
+    return {name: texts[0] for name, texts in _annotations(calvin_root, "new_playtable_validation.yaml").items()}
+
+
+@cache
+def training_annotations(calvin_root: Path) -> dict[str, tuple[str, ...]]:
+    """Return CALVIN's annotations of its training data, several for each task; evaluation has others.
+
+    Raises:
+        ConfigError: the clone has no usable annotations.
+    """
+    return _annotations(calvin_root, "new_playtable.yaml")
+
+
+def _annotations(calvin_root: Path, name: str) -> dict[str, tuple[str, ...]]:
     import yaml
 
-    file = calvin_root / "calvin_models" / "conf" / "annotations" / "new_playtable_validation.yaml"
+    file = calvin_root / "calvin_models" / "conf" / "annotations" / name
     try:
         found = yaml.safe_load(file.read_text())
-        return {name: str(found[name][0]) for name in ALL_TASKS}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, IndexError) as error:
+        texts = {task: tuple(map(str, found[task])) for task in ALL_TASKS}
+        if not all(isinstance(found[task], list) and texts[task] for task in ALL_TASKS):
+            raise TypeError("a task without a list of them")
+        return texts
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{file}: expected CALVIN's instruction of each task ({error}); clone mees/calvin whole."
+            f"{file}: expected CALVIN's instructions of each task ({error}); clone mees/calvin whole."
         ) from error

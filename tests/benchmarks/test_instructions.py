@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from gr2.benchmarks.calvin.evaluate import evaluate
 from gr2.benchmarks.calvin.suite import EvaluationConfig
+from gr2.benchmarks.demonstrations.record import record
 from gr2.benchmarks.playtable.instructions import (
     Wording,
     evaluation_instructions,
     held_out_instruction,
     instructions_of,
     sample_instruction,
+    training_annotations,
 )
 from gr2.benchmarks.playtable.tasks import ALL_TASKS
 from gr2.errors import ConfigError
@@ -41,6 +44,23 @@ def test_evaluation_takes_either_wording(tmp_path: Path) -> None:
     assert evaluation_instructions(wording="held-out")["push_red_block_left"] == "move the red block towards the left"
     with pytest.raises(ConfigError, match="held out already"):
         evaluate(out=tmp_path / "out", wording="held-out", calvin_root=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_demonstrations_beside_a_clone_speak_calvins_training_annotations(tmp_path: Path) -> None:
+    folder = tmp_path / "calvin_models" / "conf" / "annotations"
+    folder.mkdir(parents=True)
+    texts = {task: [f"{task} {i}" for i in range(3)] for task in ALL_TASKS}
+    (folder / "new_playtable.yaml").write_text(yaml.safe_dump(texts))
+    (folder / "new_playtable_validation.yaml").write_text(yaml.safe_dump({t: [f"held out {t}"] for t in ALL_TASKS}))
+    annotations, rng = training_annotations(tmp_path), np.random.default_rng(0)
+    assert {sample_instruction("open_drawer", rng, annotations) for _ in range(40)} == set(texts["open_drawer"])
+    assert evaluation_instructions(tmp_path)["open_drawer"] == "held out open_drawer"
+    for broken in ({**texts, "open_drawer": []}, {**texts, "open_drawer": "open it"}, {"open_drawer": ["open it"]}):
+        training_annotations.cache_clear()
+        (folder / "new_playtable.yaml").write_text(yaml.safe_dump(broken))
+        with pytest.raises(ConfigError, match="clone mees/calvin whole"):
+            record(out=tmp_path / "out", calvin_root=tmp_path, chains=1)
     assert not (tmp_path / "out").exists()
 
 
