@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
-from ..journal import Journal, spread
+from ..journal import Journal
+from ..side_by_side import how_many, side_by_side, threads
 from .grid import FRACTION, TOKENS, Variant, choose_claims
 
 
@@ -30,7 +31,7 @@ class ClaimsOptions:
         batch_size: windows a step.
         starts: random starts for each task, the same for all policies.
         max_steps: time limit for each task in control steps.
-        num_workers: processes for recording, training and acting.
+        num_workers: processes for recording, and trainings side by side.
     """
 
     out: Path = Path("runs/claims")
@@ -79,11 +80,14 @@ def benchmark(options: ClaimsOptions) -> dict[str, Any]:
     wanted = {name for variant in variants for name in TOKENS[variant.demonstrations]}
     data = 3 + 2 * ("eighth" in wanted) + 3 * ("abc" in wanted) + ("jittered" in wanted) + 3 * ("generated" in wanted)
     data += 3 * any(v.pretraining != "none" for v in variants) + 2 * (o.videos is not None)
-    journal = Journal(o.out, data + o.seeds * (sum(2 + (v.pretraining != "none") for v in variants) + len(imagining)))
-    _make_data(journal, o, wanted, play=any(v.pretraining != "none" for v in variants))
+    _make_data(Journal(o.out, data), o, wanted, play=any(v.pretraining != "none" for v in variants))
+    common: dict[str, Any] = {"num_workers": o.num_workers, "logs": o.out / "logs"}
     for seed in range(o.seeds):
-        for variant in variants:
-            _train(journal, o, variant, seed, imagines=variant in imagining)
+        bases = {_base(o, variant, seed): variant for variant in variants if variant.pretraining != "none"}
+        names = [f"{base.name}_{seed}" for base in bases]
+        side_by_side(_pretrain, [(o, variant, seed) for variant in bases.values()], names, **common)
+        tasks = [(o, variant, seed, variant in imagining) for variant in variants]
+        side_by_side(_train, tasks, [f"{v.folder(o.out, seed).name}_{seed}" for v in variants], **common)
         verdicts = write_verdicts(o.out, claims, seeds=seed + 1)
     return verdicts
 
@@ -122,32 +126,46 @@ def _make_data(journal: Journal, o: ClaimsOptions, wanted: Set[str], *, play: bo
         encode("clips", o.videos)
 
 
-def _train(journal: Journal, o: ClaimsOptions, variant: Variant, seed: int, *, imagines: bool) -> None:
-    """Pretrain where the variant does, finetune and measure one policy."""
-    from ...gr_model.train.stages import finetune, pretrain
+def _base(o: ClaimsOptions, variant: Variant, seed: int) -> Path:
+    """Return the folder of the pretrained model that a variant begins with; variants may share it."""
+    words = "_".join(str(word).replace(" ", "_") for word in variant.base)
+    return o.out / f"seed_{seed}" / f"pretrained_{words}"
+
+
+def _common(o: ClaimsOptions, seed: int) -> dict[str, Any]:
+    one = {"learning_rate": 1e-3, "seed": seed, "batch_size": o.batch_size}
+    return one | ({"threads": threads(o.num_workers)} if threads(o.num_workers) else {})
+
+
+def _pretrain(o: ClaimsOptions, variant: Variant, seed: int) -> None:
+    """Pretrain the model that a variant begins with."""
+    from ...gr_model.train.stages import pretrain
+
+    sources = [o.out / "play_tokens"] + [o.out / "clips_tokens"] * (variant.pretraining == "play and clips")
+    base = _base(o, variant, seed)
+    seen = {"tokens": sources, "out": base, "steps": o.pretrain_steps, **variant.model, **_common(o, seed)}
+    Journal(base, 1).run("pretrain", pretrain, seen)
+
+
+def _train(o: ClaimsOptions, variant: Variant, seed: int, imagines: bool) -> None:
+    """Finetune and measure one policy."""
+    from ...gr_model.train.stages import finetune
     from ..calvin.evaluate import evaluate
     from ..imagine.run import imagine
 
-    folder, title = variant.folder(o.out, seed), f"seed {seed}: "
-    common: Mapping[str, Any] = {"learning_rate": 1e-3, "seed": seed}
+    folder = variant.folder(o.out, seed)
+    journal = Journal(folder, 2 + imagines)
     start: dict[str, Any] = dict(variant.model)
     if variant.pretraining != "none":
-        sources = [o.out / "play_tokens"] + [o.out / "clips_tokens"] * (variant.pretraining == "play and clips")
-        words = "_".join(str(word).replace(" ", "_") for word in variant.base)
-        base = o.out / f"seed_{seed}" / f"pretrained_{words}"
-        seen = {"tokens": sources, "out": base, "steps": o.pretrain_steps, **variant.model, **common}
-        shared = spread(2, o.batch_size, o.num_workers)
-        name = f"{title}pretrain {words}"
-        journal.run("pretrain", pretrain, seen | {"batch_size": o.batch_size} | shared, name=name)
-        start = {"init": base}
+        start = {"init": _base(o, variant, seed), "chunk_length": variant.chunk_length}
     sources = [o.out / f"{name}_tokens" for name in TOKENS[variant.demonstrations]]
-    training: dict[str, Any] = {"tokens": sources, "out": folder / "policy"}
-    training |= {"steps": o.steps, "batch_size": o.batch_size, "frame_fraction": variant.frame_fraction}
-    training |= {"head": variant.head, **start, **common} | spread(2, o.batch_size, o.num_workers)
-    journal.run("finetune", finetune, training, name=f"{title}{variant.name}: finetune")
+    training: dict[str, Any] = {"tokens": sources, "out": folder / "policy", "steps": o.steps}
+    training |= {"frame_fraction": variant.frame_fraction, "head": variant.head, **start, **_common(o, seed)}
+    journal.run("finetune", finetune, training)
     acting = {"policy": str(folder / "policy"), "out": folder / "act", "sequences": 0, "starts": o.starts}
-    acting |= {"executed_steps": variant.executed_steps, "max_steps": o.max_steps, "num_workers": o.num_workers}
-    journal.run("benchmark calvin", evaluate, acting, name=f"{title}{variant.name}: act")
+    workers = 1 if how_many(o.num_workers) > 1 else o.num_workers
+    acting |= {"executed_steps": variant.executed_steps, "max_steps": o.max_steps, "num_workers": workers}
+    journal.run("benchmark calvin", evaluate, acting, name="act")
     if imagines:
         imagined = {"policy": str(folder / "policy"), "out": folder / "imagine", "agreement_starts": o.starts}
-        journal.run("imagine", imagine, imagined, name=f"{title}{variant.name}: imagine")
+        journal.run("imagine", imagine, imagined)

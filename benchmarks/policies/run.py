@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
-from ...data_pipeline.executors import worker_pool
 from ...errors import ConfigError, DataError
 from ..journal import Journal
+from ..side_by_side import how_many, side_by_side, threads
 from .recipes import PolicyRecipe, choose_recipes
 
 _PROBE_STEPS = 60
@@ -76,8 +71,7 @@ class PoliciesOptions:
 def benchmark(options: PoliciesOptions) -> dict[str, Any]:
     """Train every system and measure it; run again to resume, with more `seeds` or `policies` to go on.
 
-    Without a GPU each system has one process and one thread, and `num_workers` of them go side by side: small models
-    train faster so than one after the other on all cores.
+    Without a GPU `num_workers` of them go side by side, one thread each.
 
     Raises:
         ConfigError: an impossible number or an unknown system.
@@ -85,50 +79,22 @@ def benchmark(options: PoliciesOptions) -> dict[str, Any]:
     from .table import write_table
 
     o, recipes = options, choose_recipes(options.policies)
-    steps = dict(zip([r.name for r in recipes], _all(o, _steps, [(o, recipe) for recipe in recipes]), strict=True))
+    common: dict[str, Any] = {"num_workers": o.num_workers, "logs": o.out / "logs"}
+    names = [recipe.name for recipe in recipes]
+    speeds = side_by_side(_steps, [(o, r) for r in recipes], [f"speed_{name}" for name in names], **common)
+    steps = dict(zip(names, speeds, strict=True))
     found: dict[str, Any] = {}
     for seed in range(o.seeds):
-        _all(o, _train, [(o, recipe, steps[recipe.name], seed) for recipe in recipes])
-        samples = {recipe.name: steps[recipe.name] * o.batch_size for recipe in recipes}
+        tasks = [(o, recipe, steps[recipe.name], seed) for recipe in recipes]
+        side_by_side(_train, tasks, [f"{name}_{seed}" for name in names], **common)
+        samples = {name: steps[name] * o.batch_size for name in names}
         found = write_table(o.out, recipes, seeds=seed + 1, samples=samples)
     return found
 
 
-def _processes(o: PoliciesOptions) -> int:
-    """Return how many systems go side by side."""
-    import torch
-
-    return 1 if torch.cuda.is_available() else o.num_workers
-
-
-def _all(o: PoliciesOptions, stage: Callable[..., int], tasks: Sequence[tuple[Any, ...]]) -> list[int]:
-    """Run a stage for every task, side by side, and return what it gives, in order.
-
-    Raises:
-        Gr2Error: one failed; what the others have finished is kept.
-    """
-    processes = min(_processes(o), len(tasks))
-    if processes == 1:
-        return [stage(*task) for task in tasks]
-    with worker_pool(processes) as pool, tqdm(total=len(tasks), desc=stage.__name__.strip("_"), unit="system") as bar:
-        futures = [pool.submit(_quietly, stage, *task) for task in tasks]
-        for future in as_completed(futures):
-            future.result()
-            bar.update()
-        return [future.result() for future in futures]
-
-
-def _quietly(stage: Callable[..., int], o: PoliciesOptions, recipe: PolicyRecipe, *more: int) -> int:
-    """Run a stage with what it prints in `logs/`, since lines of several processes would mix."""
-    file = o.out / "logs" / f"{'_'.join([stage.__name__.strip('_'), recipe.name, *map(str, more[1:])])}.txt"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as log, redirect_stdout(log), redirect_stderr(log):
-        return stage(o, recipe, *more)
-
-
 def _training(o: PoliciesOptions, recipe: PolicyRecipe, out: Path, *, steps: int, seed: int) -> dict[str, Any]:
     common = {"tokens": o.tokens, "out": out, "steps": steps, "batch_size": o.batch_size, "seed": seed}
-    common |= {"tokenizer": o.tokenizer, "text": o.text, "threads": 1 if _processes(o) > 1 else 0}
+    common |= {"tokenizer": o.tokenizer, "text": o.text, "threads": threads(o.num_workers)}
     return common | recipe.training
 
 
@@ -148,14 +114,14 @@ def _steps(o: PoliciesOptions, recipe: PolicyRecipe) -> int:
     return max(1, round(60 * o.minutes * rates[-1] / o.batch_size))
 
 
-def _train(o: PoliciesOptions, recipe: PolicyRecipe, steps: int, seed: int) -> int:
-    """Train and measure one policy; return its steps."""
+def _train(o: PoliciesOptions, recipe: PolicyRecipe, steps: int, seed: int) -> None:
+    """Train and measure one policy."""
     from ...gr_model.train.stages import finetune
 
     folder = o.out / f"seed_{seed}" / recipe.name
     journal = Journal(folder, 2)
     journal.run("finetune", finetune, _training(o, recipe, folder / "policy", steps=steps, seed=seed))
-    workers = 1 if _processes(o) > 1 else o.num_workers
+    workers = 1 if how_many(o.num_workers) > 1 else o.num_workers
     acting = {"policy": str(folder / "policy"), "out": folder / "act", "num_workers": workers, **recipe.acting}
     acting |= {} if o.max_steps is None else {"max_steps": o.max_steps}
     if o.benchmark == "metaworld":
@@ -168,4 +134,3 @@ def _train(o: PoliciesOptions, recipe: PolicyRecipe, steps: int, seed: int) -> i
 
         acting |= {"sequences": o.sequences, "tasks": "all", "control": o.control}
         journal.run("benchmark calvin", evaluate, acting, name="act")
-    return steps

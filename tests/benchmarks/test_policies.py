@@ -17,14 +17,14 @@ from gr2.benchmarks.imagine.imagination import Imagination
 from gr2.benchmarks.journal import _arguments
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.policies.recipes import RECIPES, PolicyRecipe, choose_recipes
-from gr2.benchmarks.policies.run import PoliciesOptions, _all, _steps, _train, benchmark
+from gr2.benchmarks.policies.run import PoliciesOptions, benchmark
 from gr2.cvae_head.detr import DetrDecoder, StyleEncoder
 from gr2.cvae_head.dit import DiTBlock
 from gr2.cvae_head.expert import ExpertBlock
 from gr2.cvae_head.head import ChunkShape, TrunkShape
 from gr2.cvae_head.unet import UNetDenoiser
 from gr2.data_pipeline.curation.ingest import write_video_shards
-from gr2.errors import ConfigError, DataError
+from gr2.errors import ConfigError
 from gr2.gr_model.act.loading import load_world_model
 from gr2.gr_model.train.options import FinetuneOptions
 from gr2.gr_model.train.stages import finetune
@@ -104,16 +104,6 @@ def test_systems_are_measured_side_by_side(demonstrated: Path, tmp_path: Path, c
     capsys.readouterr()
     benchmark(options)
     assert capsys.readouterr().out.count("done before") == 4
-
-
-def test_systems_go_side_by_side_and_print_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    options = PoliciesOptions(tokens=["nowhere"], out=tmp_path, steps=7, num_workers=2)
-    recipes = choose_recipes("act,gr2")
-    assert _all(options, _steps, [(options, recipe) for recipe in recipes]) == [7, 7]
-    with pytest.raises(DataError, match="nowhere"):
-        _all(options, _train, [(options, recipe, 2, 0) for recipe in recipes])
-    assert "gr2 finetune" in (tmp_path / "logs" / "train_act_0.txt").read_text()
 
 
 def test_systems_are_chosen_by_name() -> None:
