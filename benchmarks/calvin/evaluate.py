@@ -130,7 +130,8 @@ def _show(results: Mapping[str, Any], videos: Path | None) -> None:
 
 def _training(policy: str, calvin_root: Path | None, wording: Wording, sequences: int) -> dict[str, Any] | None:
     """Say on which of the tasks a policy was trained, and return it."""
-    training = training_of(policy, evaluation_instructions(calvin_root, wording), official_sequences()[:sequences])
+    texts = evaluation_instructions(calvin_root, wording)
+    training = training_of(policy, texts, official_sequences()[:sequences], calvin_root)
     print(*training_lines(training), sep="\n", end="\n" if training else "")
     return training
 

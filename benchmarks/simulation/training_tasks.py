@@ -17,8 +17,9 @@ def training_of(
         instructions: task -> the instruction that evaluation gives.
 
     Returns:
-        tasks: names, or None where the release does not keep its instructions; untrained: the other ones;
-        unknown_words: instruction -> words that its text encoder was trained without.
+        tasks: names, or None where the release does not keep its instructions; untrained: the other ones; other_texts:
+        how many of its instructions are no wording known here, and may ask for any task; unknown_words: instruction ->
+        words that its text encoder was trained without.
 
     Raises:
         CheckpointError: the release is damaged.
@@ -37,13 +38,19 @@ def training_of(
     unknown = {text: words for text in instructions.values() if (words := encoder.unknown_words(text))}
     note_as_named(unknown)
     untrained = None if tasks is None else [name for name in wordings if name not in tasks]
-    return {"tasks": tasks, "untrained": untrained, "unknown_words": unknown}
+    known = {_plain(text) for texts in wordings.values() for text in texts}
+    others = sum(_plain(text) not in known for text in stated or ())
+    return {"tasks": tasks, "untrained": untrained, "other_texts": others, "unknown_words": unknown}
 
 
 def tasks_of(stated: Sequence[str], wordings: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the tasks that any of the instructions of a training set asks for."""
-    known = {" ".join(text.lower().split()) for text in stated}
-    return [name for name, texts in wordings.items() if any(" ".join(t.lower().split()) in known for t in texts)]
+    known = {_plain(text) for text in stated}
+    return [name for name, texts in wordings.items() if any(_plain(text) in known for text in texts)]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
 def training_lines(training: Mapping[str, Any] | None) -> Iterator[str]:
@@ -51,10 +58,12 @@ def training_lines(training: Mapping[str, Any] | None) -> Iterator[str]:
     if training is None:
         return
     if training["tasks"] is not None:
-        tasks, others = training["tasks"], training["untrained"]
+        tasks, others, more = training["tasks"], training["untrained"], training.get("other_texts", 0)
         named = f"; not on {', '.join(others)}" if others else ""
+        if others and more:
+            named = f" at least; {more} of its instructions are in words of its own, which may ask for the others"
         yield f"trained on {len(tasks)} of {len(tasks) + len(others)} tasks{named}"
-        if others and training.get("ceiling") is not None:
+        if others and not more and training.get("ceiling") is not None:
             yield f"with all of these and no other, the average length would be {training['ceiling']:.2f}"
     for text, words in training["unknown_words"].items():
         yield f"the text encoder does not know {', '.join(words)} in '{text}'"

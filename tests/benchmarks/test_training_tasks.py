@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gr2.benchmarks.calvin.sequences import official_sequences
 from gr2.benchmarks.calvin.training_tasks import ceiling, training_of, wordings
@@ -61,3 +62,21 @@ def test_what_nobody_states_is_not_claimed(tmp_path: Path) -> None:
     for policy in ("scripted", "http://127.0.0.1:1", "a.py:Class"):
         assert training_of(policy, instructions) is None
     assert list(training_lines(None)) == []
+
+
+def test_instructions_in_words_of_their_own_may_ask_for_any_task(tmp_path: Path) -> None:
+    instructions = evaluation_instructions()
+    policy = write_release(tmp_path / "policy", ["open the drawer", "tug at the drawer", "go push the red one"])
+    found = training_of(policy, instructions, official_sequences()[:5])
+    assert found is not None and found["other_texts"] == 2 and found["ceiling"] is None
+    (line,) = training_lines(found)
+    assert line.startswith("trained on 1 of 34 tasks at least; 2 of its instructions are in words of its own")
+    folder = tmp_path / "calvin_models" / "conf" / "annotations"
+    folder.mkdir(parents=True)
+    texts = {task: [f"please {instructions_of(task)[0]}"] for task in ALL_TASKS} | {
+        "open_drawer": ["tug at the drawer"]
+    }
+    (folder / "new_playtable.yaml").write_text(yaml.safe_dump(texts))
+    beside = training_of(policy, instructions, official_sequences()[:5], tmp_path)
+    assert beside is not None and beside["tasks"] == ["open_drawer"] and beside["other_texts"] == 1
+    assert training_of(policy, instructions, (), tmp_path / "nowhere") is not None
