@@ -59,14 +59,14 @@ class Variant:
         return ", ".join(words) or "recipe"
 
     @property
-    def base(self) -> tuple[Pretraining, int, int]:
+    def base(self) -> tuple[Pretraining, int]:
         """What the pretraining depends on: equal ones share it."""
-        return (self.pretraining, self.chunk_length, self.width)
+        return (self.pretraining, self.width)
 
     @property
     def model(self) -> dict[str, Any]:
-        """Options of the model for a training that starts from nothing."""
-        return {"chunk_length": self.chunk_length, "model": ModelChanges(width=self.width, heads=self.width // 32)}
+        """Options of a model that starts from nothing."""
+        return {"model": ModelChanges(width=self.width, heads=self.width // 32)}
 
     @property
     def head(self) -> HeadOptions:

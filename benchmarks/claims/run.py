@@ -22,7 +22,8 @@ class ClaimsOptions:
         claims: "all", or some of pretraining, clips, video_loss, trajectories, size, augmentation, imagination,
             few_demonstrations, with commas.
         seeds: trainings of each kind, of seeds 0, 1, and so on.
-        chains: recorded chains of up to six demonstrations in scene D, of the 17 tasks that need nothing before them.
+        tasks: of the demonstrations and of the test: "all" (34), "demonstrated" (17), or names separated by commas.
+        chains: recorded chains of up to six demonstrations in scene D.
         play_chains: chains of play in scenes A to D, which pretraining sees without actions.
         generated_scenes: scenes that are made up for the claim on augmentation.
         videos: folder of real clips of your own, for the claim on them.
@@ -37,6 +38,7 @@ class ClaimsOptions:
     out: Path = Path("runs/claims")
     claims: str = "all"
     seeds: int = 3
+    tasks: str = "all"
     chains: int = 300
     play_chains: int = 300
     generated_scenes: int = 60
@@ -44,8 +46,8 @@ class ClaimsOptions:
     pretrain_steps: int = 600
     steps: int = 1200
     batch_size: int = 64
-    starts: int = 10
-    max_steps: int = 180
+    starts: int = 5
+    max_steps: int = 360
     num_workers: int = 2
 
     def __post_init__(self) -> None:
@@ -109,19 +111,20 @@ def _make_data(journal: Journal, o: ClaimsOptions, wanted: Set[str], *, play: bo
         journal.run("data record", record, chosen, name=folder)
         encode(name, o.out / folder)
 
-    demonstrate("all", "demonstrations", 0, scenes="D", chains=o.chains, play_share=0.0)
+    taught: dict[str, Any] = {"tasks": o.tasks, "play_share": 0.0}
+    demonstrate("all", "demonstrations", 0, scenes="D", chains=o.chains, **taught)
     if "eighth" in wanted:
         encode("eighth", o.out / "demonstrations", part=f"0/{FRACTION}")
     if play:
         demonstrate("play", "play", 1, scenes="ABCD", chains=o.play_chains, play_share=1.0)
     if "abc" in wanted:
-        demonstrate("abc", "other scenes", 2, scenes="ABC", chains=o.chains, play_share=0.0)
+        demonstrate("abc", "other scenes", 2, scenes="ABC", chains=o.chains, **taught)
     if "jittered" in wanted:
         coded = {"shards": o.out / "abc_shards", "out": o.out / "jittered_tokens", "jitter": 0.3}
         journal.run("data tokens", tokens, coded, name="jittered: tokens")
     if "generated" in wanted:
-        new = {"scenes": "", "generated": o.generated_scenes, "chains": o.chains, "play_share": 0.0}
-        demonstrate("generated", "generated scenes", 3, **new)
+        new = {"scenes": "", "generated": o.generated_scenes, "chains": o.chains}
+        demonstrate("generated", "generated scenes", 3, **new, **taught)
     if o.videos is not None:
         encode("clips", o.videos)
 
@@ -155,14 +158,14 @@ def _train(o: ClaimsOptions, variant: Variant, seed: int, imagines: bool) -> Non
 
     folder = variant.folder(o.out, seed)
     journal = Journal(folder, 2 + imagines)
-    start: dict[str, Any] = dict(variant.model)
-    if variant.pretraining != "none":
-        start = {"init": _base(o, variant, seed), "chunk_length": variant.chunk_length}
+    start = variant.model if variant.pretraining == "none" else {"init": _base(o, variant, seed)}
     sources = [o.out / f"{name}_tokens" for name in TOKENS[variant.demonstrations]]
     training: dict[str, Any] = {"tokens": sources, "out": folder / "policy", "steps": o.steps}
     training |= {"frame_fraction": variant.frame_fraction, "head": variant.head, **start, **_common(o, seed)}
+    training |= {"chunk_length": variant.chunk_length}
     journal.run("finetune", finetune, training)
     acting = {"policy": str(folder / "policy"), "out": folder / "act", "sequences": 0, "starts": o.starts}
+    acting |= {"tasks": o.tasks}
     workers = 1 if how_many(o.num_workers) > 1 else o.num_workers
     acting |= {"executed_steps": variant.executed_steps, "max_steps": o.max_steps, "num_workers": workers}
     journal.run("benchmark calvin", evaluate, acting, name="act")

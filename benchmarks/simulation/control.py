@@ -35,6 +35,10 @@ _MOST_AHEAD = 0.06
 """How far ahead of the joints measured at the beginning of a control step its commands may be [rad]; at 0.1 an arm that
 presses on is thrown back by the simulator's contacts, past its velocity limits."""
 
+_RETREAT = 0.5
+"""Share of the way that contacts push a joint beyond half the position margin, by which its commands retreat in each
+control step: a smaller share lets it pass its limit, a greater one swings."""
+
 
 RESPONSE = 20.0
 """How fast the arm closes in on a policy's poses [rad/s]. An arm that passes them on time has to catch up after each
@@ -265,6 +269,7 @@ class WbcControl:
         robot = simulator.arm
         inside = replace(robot, lower=robot.lower + _POSITION_MARGIN, upper=robot.upper - _POSITION_MARGIN)
         self.controller = WholeBodyController(inside, config or controller_config())
+        self._inside, self._retreat = inside, np.zeros((2, robot.num_joints))
         self.commanded, self.measured = LimitCounter(robot), LimitCounter(robot)
         self._jerk = JerkMeter(simulator.control_hz)
         self.rejected: Counter[str] = Counter()
@@ -278,6 +283,7 @@ class WbcControl:
         joints, gripper = self.simulator.joint_state()[0], self.simulator.gripper_command
         self.controller.reset(joints, gripper, 0.0)
         self._control_steps, self._coming = 0, None
+        self._retreat[:] = 0.0
         self._jerk.begin()
         still = np.zeros_like(joints)
         self._ticks = [JointCommand(positions=joints, velocities=still, gripper=gripper, status="reset")]
@@ -309,6 +315,7 @@ class WbcControl:
         # Commands are taken back to where the arm can be: a jammed arm is not pressed on and on.
         least, greatest = measured - _MOST_AHEAD, measured + _MOST_AHEAD
         positions = np.minimum(np.maximum(np.stack([command[0] for command in wanted]), least), greatest)
+        positions = self._within(positions, measured)
         self.simulator.step_joints(
             [
                 JointCommand(positions=q, velocities=dq, gripper=tick.gripper, status=tick.status)
@@ -320,6 +327,17 @@ class WbcControl:
         self.measured.see(positions[None], velocities[None])
         self._jerk.see(positions)
         self._control_steps += 1
+
+    def _within(self, positions: Array, measured: Array) -> Array:
+        """Return the commands `[n j]` [rad], taken back from limits that contacts push the `measured` joints towards."""
+        lower, upper = self._inside.lower, self._inside.upper
+        beyond = np.stack([lower - measured, measured - upper]) - 0.5 * _POSITION_MARGIN
+        self._retreat = np.maximum(0.0, self._retreat + _RETREAT * beyond)
+        if not np.any(self._retreat):
+            return positions
+        low, high = np.where(self._retreat > 0.0, self._retreat, -np.inf)
+        kept: Array = np.minimum(np.maximum(positions, lower + low), upper - high)
+        return kept
 
     def refusal(self) -> str:
         """Return why all chunks since the last call were refused for faults of their own, else an empty text."""
@@ -387,7 +405,7 @@ def controller_config() -> ControllerConfig:
 
 def controller_fingerprint() -> str:
     """Return the beginning of the SHA-256 of our controller's settings."""
-    settings = (controller_config(), TICK_HZ, _POSITION_MARGIN, _MOST_AHEAD)
+    settings = (controller_config(), TICK_HZ, _POSITION_MARGIN, _MOST_AHEAD, _RETREAT)
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
 

@@ -67,8 +67,8 @@ def first_model(
         contacts: parts of a scene of which it is to say when they are touched.
 
     Raises:
-        ConfigError: `init` has another chunk or context than asked for, changes of its model are asked for, or it acts
-            for other robots than those of the data.
+        ConfigError: `init` has another context than asked for or acts in chunks of another length, changes of its model
+            are asked for, or it acts for other robots than those of the data.
     """
     if options.init is None:
         torch.manual_seed(options.seed)
@@ -78,11 +78,16 @@ def first_model(
     encoders = {"tokenizer": image_fingerprint(facts), "text": str(facts["text_fingerprint"])}
     folder = release_folder(options.init)
     release = load_release(folder, **encoders)
-    found = release.model.config
-    if (found.chunk_length, found.max_context) != (options.chunk_length, options.context):
+    found, start = release.model.config, release.normalization
+    if found.max_context != options.context:
         raise ConfigError(
-            f"--init {options.init}: made for chunks of {found.chunk_length} and {found.max_context} context frames, "
-            f"asked for {options.chunk_length} and {options.context}; pretrain with the same numbers."
+            f"--init {options.init}: made for {found.max_context} context frames, asked for {options.context}; "
+            "pretrain with the same number."
+        )
+    if start is not None and found.chunk_length != options.chunk_length:
+        raise ConfigError(
+            f"--init {options.init}: acts in chunks of {found.chunk_length}, asked for {options.chunk_length}; "
+            f"finetune with --chunk-length {found.chunk_length}, or begin with a model that was only pretrained."
         )
     names = [camera.name for camera in found.cameras]
     if not set(names) & set(cameras):
@@ -93,7 +98,7 @@ def first_model(
     if extra := [name for name in cameras if name not in names]:
         print(f"{options.init}: was not made for the cameras {extra} of the data; they are left out")
     torch.manual_seed(options.seed)
-    other, start = [robot for robot in robots if not fitting(found.embodiments, robot)], release.normalization
+    other = [robot for robot in robots if not fitting(found.embodiments, robot)]
     if other and start is not None:
         known = " and ".join(robot.name for robot in found.embodiments)
         reasons = [d for d in found.embodiments[0].differences(other[0]) if not d.startswith("camera ")]
@@ -103,7 +108,8 @@ def first_model(
         )
     kept = start is not None or (not other and len(robots) == len(found.embodiments))
     robots = found.embodiments if kept else robots
-    return adapted(release.model, options.head, robots, contacts=contacts, weights=folder / WEIGHTS), start
+    changes: dict[str, Any] = {"chunk_length": options.chunk_length, "contacts": contacts}
+    return adapted(release.model, options.head, robots, **changes, weights=folder / WEIGHTS), start
 
 
 def adapted(
@@ -111,17 +117,19 @@ def adapted(
     options: HeadOptions,
     robots: Sequence[Embodiment],
     *,
+    chunk_length: int | None = None,
     contacts: Sequence[str] = (),
     weights: Path | None = None,
 ) -> WorldModel:
-    """Return the model for some robots and with the chosen head; what depends on either and differs begins again.
+    """Return the model for some robots, with the chosen head and chunk; what depends on one that differs begins again.
 
     Args:
+        chunk_length: control steps of a chunk, None for the model's.
         contacts: parts of a scene of which it is to say when they are touched.
         weights: the file that the model came from; it is read again, in place of holding two models in memory.
     """
     wanted = replace(model.config, head=options.apply(model.config.head), embodiments=tuple(robots))
-    wanted = replace(wanted, contacts=tuple(contacts))
+    wanted = replace(wanted, contacts=tuple(contacts), chunk_length=chunk_length or wanted.chunk_length)
     if wanted == model.config:
         return model.train()
     kept = model.state_dict().items() if weights is None else read_tensors(weights)
@@ -130,6 +138,7 @@ def adapted(
     new = WorldModel(wanted)
     state = new.state_dict()
     same_head = _same_network(wanted.head, model.config.head) and wanted.embodiments == model.config.embodiments
+    same_head = same_head and wanted.chunk_length == model.config.chunk_length
     for name, value in kept:
         if name in state and state[name].shape == value.shape and (same_head or not name.startswith("head.")):
             state[name].copy_(value)

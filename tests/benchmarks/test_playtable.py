@@ -227,6 +227,26 @@ def test_under_whole_body_control_the_arm_hangs_back_and_arrives(env):
     assert max(passed) < way[-1] + 0.005 and passed[-1] == pytest.approx(way[-1], abs=0.004)
 
 
+@pytest.mark.parametrize("push", [0.05, -0.05])
+def test_a_joint_that_contacts_push_over_its_limit_is_taken_back(monkeypatch, push):
+    env = PlayTable("D", render_mode=None)
+    control, arm, joint = WbcControl(env), env.arm, 6
+    start = env.joint_state()[0]
+    start[joint] = arm.upper[joint] - 0.03 if push > 0 else arm.lower[joint] + 0.03
+    state = [start]
+    pushed = np.where(np.arange(arm.num_joints) == joint, push, 0.0)
+    monkeypatch.setattr(env, "joint_state", lambda: (state[-1], np.zeros(arm.num_joints)))
+    control.reset()
+    monkeypatch.setattr(env, "step_joints", lambda commands: state.append(commands[-1].positions + pushed))
+    for _ in range(30):
+        control.step()
+    env.close()
+    margin = np.minimum(np.stack(state) - arm.lower, arm.upper - np.stack(state))[:, joint]
+    assert margin[1] == pytest.approx(-0.02) and min(margin[4:]) > 0
+    assert np.ptp(margin[-10:]) < 1e-3 and margin[-1] == pytest.approx(0.015, abs=1e-3)
+    assert control.commanded.velocity_violations == control.commanded.position_violations == 0
+
+
 def test_commands_to_an_arm_that_cannot_move_stay_near_it(monkeypatch):
     env = PlayTable("D", render_mode=None)
     control, sent = WbcControl(env), []

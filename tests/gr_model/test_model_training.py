@@ -302,3 +302,16 @@ def test_a_head_with_other_settings_keeps_its_weights() -> None:
     same = {name: torch.equal(anew.state_dict()[name], value) for name, value in model.state_dict().items()}
     assert all(same[name] for name in same if not name.startswith("head."))
     assert not all(same[name] for name in same if name.startswith("head."))
+
+
+def test_a_model_for_chunks_of_another_length_keeps_its_trunk() -> None:
+    model = make_model(small_config(head=small("flow")))
+    other = adapted(model, HeadOptions(), model.config.embodiments, chunk_length=model.config.chunk_length + 3)
+    assert other.config.chunk_length == model.config.chunk_length + 3
+    state, kept = other.state_dict(), model.state_dict()
+    assert all(torch.equal(state[name], kept[name]) for name in kept if name.startswith("trunk."))
+    assert not any(
+        torch.equal(state[name], value)
+        for name, value in kept.items()
+        if name.startswith("head.") and name.endswith("weight") and value.ndim == 2 and state[name].shape == value.shape
+    )
