@@ -329,7 +329,7 @@ class WbcControl:
         self._control_steps += 1
 
     def _within(self, positions: Array, measured: Array) -> Array:
-        """Return the commands `[n j]` [rad], taken back from limits that contacts push the `measured` joints towards."""
+        """Return commands `[n j]` [rad], taken back from limits that contacts push the `measured` joints towards."""
         lower, upper = self._inside.lower, self._inside.upper
         beyond = np.stack([lower - measured, measured - upper]) - 0.5 * _POSITION_MARGIN
         self._retreat = np.maximum(0.0, self._retreat + _RETREAT * beyond)
