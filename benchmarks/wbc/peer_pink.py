@@ -23,15 +23,16 @@ BARRIER_GAIN = 20.0
 
 
 class Pink:
-    """Frame and posture task, velocity and position limits of the URDF; with `barrier` its distance barrier too.
+    """Frame and posture task, velocity and position limits of the URDF.
 
-    Its safe displacement is off: it pulls the arm off the target by centimeters.
+    With `accelerations` its acceleration limits, at the robot's numbers, too; with `barrier` its distance barrier. The
+    barrier's safe displacement is off: it pulls the arm off the target by centimeters.
     """
 
-    def __init__(self, robot: RobotModel, *, barrier: bool) -> None:
+    def __init__(self, robot: RobotModel, *, accelerations: bool = False, barrier: bool = False) -> None:
         """Build the pinocchio model from our URDF."""
-        self.name = "pink + barrier" if barrier else "pink"
-        self.robot, self.barrier = robot, barrier
+        self.name = "pink" + " + acceleration" * accelerations + " + barrier" * barrier
+        self.robot, self.accelerations, self.barrier = robot, accelerations, barrier
         self._pin, self._pink = package("pinocchio", "pink"), package("pink", "pink")
         self._coal: Any = package("coal", "pink") if barrier else None
         self._failures = package("pink.exceptions", "pink").PinkError
@@ -50,6 +51,11 @@ class Pink:
         posture = pink.tasks.PostureTask(cost=POSTURE_COST)
         posture.set_target(np.array(case.q0))
         barriers = [self._make_barrier(len(scene["collision_model"].collisionPairs))] if self.barrier else []
+        limits, accelerations = None, None
+        if self.accelerations:
+            accelerations = pink.limits.AccelerationLimit(self._model, self.robot.acceleration)
+            limits = [pink.limits.ConfigurationLimit(self._model), pink.limits.VelocityLimit(self._model)]
+            limits.append(accelerations)
 
         def step(tick: int, target: Array) -> Array:
             """Move to the next configuration `[j]` [rad]."""
@@ -59,12 +65,15 @@ class Pink:
             if spheres:
                 configuration.update(configuration.q)
             tool.set_target(pin.SE3(target[:3, :3], target[:3, 3]))
+            rules = {"limits": limits, "barriers": barriers, "safety_break": False}
             try:
-                velocity = pink.solve_ik(
-                    configuration, [tool, posture], TICK, solver="daqp", barriers=barriers, safety_break=False
-                )
+                velocity = pink.solve_ik(configuration, [tool, posture], TICK, solver="daqp", **rules)
             except self._failures as error:
+                if accelerations is not None:
+                    accelerations.set_last_integration(np.zeros(self._model.nv), TICK)
                 raise NotSolved from error
+            if accelerations is not None:
+                accelerations.set_last_integration(velocity, TICK)
             configuration.integrate_inplace(velocity, TICK)
             joints: Array = configuration.q
             return joints

@@ -1,7 +1,7 @@
 """Other controllers on the same targets: one target a tick, joint positions out, measured by the same evaluator.
 
-They are given position and velocity limits in their own way where they take them, and no acceleration limits; ours sees
-chunks, up to a horizon ahead, where they see the target of the next tick.
+They are given position and velocity limits in their own way where they take them, pink in one variant acceleration
+limits as well; ours sees chunks, up to a horizon ahead, where they see the target of the next tick.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def make_peers(name: str, robot: RobotModel) -> list[Peer]:
     if name == "pink":
         from .peer_pink import Pink
 
-        return [Pink(robot, barrier=False), Pink(robot, barrier=True)]
+        return [Pink(robot), Pink(robot, accelerations=True), Pink(robot, barrier=True)]
     if name == "mink":
         from .peer_mink import Mink
 
