@@ -224,7 +224,7 @@ def _make_data(journal: Journal, out: Path, preset: ChainPreset, videos: Path | 
             {"shards": out / "shards", "out": out / "text", "steps": preset.text_steps, "seed": seed}, name="text",
         )  # fmt: skip
         tokenizer, text = str(out / "tokenizer"), str(out / "text")
-    frozen = {"tokenizer": tokenizer, "text": text}
+    frozen = {"tokenizer": tokenizer, "text": text, "num_workers": workers}
     journal.run("data tokens", tokens, {"shards": out / "shards", "out": out / "tokens", **frozen})
     if videos is not None:
         journal.run(
@@ -285,6 +285,7 @@ def _train(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None
     encoded: dict[str, Any] = {
         "shards": corrections / "shards",
         "out": corrections / "tokens",
+        "num_workers": workers,
         **frozen,
     }
     journal.run("data tokens", tokens, encoded, name="correction tokens")

@@ -124,7 +124,7 @@ def _correct(journal: Journal, o: ImproveOptions, number: int, drives: Path, fro
     journal.run("data record", record, recorded, name=title + "correct")
     shards = {"source": place / "record", "out": place / "shards", "num_workers": o.num_workers}
     journal.run("data shards", write_video_shards, shards, name=title + "shards")
-    encoded = {"shards": place / "shards", "out": place / "tokens", **frozen}
+    encoded = {"shards": place / "shards", "out": place / "tokens", "num_workers": o.num_workers, **frozen}
     journal.run("data tokens", tokens, encoded, name=title + "tokens")
     corrections = [o.out / f"round_{i}" / "tokens" for i in range(number + 1)]
     training: dict[str, Any] = {"tokens": [*o.tokens, *corrections], "init": drives, "out": place / "policy"}

@@ -93,6 +93,7 @@ def write_token_shards(
     executor: ExecutorKind = "local",
     num_workers: int = 1,
     num_gpus: int = 0,
+    shard_each: bool = False,
     overwrite: bool = False,
 ) -> Mapping[str, Any]:
     """Encode every image and text of video shards.
@@ -113,6 +114,8 @@ def write_token_shards(
         executor: `local` encodes in this process, `ray` one shard in each worker.
         num_workers: processes that decode for this process; workers of Ray.
         num_gpus: GPUs that each worker of Ray gets.
+        shard_each: local workers encode a shard each, as Ray's do, in place of decoding for this process: faster where
+            the encoder runs on a CPU.
         overwrite: replace an earlier result.
 
     Returns:
@@ -145,10 +148,11 @@ def write_token_shards(
         return finished
     changes: dict[str, Any] = {"image_fit": stated_fit(facts), "jitter": jitter, "seed": seed}
     decode = partial(decode_sample, image_size=image_size, target_fps=target_fps, **changes)
-    on_ray = executor == "ray"
-    decoders = ONE_PROCESS if on_ray else Executor(num_workers=num_workers)
+    spread = executor == "ray" or shard_each
+    decoders = ONE_PROCESS if spread else Executor(num_workers=num_workers)
     write_shard = partial(_write_shard, decode=decode, encode_images=encode_images, facts=facts, decoders=decoders)
-    runner = Executor(kind="ray", num_workers=num_workers, num_gpus=num_gpus) if on_ray else ONE_PROCESS
+    write_shard = partial(write_shard, quiet=spread)
+    runner = Executor(kind=executor, num_workers=num_workers, num_gpus=num_gpus) if spread else ONE_PROCESS
     tally, names = map_shards(write_shard, shards, out, runner, "token shards")
     if tally.windows == 0:
         abandon_stage(out)
@@ -302,13 +306,14 @@ def _write_shard(
     encode_images: EncodeImages,
     facts: Mapping[str, Any],
     decoders: Executor,
+    quiet: bool,
 ) -> None:
     tally, texts, embodiments = Tally(), dict[str, int](), EmbodimentTally()
     cameras: dict[str, None] = {}
     parts: dict[str, None] = {}
     is_square = True
     total = len(read_index(task.source)["samples"])
-    progress = tqdm(total=total, desc=f"shard {task.number}", unit="clip", leave=False)
+    progress = tqdm(total=total, desc=f"shard {task.number}", unit="clip", leave=False, disable=quiet)
     with ShardWriter(task.out, max_bytes=1 << 62, first_number=task.number) as writer, progress:
         samples = ordered_map(decode, read_indexed(task.source), decoders)
         for group in _groups(samples, NUM_BATCH_FRAMES):

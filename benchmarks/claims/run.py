@@ -104,7 +104,8 @@ def _make_data(journal: Journal, o: ClaimsOptions, wanted: Set[str], *, play: bo
         shards, coded = o.out / f"{name}_shards", o.out / f"{name}_tokens"
         chosen = {"source": source, "out": shards, "num_workers": o.num_workers, **options}
         journal.run("data shards", write_video_shards, chosen, name=f"{name}: shards")
-        journal.run("data tokens", tokens, {"shards": shards, "out": coded}, name=f"{name}: tokens")
+        chosen = {"shards": shards, "out": coded, "num_workers": o.num_workers}
+        journal.run("data tokens", tokens, chosen, name=f"{name}: tokens")
 
     def demonstrate(name: str, folder: str, seed: int, **options: Any) -> None:
         chosen = {"out": o.out / folder, "num_workers": o.num_workers, "seed": seed, **options}

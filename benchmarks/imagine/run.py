@@ -46,7 +46,7 @@ def imagine(
     temperature: float = 0.8,
     choice_temperature: float = 8.0,
     top_k: int = 0,
-    top_p: float = 1.0,
+    top_p: float = 0.8,
     guidance: float = 1.0,
     executed_steps: int = 5,
     image_size: int = 64,
@@ -74,7 +74,7 @@ def imagine(
         temperature: of the codes of the videos; the metrics are those of the likeliest codes.
         choice_temperature: 0 samples the codes the model is surest of first, a large number samples them in any order.
         top_k: sample only the k likeliest codes; 0 for all.
-        top_p: sample only the likeliest codes that hold this share of the probability.
+        top_p: sample only the likeliest codes that hold this share of the probability; 1 for all.
         guidance: above 1, follow the text more than the model by itself does (trained with text dropout).
         executed_steps: control steps of each chunk in the policy's rollout.
         image_size: image side in the simulator [px].

@@ -227,15 +227,20 @@ def tokenizer_facts(vqgan: VQGAN, text: TextEncoder) -> dict[str, Any]:
 
 
 class ImageEncoder:
-    """Encodes frames where it is called: a worker that was sent one moves the network to its own device."""
+    """Encodes frames where it is called: a worker that was sent one moves the network to its own device.
 
-    def __init__(self, vqgan: VQGAN, device: Literal["auto", "cpu", "cuda"]) -> None:
-        self.vqgan, self.device = vqgan, device
+    threads: of the process that encodes, 0 for torch's choice.
+    """
+
+    def __init__(self, vqgan: VQGAN, device: Literal["auto", "cpu", "cuda"], threads: int = 0) -> None:
+        self.vqgan, self.device, self.threads = vqgan, device, threads
 
     def __call__(self, frames: Array) -> Array:
         """Return the codes, integers `[f n]`, of uint8 frames `[f h w 3]`."""
         import torch
 
+        if self.threads:
+            torch.set_num_threads(self.threads)
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return self.vqgan.to(device).encode_frames(frames)
 
@@ -271,11 +276,14 @@ def tokens(
         jitter: change brightness, contrast and saturation of each clip by up to this share before encoding, all frames
             and cameras alike: a second folder of the same shards to train on beside the plain one (`--tokens A B`).
         seed: of the jitter.
-        executor: `local` encodes in this process, `ray` a shard in each worker of the cluster at RAY_ADDRESS.
-        num_workers: processes that decode for this process; workers of Ray.
+        executor: `local` works on this machine, `ray` on a shard in each worker of the cluster at RAY_ADDRESS.
+        num_workers: processes that decode for this one; without a GPU, and with several shards, processes that encode a
+            shard each on one thread; workers of Ray.
         device: where images are encoded; auto takes a GPU where there is one. With Ray, `cuda` gives each worker one.
         overwrite: replace an earlier result.
     """
+    import torch
+
     from ...tokenizers.text_weights import load_text_encoder
     from ...tokenizers.weights import load_vqgan
 
@@ -285,10 +293,12 @@ def tokens(
         choose_accelerator(device)  # states what is missing before any work
     expect_video_shards(as_location(shards))  # before weights are loaded
     vqgan, encoder = load_vqgan(tokenizer), load_text_encoder(text)
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    shard_each = executor == "local" and on_cpu and min(num_workers, len(list_shards(as_location(shards)))) > 1
     manifest = write_token_shards(
         shards=shards,
         out=out,
-        encode_images=ImageEncoder(vqgan, device),
+        encode_images=ImageEncoder(vqgan, device, threads=int(shard_each)),
         encode_texts=encoder.encode if text_features else None,
         tokenizer_facts=tokenizer_facts(vqgan, encoder),
         image_size=vqgan.config.resolution,
@@ -299,6 +309,7 @@ def tokens(
         executor=executor,
         num_workers=num_workers,
         num_gpus=int(device == "cuda"),
+        shard_each=shard_each,
         overwrite=overwrite,
     )
     _tell_fit(vqgan, encoder, shards, out, manifest)

@@ -221,6 +221,23 @@ def test_killed_stages_go_on_to_the_same_bytes(tmp_path: Path, after: int) -> No
     assert contents(tmp_path / "tokens_killed") == contents(tmp_path / "tokens")
 
 
+def test_workers_that_encode_a_shard_each_write_the_same_tokens(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 6)
+    clip = (tmp_path / "in/clip_00.mp4").stat().st_size
+    write_video_shards(source=str(tmp_path / "in"), out=tmp_path / "video", shard_megabytes=1.5 * clip / 1e6)
+    assert len(list_shards(tmp_path / "video")) > 1
+    options = {
+        "shards": tmp_path / "video",
+        "encode_images": encode_images,
+        "encode_texts": encode_texts,
+        "tokenizer_facts": FACTS,
+        "image_size": 64,
+    }
+    write_token_shards(out=tmp_path / "alone", **options)
+    write_token_shards(out=tmp_path / "spread", num_workers=2, shard_each=True, **options)
+    assert contents(tmp_path / "spread") == contents(tmp_path / "alone")
+
+
 def test_a_kill_between_the_last_shard_and_the_manifest_loses_nothing(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", 3)
     clip = (tmp_path / "in/clip_00.mp4").stat().st_size
