@@ -50,7 +50,7 @@ def strips(folder: Path, out: Path, *, episodes: int = 4, columns: int = 8, side
             for column, index in enumerate(shown):
                 image = Image.fromarray(video[index]).resize((side, side - 2), Image.Resampling.LANCZOS)
                 sheet.paste(image, (left + column * (side + 2), y))
-    sheet.quantize(256).save(out, optimize=True)
+    sheet.save(out, optimize=True)
 
 
 def main() -> None:
