@@ -72,7 +72,7 @@ def _read_table(path: Path) -> dict[str, str]:
             return _pairs(path, list(rows))
     if path.suffix == ".jsonl":
         try:
-            lines = path.read_text(encoding=text_encoding(path)).splitlines()
+            lines = path.read_text(encoding=text_encoding(path)).split("\n")
             return _pairs(path, [json.loads(line) for line in lines if line.strip()])
         except ValueError as error:
             raise DataError(f"{path}: expected one JSON object a line ({error}); correct the file.") from error
