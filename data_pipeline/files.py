@@ -44,7 +44,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         refuse_lfs_pointer(path)
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows begins files with a mark
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); make it again.") from error
 

@@ -176,7 +176,11 @@ def _format_of(records: RecordSource) -> dict[str, str]:
 def _folder_facts(records: RecordSource, tally: SourceTally) -> dict[str, Any]:
     """Return what a source states beyond its records; its problems go to the tally."""
     if isinstance(records, LeRobotSource):
-        return {"robot": records.layout.robot or "unknown"}
+        facts: dict[str, Any] = {"robot": records.layout.robot or "unknown"}
+        if left := records.layout.not_listed():
+            first = left[0].relative_to(records.path).as_posix()
+            facts["not listed in meta"] = f"{len(left)} parquet files, which are not read (the first {first})"
+        return facts
     if not isinstance(records, CheckedShards):
         return {}
     for name, reason in records.problems():

@@ -1,7 +1,8 @@
 """Read episodes kept as npz files: one file an episode, one array for images, states and actions each.
 
 Images are integers 0 to 255 of any type (floats that are whole numbers too) or floats 0 to 1, `[t h w 3]` or
-`[t 3 h w]`; of `[t 3k h w]`, k images stacked by a replay buffer, the last one is that of the step. Actions are kept
+`[t 3 h w]`; of `[t 3k h w]`, k images stacked by a replay buffer, the last one is that of the step. Gray, alpha and
+encoded images are read, too. Actions are kept
 as stored: where a replay buffer wrote the file, action i is the one that led to image i, and the first is zero. Source:
 thuml/iVideoGPT, its samples and `mbrl/metaworld_env.py`. Other stores of arrays (HDF5, zarr) build on `ArraysSource`.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,9 @@ import numpy as np
 
 from ...contracts import Array
 from ...errors import DataError
-from ..files import camera_name, sample_key
+from ..files import sample_key
 from ..video.reader import is_video
+from .array_images import ArrayHeader, check_images, colors_of, find_images, name_cameras
 from .record import FrameArray, Record
 from .robot_signals import Column, RobotSignals
 from .spec import EpisodeSpec, with_opening
@@ -41,6 +43,8 @@ _BROKEN = (
     zlib.error,
 )
 """What a file that is truncated, encrypted or no npz raises."""
+
+_NUM_NAMED = 5
 
 _IMAGES = ("image", "images", "observation", "observations", "rgb", "frames")
 _STATES = ("state", "states")
@@ -63,13 +67,9 @@ class ArrayEpisode(Protocol):
         """Read one array."""
         ...
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArrayHeader:
-    """Shape and type of an array that was not read."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    def first(self, name: str) -> Any:
+        """Read the first step of one array, which has one."""
+        ...
 
 
 def find_arrays(path: Path) -> list[Path]:
@@ -79,16 +79,14 @@ def find_arrays(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path] if path.suffix == ".npz" else []
+    found = []
     for pattern in ("*", "*/*"):
-        found = []
         for file in path.glob(pattern):
             if is_video(file):
                 return []
             if file.suffix == ".npz" and not file.name.startswith("."):
                 found.append(file)
-        if found:
-            return sorted(found)
-    return []
+    return sorted(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +104,10 @@ class NpzEpisode:
         """Read one array."""
         return _read(self.file, name)
 
+    def first(self, name: str) -> Any:
+        """Read the first step of one array, which has one."""
+        return self.read(name)[0]
+
     def __str__(self) -> str:
         return str(self.file)
 
@@ -117,11 +119,13 @@ class ArraysSource:
     """
 
     kind = "arrays"
+    dropped_of_names = "$"
 
     def __init__(self, path: Path, *, spec: EpisodeSpec | None = None, camera: str = "static") -> None:
         self.path = path
         self.spec = spec
         self.camera = camera
+        self._main = ""
 
     def __iter__(self) -> Iterator[Record]:
         for episode in self._episodes():
@@ -137,7 +141,12 @@ class ArraysSource:
             yield NpzEpisode(file=file, source=file.relative_to(root).as_posix())
 
     def _spec(self, episode: ArrayEpisode, headers: Mapping[str, ArrayHeader]) -> EpisodeSpec:
-        return self.spec or guess_spec(headers, self.camera)
+        return self.spec or guess_spec(headers, self._cameras(_image_names(episode, headers)))
+
+    def _cameras(self, images: Sequence[str]) -> dict[str, str]:
+        """Name images; the first one of the first episode is called `camera` in all of them."""
+        self._main = self._main or next(iter(images), "")
+        return name_cameras(self.camera, self._main, images, self.dropped_of_names)
 
     def _instruction(self, episode: ArrayEpisode, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec) -> str:
         return _instruction(episode, headers, spec)
@@ -149,17 +158,15 @@ class ArraysSource:
         if missing or not (spec.cameras or spec.actions):
             wanted = missing or [f"images such as {', '.join(_IMAGES[:3])}"]
             raise DataError(f"{episode}: expected the arrays {wanted}, got {sorted(headers)}; name them in a spec.")
-        states, actions = (_matrix(episode, headers, names) for names in (spec.states, spec.actions))
+        num_steps, repairs = _num_steps(episode, headers, spec)
         for name in spec.cameras.values():
-            _check_images(f"{episode}: {name}", headers[name])
-        names = [*spec.cameras.values(), *spec.states, *spec.actions]
-        lengths = {name: headers[name].shape[0] for name in names}
-        if len(set(lengths.values())) != 1 or 0 in lengths.values():
-            raise DataError(f"{episode}: expected one number of steps, above 0, got {lengths}; leave the file out.")
+            check_images(f"{episode}: {name}", headers[name])
+        states, actions = (_matrix(episode, headers, names, num_steps) for names in (spec.states, spec.actions))
         rate = spec.control_hz or ASSUMED_HZ
+        repairs += [] if spec.control_hz else [f"rate not stated, {ASSUMED_HZ:g} Hz assumed"]
+        repairs += self._unread(headers, spec, num_steps)
         steps = bool(spec.actions)
-        num_steps = next(iter(lengths.values()))
-        kept_states = (states if spec.states else np.zeros((num_steps, 0), np.float32)) if steps else None
+        kept_states = states if steps else None
         kept_actions = with_opening(actions, spec.gripper) if steps else None
         described = self._described(headers, spec)
         embodiment = described.embodiment(kept_states, kept_actions, rate)
@@ -167,7 +174,15 @@ class ArraysSource:
             key=key,
             videos={
                 camera: FrameArray(
-                    read=partial(read_images, episode, name, turned=camera in spec.turned_cameras), fps=rate
+                    read=partial(
+                        read_images,
+                        episode,
+                        name,
+                        turned=camera in spec.turned_cameras,
+                        bgr=camera in spec.bgr_cameras,
+                        steps=num_steps,
+                    ),
+                    fps=rate,
                 )
                 for camera, name in spec.cameras.items()
             },
@@ -180,7 +195,22 @@ class ArraysSource:
             facts=spec.facts(self._name)
             | described.facts(embodiment)
             | {"rate": "stated" if spec.control_hz else "assumed"},
+            repairs=tuple(repairs),
         )
+
+    def _unread(self, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec, num_steps: int) -> list[str]:
+        """Return, of an episode whose states or cameras no name shows, what it holds beside what is read."""
+        if self.spec is not None or not spec.actions or (spec.states and spec.cameras):
+            return []
+        read = spec.keys()
+        left = sorted(
+            name
+            for name, header in headers.items()
+            if name not in read and len(header.shape) > 1 and num_steps <= header.shape[0] <= num_steps + 1
+        )
+        lacking = " and ".join(name for name in ("states", "cameras") if not getattr(spec, name))
+        named = ", ".join(left[:_NUM_NAMED]) + (", ..." if len(left) > _NUM_NAMED else "")
+        return [f"no {lacking} known by name (not read: {named})"] if left else []
 
     @property
     def _name(self) -> str:
@@ -192,17 +222,18 @@ class ArraysSource:
         return RobotSignals(spec=spec, robot=spec.name or self._name, where=str(self.path), columns=columns)
 
 
-def guess_spec(headers: Mapping[str, ArrayHeader], camera: str = "static") -> EpisodeSpec:
-    """Infer images, states and actions by the names and shapes of arrays; the first camera is called `camera`."""
-    images = [name for name in _IMAGES if name in headers]
-    images += sorted(name for name in headers if name not in images and "image" in name)
-    images = [name for name in images if len(headers[name].shape) == 4 or name in _IMAGES[:2]]
-    names = [camera_name(camera), *(camera_name(name) for name in images[1:])]
+def guess_spec(headers: Mapping[str, ArrayHeader], cameras: Mapping[str, str]) -> EpisodeSpec:
+    """Infer states and actions by the names of arrays."""
     return EpisodeSpec(
-        cameras=dict(zip(names, images, strict=False)),
+        cameras=cameras,
         states=tuple(name for name in _STATES if name in headers)[:1],
         actions=tuple(name for name in _ACTIONS if name in headers)[:1],
     )
+
+
+def _image_names(episode: ArrayEpisode, headers: Mapping[str, ArrayHeader]) -> list[str]:
+    named = [name for name in _IMAGES if name in headers and (len(headers[name].shape) == 4 or name in _IMAGES[:2])]
+    return named + [name for name in find_images(headers, episode.first) if name not in named]
 
 
 def read_headers(file: Path) -> dict[str, ArrayHeader]:
@@ -234,60 +265,58 @@ def _read_later_header(data: Any) -> Any:
     return np.lib.format.read_array_header_2_0(data)
 
 
-def read_images(episode: ArrayEpisode, name: str, *, turned: bool = False) -> Array:
-    """Read the images of an episode as uint8 `[t h w 3]`, turned by 180 degrees where that is asked for.
+def read_images(
+    episode: ArrayEpisode, name: str, *, turned: bool = False, bgr: bool = False, steps: int | None = None
+) -> Array:
+    """Read the images of an episode as uint8 `[t h w 3]`.
+
+    Args:
+        episode: where they lie.
+        name: of their array.
+        turned: turn them by 180 degrees.
+        bgr: they are stored as blue, green, red.
+        steps: leave out those after this many.
 
     Raises:
         DataError: the array is missing or broken, of another shape, or its values are no colors.
     """
-    images = _colors(episode, name)
+    images = colors_of(f"{episode}: {name}", episode.read(name))[:steps]
+    images = images[..., ::-1] if bgr else images
     return np.ascontiguousarray(images[:, ::-1, ::-1] if turned else images)
 
 
-def _colors(episode: ArrayEpisode, name: str) -> Array:
-    where = f"{episode}: {name}"
-    values = episode.read(name)
-    _check_images(where, ArrayHeader(shape=values.shape, dtype=values.dtype))
-    if values.shape[-1] != 3:
-        values = values[:, -3:].transpose(0, 2, 3, 1)
-    if values.dtype == np.uint8:
-        return values
-    low, high = values.min(), values.max()
-    whole = values.dtype.kind != "f" or (1 < high <= 255 and bool((values == np.rint(values)).all()))
-    top = 255 if whole else 1
-    if not (low >= 0 and high <= top):  # NaN is neither
-        raise DataError(f"{where}: expected {values.dtype} from 0 to {top}, got {low} to {high}; convert the images.")
-    scaled = values if whole else np.rint(values * 255)
-    colors: Array = scaled.astype(np.uint8)
-    return colors
+def _num_steps(episode: ArrayEpisode, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec) -> tuple[int, list[str]]:
+    """Return the number of steps, and what is repaired: simulators keep the observation after the last action, too.
+
+    Raises:
+        DataError: the arrays have different numbers of steps, or none.
+    """
+    names = [*spec.cameras.values(), *spec.states, *spec.actions]
+    lengths = {name: headers[name].shape[0] if headers[name].shape else 0 for name in names}
+    fewest = min(lengths.values())
+    seen = {lengths[name] for name in names if name not in spec.actions}
+    acted = {lengths[name] for name in spec.actions}
+    if fewest and acted == {fewest} and seen and seen <= {fewest, fewest + 1} and fewest + 1 in seen:
+        return fewest, ["an observation after the last action left out"]
+    if len(set(lengths.values())) != 1 or not fewest:
+        raise DataError(f"{episode}: expected one number of steps, above 0, got {lengths}; leave the episode out.")
+    return fewest, []
 
 
-def _check_images(where: str, header: ArrayHeader) -> None:
-    shape = header.shape
-    color = len(shape) == 4 and (shape[-1] == 3 or (shape[1] > 0 and shape[1] % 3 == 0))
-    if header.dtype.kind not in "iuf" or not color or 0 in shape:
-        raise DataError(
-            f"{where}: expected integers 0 to 255 or floats 0 to 1, (t, h, w, 3) or (t, 3, h, w), got "
-            f"{header.dtype} {shape}; name the images in a spec, or write one file an episode."
-        )
-
-
-def _matrix(episode: ArrayEpisode, headers: Mapping[str, ArrayHeader], names: tuple[str, ...]) -> Array:
-    parts = []
+def _matrix(episode: ArrayEpisode, headers: Mapping[str, ArrayHeader], names: tuple[str, ...], num_steps: int) -> Array:
+    """Put the first steps of arrays side by side: float32 `[t n]`, n = 0 without names."""
+    parts = [np.zeros((num_steps, 0), np.float32)]
     for name in names:
         header = headers[name]
         if header.dtype.kind not in "iufb" or not header.shape:
             got = f"{header.dtype} {header.shape}"
             raise DataError(f"{episode}: {name}: expected numbers (steps, numbers), got {got}; correct the spec.")
         with np.errstate(over="ignore"):
-            values = episode.read(name).astype(np.float32)
+            values = episode.read(name)[:num_steps].astype(np.float32)
         if not np.isfinite(values).all():
-            raise DataError(f"{episode}: {name}: expected finite numbers, got NaN or infinity; leave the file out.")
-        parts.append(values.reshape(len(values), -1) if len(values) else values.reshape(0, 0))
-    if len({len(part) for part in parts}) > 1:
-        lengths = {name: len(part) for name, part in zip(names, parts, strict=True)}
-        raise DataError(f"{episode}: expected one number of steps, got {lengths}; leave the file out.")
-    return np.concatenate(parts, axis=1) if parts else np.zeros((0, 0), np.float32)
+            raise DataError(f"{episode}: {name}: expected finite numbers, got NaN or infinity; leave the episode out.")
+        parts.append(values.reshape(num_steps, -1))
+    return np.concatenate(parts, axis=1)
 
 
 def _instruction(episode: ArrayEpisode, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec) -> str:

@@ -13,6 +13,7 @@ table may name many more videos than were downloaded, and what it gave is told.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from collections import Counter
@@ -66,13 +67,12 @@ def read_captions(root: Path) -> dict[str, str]:
 
 def _read_table(path: Path) -> dict[str, str]:
     if path.suffix == ".csv":
-        with path.open(newline="", encoding=text_encoding(path)) as file:
-            rows = csv.DictReader(file)
-            _columns(path, "the first line", rows.fieldnames or ())
-            return _pairs(path, list(rows))
+        names, rows = _read_csv(path)
+        _columns(path, "the first line", names)
+        return _pairs(path, rows)
     if path.suffix == ".jsonl":
         try:
-            lines = path.read_text(encoding=text_encoding(path)).splitlines()
+            lines = path.read_text(encoding=text_encoding(path)).split("\n")
             return _pairs(path, [json.loads(line) for line in lines if line.strip()])
         except ValueError as error:
             raise DataError(f"{path}: expected one JSON object a line ({error}); correct the file.") from error
@@ -82,13 +82,39 @@ def _read_table(path: Path) -> dict[str, str]:
     return _pairs(path, content)
 
 
+def _read_csv(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
+    """Read a table whose columns are divided by commas, semicolons or tabs: names of the columns, and rows.
+
+    Raises:
+        DataError: a quote is opened and never closed, so that rows end up in one caption.
+    """
+    text = path.read_text(encoding=text_encoding(path))
+    delimiter = _delimiter(text)
+    try:
+        # Stops at other oddities of quotes, too, which have one meaning alone.
+        for _ in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
+            pass
+    except csv.Error as error:
+        if "unexpected end" in str(error) or "field larger" in str(error):
+            got = f"one that is never closed ({error})"
+            raise DataError(f"{path}: expected quotes in pairs, got {got}; close it, or double a quote.") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    return reader.fieldnames or (), list(reader)
+
+
+def _delimiter(text: str) -> str:
+    """Return what divides the columns: Excel writes semicolons where numbers have a decimal comma."""
+    head = text.partition("\n")[0]
+    return max(",;\t", key=head.count)
+
+
 def _pairs(path: Path, rows: Any) -> dict[str, str]:
     captions: dict[str, str] = {}
     several = set()
     for i, row in enumerate(rows if isinstance(rows, list) else [rows]):
         names = row if isinstance(row, dict) else {}
         file_column, caption_column = _columns(path, f"row {i + 1}", names)
-        name, caption = str(names[file_column]), names[caption_column]
+        name, caption = str(names[file_column]).strip().replace("\\", "/").removeprefix("./"), names[caption_column]
         text = "" if caption is None else str(caption).strip()
         if captions.setdefault(name, text) != text:
             several.add(name)
@@ -107,9 +133,9 @@ def _columns(path: Path, where: str, names: Iterable[str]) -> tuple[str, str]:
     Raises:
         DataError: one of them is missing.
     """
-    known = list(names)
-    file = next((column for column in FILE_COLUMNS if column in known), None)
-    caption = next((column for column in CAPTION_COLUMNS if column in known), None)
+    known = {str(name).strip().lower(): name for name in names}
+    file = next((known[name] for name in (*FILE_COLUMNS, *_OTHER_FILE_COLUMNS) if name in known), None)
+    caption = next((known[name] for name in CAPTION_COLUMNS if name in known), None)
     if file is None or caption is None:
         raise DataError(
             f"{path}: {where} has the columns {sorted(map(str, known))}, expected one of {FILE_COLUMNS} and one of "
@@ -184,7 +210,9 @@ def _rows_in(path: Path) -> Iterator[dict[str, Any]]:
                 if suffix == ".jsonl":
                     yield from (json.loads(line) for line in file if line.strip())
                 else:
-                    yield from csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
+                    delimiter = "\t" if suffix == ".tsv" else _delimiter(file.readline())
+                    file.seek(0)
+                    yield from csv.DictReader(file, delimiter=delimiter)
     except (OSError, ValueError, csv.Error, DataError):
         return
 

@@ -1,8 +1,9 @@
 """Read episodes kept in HDF5 files, with h5py (`pip install 'gr2[hdf5]'`).
 
 robomimic and LIBERO keep a file a task, with a group an episode: `data/demo_0/{obs/..., actions}`; what the robot's
-controller takes stands in `env_args`, the words in `problem_info` or `ep_meta`. A spec reads any other layout: an
-episode is the file, or each group of it, below which all names of the spec are found.
+controller takes stands in `env_args`, the words in `problem_info` or `ep_meta`. Of others, an episode is each group
+that holds `actions` or `action`, or the file. A spec reads any other layout: an episode is the file, or each group of
+it, below which all names of the spec are found.
 
 Images are kept as they are stored; those of LIBERO stand on their head, as robosuite draws them. Source: robomimic's
 documentation of its datasets; LIBERO, `libero/utils/dataset_utils` and its files; robosuite's controller `OSC_POSE`.
@@ -23,8 +24,8 @@ import numpy as np
 from ...contracts import Array
 from ...embodiment import AS_STORED, Signal
 from ...errors import DataError, EnvironmentMissing, refuse_lfs_pointer
-from ..files import camera_name
-from .arrays import ArrayEpisode, ArrayHeader, ArraysSource, guess_spec
+from .array_images import ArrayHeader, find_images, is_image_file
+from .arrays import ArrayEpisode, ArraysSource
 from .spec import EpisodeSpec
 
 SUFFIXES = (".hdf5", ".h5")
@@ -43,18 +44,22 @@ _STATES: tuple[tuple[tuple[str, ...], tuple[Signal, ...]], ...] = (
 )
 """States of one arm as robomimic and LIBERO name them."""
 
+_OTHER_STATES = ("observations/qpos", "observations/state", "obs/state", "state", "qpos")
+"""States of any width; the first are those of ACT and ALOHA."""
+
+_ACTIONS = ("actions", "action")
+_DEEPEST = 4
+"""Groups around an episode that are searched."""
+
 _GRIPPER = Signal(name="gripper", width=1, kind="gripper")
 
 
 def find_hdf5(path: Path) -> list[Path]:
-    """List the HDF5 files of a folder, or of the folders in it; one file is listed alone."""
+    """List the HDF5 files of a folder and of the folders in it, two deep; one file is listed alone."""
     if path.is_file():
         return [path] if path.suffix.lower() in SUFFIXES else []
-    for pattern in ("*", "*/*"):
-        found = [f for f in path.glob(pattern) if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
-        if found:
-            return sorted(found)
-    return []
+    found = (file for pattern in ("*", "*/*", "*/*/*") for file in path.glob(pattern))
+    return sorted(file for file in found if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
 
 
 def _open(file: Path) -> Any:
@@ -98,15 +103,24 @@ class Hdf5Episode:
         return found
 
     def read(self, name: str) -> Array:
-        """Read one array; the letters of a text come as text."""
+        """Read one array; the letters of a text come as text, the bytes of image files as they are."""
+        return self._part(name, ())
+
+    def first(self, name: str) -> Any:
+        """Read the first step of one array, which has one."""
+        return self._part(name, slice(0, 1))[0]
+
+    def _part(self, name: str, part: Any) -> Array:
         with _open(self.file) as file:
             try:
-                dataset = file[self.group][name]
-                values = dataset.asstr()[()] if dataset.dtype.kind == "O" else dataset[()]
+                array = np.asarray(file[self.group][name][part])
             except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise DataError(f"{self}: {name}: cannot be read ({error}); copy the file again.") from error
-        array = np.asarray(values)
-        return array.astype(str) if array.dtype.kind == "O" else array
+        first = array.reshape(-1)[0] if array.dtype.kind == "O" and array.size else None
+        if not isinstance(first, bytes) or is_image_file(first):
+            return array
+        texts = [value.decode("utf-8", "replace") for value in array.reshape(-1)]
+        return np.array(texts).reshape(array.shape)
 
     def __str__(self) -> str:
         return f"{self.file}: {self.group}"
@@ -122,6 +136,7 @@ class Hdf5Source(ArraysSource):
     """
 
     kind = "hdf5"
+    dropped_of_names = "_(image|rgb)$"
 
     def __init__(self, path: Path, *, spec: EpisodeSpec | None = None, camera: str = "static") -> None:
         super().__init__(path, spec=spec, camera=camera)
@@ -142,10 +157,8 @@ class Hdf5Source(ArraysSource):
 
     def _groups(self, file: Path) -> list[str]:
         with _open(file) as opened:
-            data = opened.get("data")
             if self.spec is None:
-                demos = [f"data/{name}" for name in data if "actions" in data[name]] if hasattr(data, "keys") else []
-                return sorted(demos, key=_natural) or ["/"]
+                return sorted(_episode_groups(opened), key=_natural) or ["/"]
             wanted = self.spec.keys()
             if all(name in opened for name in wanted):
                 return ["/"]
@@ -162,7 +175,10 @@ class Hdf5Source(ArraysSource):
         assert isinstance(episode, Hdf5Episode)
         if self.spec is not None:
             return self.spec
-        spec = _guess(headers, self.camera)
+        spec = _guess(headers, self._cameras(find_images(headers, episode.first)))
+        if episode.group != "/" and not spec.actions:
+            wanted = f"{_ACTIONS[0]} in each episode, as in those beside it"
+            raise DataError(f"{episode}: expected {wanted}, got {sorted(headers)}; leave the episode out.")
         if not episode.group.startswith("data/"):
             return spec
         return _of_controller(spec, self._environment(episode.file)[0], _width(headers, "actions"))
@@ -199,25 +215,46 @@ def _json(text: Any) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _guess(headers: Mapping[str, ArrayHeader], camera: str) -> EpisodeSpec:
-    """Infer images, states and actions; the first camera, in the order of names, is called `camera`."""
-    images = [
-        name
-        for name, header in sorted(headers.items())
-        if len(header.shape) == 4 and header.shape[-1] == 3 and header.dtype == np.uint8 and "next_obs" not in name
-    ]
-    if not images and "actions" not in headers:
-        return guess_spec(headers, camera)
-    words = [camera_name(re.sub(r"_(image|rgb)$", "", name.rpartition("/")[2])) for name in images]
-    cameras = dict(zip([camera_name(camera), *words[1:]], images, strict=False))
+def _episode_groups(opened: Any) -> list[str]:
+    """List the groups that hold actions of their own, and those of the same name but for its number beside them."""
+    found: list[str] = []
+
+    def search(group: Any, path: str, depth: int) -> None:
+        members = {name: _member(group, name) for name in group}
+        if any(hasattr(members.get(name), "shape") for name in _ACTIONS):
+            found.append(path or "/")
+        elif depth < _DEEPEST:
+            for name, member in members.items():
+                if hasattr(member, "keys"):
+                    search(member, f"{path}/{name}".lstrip("/"), depth + 1)
+
+    search(opened, "", 0)
+    alike = {re.sub(r"\d+", "#", path) for path in found}
+    for parent in {path.rpartition("/")[0] for path in found if path != "/"}:
+        group = opened[parent or "/"]
+        beside = (f"{parent}/{name}".lstrip("/") for name in group if hasattr(_member(group, name), "keys"))
+        found += [path for path in beside if path not in found and re.sub(r"\d+", "#", path) in alike]
+    return found
+
+
+def _member(group: Any, name: str) -> Any:
+    """Return what a group holds by a name, None for a link to nothing."""
+    try:
+        return group[name]
+    except (KeyError, OSError, RuntimeError):
+        return None
+
+
+def _guess(headers: Mapping[str, ArrayHeader], cameras: Mapping[str, str]) -> EpisodeSpec:
+    """Infer states and actions, by the layouts that are known."""
+    actions = tuple(name for name in _ACTIONS if name in headers)[:1]
     states: tuple[str, ...] = ()
     signals: tuple[Signal, ...] = ()
     for names, parts in _STATES:
         if [_width(headers, name) for name in names] == [part.width for part in parts]:
             states, signals = names, parts
-    if not states and "observations/qpos" in headers:  # ACT, ALOHA
-        states = ("observations/qpos",)
-    actions = tuple(name for name in ("actions", "action") if name in headers)[:1]
+    if not states:
+        states = tuple(name for name in _OTHER_STATES if name in headers)[:1]
     return EpisodeSpec(cameras=cameras, states=states, actions=actions, state_signals=signals)
 
 

@@ -8,7 +8,9 @@ episodes is cut where it is needed; one of a single episode stays as it is.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,16 @@ from ...errors import ConfigError, DataError
 from ..files import camera_name, read_json
 from .lerobot_layout import EMBODIMENT_FILE, EpisodeEntry, LeRobotLayout, frames_before, read_layout, read_schema
 from .lerobot_rows import EpisodeRows, check_times, images_below, images_of, matrix_of, numbers_of
-from .lerobot_video import VideoHeader, find_video, is_shifted, lacks_last_frame, read_header
+from .lerobot_video import VideoHeader, find_video, is_shifted, lacks_last_frame, part_of, read_header
 from .record import FileMissing, ImageBytes, Record, Times, Video
 from .robot_signals import Column, RobotSignals
-from .signal_names import flat_names
+from .signal_names import flat_names, words_of
 from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
 
 _IMAGES = "observation.images."
 _STATES = ("observation.state", "state", "states")
 _ACTIONS = ("action", "actions")
+_NUM_NAMED = 5
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "task_index")
 
 
@@ -70,7 +73,10 @@ class LeRobotSource:
             raise ConfigError(f"{path}: expected the {self.layout.fps:g} Hz of meta/info.json, got {got}; correct it.")
         self.spec = spec
         depth = [name for name, feature in self.layout.features.items() if _is_depth(feature)]
+        if self._guessed:
+            depth += [n for n in available if _is_called_depth(n) and n not in (*depth, *spec.cameras.values())]
         self._left_out = tuple(f"{name} left out, it is depth" for name in depth)
+        self._left_out += _unread(spec, self._columns) if self._guessed else ()
         robot = self.layout.robot if self.layout.robot.lower() != "unknown" else ""
         names = {
             name: Column(**_described(self.layout.features.get(name, {}))) for name in (*spec.states, *spec.actions)
@@ -101,12 +107,13 @@ class LeRobotSource:
             try:
                 entry = self.layout.entry(row, cameras, counted)
                 source = f"{entry.data.relative_to(self.path).as_posix()}: {source}"
-                record = self._record(key, source, entry, opened.rows(entry.data), header_of)
+                record, tasks = self._record(key, source, entry, opened.rows(entry.data), header_of)
                 _check_widths(record, widths)
             except DataError as error:
                 missing = isinstance(error, FileMissing)
-                record = Record(key=key, videos={}, source=source, problem=f"{source}: {error}.", missing=missing)
-            yield record
+                yield Record(key=key, videos={}, source=source, problem=f"{source}: {error}.", missing=missing)
+                continue
+            yield from _parts(record, tasks, self.layout.fps, header_of)
 
     def _record(
         self,
@@ -115,7 +122,8 @@ class LeRobotSource:
         entry: EpisodeEntry,
         file: EpisodeRows,
         header_of: Callable[[Path], VideoHeader],
-    ) -> Record:
+    ) -> tuple[Record, list[_Task]]:
+        """Return an episode, and its tasks in the order of its steps."""
         spec, fps = self.spec, self.layout.fps
         rows = file.only_episode() if self.layout.version == 2 else file.episode(entry.index)
         if rows.num_rows != entry.length or not entry.length:
@@ -140,7 +148,9 @@ class LeRobotSource:
                 place, trimmed = entry.videos[name], length < entry.length
                 repairs.append("start of a video by the lengths before it" if is_shifted(place, fps, header_of) else "")
                 videos[camera] = find_video(name, place, length, fps, header_of, trimmed=trimmed)
-        instructions = self._instructions(rows, entry)
+        tasks = self._tasks(rows, entry)
+        if len(entry.tasks) > 1 and len({task.text for task in tasks}) == 1 and tasks[0].text == entry.tasks[0]:
+            repairs.append("several tasks whose steps are not stated, the first is the caption")
         steps = bool(spec.actions)
         facts = spec.facts(self._name) | {"episode_index": entry.index}
         facts |= {"robot": self.layout.robot} if self.layout.robot else {}
@@ -148,35 +158,75 @@ class LeRobotSource:
         actions = with_opening(matrix_of(rows, spec.actions), spec.gripper) if steps else None
         embodiment = self._kept if steps and self._kept else self._signals.embodiment(states, actions, fps)
         facts |= self._signals.facts(embodiment)
-        return Record(
+        record = Record(
             key=key,
             videos=videos,
-            caption=instructions[0] if instructions else "",
+            caption=tasks[0].text,
             states=states,
             actions=actions,
             control_hz=fps if steps else None,
             embodiment=embodiment,
             source=source,
-            facts=facts | ({"sentences": instructions} if len(instructions) > 1 else {}),
+            facts=facts,
             repairs=tuple(dict.fromkeys(filter(None, repairs))),
         )
+        return record, tasks
 
     def _is_missed(self, entry: EpisodeEntry, camera: str) -> bool:
         """Return whether a camera lacks its video here, no spec asked for it, and another one has its own."""
         there = any(place.file.is_file() for place in entry.videos.values())
         return self._guessed and there and not entry.videos[self.spec.cameras[camera]].file.is_file()
 
-    def _instructions(self, rows: Any, entry: EpisodeEntry) -> list[str]:
-        """Return what the columns of the spec hold, else the tasks of the steps, else those of the metadata."""
-        texts = [
-            str(rows.column(name)[0].as_py() or "") for name in self.spec.instructions if name in rows.column_names
-        ]
-        if not any(text.strip() for text in texts) and "task_index" in rows.column_names:
-            tasks = numbers_of("task_index", rows.column("task_index")).reshape(-1).tolist()
-            texts = [self.layout.tasks.get(task, "") for task in dict.fromkeys(tasks)]
-        if not any(text.strip() for text in texts):
-            texts = list(entry.tasks)
-        return list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    def _tasks(self, rows: Any, entry: EpisodeEntry) -> list[_Task]:
+        """Return the runs of steps with one instruction: of the spec's columns, else of the tasks, else of meta."""
+        for name in self.spec.instructions:
+            if name in rows.column_names:
+                texts = [str(value or "").strip() for value in rows.column(name).to_pylist()]
+                if any(texts):
+                    return _runs(texts)
+        if "task_index" in rows.column_names:
+            numbers = numbers_of("task_index", rows.column("task_index")).reshape(-1).tolist()
+            texts = [self.layout.tasks.get(number, "").strip() for number in numbers]
+            if any(texts):
+                return _runs(texts)
+        return [_Task(text=next((t.strip() for t in entry.tasks if t.strip()), ""), start=0, stop=rows.num_rows)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """Steps `[start, stop)` of an episode, and their instruction."""
+
+    text: str
+    start: int
+    stop: int
+
+
+def _runs(texts: Sequence[str]) -> list[_Task]:
+    starts = [i for i, text in enumerate(texts) if i == 0 or text != texts[i - 1]]
+    borders = zip(starts, [*starts[1:], len(texts)], strict=True)
+    return [_Task(text=texts[start], start=start, stop=stop) for start, stop in borders]
+
+
+def _parts(
+    record: Record, tasks: Sequence[_Task], fps: float, header_of: Callable[[Path], VideoHeader]
+) -> Iterator[Record]:
+    """Divide an episode where its instruction changes; an episode of one instruction stays whole."""
+    if len(tasks) == 1:
+        yield record
+        return
+    for number, task in enumerate(tasks):
+        steps = slice(task.start, task.stop)
+        yield replace(
+            record,
+            key=f"{record.key}_{number:03d}",
+            caption=task.text,
+            videos={name: part_of(v, task.start, task.stop, fps, header_of) for name, v in record.videos.items()},
+            states=None if record.states is None else record.states[steps],
+            actions=None if record.actions is None else record.actions[steps],
+            source=f"{record.source}: steps {task.start} to {task.stop}",
+            facts={**record.facts, "steps": [task.start, task.stop]},
+            repairs=(*record.repairs, "divided where the task changes"),
+        )
 
 
 class _OpenFile:
@@ -228,6 +278,7 @@ def guess_spec(layout: LeRobotLayout, columns: Mapping[str, str], camera: str = 
     in_rows = [name for name in columns if _holds_images(layout, columns, name)]
     images = list(dict.fromkeys([*_videos(layout), *in_rows, *_image_folders(layout)]))
     images = [name for name in images if name.startswith(_IMAGES)] or images
+    images = [name for name in images if not _is_called_depth(name)]
     names = [camera_name(name.rpartition(".")[2]) for name in images]
     if len(set(names)) != len(names):
         names = [camera_name(name.removeprefix(_IMAGES)) for name in images]
@@ -236,6 +287,18 @@ def guess_spec(layout: LeRobotLayout, columns: Mapping[str, str], camera: str = 
         states=tuple(name for name in _STATES if name in columns)[:1],
         actions=tuple(name for name in _ACTIONS if name in columns)[:1],
     )
+
+
+def _is_called_depth(name: str) -> bool:
+    return "depth" in words_of(name.rpartition(".")[2])
+
+
+def _unread(spec: EpisodeSpec, columns: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the columns that have other names than the known ones, where there are no actions of a known name."""
+    left = [name for name in columns if re.match(r"(actions?|observation\.state)[._]", name)]
+    if spec.actions or not left:
+        return ()
+    return (f"no actions known by name (not read: {', '.join(left[:_NUM_NAMED])})",)
 
 
 def _described(feature: Mapping[str, Any]) -> dict[str, Any]:

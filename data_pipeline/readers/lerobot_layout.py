@@ -31,6 +31,9 @@ _VIDEOS = {
 EMBODIMENT_FILE = "gr2_embodiment.json"
 """In which `meta` keeps what the numbers are, where gr2 wrote the dataset."""
 
+_TWICE = "listed twice"
+"""Marks a row of the metadata that came again."""
+
 _CHUNK_SIZE = 1000
 """Episodes of a chunk folder (v2) where `info.json` does not state it. Source: the same."""
 
@@ -98,8 +101,24 @@ class LeRobotLayout:
             tasks=tuple(str(task) for task in tasks) if isinstance(tasks, list | tuple) else (),
             data=self._file(_DATA, "data_path", values if self.version == 2 else _file_numbers(row, "data")),
             videos={key: self._video(key, values, row, (counted or {}).get(key, {}).get(index)) for key in cameras},
-            repairs=("chunk_index in patterns of v2",) if self.version == 2 and self._has_newer_names() else (),
+            repairs=self._repairs(row),
         )
+
+    def _repairs(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        newer = self.version == 2 and self._has_newer_names()
+        found = (("chunk_index in patterns of v2", newer), ("episode listed twice in meta", row.get(_TWICE)))
+        return tuple(repair for repair, needed in found if needed)
+
+    def not_listed(self) -> list[Path]:
+        """List the parquet files of steps that the metadata do not name: forgotten episodes, or ones left out."""
+        named = set()
+        for row in self.rows:
+            try:
+                named.add(self.entry(row).data)
+            except DataError:  # the problem of its own record
+                continue
+        found = (file for file in (self.root / "data").rglob("*.parquet") if not file.name.startswith("."))
+        return sorted(file for file in found if file not in named)
 
     def _has_newer_names(self) -> bool:
         return any("{chunk_index" in str(self.info.get(name)) for name in ("data_path", "video_path"))
@@ -176,11 +195,9 @@ def read_layout(root: Path) -> LeRobotLayout:
             f"states {info.get('codebase_version')!r}); copy the folder meta, or convert the dataset with lerobot."
         )
     rows = [_with_whole_numbers(row) for row in rows]
-    indices = [row.get("episode_index") for row in rows]
     if not all(_is_count(number) for row in rows for number in (row.get("episode_index"), row.get("length"))):
         raise DataError(f"{root}/meta: expected `episode_index` and `length` for each episode; copy meta again.")
-    if len(set(indices)) != len(indices):
-        raise DataError(f"{root}/meta: expected each episode_index once, got some again; copy meta again.")
+    rows = _each_once(root, rows)
     example = {"episode_chunk": 0, "episode_index": 0, "chunk_index": 0, "file_index": 0, "video_key": "camera"}
     for name in ("data_path", "video_path"):
         fill_pattern(str(info.get(name) or ""), example)
@@ -251,6 +268,26 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: cannot be read as parquet ({reason}); copy the file again.")
 
 
+def _each_once(root: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out rows that come again as they are, as a recorder writes them that was stopped and resumed.
+
+    Raises:
+        DataError: two rows of one episode differ.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    twice = set()
+    for row in rows:
+        index = row["episode_index"]
+        if found.setdefault(index, row) != row:
+            raise DataError(
+                f"{root}/meta: expected each episode_index once, got {index} again with other values; take the wrong "
+                "one out of meta."
+            )
+        if found[index] is not row:
+            twice.add(index)
+    return [row | {_TWICE: True} if index in twice else row for index, row in found.items()]
+
+
 def _read_rows(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     files = sorted(folder.glob("**/*.parquet"))
@@ -263,15 +300,24 @@ def _read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            row = json.loads(line) if line.strip() else None
-            if row is not None and not isinstance(row, dict):
-                raise ValueError(f"line {number} is no object")
-            rows += [row] if row is not None else []
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # texts may hold other line breaks
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected one JSON object a line ({error}); copy the file again.") from error
+        raise DataError(f"{path}: cannot be read ({error}); copy the file again.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}: line {number}: expected a JSON object, got {line[:40]!r} ({error}); copy the file again, or "
+                "take the line out."
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: line {number}: expected a JSON object, got {line[:40]!r}; copy the file again.")
+        rows.append(row)
     return rows
 
 

@@ -15,6 +15,11 @@ from .record import FileMissing, ImageBytes
 _TIME_TOLERANCE = 0.1
 """How far a time stamp may lie from its step [steps]. float32 seconds are this far off after half a day at 30 Hz."""
 
+_TRUST = "take its rows for steps at that rate with --times order"
+
+_TIME_OF_DAY = 1e8
+"""Times above this are counted from 1970 or from the start of a machine, not from that of an episode [s]."""
+
 _HALF_STEP = 0.5
 """How far a measured time may lie from its step, so that no other step is meant [steps]."""
 
@@ -152,27 +157,53 @@ def check_times(rows: Any, fps: float, *, trust_order: bool = False) -> str:
     Raises:
         DataError: a time is missing, no number, or belongs to another step: steps were lost, or the rate is another.
     """
-    if "timestamp" not in rows.column_names:
-        raise DataError("expected the column timestamp, got none; write the file again")
-    times = _one_number(rows, "timestamp").astype(np.float64)
-    steps = np.arange(len(times))
-    away = np.abs(times * fps - steps)
+    steps = np.arange(rows.num_rows)
+    counts = "frame_index" in rows.column_names
+    if counts:
+        counted = _one_number(rows, "frame_index")
+        wrong = np.flatnonzero(counted != steps)
+        if len(wrong):
+            step = int(wrong[0])
+            raise DataError(
+                f"frame_index: expected {step} at step {step}, got {counted[step]}; steps are missing or in another "
+                "order: record the episode again, or number its rows from 0 on"
+            )
+    try:
+        times = _times_of(rows)
+    except DataError:
+        if trust_order:
+            return "times that are not those of the rate"
+        raise
+    # The time of day: no place in a video is meant, and which step is which is shown by the count of the rows.
+    begun = times[0] if counts and not trust_order and times[0] > _TIME_OF_DAY else 0.0
+    away = np.abs((times - begun) * fps - steps)
     late = np.flatnonzero(~(away <= _HALF_STEP))
     if len(late) and not trust_order:
         step = int(late[0])
         raise DataError(
             f"timestamp: expected {step / fps:.4f} s at step {step} ({fps:g} Hz), got {times[step]:.4f}; steps are "
-            "missing or the rate in info.json is wrong: record the episode again, or take its rows for steps at that "
-            "rate with --times order"
+            f"missing or the rate in info.json is wrong: record the episode again, or {_TRUST}"
         )
-    if "frame_index" in rows.column_names:
-        counted = _one_number(rows, "frame_index")
-        if not np.array_equal(counted, steps):
-            step = int(np.flatnonzero(counted != steps)[0])
-            raise DataError(f"frame_index: expected {step} at step {step}, got {counted[step]}; steps are missing")
     if len(late):
         return "times that are not those of the rate"
+    if begun:
+        return "times of day"
     return "" if np.all(away <= _TIME_TOLERANCE) else "clock times"
+
+
+def _times_of(rows: Any) -> Array:
+    """Return the time of each row [s], float64 `[t]`.
+
+    Raises:
+        DataError: there are none, or they are no numbers.
+    """
+    if "timestamp" not in rows.column_names:
+        raise DataError(f"expected the column timestamp, got none; write the file again, or {_TRUST}")
+    try:
+        return _one_number(rows, "timestamp").astype(np.float64)
+    except DataError as error:
+        got = str(error).partition(";")[0]
+        raise DataError(f"{got}, each the seconds since the first step; write the file again, or {_TRUST}") from error
 
 
 def _one_number(rows: Any, name: str) -> Array:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import DataError, refuse_lfs_pointer
 from .lerobot_layout import EpisodeVideo
-from .record import FileMissing, Video, VideoBytes, VideoSpan
+from .record import FileMissing, ImageBytes, Video, VideoBytes, VideoSpan
 
 _MOST_SHIFTED = 2
 """By how many frames a stated start may be beside the counted one and still be taken for a wrong statement of it."""
@@ -69,6 +69,19 @@ def read_header(video: Path | bytes) -> VideoHeader:
             return VideoHeader(num_frames=stream.frames, fps=float(rate or 0), start=start)
     except (OSError, av.FFmpegError) as error:
         raise DataError(f"{name}: the video is truncated or corrupt ({error}); copy it again") from error
+
+
+def part_of(video: Video, start: int, stop: int, fps: float, header_of: Callable[[Path], VideoHeader]) -> Video:
+    """Return the frames `[start, stop)` of what `find_video` found, or of images."""
+    if isinstance(video, ImageBytes):
+        return replace(video, images=video.images[start:stop])
+    if isinstance(video, Path):
+        file, begin = video, header_of(video).start - _MARGIN / fps
+    else:
+        assert isinstance(video, EpisodeSpan)
+        file, begin = video.span.file, video.span.start
+    span = VideoSpan(file=file, start=begin + start / fps, stop=begin + stop / fps)
+    return EpisodeSpan(span=span, num_frames=stop - start)
 
 
 def lacks_last_frame(place: EpisodeVideo, length: int, header_of: Callable[[Path], VideoHeader]) -> bool:

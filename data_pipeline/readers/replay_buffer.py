@@ -16,8 +16,8 @@ import numpy as np
 
 from ...contracts import Array
 from ...errors import DataError, EnvironmentMissing
-from ..files import camera_name
-from .arrays import ArrayEpisode, ArrayHeader, ArraysSource
+from .array_images import ArrayHeader, find_images
+from .arrays import ArrayEpisode, ArraysSource
 from .spec import EpisodeSpec
 
 _STATES = (
@@ -83,8 +83,15 @@ class BufferEpisode:
 
     def read(self, name: str) -> Array:
         """Read the steps of one array."""
+        return self._between(name, self.start, self.stop)
+
+    def first(self, name: str) -> Any:
+        """Read the first step of one array."""
+        return self._between(name, self.start, self.start + 1)[0]
+
+    def _between(self, name: str, start: int, stop: int) -> Array:
         try:
-            return np.asarray(_array(self.path, f"data/{name}")[self.start : self.stop])
+            return np.asarray(_array(self.path, f"data/{name}")[start:stop])
         except DataError:
             raise
         except Exception as error:  # codecs have errors of their own
@@ -125,8 +132,7 @@ class ReplayBufferSource(ArraysSource):
     def _spec(self, episode: ArrayEpisode, headers: Mapping[str, ArrayHeader]) -> EpisodeSpec:
         if self.spec is not None:
             return self.spec
-        images = sorted(name for name, h in headers.items() if len(h.shape) == 4 and 3 in (h.shape[-1], h.shape[1]))
-        names = [camera_name(self.camera), *(camera_name(name) for name in images[1:])]
+        cameras = self._cameras(find_images(headers, episode.first))
         states = next((found for found in _STATES if all(name in headers for name in found)), ())
         actions = ("action",) if "action" in headers else ()
-        return EpisodeSpec(cameras=dict(zip(names, images, strict=False)), states=states, actions=actions)
+        return EpisodeSpec(cameras=cameras, states=states, actions=actions)

@@ -22,6 +22,7 @@ from ..files import camera_name, read_json, sample_key
 from .record import ImageBytes, Record
 from .rlds_features import Feature, decode_feature, decode_images, image_bytes, read_features
 from .robot_signals import Column, RobotSignals
+from .signal_names import words_of
 from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
 from .tfrecord import parse_example, read_records
 
@@ -130,7 +131,8 @@ def guess_spec(folder: Path, features: Mapping[str, Feature]) -> EpisodeSpec:
         DataError: there is no image, or no single vector of actions.
     """
     steps = {name: feature for name, feature in features.items() if feature.num_sequences == 1}
-    images = [n for n, f in steps.items() if f.kind == "image" and f.shape[-1:] in ((3,), (-1,), ())]
+    colored = [n for n, f in steps.items() if f.kind == "image" and f.shape[-1:] in ((3,), (-1,), ())]
+    images = [name for name in colored if "depth" not in words_of(name.rpartition("/")[2])]
     if not images or _ACTION not in steps:
         raise DataError(
             f"{folder}: expected a color image and `{_ACTION}`, got {sorted(steps)}; state in a spec where images, "

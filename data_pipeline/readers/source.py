@@ -63,10 +63,11 @@ def open_source(
         raise ConfigError(
             f"{path}: expected RLDS, LeRobot, HDF5, zarr or npz for a spec, got {source.kind!r}; leave the spec out."
         )
-    if given is not None and given.turned_cameras and not isinstance(source, ArraysSource):
-        raise ConfigError(
-            f"{path}: expected HDF5, zarr or npz for turned_cameras, got {source.kind!r}; leave them out of the spec."
-        )
+    for field in ("turned_cameras", "bgr_cameras"):
+        if given is not None and getattr(given, field) and not isinstance(source, ArraysSource):
+            raise ConfigError(
+                f"{path}: expected HDF5, zarr or npz for {field}, got {source.kind!r}; leave them out of the spec."
+            )
     return source
 
 

@@ -54,6 +54,7 @@ class EpisodeSpec:
     instructions: the first that is not empty is taken.
     optional_cameras: left out of an episode that lacks them: no video file, or images of one color.
     turned_cameras: whose images are turned by 180 degrees when they are read; of npz, HDF5 and zarr alone.
+    bgr_cameras: whose images are stored as blue, green, red, as OpenCV has them; of npz, HDF5 and zarr alone.
     control_hz: steps a second; None where the dataset states it.
     gripper, action_kind: what the numbers of an action mean.
     state_gripper: whether the last number of a state is a gripper's opening or closing; None where that is not known.
@@ -75,6 +76,7 @@ class EpisodeSpec:
     state_gripper: bool | None = None
     optional_cameras: tuple[str, ...] = ()
     turned_cameras: tuple[str, ...] = ()
+    bgr_cameras: tuple[str, ...] = ()
     name: str = ""
     license: str = ""
     state_signals: tuple[Signal, ...] = ()
@@ -91,7 +93,7 @@ class EpisodeSpec:
         unfit = [camera for camera in self.cameras if not camera or camera_name(camera) != camera]
         if unfit:
             raise ConfigError(f"cameras: expected letters, digits, - and _ in a name, got {unfit}; rename the cameras.")
-        for field in ("optional_cameras", "turned_cameras"):
+        for field in ("optional_cameras", "turned_cameras", "bgr_cameras"):
             unknown = sorted(set(getattr(self, field)) - set(self.cameras))
             if unknown:
                 raise ConfigError(f"{field}: expected some of {sorted(self.cameras)}, got {unknown}; correct it.")
@@ -193,7 +195,7 @@ def _field(name: str, value: Any) -> Any:
         if not isinstance(value, dict) or not all(isinstance(part, str) for pair in value.items() for part in pair):
             raise ConfigError(f"cameras: expected {{camera: name in the dataset}}, got {value!r}; correct the spec.")
         return value
-    if name in ("states", "actions", "instructions", "optional_cameras", "turned_cameras"):
+    if name in ("states", "actions", "instructions", "optional_cameras", "turned_cameras", "bgr_cameras"):
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(part, str) for part in names):
             raise ConfigError(f"{name}: expected a list of names, got {value!r}; correct the spec.")

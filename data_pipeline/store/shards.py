@@ -252,10 +252,15 @@ def read_indexed(shard: Location) -> Iterator[tuple[str, dict[str, bytes]]]:
             yield sample["key"], members
 
 
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file; texts may hold other line breaks than the newline."""
+    return [line for line in path.read_text("utf-8").split("\n") if line]
+
+
 def read_dropped(shard: Path) -> list[dict[str, Any]]:
     """Read what was dropped while a shard was written; nothing where nothing was."""
     path = dropped_path(shard)
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    return [json.loads(line) for line in _lines(path)] if path.is_file() else []
 
 
 def read_samples(shards: Path | Sequence[Path]) -> Iterator[dict[str, Any]]:

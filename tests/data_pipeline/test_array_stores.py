@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -134,6 +135,64 @@ def test_any_layout_of_hdf5_is_read_by_a_spec(tmp_path):
     spec.write_text("cameras: {top: video/side}\nactions: dq\n")
     (record,) = open_source(tmp_path / "all.h5", spec=spec)
     assert "video/side" in record.problem and "a/run2/q" in record.problem
+
+
+def jpegs(seed=0):
+    files = []
+    for image in images(seed):
+        Image.fromarray(image).save(data := io.BytesIO(), "JPEG", quality=95)
+        files.append(data.getvalue())
+    return files
+
+
+def aloha(path, stored, *, camera="cam_high"):
+    with h5py.File(path, "w") as file:
+        file["action"], file["observations/qpos"] = np.ones((STEPS, 14)), np.zeros((STEPS, 14))
+        if isinstance(stored, list):  # of any length each
+            place = file.create_dataset(f"observations/images/{camera}", (STEPS,), dtype=h5py.vlen_dtype(np.uint8))
+            for step, data in enumerate(stored):
+                place[step] = np.frombuffer(data, np.uint8)
+        else:
+            file[f"observations/images/{camera}"] = stored
+        file[f"observations/images/{camera}_depth"] = np.ones((STEPS, 24, 32), np.uint16)
+
+
+@pytest.mark.parametrize("form", ["pixels", "padded", "bytes", "any length", "channels first", "floats"])
+def test_images_of_aloha_in_every_form(tmp_path, form):
+    files = jpegs()
+    rows = np.zeros((STEPS, max(map(len, files))), np.uint8)
+    for row, data in zip(rows, files, strict=True):
+        row[: len(data)] = np.frombuffer(data, np.uint8)
+    forms = {"pixels": images(), "padded": rows, "bytes": np.array(files), "any length": files}
+    forms |= {"channels first": images().transpose(0, 3, 1, 2), "floats": (images() / 255).astype(np.float32)}
+    aloha(tmp_path / "episode_0.hdf5", forms[form])
+    (record,) = open_source(tmp_path)
+    assert not record.problem and list(record.videos) == ["static"] and record.states.shape == (STEPS, 14)
+    assert abs(record.decode().images["static"].astype(int) - images()).mean() < 3
+
+
+def test_groups_with_actions_are_episodes_wherever_they_lie(tmp_path):
+    with h5py.File(tmp_path / "trajectory.h5", "w") as file:
+        for number in (0, 1, 2, 10):
+            group = file.create_group(f"traj_{number}")
+            for camera in ("base", "hand"):
+                group[f"obs/sensor/{camera}/rgb"] = images(number, STEPS + 1)
+            if number != 2:
+                group["actions"] = np.full((STEPS, 8), number)
+        file["gone"] = h5py.SoftLink("/nowhere")
+    first, second, broken, last = open_source(tmp_path)
+    assert [record.actions[0, 0] for record in (first, second, last)] == [0, 1, 10]
+    assert list(second.videos) == ["static", "hand"] and len(second.actions) == STEPS
+    assert "an observation after the last action left out" in second.repairs
+    assert abs(second.decode().images["static"].astype(int) - images(1)).mean() < 3
+    assert "traj_2: expected actions in each episode" in broken.problem
+
+
+def test_hdf5_files_at_several_depths_are_all_read(tmp_path):
+    for folder in ("", "day", "day/run"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        robomimic(tmp_path / folder / "a.hdf5", demos=["demo_0"])
+    assert [r.source for r in open_source(tmp_path)] == [f"{f}a.hdf5/demo_0" for f in ("", "day/", "day/run/")]
 
 
 def test_hdf5_becomes_shards_and_statistics(tmp_path):

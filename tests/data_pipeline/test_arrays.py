@@ -1,11 +1,13 @@
 """Specs of datasets, and episodes as npz files: every form of image gives the same pixels, or the reason why not."""
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gr2.contracts import Episode, VideoClip
 from gr2.data_pipeline.readers.arrays import ASSUMED_HZ, ArraysSource, NpzEpisode, find_arrays, read_images
@@ -41,6 +43,7 @@ def numbers(width: int) -> np.ndarray:
         ("image", images() / 255),
         ("image", images().astype(np.float32)),
         ("image", images().transpose(0, 3, 1, 2)),
+        ("image", np.concatenate([images(), images(1)[..., :1]], axis=3)),
         ("observation", np.concatenate([images(2), images(1), images()], axis=3).transpose(0, 3, 1, 2)),
     ],
 )
@@ -55,6 +58,85 @@ def test_every_form_of_image_gives_the_same_pixels(tmp_path: Path, name: str, st
     assert isinstance(episode, Episode) and np.array_equal(episode.actions, actions.astype(np.float32))
     assert episode.states.shape == (STEPS, 0)
     assert np.abs(episode.images["static"].astype(int) - images()).mean() < 4  # gray levels, lost by H.264
+
+
+def image_files(form: str = "PNG") -> list[bytes]:
+    """Encode the images of every step."""
+    files = []
+    for image in images():
+        Image.fromarray(image).save(data := io.BytesIO(), form)
+        files.append(data.getvalue())
+    return files
+
+
+def padded(files: list[bytes]) -> np.ndarray:
+    """Put files into rows of one length: uint8 `[t n]`."""
+    rows = np.zeros((len(files), max(map(len, files))), np.uint8)
+    for row, file in zip(rows, files, strict=True):
+        row[: len(file)] = np.frombuffer(file, np.uint8)
+    return rows
+
+
+@pytest.mark.parametrize("stored", [np.array(image_files()), padded(image_files()), padded(image_files("BMP"))])
+def test_image_files_in_arrays_are_decoded(tmp_path: Path, stored: np.ndarray) -> None:
+    np.savez(tmp_path / "a.npz", front_image=stored, action=numbers(2), features=padded(image_files()))
+    (record,) = open_source(tmp_path)
+    assert list(record.videos) == ["static"]
+    assert np.array_equal(read_images(NpzEpisode(file=tmp_path / "a.npz", source="a"), "front_image"), images())
+    stored[3] = stored[3][:40] if stored.dtype.kind == "S" else 0
+    np.savez(tmp_path / "a.npz", front_image=stored, action=numbers(2))
+    (record,) = open_source(tmp_path)
+    assert "front_image: step 3: expected a JPEG" in encoded_problem(record)
+
+
+def test_gray_images_are_read_and_depth_is_not_a_camera(tmp_path: Path) -> None:
+    gray = images()[..., 0]
+    np.savez(tmp_path / "a.npz", image=gray, depth_image=images(), mask=gray, wrist_image=gray[..., None])
+    (record,) = open_source(tmp_path)
+    assert list(record.videos) == ["static", "wrist_image"]
+    for name in ("image", "wrist_image"):
+        found = read_images(NpzEpisode(file=tmp_path / "a.npz", source="a"), name)
+        assert all(np.array_equal(found[..., channel], gray) for channel in range(3))
+
+
+def test_the_observation_after_the_last_action_is_left_out(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", image=images(), state=numbers(3), action=numbers(2)[:-1])
+    (record,) = open_source(tmp_path)
+    assert record.states is not None and np.array_equal(record.states, numbers(3)[:-1].astype(np.float32))
+    assert "an observation after the last action left out" in record.repairs
+    assert len(record.decode().images["static"]) == STEPS - 1
+    np.savez(tmp_path / "a.npz", image=images(), state=numbers(3)[:-2], action=numbers(2)[:-1])
+    assert "expected one number of steps" in next(iter(open_source(tmp_path))).problem
+
+
+def test_what_is_assumed_or_not_read_is_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", image=images(), eef_pos=numbers(3), action=numbers(2))
+    (record,) = open_source(tmp_path)
+    assert record.repairs == ("rate not stated, 10 Hz assumed", "no states known by name (not read: eef_pos)")
+    (tmp_path / "spec").write_text("cameras: {a: image}\nstates: eef_pos\nactions: action\ncontrol_hz: 5\n")
+    (record,) = open_source(tmp_path, spec=tmp_path / "spec")
+    assert not record.repairs
+
+
+def test_cameras_keep_their_names_where_one_is_missing(tmp_path: Path) -> None:
+    np.savez(tmp_path / "1.npz", image_high=images(), image_wrist=images(), action=numbers(2))
+    np.savez(tmp_path / "2.npz", image_wrist=images(), action=numbers(2))
+    assert [list(record.videos) for record in open_source(tmp_path)] == [["static", "image_wrist"], ["image_wrist"]]
+
+
+def test_images_of_opencv_are_named_in_a_spec(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", image=images(), action=numbers(2))
+    (tmp_path / "spec").write_text("cameras: {a: image}\nactions: action\nbgr_cameras: a\n")
+    (record,) = open_source(tmp_path, spec=tmp_path / "spec")
+    found = record.decode().images["a"]
+    assert np.abs(found.astype(int) - images()[..., ::-1]).mean() < 4
+
+
+def test_files_beside_folders_of_files_are_all_read(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("a.npz", "more/b.npz"):
+        np.savez(tmp_path / name, image=images(), action=numbers(2))
+    assert [record.source for record in open_source(tmp_path)] == ["a.npz", "more/b.npz"]
 
 
 def test_files_are_in_sorted_order_and_one_may_stand_alone(tmp_path: Path) -> None:
@@ -103,10 +185,11 @@ def encoded_problem(record: Record) -> str:
         ({"action": numbers(2) * np.nan, "image": images()}, "action: expected finite numbers"),
         ({"action": numbers(2) * 1e300, "image": images()}, "action: expected finite numbers"),
         ({"action": np.array(["go"] * STEPS), "image": images()}, "action: expected numbers"),
-        ({"image": images()[..., 0]}, "expected integers 0 to 255 or floats 0 to 1"),
+        ({"image": images()[..., 0] / 255}, "expected integers 0 to 255 or floats 0 to 1"),
         ({"image": images()[None]}, "write one file an episode"),
         ({"image": images() > 3}, "got bool"),
-        ({"image": images()[:0]}, "expected integers 0 to 255"),
+        ({"image": images()[0]}, "expected integers 0 to 255"),
+        ({"image": images()[:0]}, "expected one number of steps, above 0"),
         ({"image": images().astype(np.int64) + 200}, "expected int64 from 0 to 255, got 20"),
         ({"image": images().astype(np.int16) - 3}, "expected int16 from 0 to 255"),
         ({"image": images().astype(np.float32) + 0.5}, "expected float32 from 0 to 1"),

@@ -141,6 +141,24 @@ def test_tables_of_any_encoding_and_of_hugging_face_are_read(tmp_path: Path, cap
     assert [record.source for record in open_source(tmp_path / "linked")] == ["again/b.mp4"]
 
 
+def test_tables_of_excel_and_paths_of_windows(tmp_path: Path) -> None:
+    for name in ("a.mp4", "train/b.mp4"):
+        write_video(tmp_path / name, noise(12), fps=10)
+    for text in (
+        "File;Caption\n./a.mp4;open, then close\ntrain\\b.mp4;pick\n",
+        "filename\tText\na.mp4\topen, then close\ntrain/b.mp4\tpick\n",
+        'file,caption\na.mp4,"open, then close"\ntrain/b.mp4,pick\n',
+    ):
+        (tmp_path / "captions.csv").write_text(text)
+        assert [record.caption for record in open_source(tmp_path)] == ["open, then close", "pick"]
+    (tmp_path / "captions.csv").write_text('file,caption\na.mp4,"open\ntrain/b.mp4,pick\n')
+    with pytest.raises(DataError, match="expected quotes in pairs"):
+        list(open_source(tmp_path))
+    (tmp_path / "captions.csv").rename(tmp_path / "annotations.csv")
+    (tmp_path / "annotations.csv").write_text("path;description\na.mp4;open, then close\n")
+    assert [record.caption for record in open_source(tmp_path)] == ["open, then close", ""]
+
+
 def test_pointers_of_git_lfs_are_called_that(tmp_path: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123\n"
     for name in ("a.mp4", "a.tfrecord-00000-of-00001"):

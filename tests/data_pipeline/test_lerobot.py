@@ -16,6 +16,7 @@ from PIL import Image
 from gr2.contracts import Episode
 from gr2.data_pipeline.curation.filters import FilterConfig, examine
 from gr2.data_pipeline.curation.ingest import write_video_shards
+from gr2.data_pipeline.inspection.inspect import inspect_source
 from gr2.data_pipeline.readers.lerobot import LeRobotSource
 from gr2.data_pipeline.readers.lerobot_layout import EpisodeVideo, fill_pattern
 from gr2.data_pipeline.readers.lerobot_rows import EpisodeRows
@@ -361,11 +362,104 @@ def test_video_without_actions_and_a_camera_that_may_be_missing(tmp_path: Path) 
 def test_several_tasks_in_an_episode_and_none_in_the_table(tmp_path: Path) -> None:
     write_v2(tmp_path, cameras=())
     write_parquet(data_v2(tmp_path, 0), columns(0) | {"task_index": pa.array([1, 1, 1, 0, 0, 0, 0])})
-    first, second, *_ = LeRobotSource(tmp_path)
-    assert first.caption == TASKS[1] and first.facts["sentences"] == [TASKS[1], TASKS[0]]
-    assert second.caption == TASKS[1] and "sentences" not in second.facts
+    first, rest, second, *_ = LeRobotSource(tmp_path)
+    assert [first.caption, rest.caption, second.caption] == [TASKS[1], TASKS[0], TASKS[1]]
+    assert np.array_equal(np.concatenate([first.actions, rest.actions]), numbers(0, 7, 1))
     (tmp_path / "meta/tasks.jsonl").unlink()
     assert [record.caption for record in LeRobotSource(tmp_path)] == [TASKS[0], TASKS[1]] * 2
+
+
+@pytest.mark.parametrize("layout", ["v2", "v3", "images"])
+def test_an_episode_is_divided_where_its_task_changes(tmp_path: Path, layout: str) -> None:
+    if layout == "images":
+        write_info(tmp_path, "v2.1", CAMERAS[:1], image=True)
+    else:
+        (write_v2 if layout == "v2" else write_v3)(tmp_path)
+    for file in sorted(tmp_path.glob("data/**/*.parquet")):
+        table = pq.read_table(file)
+        task = pa.array(np.asarray(table["frame_index"]) // 3 % 2)
+        pq.write_table(table.set_column(table.column_names.index("task_index"), "task_index", task), file)
+    if layout == "images":
+        write_v2(tmp_path, cameras=())
+        write_info(tmp_path, "v2.1", CAMERAS[:1], image=True)
+        content = columns(0) | {"task_index": pa.array([0, 0, 0, 1, 1, 1, 0])}
+        files = []
+        for frame in frames(0):
+            Image.fromarray(frame).save(data := io.BytesIO(), "PNG")
+            files.append({"bytes": data.getvalue(), "path": ""})
+        write_parquet(data_v2(tmp_path, 0), content | {CAMERAS[0]: pa.array(files)})
+    records = [r for r in LeRobotSource(tmp_path) if r.source.partition(": episode ")[2].startswith("0")]
+    assert [record.caption for record in records] == [TASKS[0], TASKS[1], TASKS[0]]
+    assert [record.facts["steps"] for record in records] == [[0, 3], [3, 6], [6, 7]]
+    assert [record.key for record in records] == [f"episode_000000_00{i}" for i in range(3)]
+    assert all("divided where the task changes" in record.repairs for record in records)
+    for record, (start, stop) in zip(records, ((0, 3), (3, 6), (6, 7)), strict=True):
+        episode = record.decode()
+        assert isinstance(episode, Episode) and np.array_equal(episode.actions, numbers(0, 7, 1)[start:stop])
+        found = next(iter(episode.images.values())).astype(int)
+        assert abs(found - frames(0)[start:stop]).mean() < 6
+
+
+def test_several_tasks_without_their_steps_are_told(tmp_path: Path) -> None:
+    write_v2(tmp_path, cameras=())
+    listing = tmp_path / "meta/episodes.jsonl"
+    listing.write_text(listing.read_text().replace('["push the block"]', '["push the block", "lift it"]'))
+    first, second, *_ = LeRobotSource(tmp_path)
+    assert first.caption == TASKS[0] and not second.repairs
+    assert first.repairs == ("several tasks whose steps are not stated, the first is the caption",)
+
+
+def test_metadata_of_windows_and_of_a_recorder_that_was_resumed(tmp_path: Path) -> None:
+    write_v2(tmp_path, cameras=())
+    for name in ("info.json", "episodes.jsonl", "tasks.jsonl"):
+        file = tmp_path / "meta" / name
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"push the block", "push\u2028it".encode()))
+    listing = tmp_path / "meta/episodes.jsonl"
+    lines = listing.read_text("utf-8").split("\n")
+    listing.write_text("\n".join([*lines[:2], lines[1], *lines[2:]]), "utf-8")
+    records = list(LeRobotSource(tmp_path))
+    assert len(records) == 4 and records[0].caption == "push\u2028it"
+    assert [record.repairs for record in records] == [(), ("episode listed twice in meta",), (), ()]
+
+
+def test_what_metadata_do_not_list_is_told(tmp_path: Path) -> None:
+    write_v2(tmp_path, cameras=())
+    listing = tmp_path / "meta/episodes.jsonl"
+    listing.write_text("\n".join(listing.read_text().splitlines()[:2]))
+    found = LeRobotSource(tmp_path).layout.not_listed()
+    assert [file.name for file in found] == ["episode_000002.parquet", "episode_000003.parquet"]
+    assert inspect_source(source=str(tmp_path))["details"]["not listed in meta"].startswith("2 parquet files")
+
+
+def test_depth_by_its_name_and_actions_of_other_names(tmp_path: Path) -> None:
+    write_v2(tmp_path / "a", cameras=("observation.images.top", "observation.images.top_depth"))
+    first = next(iter(LeRobotSource(tmp_path / "a")))
+    assert list(first.videos) == ["static"]
+    assert first.repairs == ("observation.images.top_depth left out, it is depth",)
+    asked = EpisodeSpec(cameras={"depth": "observation.images.top_depth"})
+    assert list(next(iter(LeRobotSource(tmp_path / "a", spec=asked))).videos) == ["depth"]
+    write_v2(tmp_path / "b", cameras=())
+    content = columns(0)
+    content["action.arm"] = content.pop("action")
+    write_parquet(data_v2(tmp_path / "b", 0), content)
+    assert next(iter(LeRobotSource(tmp_path / "b"))).repairs == ("no actions known by name (not read: action.arm)",)
+
+
+def test_times_of_another_kind_need_no_more_than_the_order(tmp_path: Path) -> None:
+    write_v2(tmp_path, cameras=())
+    texts = pa.array([f"{step / FPS}" for step in range(LENGTHS[0])])
+    write_parquet(data_v2(tmp_path, 0), columns(0) | {"timestamp": texts})
+    none = columns(1)
+    del none["timestamp"]
+    write_parquet(data_v2(tmp_path, 1), none)
+    write_parquet(data_v2(tmp_path, 2), columns(2) | {"timestamp": pa.array(1.7e9 + np.arange(LENGTHS[2]) / FPS)})
+    first, second, third, _ = LeRobotSource(tmp_path)
+    for record, got in ((first, "got string, each the seconds"), (second, "got none")):
+        assert got in record.problem and "--times order" in record.problem
+    assert not third.problem and third.repairs == ("times of day",)
+    records = list(LeRobotSource(tmp_path, times="order"))
+    assert all(not record.problem for record in records)
+    assert [bool(record.repairs) for record in records] == [True, True, True, False]
 
 
 def stamps(values: list[float]) -> Columns:
@@ -640,9 +734,9 @@ def test_arrays_of_arrays_and_numbers_alone_are_columns(tmp_path: Path) -> None:
         ("meta/info.json", '{"fps": 30, "features": {}, "data_path": "{chunk:03d}"}', "a value for 'chunk'"),
         ("meta/info.json", '{"fps": 30, "features": {}, "chunks_size": -1}', "a number as chunks_size"),
         ("meta/episodes.jsonl", '{"episode_index": 0}', "expected `episode_index` and `length`"),
-        ("meta/episodes.jsonl", '{"episode_index": 0, "length": 3}\n' * 2, "each episode_index once"),
-        ("meta/episodes.jsonl", "{", "expected one JSON object a line"),
-        ("meta/episodes.jsonl", "3", "line 1 is no object"),
+        ("meta/episodes.jsonl", '{"episode_index": 0, "length": 3}\n{"episode_index": 0, "length": 4}', "got 0 again"),
+        ("meta/episodes.jsonl", "{", "line 1: expected a JSON object, got '{'"),
+        ("meta/episodes.jsonl", "3", "line 1: expected a JSON object, got '3'"),
     ],
 )
 def test_unusable_metadata_stop_at_opening(tmp_path: Path, name: str, content: str, words: str) -> None:

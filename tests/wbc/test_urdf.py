@@ -396,6 +396,7 @@ LIFT_LIMIT = '<limit lower="-3.1" upper="3.1" velocity="2" effort="150"/>'
         ('<sphere radius="0.07"/>', '<cone radius="1"/>', "unknown shape"),
         ('<sphere radius="0.07"/>', '<mesh filename="a.dae"/>', "none of"),
         ('lower="-3.1" upper="3.1"', 'lower="-178" upper="178"', "28 turns.*limits_in_degrees"),
+        ('rpy="0 1.5707963 0"', 'rpy="0 90 0"', "rpy of <origin> is '0 90 0', 14 turns; expected radians"),
         ('xyz="0 -0.12 0.425"', 'xyz="0 -120 425"', "m long together; .*in meters"),
         ('<sphere radius="0.07"/>', '<mesh filename="https://host/a.stl"/>', "expected a file; download it"),
         ('<sphere radius="0.07"/>', '<mesh filename="a.stl" scale="1 1 0"/>', "expected no zero"),

@@ -53,6 +53,9 @@ CHILDREN = {
 MISSPELT = 0.75
 """Likeness from which an unknown attribute is a misspelling of an absent one."""
 
+_LARGEST_ANGLE = 4 * np.pi
+"""An angle of an origin above this is in degrees [rad]; exporters write a turn or two at most."""
+
 EXPAND = "expand it with `xacro FILE.urdf.xacro > FILE.urdf` (ROS has it, or `pip install xacro`) and load the .urdf"
 
 
@@ -258,7 +261,13 @@ def _origin(element: Element, where: str) -> Array:
     origin = element.find("origin")
     if origin is None:
         return np.eye(4)
-    rotation = matrix_from_rpy(_numbers(origin, "rpy", 3, where, "0 0 0"))
+    angles = _numbers(origin, "rpy", 3, where, "0 0 0")
+    if np.abs(angles).max() > _LARGEST_ANGLE:
+        raise ConfigError(
+            f"{where}: rpy of <origin> is '{origin.get('rpy')}', {np.abs(angles).max() / (2 * np.pi):.0f} turns; "
+            "expected radians; write pi/2 as 1.5708 in place of 90."
+        )
+    rotation = matrix_from_rpy(angles)
     return pose_matrix(_numbers(origin, "xyz", 3, where, "0 0 0"), rotation)
 
 
