@@ -197,18 +197,25 @@ def _json_page(connection: ServerConnection, values: Mapping[str, Any]) -> Respo
     return response
 
 
+def _holds_part(connection: ServerConnection) -> bool:
+    """Return whether a message has come in part: of a frame, or of the frames that make it up."""
+    protocol = connection.protocol
+    in_frame = len(getattr(getattr(protocol, "reader", None), "buffer", b"")) > 0
+    size = getattr(protocol, "current_size", getattr(protocol, "cur_size", None))  # the latter before websockets 16
+    return in_frame or size is not None
+
+
 def _receive(connection: ServerConnection) -> bytes | str | None:
     """Return the next message; None from a client that is silent, or that stops in the middle of one, for too long."""
     began = partial_since = time.monotonic()
-    before = -1
+    partial = False
     while True:
         try:
             return connection.recv(timeout=min(_LOOK_EVERY, http_server.IDLE_TIMEOUT, http_server.REQUEST_TIMEOUT))
         except TimeoutError:
             now = time.monotonic()
-        pending = len(getattr(getattr(connection.protocol, "reader", None), "buffer", b""))
-        partial_since = now if not pending or before <= 0 else partial_since
-        before = pending
+        before, partial = partial, _holds_part(connection)
+        partial_since = partial_since if before and partial else now
         if now - partial_since > http_server.REQUEST_TIMEOUT or now - began > http_server.IDLE_TIMEOUT:
             connection.close(1001, "gr2 serve: nothing came for too long")
             return None
