@@ -108,10 +108,14 @@ def run_task(
     return TaskResult(task=task, success=False, steps=max_steps, failure={} if explain is None else explain.report())
 
 
+_ROUNDED = 0.02
+"""How much shorter a chunk may last because its dt was rounded: 0.033 s for a thirtieth of a second is 1 %."""
+
+
 def _check_length(chunk: Trajectory, executed_steps: int, control_hz: float) -> None:
     rows = len(chunk.values if isinstance(chunk, SignalTrajectory) else chunk.positions)
     lasts = rows * chunk.dt * control_hz
-    if lasts < executed_steps - 1e-6:
+    if lasts < executed_steps * (1 - _ROUNDED):
         raise PolicyError(
             f"policy: expected chunks of at least the {executed_steps} control steps that are carried out, got {rows} "
             f"rows of {chunk.dt:g} s, {lasts:g} steps; answer with longer ones, or carry out less (--executed-steps)."

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _LOOK_EVERY = 1.0
 """How often a silent connection is looked at [s]."""
 
+_CLOSE_WITHIN = 3.0
+"""How long requests in flight may take when the server is interrupted [s]."""
+
 
 class Conversation(Protocol):
     """What is said over one connection."""
@@ -87,10 +90,19 @@ class PolicyWebSocketServer:
         self._dialect: Dialect | None = None
 
     def serve(self, dialect: Dialect) -> None:
-        """Answer until `shutdown`."""
+        """Answer until `shutdown`, or until interrupted."""
+        self._dialect = dialect
+        answering = threading.Thread(target=self._serve, daemon=True)  # and so are the connections' threads
+        answering.start()
+        try:
+            answering.join()
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def _serve(self) -> None:
         from websockets.sync.server import serve
 
-        self._dialect = dialect
         timeout = http_server.REQUEST_TIMEOUT
         with serve(
             self._converse, sock=self._socket, compression=None, max_size=MAX_BYTES, max_queue=1, ping_interval=None,
@@ -102,9 +114,11 @@ class PolicyWebSocketServer:
             server.serve_forever()
 
     def shutdown(self) -> None:
-        """Close all connections and stop."""
+        """Close all connections and stop; a policy that does not answer is not waited for."""
         if self._server is not None:
-            self._server.shutdown()
+            closing = threading.Thread(target=self._server.shutdown, daemon=True)
+            closing.start()
+            closing.join(_CLOSE_WITHIN)
         self._socket.close()
 
     def __enter__(self) -> PolicyWebSocketServer:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -401,6 +404,45 @@ def test_a_message_in_pieces_must_arrive_in_time_too(monkeypatch: pytest.MonkeyP
             return False
 
         wait_for(refused)
+
+
+HANGING = """
+import sys, threading, time
+from gr2.gr_model.serve.serving import make_dialect
+from gr2.gr_model.serve.sessions import PolicyServer
+from gr2.gr_model.serve.websocket_server import PolicyWebSocketServer
+
+class Hanging:
+    executed_steps = 1
+    def reset(self): ...
+    def act(self, observation):
+        print("asked", flush=True)
+        threading.Event().wait()
+
+with PolicyWebSocketServer("127.0.0.1", 0) as server:
+    dialect = make_dialect("openpi", PolicyServer(Hanging), "hanging")
+    print(server.server_address[1], flush=True)
+    server.serve(dialect)
+"""
+
+
+def test_ctrl_c_ends_a_server_whose_policy_hangs() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        with client(int(process.stdout.readline())) as connection:
+            connection.recv(timeout=60)
+            connection.send(pack(openpi_message(), "openpi"))
+            assert process.stdout.readline() == "asked\n"
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(ConnectionClosed):
+                connection.recv(timeout=60)
+        _, error = process.communicate(timeout=60)
+        assert "KeyboardInterrupt" in error and process.returncode
+    finally:
+        process.kill()
 
 
 def test_clients_that_vanish_leave_nothing_behind(capfd: pytest.CaptureFixture[str]) -> None:
