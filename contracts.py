@@ -38,6 +38,20 @@ def _expect(name: str, array: Array, shape: tuple[int | None, ...]) -> None:
         raise ShapeError(f"{name}: expected finite numbers, got NaN or infinity; check the source of the array.")
 
 
+def rgb_image(name: str, image: Any) -> Array:
+    """Return an image, which must be uint8 `[h w 3]`: other numbers and layouts would be taken for another image.
+
+    Raises:
+        ShapeError: it is something else.
+    """
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise ShapeError(
+            f"image {name!r}: expected uint8 (h, w, 3), RGB from 0 to 255, got {array.dtype} {array.shape}; convert it."
+        )
+    return array
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoClip:
     """A captioned piece of video.

@@ -12,7 +12,7 @@ from ...errors import ConfigError, PolicyError
 from .control import Control
 from .simulator import Simulator
 from .suite import TaskWatch
-from .timeline import delay_steps
+from .timeline import delay_steps, steps_between
 
 Watch = Callable[[int], None]
 """Called before each control step with its number: draws videos."""
@@ -110,7 +110,7 @@ def run_task(
 
 def _check_length(chunk: Trajectory, executed_steps: int, control_hz: float) -> None:
     rows = len(chunk.values if isinstance(chunk, SignalTrajectory) else chunk.positions)
-    lasts = rows * chunk.dt * control_hz
+    lasts = rows * steps_between(chunk.dt, control_hz)
     if lasts < executed_steps - 1e-6:
         raise PolicyError(
             f"policy: expected chunks of at least the {executed_steps} control steps that are carried out, got {rows} "

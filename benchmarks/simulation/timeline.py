@@ -15,6 +15,17 @@ def delay_steps(delay: float, control_hz: float) -> int:
     return math.ceil(delay * control_hz - 1e-6)
 
 
+_ROUNDED = 0.02
+"""How far a dt may be from whole control steps and still count as them: 0.033 s for a thirtieth of a second is 1 %."""
+
+
+def steps_between(dt: float, control_hz: float) -> float:
+    """Return the control steps between two rows that are `dt` [s] apart; a dt that was rounded means whole steps."""
+    steps = dt * control_hz
+    whole = max(round(steps), 1)
+    return whole if abs(steps / whole - 1) <= _ROUNDED else steps
+
+
 class Timeline(Generic[T]):
     """Trajectories one after another on the clock of a simulator's control steps."""
 
@@ -45,8 +56,8 @@ class Timeline(Generic[T]):
         self._step += 1
         if self._trajectory is None:
             return None
-        passed = (self._step - self._start) / self.control_hz
-        return self._trajectory, max(math.ceil(passed / self._trajectory.dt - 1e-6), 1) - 1
+        rows = (self._step - self._start) / steps_between(self._trajectory.dt, self.control_hz)
+        return self._trajectory, max(math.ceil(rows - 1e-6), 1) - 1
 
     def _receive(self) -> None:
         """Take over the trajectory that has arrived."""

@@ -29,6 +29,10 @@ _KINDS = "biufUS"
 """Kinds of arrays that are read: numbers and texts, no objects."""
 
 
+_MAX_DTYPE = 32
+"""Longest name of a dtype [characters]; those of structures, which are never read, can take seconds to parse."""
+
+
 def require_serving_packages() -> None:
     """Check that the packages of the extra `serve` are installed.
 
@@ -57,14 +61,15 @@ def unpack(data: bytes | str) -> Any:
     """Read one message of either protocol; arrays are copies that can be written to.
 
     Raises:
-        DataError: it is no msgpack, or an array is of objects or has another size than it states.
+        DataError: it is no msgpack, an array is of objects or has another size than it states, or its images take up
+            more than `MAX_BYTES` together.
     """
     import msgpack
 
     if isinstance(data, str):
         raise DataError(f"message: expected binary msgpack, got a text of {len(data)} characters.")
     try:
-        return msgpack.unpackb(data, object_hook=_decode)
+        return msgpack.unpackb(data, object_hook=partial(_decode, images=_Images()))
     except DataError:
         raise
     except Exception as error:  # msgpack's own errors have no common root
@@ -90,19 +95,29 @@ def _encode(value: Any, marks: Marks) -> Any:
     return {"__ndarray__": True, **body}
 
 
-def _decode(value: dict[Any, Any]) -> Any:
+def _decode(value: dict[Any, Any], images: _Images) -> Any:
     if "__image__" in value:
-        return _image(value)
+        return images.read(value)
     if "__ndarray__" in value:
         return _array(value.get("data"), value.get("dtype"), value.get("shape"))
     if b"__ndarray__" in value:
         return _array(value.get(b"data"), value.get(b"dtype"), value.get(b"shape"))
     if b"__npgeneric__" in value:
-        return _dtype(value.get(b"dtype")).type(value.get(b"data"))
+        return _scalar(value.get(b"data"), value.get(b"dtype"))
     return value
 
 
+def _scalar(data: Any, stated_dtype: Any) -> Any:
+    """Read a numpy scalar; texts come from texts alone, for numpy makes N empty bytes of a number N."""
+    dtype = _dtype(stated_dtype)
+    if not isinstance(data, str | bytes if dtype.kind in "US" else bool | int | float):
+        raise DataError(f"scalar: expected a value of dtype {dtype}, got {type(data).__name__}.")
+    return dtype.type(data)
+
+
 def _dtype(stated: Any) -> np.dtype[Any]:
+    if isinstance(stated, str | bytes) and len(stated) > _MAX_DTYPE:
+        raise DataError(f"array: expected the name of a number's type as dtype, got {len(stated)} characters.")
     try:
         dtype = np.dtype(stated if isinstance(stated, str) else stated.decode())
     except (TypeError, ValueError, AttributeError, SyntaxError) as error:
@@ -128,17 +143,27 @@ def _array(data: Any, stated_dtype: Any, stated_shape: Any) -> Array:
     return np.frombuffer(bytearray(data), dtype).reshape(shape)
 
 
-def _image(value: Mapping[str, Any]) -> Array:
-    """Read an image, whose size is checked before it is decoded."""
-    form, data = value.get("format"), value.get("data")
-    if form == "raw":
-        return _array(data, value.get("dtype", "|u1"), value.get("shape"))
-    if form not in ("png", "jpeg") or not isinstance(data, bytes):
-        raise DataError(f"image: expected the format png, jpeg or raw with bytes, got {form!r}.")
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            if image.width * image.height * 4 > MAX_BYTES:
-                raise DataError(f"image: expected at most {MAX_BYTES} bytes, got {image.width} x {image.height} px.")
-            return np.array(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"image: expected a whole {form} file, got {error}.") from error
+class _Images:
+    """The images of one message: what they unpack to is bounded, for a small PNG can hold many pixels."""
+
+    def __init__(self) -> None:
+        self._left = MAX_BYTES
+
+    def read(self, value: Mapping[str, Any]) -> Array:
+        """Read an image, whose size is checked before it is decoded."""
+        form, data = value.get("format"), value.get("data")
+        if form == "raw":
+            return _array(data, value.get("dtype", "|u1"), value.get("shape"))
+        if form not in ("png", "jpeg") or not isinstance(data, bytes):
+            raise DataError(f"image: expected the format png, jpeg or raw with bytes, got {form!r:.40}.")
+        try:
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+                self._left -= image.width * image.height * 4
+                if self._left < 0:
+                    raise DataError(
+                        f"image: expected images of at most {MAX_BYTES} bytes in a message, got one of "
+                        f"{image.width} x {image.height} px beside the others."
+                    )
+                return np.array(image)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"image: expected a whole {form} file, got {error}.") from error

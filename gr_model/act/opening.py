@@ -17,7 +17,8 @@ from ...embodiment import Embodiment
 from ...errors import CheckpointError, Gr2Error, PolicyError
 from ...hub import names_repository
 from .remote import RemotePolicy
-from .websocket_policy import WebSocketPolicy, websocket_policy
+from .vla_eval_policy import VlaEvalPolicy
+from .websocket_policy import OpenpiPolicy, WebSocketPolicy
 
 SCRIPTED = "scripted"
 
@@ -208,7 +209,8 @@ def _remote_maker(
     if source.startswith("http"):
         return partial(RemotePolicy, source)
     robot = embodiment if isinstance(embodiment, Embodiment) else None
-    return partial(websocket_policy, source, executed_steps=executed_steps, robot=robot)
+    kind = OpenpiPolicy if source.startswith("openpi") else VlaEvalPolicy
+    return partial(kind, source, executed_steps=executed_steps, robot=robot)
 
 
 def is_of_user(source: str) -> bool:
@@ -255,6 +257,11 @@ def _checked(
 
 
 def _module(place: str, source: str) -> ModuleType:
+    if "://" in source or source.rpartition(":")[2].isdecimal():
+        raise PolicyError(
+            f"--policy {source}: expected the address of a server as http://host:8000 (gr2 serve), openpi://host:8000 "
+            "or vla-eval://host:8000; say which by its beginning."
+        )
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...contracts import Array, Chunking, Observation, Trajectory
+from ...contracts import Array, Chunking, Observation, Trajectory, rgb_image
 from ...cvae_head.denoising import DenoisingHead
 from ...cvae_head.ensemble import TemporalEnsemble
 from ...cvae_head.inpainting import Running, soft_mask
@@ -348,7 +348,8 @@ def _encode_all(policies: Sequence[GR2Policy], observations: Sequence[Observatio
             places.setdefault(np.shape(observation.images[name]), []).append((i, name))
     codes: list[dict[str, Array]] = [{} for _ in observations]
     for members in places.values():
-        found = policies[0].encode_images(np.stack([np.asarray(observations[i].images[name]) for i, name in members]))
+        frames = [rgb_image(name, observations[i].images[name]) for i, name in members]
+        found = policies[0].encode_images(np.stack(frames))
         for (i, name), code in zip(members, found, strict=True):
             codes[i][name] = np.asarray(code, np.int64)
     return codes

@@ -23,9 +23,17 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
-from ...contracts import ActionTrajectory, Array, JointTrajectory, Observation, SignalTrajectory, Trajectory
+from ...contracts import (
+    ActionTrajectory,
+    Array,
+    JointTrajectory,
+    Observation,
+    SignalTrajectory,
+    Trajectory,
+    rgb_image,
+)
 from ...embodiment import Embodiment
-from ...errors import DataError, EnvironmentMissing, Gr2Error, PolicyError, ShapeError
+from ...errors import ConfigError, DataError, EnvironmentMissing, Gr2Error, PolicyError, ShapeError
 
 MAX_BYTES = 64 << 20
 """Largest body that either side reads, and largest sum of what it unpacks to."""
@@ -39,6 +47,31 @@ _MAX_TEXT = 4096
 
 _NORM_TOLERANCE = 0.01
 """How far the norm of a quaternion may be from 1; single precision and rounding stay far below."""
+
+
+def server_key(stated: str, where: str) -> str:
+    """Return a server's key without the blanks and the line end around it.
+
+    Args:
+        stated: the key, empty where there is none.
+        where: what errors call it.
+
+    Raises:
+        ConfigError: it is blank, or no header can hold it.
+    """
+    key = stated.strip()
+    if (stated and not key) or not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"{where}: expected a key of printable ASCII characters in one line, got "
+            f"{'other characters' if key else 'blanks alone'}; correct it."
+        )
+    return key
+
+
+def key_header() -> dict[str, str]:
+    """Return the header with the key that the environment holds for servers; empty where it holds none."""
+    key = server_key(os.environ.get(API_KEY, ""), API_KEY)
+    return {"Authorization": f"Api-Key {key}"} if key else {}
 
 
 def pack(arrays: Mapping[str, Array]) -> bytes:
@@ -85,8 +118,12 @@ def _array(file: ZipFile, member: ZipInfo) -> Array:
 
 
 def pack_observation(observation: Observation, session: str) -> bytes:
-    """Write an observation as a message."""
-    images = {f"{_IMAGE}{name}": np.asarray(frame, np.uint8) for name, frame in observation.images.items()}
+    """Write an observation as a message.
+
+    Raises:
+        ShapeError: an image is not uint8 `[h w 3]`.
+    """
+    images = {f"{_IMAGE}{name}": rgb_image(name, frame) for name, frame in observation.images.items()}
     return pack(images | {
         "tool_position": np.asarray(observation.tool_position, float),
         "tool_quaternion": np.asarray(observation.tool_quaternion, float),
@@ -112,8 +149,7 @@ def unpack_observation(data: bytes) -> tuple[Observation, str]:
         raise DataError(f"observation: expected the arrays of `pack_observation`, got none called {missing[0]!r}.")
     images = {name.removeprefix(_IMAGE): a for name, a in arrays.items() if name.startswith(_IMAGE)}
     for name, image in images.items():
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ShapeError(f"image {name!r}: expected uint8 (h, w, 3), got {image.dtype} {image.shape}.")
+        rgb_image(name, image)
     opening, command = _numbers(arrays, "gripper", 2)
     joints = _numbers(arrays, "joint_positions", None)
     quaternion = _numbers(arrays, "tool_quaternion", None)
@@ -207,6 +243,51 @@ def unpack_trajectory(data: bytes) -> Trajectory:
         raise DataError(f"trajectory: expected the arrays of `pack_trajectory`, got {sorted(arrays)}.") from error
 
 
+def split_address(source: str, scheme: str, *, options: str = "") -> tuple[str, int | None, str]:
+    """Return host, port (None where none is stated) and query of a server's address.
+
+    Args:
+        source: as in `scheme://host:port`.
+        scheme: the only one that is taken.
+        options: the query that may follow, as messages show it; without it none may.
+
+    Raises:
+        PolicyError: it is another address, or holds something that would be left aside.
+    """
+    try:
+        parts = urlsplit(source)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    beside = host and (parts.path.strip("/") or parts.fragment or "@" in parts.netloc or (parts.query and not options))
+    if not host or parts.scheme != scheme or beside or port == 0:
+        raise PolicyError(f"policy {source}: expected an address as in {scheme}://host:8000{options}; fix the address.")
+    return host, port, parts.query
+
+
+def stated_steps(steps: Any, source: str) -> int:
+    """Return the rows of an answer that a server wants carried out.
+
+    Raises:
+        PolicyError: it states something else.
+    """
+    if not isinstance(steps, int) or steps < 1:
+        raise PolicyError(f"policy {source}: expected executed_steps of 1 or more from the server, got {steps!r:.40}.")
+    return steps
+
+
+def stated_robot(robot: Any, source: str) -> Embodiment | None:
+    """Return the robot that a server's policy was trained on, None where it states none.
+
+    Raises:
+        PolicyError: it states something else.
+    """
+    try:
+        return None if robot is None else Embodiment.from_dict(robot)
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+        raise PolicyError(f"policy {source}: expected a robot's embodiment from the server, got {error}") from error
+
+
 class RemotePolicy:
     """A policy that `gr2 serve` runs.
 
@@ -219,21 +300,19 @@ class RemotePolicy:
 
     Raises:
         EnvironmentMissing: nobody answers there.
+        PolicyError: something else answers there.
     """
 
     def __init__(self, url: str, *, timeout: float = 60.0) -> None:
         self.url, self.session = url, uuid.uuid4().hex
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise PolicyError(f"policy {url}: expected an address as in http://host:8000; fix the address.")
-        self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout)
+        host, port, _ = split_address(url, "http")
+        self._connection = http.client.HTTPConnection(host, port or 80, timeout=timeout)
         self._asked = False
         info = self._read_info()
-        self.executed_steps = int(info["executed_steps"])
+        self.executed_steps = stated_steps(info["executed_steps"], url)
         self.name = str(info["policy"])
         self.fingerprint = str(info.get("fingerprint", ""))
-        stated = info.get("embodiment")  # servers of gr2 0.1.0 state none
-        self.embodiment = None if stated is None else Embodiment.from_dict(stated)
+        self.embodiment = stated_robot(info.get("embodiment"), url)  # servers of gr2 0.1.0 state none
 
     def reset(self) -> None:
         """Begin a new episode or sub-task."""
@@ -255,10 +334,15 @@ class RemotePolicy:
         self._asked = False
         try:
             info = json.loads(data)
-            if isinstance(info, dict) and {"executed_steps", "policy"} <= set(info):
-                return info
         except ValueError:
-            pass
+            info = None
+        if isinstance(info, dict) and {"executed_steps", "policy"} <= set(info):
+            if (protocol := info.get("protocol", "gr2")) != "gr2":
+                raise PolicyError(
+                    f"policy {self.url}: expected gr2's own protocol there, got {protocol!r:.40}; name it as "
+                    f"{str(protocol)[:40]}://host:port, or serve it with --protocol gr2."
+                )
+            return info
         raise PolicyError(f"policy {self.url}: expected `gr2 serve` there, got {data[:80]!r}; fix the address.")
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
@@ -271,7 +355,9 @@ class RemotePolicy:
             ) from error
         self._asked = True
         if status != 200:
-            raise PolicyError(f"policy {self.url} answers {status}: {data.decode('utf-8', 'replace')[:500]}")
+            hint = f" (set {API_KEY})" if status in (401, 403) else ""
+            text = data.decode("utf-8", "replace").strip()[:500]
+            raise PolicyError(f"policy {self.url} answers {status}: {text}{hint}")
         return data
 
     def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
@@ -286,9 +372,7 @@ class RemotePolicy:
             return self._send(method, path, body)
 
     def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        headers = {"Content-Type": "application/octet-stream"}
-        if key := os.environ.get(API_KEY, ""):
-            headers["Authorization"] = f"Api-Key {key}"
+        headers = {"Content-Type": "application/octet-stream", **key_header()}
         self._connection.request(method, path, body=body, headers=headers)
         response = self._connection.getresponse()
         data = response.read(MAX_BYTES)

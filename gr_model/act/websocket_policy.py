@@ -1,30 +1,29 @@
-"""Ask a policy behind openpi's or vla-eval's protocol: any server of them, and `gr2 serve` without a map."""
+"""Ask a policy behind a websocket: what the protocols share, and openpi's; `gr2 serve` needs no map, others do."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import socket
+import struct
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import numpy as np
 
 from ...contracts import ActionTrajectory, Array, JointTrajectory, Observation, SignalTrajectory, Trajectory
 from ...embodiment import Embodiment
-from ...errors import ConfigError, DataError, EnvironmentMissing, Gr2Error, PolicyError, ShapeError
+from ...errors import ConfigError, DataError, EnvironmentMissing, PolicyError, ShapeError
 from .array_codec import pack, require_serving_packages, unpack
-from .remote import API_KEY, MAX_BYTES
+from .remote import API_KEY, MAX_BYTES, key_header, split_address, stated_robot, stated_steps
 from .wire_actions import ActionMap, ToolPose, from_rows
 from .wire_maps import PRESETS, WireMap, map_text, open_map
-from .wire_messages import EXACT, PROTOCOL_VERSION, message, read_message
+from .wire_messages import EXACT
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
-
-SCHEMES = ("openpi", "vla-eval")
 
 
 class WebSocketPolicy:
@@ -52,26 +51,14 @@ class WebSocketPolicy:
         self, source: str, *, executed_steps: int | None = None, robot: Embodiment | None = None, timeout: float = 60.0
     ) -> None:
         require_serving_packages()
-        parts = urlsplit(source)
         self.source, self.timeout, self.robot = source, timeout, robot
-        options = parse_qs(parts.query, keep_blank_values=True)
-        try:
-            port = parts.port or 8000
-        except ValueError:
-            port = 0
-        if (
-            parts.scheme != self.scheme
-            or not parts.hostname
-            or parts.path.strip("/")
-            or set(options) - {"map"}
-            or not port
-        ):
-            raise PolicyError(
-                f"policy {source}: expected an address as in {self.scheme}://host:8000?map=FILE; fix the address."
-            )
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        self.url = f"ws://{host}:{port}"
-        self._map_name = options.get("map", [""])[-1]
+        host, port, query = split_address(source, self.scheme, options="?map=FILE")
+        options = parse_qs(query, keep_blank_values=True)
+        maps = options.pop("map", [""])
+        if options or len(maps) > 1:
+            raise PolicyError(f"policy {source}: expected one map=FILE after the ?, got {query}; fix the address.")
+        self.url = f"ws://[{host}]:{port or 8000}" if ":" in host else f"ws://{host}:{port or 8000}"
+        self._map_name = maps[0]
         self._connection: ClientConnection | None = None
         self._open_connection = ExitStack()
         self._fresh = True
@@ -79,8 +66,8 @@ class WebSocketPolicy:
         info = self._open()
         self.info = info if isinstance(info.get("map"), dict) else {}
         self.map = self._find_map()
-        stated = self.info.get("embodiment")
-        self.embodiment = Embodiment.from_dict(stated) if isinstance(stated, dict) else None
+        self._check_map()
+        self.embodiment = stated_robot(self.info.get("embodiment"), source)
         self.executed_steps = executed_steps or self._stated_steps()
         self.uses_images = bool(self.map.observations.images or self.map.observations.camera_prefix)
         self.fingerprint = self._fingerprint(info)
@@ -95,10 +82,13 @@ class WebSocketPolicy:
         """Send an observation and return the answer's dict."""
         raise NotImplementedError
 
+    def _check_map(self) -> None:
+        """Compare the map with what the server states of its numbers."""
+
     def _stated_steps(self) -> int:
         actions = self.map.actions
-        stated = self.info.get("executed_steps") or (None if actions is None else actions.executed_steps)
-        return int(stated or 1)
+        stated = self.info.get("executed_steps", None if actions is None else actions.executed_steps)
+        return stated_steps(1 if stated is None else stated, self.source)
 
     # -- a policy ------------------------------------------------------------------------------------------------
 
@@ -119,12 +109,15 @@ class WebSocketPolicy:
         rows = self._rows(answer)
         actions = self.map.actions
         dt = self._dt(answer)
-        if actions is None:
+        try:
+            if actions is not None:
+                return self._mapped(rows, actions, observation, dt)
             return from_rows(
                 rows, str(answer.get("trajectory")), dt=dt, start_time=float(observation.time),
                 opening=bool(answer.get("opening", True)), arm=str(answer.get("arm", "")),
             )  # fmt: skip
-        return self._mapped(rows, actions, observation, dt)
+        except ShapeError as error:  # numbers that are no rotation
+            raise self._wrong(f"its actions: {error}".rstrip(".")) from error
 
     def close(self) -> None:
         """Close the connection."""
@@ -185,8 +178,10 @@ class WebSocketPolicy:
         actions = self.map.actions
         stated = answer.get("dt") if self.info else None
         dt = stated or (actions.dt if actions is not None else None) or self.info.get("dt")
-        if not isinstance(dt, int | float) or not dt > 0:
+        if dt is None and actions is not None:
             raise ConfigError(f"map {self._map_name}: expected actions.dt, the seconds between rows, got none; add it.")
+        if not isinstance(dt, int | float | np.floating) or not 0 < dt < np.inf:
+            raise self._wrong(f"expected dt, the seconds between rows, in its answer, got {dt!r:.40}")
         return float(dt)
 
     def _find_map(self) -> WireMap:
@@ -216,18 +211,25 @@ class WebSocketPolicy:
 
     # -- the connection ------------------------------------------------------------------------------------------
 
+    def _reopen(self) -> None:
+        """Connect once more, to the policy that was there before."""
+        if self._fingerprint(self._open()) != self.fingerprint:
+            self.close()
+            raise self._wrong("expected the policy that was served before, got another one; serve the first again")
+
     def _connect(self) -> ClientConnection:
         from websockets.exceptions import InvalidStatus, WebSocketException
         from websockets.sync.client import connect
 
-        key = os.environ.get(API_KEY, "")
         try:
             made = connect(
                 self.url, compression=None, max_size=MAX_BYTES, open_timeout=min(self.timeout, 20.0),
-                close_timeout=1.0, ping_interval=None, proxy=None,
-                additional_headers={"Authorization": f"Api-Key {key}"} if key else None,
+                close_timeout=1.0, ping_interval=None, proxy=None, additional_headers=key_header(),
             )  # fmt: skip
             self._connection = self._open_connection.enter_context(made)  # releases of websockets from 17 on want it
+            seconds = struct.pack("ll", int(self.timeout), int(self.timeout % 1 * 1e6))
+            with suppress(OSError):  # not on every system; a server that takes nothing would be waited for for ever
+                self._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
         except InvalidStatus as error:
             body = (error.response.body or b"").decode("utf-8", "replace").strip()[:300]
             hint = f" (set {API_KEY})" if error.response.status_code in (401, 403) else ""
@@ -246,7 +248,7 @@ class WebSocketPolicy:
             self.close()
             raise self._gone(_reason(error)) from error
 
-    def _receive(self) -> bytes | str:
+    def _receive(self, what: str = "an answer") -> bytes | str:
         from websockets.exceptions import ConnectionClosed
 
         assert self._connection is not None
@@ -255,7 +257,7 @@ class WebSocketPolicy:
         except TimeoutError as error:
             self.close()
             raise EnvironmentMissing(
-                f"policy {self.source}: expected an answer within {self.timeout:g} s, got none; see what the server "
+                f"policy {self.source}: expected {what} within {self.timeout:g} s, got none; see what the server "
                 "does, or start it again."
             ) from error
         except (ConnectionClosed, OSError) as error:
@@ -288,7 +290,7 @@ class OpenpiPolicy(WebSocketPolicy):
 
     def _open(self) -> dict[str, Any]:
         self._connect()
-        first = self._receive()
+        first = self._receive("openpi's metadata")
         if isinstance(first, str):
             self.close()
             raise self._wrong(f"expected openpi's metadata first, got a text: {first[-300:]}")
@@ -300,15 +302,14 @@ class OpenpiPolicy(WebSocketPolicy):
         super().reset()
         if used:
             self.close()
-            info = self._open()
-            if self.info and info.get("fingerprint") != self.info.get("fingerprint"):
-                raise self._wrong("expected the policy that was served before, got another one; serve the first again")
+            self._reopen()
 
     def _exchange(self, sent: dict[str, Any], observation: Observation) -> Mapping[str, Any]:
         if self._connection is None:
-            self._open()
+            self._reopen()
         if self.info:
             sent["actions_dtype"] = EXACT
+        self._expect_silence()
         self._send(pack(sent, "openpi"))
         answer = self._receive()
         if isinstance(answer, str):
@@ -316,96 +317,17 @@ class OpenpiPolicy(WebSocketPolicy):
             raise PolicyError(f"policy {self.source} failed: {_last_line(answer)}")
         return self._unpack(answer)
 
+    def _expect_silence(self) -> None:
+        """Refuse a server that sent more than one answer: they have no number, an old one would pass for the next."""
+        from websockets.exceptions import ConnectionClosed
 
-class VlaEvalPolicy(WebSocketPolicy):
-    """A policy behind vla-eval's protocol: it answers one action a control step, or a chunk where it can."""
-
-    scheme = "vla-eval"
-
-    def _open(self) -> dict[str, Any]:
-        self._seq, self._time = 0, -1.0
-        self._in_episode = False
-        self._connect()
-        payload = {"harness_version": "gr2", "protocol_version": PROTOCOL_VERSION}
-        kind, hello = self._answer("hello", payload)
-        if kind != "hello" or hello.get("protocol_version") != PROTOCOL_VERSION:
-            self.close()
-            got = f"version {hello.get('protocol_version')!r:.40}" if kind == "hello" else kind
-            raise self._wrong(f"expected a hello of protocol version {PROTOCOL_VERSION}, got {got}; use a server of it")
-        self._check_params(hello.get("observation_params"))
-        capabilities = hello.get("capabilities")
-        capabilities = capabilities if isinstance(capabilities, dict) else {}
-        self._chunks = capabilities.get("chunks") is True
-        ours = capabilities.get("gr2")
-        if isinstance(ours, dict):
-            return ours
-        return {name: hello.get(name) for name in ("model_server", "action_spec", "observation_params")}
-
-    def _check_params(self, params: Any) -> None:
-        """Refuse a preset of CALVIN whose mode is not the one that the server asks for."""
-        wanted = params.get("absolute_action") if isinstance(params, dict) else None
-        stated = {"calvin": True, "calvin-delta": False}.get(self._map_name)
-        if isinstance(wanted, bool) and stated is not None and wanted is not stated:
-            raise ConfigError(
-                f"policy {self.source}: expected ?map={'calvin' if wanted else 'calvin-delta'}, since the server asks "
-                f"for absolute_action: {wanted}, got {self._map_name}; use the other one."
-            )
-
-    def _exchange(self, sent: dict[str, Any], observation: Observation) -> Mapping[str, Any]:
-        if self._connection is None:
-            self._open()
-        if self._fresh:
-            if self._in_episode and observation.time > self._time:
-                sent["episode_restart"] = True  # a sub-task of the same episode
-            else:
-                self._begin()
-        self._time = float(observation.time)
-        if self._chunks:
-            sent["chunk"] = True
-        kind, payload = self._answer("observation", sent)
-        if kind != "action":
-            raise self._wrong(f"expected an action, got {kind}")
-        return payload
-
-    def _begin(self) -> None:
-        if self._in_episode:
-            self._say("episode_end", {"metrics": {}})
-        self._say("episode_start", {"task": {"name": "gr2"}})
-        self._in_episode = True
-
-    def close(self) -> None:
-        """End the episode and close the connection."""
-        if self._connection is not None and getattr(self, "_in_episode", False):
-            with suppress(Gr2Error):
-                self._in_episode = False
-                self._say("episode_end", {"metrics": {}})
-        super().close()
-
-    def _say(self, kind: str, payload: Mapping[str, Any]) -> int:
-        self._seq += 1
-        self._send(message(kind, payload, self._seq))
-        return self._seq
-
-    def _answer(self, kind: str, payload: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        asked = self._say(kind, payload)
+        assert self._connection is not None
         try:
-            kind, answer, seq = read_message(self._receive())
-        except (DataError, ShapeError) as error:
-            self.close()
-            raise self._wrong(str(error).rstrip(".")) from error
-        if kind == "error":
-            raise PolicyError(f"policy {self.source} failed: {str(answer.get('error', answer))[:500]}")
-        if seq != asked:
-            raise self._wrong(f"expected the answer to message {asked}, got the one to {seq}")
-        return kind, answer
-
-
-def websocket_policy(
-    source: str, *, executed_steps: int | None = None, robot: Embodiment | None = None
-) -> WebSocketPolicy:
-    """Return the client of a source: `openpi://...` or `vla-eval://...`."""
-    kinds = {"openpi": OpenpiPolicy, "vla-eval": VlaEvalPolicy}
-    return kinds[source.split(":", 1)[0]](source, executed_steps=executed_steps, robot=robot)
+            self._connection.recv(timeout=0)
+        except (TimeoutError, ConnectionClosed, OSError):  # a lost connection is named where it is used
+            return
+        self.close()
+        raise self._wrong("expected one answer to each observation, got another one before the next was sent")
 
 
 def _last_line(text: str) -> str:
@@ -415,7 +337,11 @@ def _last_line(text: str) -> str:
 
 def _reason(error: BaseException) -> str:
     """Return why a connection ended, in a few words."""
-    received = getattr(error, "rcvd", None)
+    if isinstance(error.__cause__, BlockingIOError):
+        return "one that takes no observation"
+    sent, received = getattr(error, "sent", None), getattr(error, "rcvd", None)
+    if sent is not None and sent.code == 1009:
+        return f"an answer of more than {MAX_BYTES} bytes"
     if received is not None:
         return f"the connection closed with {received.code} {received.reason}".strip()
     return "a lost connection" if type(error).__name__.startswith("ConnectionClosed") else repr(error)

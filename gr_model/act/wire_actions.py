@@ -12,7 +12,7 @@ from ...contracts import ActionTrajectory, Array, JointTrajectory, SignalTraject
 from ...cvae_head.quaternions import conjugate_quaternion, multiply_quaternions
 from ...cvae_head.rotations import from_quaternion, to_quaternion
 from ...embodiment import rotation_width
-from ...errors import ConfigError, PolicyError
+from ...errors import ConfigError, PolicyError, ShapeError
 
 Reference = Literal["absolute", "relative", "delta"]
 """What a pose is counted from: a fixed frame; the pose at the beginning of the chunk; the pose one step before."""
@@ -89,6 +89,35 @@ def rotate(q: Array, v: Array) -> Array:
     q = np.broadcast_to(q, (*np.shape(v)[:-1], 4))
     pure = np.concatenate((v, np.zeros_like(v[..., :1])), axis=-1)
     return multiply_quaternions(multiply_quaternions(q, pure), conjugate_quaternion(q))[..., :3]
+
+
+def read_turns(values: Array, rotation: str, *, name: str = "rotation", tolerance: float = 0.5) -> Array:
+    """Return stored rotations `[.. w]` as quaternions `[.. 4]` xyzw of length 1.
+
+    Args:
+        values: numbers in the convention `rotation`.
+        rotation: see `embodiment.rotation_width`.
+        name: what errors call them.
+        tolerance: how far quaternions and columns may be from length 1, and columns from being at right angles; a
+            network's numbers are near, those of another layout are not.
+
+    Raises:
+        ShapeError: they are no rotations.
+    """
+    columns = {"rotation_6d": 2, "matrix": 3}.get(rotation)
+    if rotation.startswith("quaternion"):
+        fits = np.abs(np.linalg.norm(values, axis=-1) - 1) <= tolerance
+    elif columns is not None:
+        c = np.reshape(values, (*np.shape(values)[:-1], columns, 3))
+        fits = np.all(np.abs(c @ np.swapaxes(c, -1, -2) - np.eye(columns)) <= tolerance, axis=(-1, -2))
+        fits &= np.linalg.det(c) > 0 if columns == 3 else True
+    else:
+        return same_turn(to_quaternion(values, rotation))
+    if not np.all(fits):
+        bad = np.reshape(values, (-1, np.shape(values)[-1]))[np.argmin(np.reshape(fits, -1))]
+        wanted = f"a unit quaternion ({rotation[-4:]})" if columns is None else f"a rotation as {rotation}"
+        raise ShapeError(f"{name}: expected {wanted}, got {np.round(bad, 4).tolist()}; check the order of the numbers.")
+    return same_turn(to_quaternion(values, rotation))
 
 
 def same_turn(q: Array) -> Array:
@@ -234,6 +263,9 @@ class ActionMap:
         """Return positions `[k 3]`, quaternions `[k 4]` (robot base frame) and openings `[k]` of rows `[k d]`.
 
         A map of joints or signals gives those `[k j]` in place of the positions, and empty quaternions.
+
+        Raises:
+            ShapeError: numbers that are no rotations.
         """
         parts, at = {}, 0
         for name, width in self.widths().items():
@@ -282,7 +314,7 @@ class ActionMap:
 
     def _read_poses(self, positions: Array, rotations: Array, start: ToolPose) -> tuple[Array, Array]:
         if self.reference == "absolute":
-            pose = ToolPose(position=positions, quaternion=same_turn(to_quaternion(rotations, self.rotation)))
+            pose = ToolPose(position=positions, quaternion=read_turns(rotations, self.rotation))
             pose = self.base.to_base(pose) if self.frame == "world" else pose
             return pose.position, pose.quaternion
         before = self._outside(start)
@@ -293,7 +325,7 @@ class ActionMap:
                 after = wrap(angles + numbers)
                 quaternion = to_quaternion(after, self.rotation)
             else:
-                after, turn = angles, same_turn(to_quaternion(numbers, self.rotation))
+                after, turn = angles, read_turns(numbers, self.rotation)
                 pair = (before.quaternion, turn) if self.frame == "tool" else (turn, before.quaternion)
                 quaternion = multiply_quaternions(*pair)
             moved = rotate(before.quaternion, move) if self.frame == "tool" else move

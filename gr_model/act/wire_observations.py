@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...contracts import Array, Observation
-from ...cvae_head.rotations import from_quaternion, to_quaternion
+from ...contracts import Array, Observation, rgb_image
+from ...cvae_head.rotations import from_quaternion
 from ...embodiment import CLOSING, TOOL_ARM, Embodiment, rotation_width
 from ...errors import ConfigError, DataError, PolicyError, ShapeError
-from .wire_actions import Base, GripperRange, ToolPose, same_turn
+from .wire_actions import Base, GripperRange, ToolPose, read_turns
 
 MAX_TEXT = 4096
 """Longest instruction [characters]."""
@@ -144,12 +144,9 @@ class ObservationMap:
 
     @staticmethod
     def _canonical(values: Array, part: StatePart) -> Array:
-        if part.rotation == "quaternion_xyzw":
-            if abs(np.linalg.norm(values) - 1) > 0.01:
-                raise ShapeError(f"{part.name}: expected a unit quaternion (x y z w), got {values.tolist()}.")
-            return values
         if part.rotation:
-            return np.asarray(same_turn(to_quaternion(values, part.rotation)))
+            turns = read_turns(values, part.rotation, name=part.name, tolerance=0.01)
+            return values if part.rotation == "quaternion_xyzw" else turns
         return values if part.gripper is None else part.gripper.read(values)
 
     def _cameras(self, message: Mapping[str, Any], robot: Embodiment | None) -> dict[str, tuple[str, Any]]:
@@ -199,6 +196,7 @@ class ObservationMap:
 
         Raises:
             PolicyError: the observation lacks what the map names.
+            ShapeError: an image is not uint8 `[h w 3]`.
         """
         message: dict[str, Any] = {}
         images = self.images or {name: f"{self.camera_prefix}{name}" for name in observation.images}
@@ -208,7 +206,7 @@ class ObservationMap:
                     f"policy map: expected an image of {camera!r}, got cameras {sorted(observation.images)}; correct "
                     "the map's images."
                 )
-            _put(message, key, self._sent(observation.images[camera]), nested)
+            _put(message, key, self._sent(rgb_image(camera, observation.images[camera])), nested)
         values = self._values(observation, robot)
         at, vector = 0, observation.state_vector().astype(float)
         vector = np.asarray(observation.state, float) if len(observation.state) else vector
@@ -230,7 +228,6 @@ class ObservationMap:
         return message
 
     def _sent(self, image: Array) -> Array:
-        image = np.asarray(image, np.uint8)
         if self.image_size and image.shape[:2] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))

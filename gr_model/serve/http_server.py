@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hmac
+import io
 import json
 import re
+import socket
 import sys
 import threading
 import time
@@ -56,6 +58,7 @@ class PolicyHTTPServer(ThreadingHTTPServer):
         self.policies: PolicyServer | None = None
         self.info: dict[str, Any] = {}
         self._free = threading.BoundedSemaphore(max_clients)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
@@ -106,20 +109,43 @@ class PolicyHTTPServer(ThreadingHTTPServer):
             print(f"gr2 serve: a request of {client_address[0]} failed: {error!r}", file=sys.stderr, flush=True)
 
 
+class _Arriving(io.RawIOBase):
+    """What a client sends. It may be silent before a request; from the first byte on the whole must come soon."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.until: float | None = None
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what has come, within the time that is left."""
+        left = IDLE_TIMEOUT if self.until is None else self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        count = self._connection.recv_into(buffer)
+        self.until = self.until or time.monotonic() + REQUEST_TIMEOUT
+        return count
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: PolicyHTTPServer
     timeout, disable_nagle_algorithm = IDLE_TIMEOUT, True
     error_message_format, error_content_type = "%(message)s: %(explain)s; " + _EXPECTED, "text/plain;charset=utf-8"
 
-    def parse_request(self) -> bool:
-        """Read the headers; from the first line on the rest must come soon."""
-        self.connection.settimeout(REQUEST_TIMEOUT)
-        return super().parse_request()
+    def setup(self) -> None:
+        """Read by a clock."""
+        super().setup()
+        self._arriving = _Arriving(self.connection)
+        self.rfile = io.BufferedReader(self._arriving)
 
     def handle_one_request(self) -> None:
         """Answer one request and wait for the next one; a client that goes away ends the connection."""
-        self.connection.settimeout(IDLE_TIMEOUT)
+        self._arriving.until = None
         try:
             super().handle_one_request()
         except ConnectionError:
@@ -177,15 +203,11 @@ class _Handler(BaseHTTPRequestHandler):
         length = self._length()
         if length is None:
             return None
-        pieces, until = [], time.monotonic() + REQUEST_TIMEOUT
-        while length:
-            piece = self.rfile.read1(min(length, 1 << 20))  # type: ignore[attr-defined]
-            if not piece or time.monotonic() > until:
-                self.close_connection = True
-                return None
-            pieces.append(piece)
-            length -= len(piece)
-        return b"".join(pieces)
+        body = self.rfile.read(length)
+        if len(body) < length:
+            self.close_connection = True
+            return None
+        return body
 
     def _length(self) -> int | None:
         """Return the length of the body, None where it was refused."""
@@ -215,6 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, sentence.encode())
 
     def _send(self, status: int, body: bytes) -> None:
+        self.connection.settimeout(REQUEST_TIMEOUT)
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         if self.close_connection:

@@ -18,6 +18,7 @@ from ..act.array_codec import pack, unpack
 from ..act.wire_actions import as_rows
 from ..act.wire_maps import WireMap
 from ..act.wire_messages import EXACT
+from ..act.wire_observations import numbers
 from .sessions import PolicyServer
 from .wire_session import WireSession, describe
 
@@ -58,7 +59,8 @@ class OpenpiConversation:
         message = unpack(data)
         if not isinstance(message, Mapping):
             raise DataError(f"observation: expected a dict, got {type(message).__name__}.")
-        if self._fresh or message.get("reset") is True:
+        again = message.get("reset")
+        if self._fresh or (again is not None and numbers(again, 1, "reset")[0]):
             self.session.begin()
             self._fresh = False
         observation = self.session.read(message)

@@ -13,7 +13,7 @@ from ...contracts import Chunking
 from ...errors import ConfigError
 from ..act.array_codec import require_serving_packages
 from ..act.opening import policy_fingerprint, policy_maker
-from ..act.remote import API_KEY
+from ..act.remote import API_KEY, server_key
 from ..act.wire_maps import map_text, natural_map, open_map
 from .http_server import PolicyHTTPServer
 from .openpi_server import OpenpiDialect
@@ -76,7 +76,7 @@ def serve(
         )
     if keys and protocol == "gr2":
         raise ConfigError(f"--keys {keys}: expected --protocol openpi or vla-eval, got gr2; leave --keys out.")
-    key = api_key or os.environ.get(API_KEY, "")
+    key = server_key(api_key, "--api-key") or server_key(os.environ.get(API_KEY, ""), API_KEY)
     with _listen(protocol, host, port, max_clients, key) as answer:  # the port first: a model takes long to load
         import torch
 
@@ -116,7 +116,7 @@ def _listen_http(host: str, port: int, max_clients: int, api_key: str) -> Iterat
     with PolicyHTTPServer(host, port, max_clients=max_clients, api_key=api_key) as server:
 
         def answer(policies: PolicyServer, policy: str, fingerprint: str, keys: str) -> None:
-            print(f"policy {policy} listens at http://{host}:{port}", file=sys.stderr, flush=True)
+            print(f"policy {policy} listens at http://{_bracketed(host)}:{port}", file=sys.stderr, flush=True)
             server.serve(policies, policy, fingerprint=fingerprint)
 
         yield answer
@@ -130,10 +130,15 @@ def _listen_websocket(
 
         def answer(policies: PolicyServer, policy: str, fingerprint: str, keys: str) -> None:
             dialect = make_dialect(protocol, policies, policy, fingerprint=fingerprint, keys=keys)
-            print(f"policy {policy} listens at {protocol}://{host}:{port}", file=sys.stderr, flush=True)
+            print(f"policy {policy} listens at {protocol}://{_bracketed(host)}:{port}", file=sys.stderr, flush=True)
             server.serve(dialect)
 
         yield answer
+
+
+def _bracketed(host: str) -> str:
+    """Return a host as an address holds it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def make_dialect(

@@ -12,21 +12,14 @@ from typing import Any
 
 from ...contracts import Trajectory
 from ...errors import ConfigError, DataError, Gr2Error
-from ..act.wire_actions import ActionMap, as_rows
+from ..act.wire_actions import as_rows
 from ..act.wire_maps import WireMap
-from ..act.wire_messages import PROTOCOL_VERSION, message, read_message
+from ..act.wire_messages import PROTOCOL_VERSION, action_spec, message, read_message
 from .sessions import PolicyServer
 from .wire_session import WireSession, describe
 
-_ROTATIONS = {
-    "euler_xyz": "euler_xyz", "rotation_vector": "axis_angle", "quaternion_xyzw": "quaternion_xyzw",
-}  # fmt: skip
 _STATES: Mapping[tuple[str, ...], str] = {
     ("tool_position", "tool_rotationeuler_xyz", "gripper", "gripper_command"): "eef_pos3_euler3_gripper2",
-}  # fmt: skip
-_RANGES = {
-    (1.0, -1.0): "binary_close_positive", (-1.0, 1.0): "binary_close_negative", (0.0, 1.0): "continuous_01",
-    (1.0, 0.0): "binary_close_01",
 }  # fmt: skip
 
 
@@ -91,22 +84,6 @@ class VlaEvalDialect:
             "observation_spec": names | state | {"language": {"name": "language", "dims": 0, "format": "language"}},
             "observation_params": params,
         }
-
-
-def action_spec(actions: ActionMap | None) -> dict[str, Any]:
-    """Return the columns in vla-eval's words: name, dims and format of each group."""
-    if actions is None or "position" not in actions.columns:
-        return {"actions": {"name": "raw", "dims": 0, "format": "raw"}}
-    ends = actions.gripper
-    kind = "absolute_xyz" if actions.reference == "absolute" else "delta_xyz"
-    width = actions.widths()
-    return {
-        "position": {"name": "position", "dims": 3, "format": kind},
-        "rotation": {
-            "name": "rotation", "dims": width["rotation"], "format": _ROTATIONS.get(actions.rotation, actions.rotation)
-        },
-        "gripper": {"name": "gripper", "dims": 1, "format": _RANGES.get((ends.closed, ends.open), "raw")},
-    }  # fmt: skip
 
 
 class VlaEvalConversation:

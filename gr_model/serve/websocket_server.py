@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _LOOK_EVERY = 1.0
 """How often a silent connection is looked at [s]."""
 
+_CLOSE_WITHIN = 3.0
+"""How long requests in flight may take when the server is interrupted [s]."""
+
 
 class Conversation(Protocol):
     """What is said over one connection."""
@@ -87,10 +90,19 @@ class PolicyWebSocketServer:
         self._dialect: Dialect | None = None
 
     def serve(self, dialect: Dialect) -> None:
-        """Answer until `shutdown`."""
+        """Answer until `shutdown`, or until interrupted."""
+        self._dialect = dialect
+        answering = threading.Thread(target=self._serve, daemon=True)  # and so are the connections' threads
+        answering.start()
+        try:
+            answering.join()
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def _serve(self) -> None:
         from websockets.sync.server import serve
 
-        self._dialect = dialect
         timeout = http_server.REQUEST_TIMEOUT
         with serve(
             self._converse, sock=self._socket, compression=None, max_size=MAX_BYTES, max_queue=1, ping_interval=None,
@@ -102,9 +114,11 @@ class PolicyWebSocketServer:
             server.serve_forever()
 
     def shutdown(self) -> None:
-        """Close all connections and stop."""
+        """Close all connections and stop; a policy that does not answer is not waited for."""
         if self._server is not None:
-            self._server.shutdown()
+            closing = threading.Thread(target=self._server.shutdown, daemon=True)
+            closing.start()
+            closing.join(_CLOSE_WITHIN)
         self._socket.close()
 
     def __enter__(self) -> PolicyWebSocketServer:
@@ -197,18 +211,25 @@ def _json_page(connection: ServerConnection, values: Mapping[str, Any]) -> Respo
     return response
 
 
+def _holds_part(connection: ServerConnection) -> bool:
+    """Return whether a message has come in part: of a frame, or of the frames that make it up."""
+    protocol = connection.protocol
+    in_frame = len(getattr(getattr(protocol, "reader", None), "buffer", b"")) > 0
+    size = getattr(protocol, "current_size", getattr(protocol, "cur_size", None))  # the latter before websockets 16
+    return in_frame or size is not None
+
+
 def _receive(connection: ServerConnection) -> bytes | str | None:
     """Return the next message; None from a client that is silent, or that stops in the middle of one, for too long."""
     began = partial_since = time.monotonic()
-    before = -1
+    partial = False
     while True:
         try:
             return connection.recv(timeout=min(_LOOK_EVERY, http_server.IDLE_TIMEOUT, http_server.REQUEST_TIMEOUT))
         except TimeoutError:
             now = time.monotonic()
-        pending = len(getattr(getattr(connection.protocol, "reader", None), "buffer", b""))
-        partial_since = now if not pending or before <= 0 else partial_since
-        before = pending
+        before, partial = partial, _holds_part(connection)
+        partial_since = partial_since if before and partial else now
         if now - partial_since > http_server.REQUEST_TIMEOUT or now - began > http_server.IDLE_TIMEOUT:
             connection.close(1001, "gr2 serve: nothing came for too long")
             return None

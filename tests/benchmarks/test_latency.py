@@ -15,7 +15,7 @@ from gr2.benchmarks.rollout import rollout
 from gr2.benchmarks.simulation.control import PoseControl, WbcControl
 from gr2.benchmarks.simulation.episodes import asking_period, last_step, run_chain, run_task
 from gr2.contracts import ActionTrajectory, Array, Observation
-from gr2.errors import ConfigError
+from gr2.errors import ConfigError, PolicyError
 
 HZ, STILL = 30.0, -1.0
 QUATERNION = np.array([0.0, 0.0, 0.0, 1.0])
@@ -92,6 +92,16 @@ def test_without_latency_every_chunk_begins_at_its_first_step() -> None:
     commands, asked = act_out(0.0)
     assert asked == [0, 5, 10, 15]
     assert commands == [101, 102, 103, 104, 105, 201, 202, 203, 204, 205, 301, 302, 303, 304, 305, 401]
+
+
+def test_a_chunk_whose_dt_was_rounded_lasts_as_long_as_its_rows() -> None:
+    """A map states 0.0333 s for a thirtieth of a second; ten rows are then 9.99 steps."""
+    for dt in (0.0333, 0.033):
+        commands, asked = act_out(0.0, executed_steps=10, length=10, dt=dt, steps=20)
+        assert asked == [0, 10]
+        assert commands == [*range(101, 111), *range(201, 211)]
+    with pytest.raises(PolicyError, match="expected chunks of at least the 10 control steps"):
+        act_out(0.0, executed_steps=10, length=9, steps=20)
 
 
 def test_a_late_chunk_skips_what_is_past_and_the_one_before_runs_on() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import sysconfig
@@ -18,7 +19,7 @@ import pytest
 
 from gr2.contracts import ActionTrajectory, Observation
 from gr2.embodiment import TOOL_ARM
-from gr2.gr_model.act.opening import open_policy
+from gr2.gr_model.act.opening import open_policy, policy_maker
 from gr2.gr_model.serve.serving import make_dialect
 from gr2.gr_model.serve.sessions import PolicyServer
 from gr2.gr_model.serve.websocket_server import PolicyWebSocketServer
@@ -265,3 +266,70 @@ def test_our_client_asks_vla_evals_server(vla_eval_python: Path) -> None:
         assert isinstance(trajectory, ActionTrajectory) and trajectory.gripper[0] == 1
         assert np.allclose(trajectory.positions[0], [0.3, 0.1, 0.4], atol=1e-6)
         assert np.allclose(trajectory.quaternions[0][1], np.sin(0.05 * (step + 1)), atol=1e-6)
+
+
+EIGHT_CLIENTS = """
+import pickle, sys, threading, time
+from contextlib import closing
+from gr2.gr_model.act.opening import open_policy, policy_maker
+
+observation = pickle.load(sys.stdin.buffer)
+ready = threading.Barrier(9)
+
+def ask():
+    with closing(open_policy(f"{sys.argv[1]}://127.0.0.1:{sys.argv[2]}")) as policy:
+        policy.reset()
+        policy.act(observation)
+        ready.wait()
+        for _ in range(int(sys.argv[3])):
+            policy.act(observation)
+        ready.wait()
+
+for _ in range(8):
+    threading.Thread(target=ask).start()
+ready.wait()
+began = time.perf_counter()
+ready.wait()
+print(time.perf_counter() - began)
+"""
+
+
+@pytest.mark.parametrize("protocol", ["openpi", "vla-eval"])
+def test_eight_clients_get_nine_tenths_of_the_rate_in_process(protocol: Any) -> None:
+    """The shipped policy, asked by eight threads here and by eight clients of another process, in turn."""
+    import torch
+
+    torch.set_num_threads(1)
+    policies = PolicyServer(policy_maker("pretrained"))
+    seen, asked = observation(), 12
+
+    def here() -> float:
+        ready = threading.Barrier(9)
+
+        def ask(session: str) -> None:
+            policies.reset(session)
+            policies.act(session, seen)
+            ready.wait()
+            for _ in range(asked):
+                policies.act(session, seen)
+            ready.wait()
+
+        for number in range(8):
+            threading.Thread(target=ask, args=(str(number),)).start()
+        ready.wait()
+        began = time.perf_counter()
+        ready.wait()
+        return time.perf_counter() - began
+
+    def there(port: int) -> float:
+        command = [sys.executable, "-c", EIGHT_CLIENTS, protocol, str(port), str(asked)]
+        done = subprocess.run(command, input=pickle.dumps(seen), capture_output=True, check=True, timeout=600)
+        return float(done.stdout)
+
+    with PolicyWebSocketServer("127.0.0.1", 0) as server, closing(policies):
+        dialect = make_dialect(protocol, policies, "pretrained")
+        threading.Thread(target=server.serve, args=(dialect,), daemon=True).start()
+        pairs = [(here(), there(server.server_address[1])) for _ in range(5)]
+    rates = [[8 * asked / seconds for seconds in pair] for pair in pairs]
+    print("observations a second in process and behind the server:", np.round(rates, 1).tolist())
+    assert np.median([served / alone for alone, served in rates]) >= 0.9

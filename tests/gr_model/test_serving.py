@@ -11,6 +11,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,39 @@ def test_clients_that_leave_or_stall_are_silent(
         time.sleep(0.02)
     assert threading.active_count() <= before
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("head", [b"GET /info HTTP/1.1\r\nX-Slow: ", b"", post("/act", b"", Content_Length="1000")])
+def test_a_request_that_drips_is_let_go(
+    served: tuple[str, int, PolicyServer], monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    """Each byte comes in time, the whole never does."""
+    monkeypatch.setattr(http_server, "REQUEST_TIMEOUT", 0.4)
+    with socket.create_connection(served[:2]) as connection:
+        connection.sendall(head)
+        until = time.monotonic() + 10
+        try:
+            while time.monotonic() < until:
+                connection.sendall(b"a")
+                time.sleep(0.05)
+        except OSError:  # closed by the server
+            return
+    pytest.fail("the server waits for ever")
+
+
+def test_a_server_at_an_address_of_ip_version_6(monkeypatch: pytest.MonkeyPatch) -> None:
+    policies = PolicyServer(Still)
+    try:
+        server = PolicyHTTPServer("::1", 0)
+    except EnvironmentMissing:
+        pytest.skip("this machine has no IPv6")
+    with server:
+        threading.Thread(target=server.serve, args=(policies, "still"), daemon=True).start()
+        with closing(RemotePolicy(f"http://[::1]:{server.server_address[1]}")) as policy:
+            policy.reset()
+            assert len(policy.act(observation()).gripper) == 3  # type: ignore[union-attr,arg-type]
+        server.shutdown()
+    policies.close()
 
 
 def test_a_client_goes_on_where_an_idle_connection_was_closed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +17,17 @@ import pytest
 from scipy.spatial.transform import Rotation
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
+from websockets.utils import accept_key
 
 from gr2.contracts import ActionTrajectory, JointTrajectory, Observation, SignalTrajectory
 from gr2.embodiment import TOOL_ARM, Embodiment, Signal
-from gr2.errors import ConfigError, EnvironmentMissing, Gr2Error, PolicyError
+from gr2.errors import ConfigError, EnvironmentMissing, Gr2Error, PolicyError, ShapeError
 from gr2.gr_model.act.array_codec import pack, unpack
 from gr2.gr_model.act.opening import is_of_user, open_policy, policy_fingerprint
-from gr2.gr_model.act.websocket_policy import OpenpiPolicy, websocket_policy
+from gr2.gr_model.act.remote import pack_observation
+from gr2.gr_model.act.websocket_policy import OpenpiPolicy
+from gr2.gr_model.act.wire_maps import open_map
+from gr2.gr_model.serve import serving
 from gr2.gr_model.serve.serving import make_dialect
 from gr2.gr_model.serve.sessions import PolicyServer
 from gr2.gr_model.serve.websocket_server import PolicyWebSocketServer
@@ -181,8 +187,8 @@ def refused(handler: Handler, scheme: str, query: str, **options: Any) -> str:
     """Return the sentence with which a policy ends."""
 
     def use(port: int) -> None:
-        with closing(websocket_policy(f"{scheme}://127.0.0.1:{port}{query}")) as policy:
-            policy.timeout = options.get("timeout", 10.0)
+        with closing(open_policy(f"{scheme}://127.0.0.1:{port}{query}")) as policy:
+            policy.timeout = options.get("timeout", 10.0)  # type: ignore[attr-defined]
             policy.reset()
             policy.act(observation())
             policy.act(observation(1.0))
@@ -225,8 +231,6 @@ def stalls(connection: ServerConnection) -> None:
     ],
 )  # fmt: skip
 def test_an_openpi_server_that_fails_is_one_sentence(map_file: str, handler: Handler, sentence: str) -> None:
-    import re
-
     text = refused(handler, "openpi", f"?map={map_file}", timeout=0.2 if handler is stalls else 10.0)
     assert re.search(sentence, text), text
 
@@ -241,15 +245,13 @@ def test_an_openpi_server_that_fails_is_one_sentence(map_file: str, handler: Han
         (vla_eval({"actions": np.full(7, np.inf)}), "?map=calvin", "expected finite actions, got inf"),
         (
             vla_eval({"actions": np.ones(7)}, hello={"observation_params": {"absolute_action": True}}),
-            "?map=calvin-delta", "expected .map=calvin, since the server asks for absolute_action: True",
+            "?map=calvin-delta", "expected a map of absolute actions, as .map=calvin is, .* got delta ones",
         ),
         (vla_eval({"actions": np.ones(7)}), "", r"expected \?map= with libero, .* got none"),
         (openpi({}), "?map=calvin", "expected a dict of type, payload, seq and timestamp, got no payload"),
     ],
 )  # fmt: skip
 def test_a_vla_eval_server_that_fails_is_one_sentence(handler: Handler, query: str, sentence: str) -> None:
-    import re
-
     text = refused(handler, "vla-eval", query)
     assert re.search(sentence, text), text
 
@@ -265,7 +267,14 @@ def test_a_vla_eval_server_that_fails_is_one_sentence(handler: Handler, query: s
         ("openpi://", PolicyError, r"expected an address as in openpi://host:8000\?map=FILE"),
         ("vla-eval://h:99999", PolicyError, "expected an address as in vla-eval://host:8000"),
         ("openpi://h:80/path", PolicyError, "expected an address"),
-        ("openpi://h:80?mop=x", PolicyError, "expected an address"),
+        ("openpi://h:80?mop=x", PolicyError, "expected one map=FILE after the ., got mop=x"),
+        ("openpi://h:80?map=a&map=b", PolicyError, "expected one map=FILE after the ., got map=a&map=b"),
+        ("openpi://h:80#map=calvin", PolicyError, "expected an address"),
+        ("openpi://me:word@h:80?map=calvin", PolicyError, "expected an address"),
+        ("openpi://[::1", PolicyError, "expected an address"),
+        ("http://[::1", PolicyError, "expected an address as in http://host:8000; fix"),
+        ("http://h:99999", PolicyError, "expected an address"),
+        ("http://h:80?map=calvin", PolicyError, "expected an address"),
     ],
 )
 def test_an_address_that_cannot_be(source: str, error: type[Gr2Error], sentence: str) -> None:
@@ -316,6 +325,178 @@ def test_fingerprints_tell_maps_and_servers_apart(map_file: str) -> None:
             found.append(policy_fingerprint(source))
             Path(map_file).write_text(MAP)
     assert len(set(found)) == 4
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["ws://h:8000", "wss://h", "OPENPI://h:8000", "vla_eval://h:8000", "127.0.0.1:8000", "openpi:127.0.0.1:8000"],
+)
+def test_an_unknown_beginning_of_an_address_names_the_known_ones(source: str) -> None:
+    with pytest.raises(
+        PolicyError, match=r"expected the address of a server as http://host:8000 \(gr2 serve\), openpi"
+    ):
+        open_policy(source)
+
+
+def test_one_answer_too_many_is_not_taken_for_the_next(map_file: str) -> None:
+    def twice(connection: ServerConnection) -> None:
+        connection.send(pack({}, "openpi"))
+        while True:
+            connection.recv()
+            for number in (0.0, 1.0):
+                connection.send(pack({"actions": np.full((2, 7), number)}, "openpi"))
+
+    with fake(twice) as port, closing(open_policy(f"openpi://127.0.0.1:{port}?map={map_file}")) as policy:
+        policy.act(observation())
+        time.sleep(0.2)
+        with pytest.raises(PolicyError, match="expected one answer to each observation, got another one"):
+            policy.act(observation(1.0))
+
+
+def test_a_server_that_takes_nothing_is_not_waited_for_for_ever(map_file: str) -> None:
+    """An observation larger than what the system holds for a server that has stopped reading."""
+    Path(map_file).write_text(MAP.replace("image_size: 16", "image_size: 0"))
+    listening = socket.create_server(("127.0.0.1", 0))
+    held = []
+
+    def deaf() -> None:
+        connection, _ = listening.accept()
+        held.append(connection)
+        key = connection.recv(4096).decode().split("Sec-WebSocket-Key: ")[1].split("\r\n")[0]
+        lines = ("HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade")
+        connection.sendall("\r\n".join((*lines, f"Sec-WebSocket-Accept: {accept_key(key)}", "", "")).encode())
+        connection.sendall(b"\x82\x01\x80")  # metadata: an empty dict
+
+    threading.Thread(target=deaf, daemon=True).start()
+    large = {"static": np.zeros((3000, 3000, 3), np.uint8)}
+    source = f"openpi://127.0.0.1:{listening.getsockname()[1]}?map={map_file}"
+    with listening, closing(OpenpiPolicy(source, timeout=0.5)) as policy:
+        began = time.monotonic()
+        with pytest.raises(EnvironmentMissing, match="got one that takes no observation"):
+            policy.act(observation(images=large))
+        assert time.monotonic() - began < 10
+    held[0].close()
+
+
+def test_an_answer_that_is_too_large_is_called_so(map_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gr2.gr_model.act.websocket_policy.MAX_BYTES", 2000)
+    text = refused(openpi({"actions": np.zeros((100, 7))}), "openpi", f"?map={map_file}")
+    assert "got an answer of more than 2000 bytes" in text
+
+
+@pytest.mark.parametrize("scheme", ["openpi", "vla-eval"])
+def test_another_server_at_the_same_address_is_noticed(scheme: str, map_file: str) -> None:
+    """A server that was started anew with another model in the middle of an evaluation."""
+    model = ["a"]
+
+    def changing(connection: ServerConnection) -> None:
+        if scheme == "openpi":
+            openpi({"actions": np.zeros((2, 7))}, metadata={"model": model[0]})(connection)
+        vla_eval({"actions": np.zeros(7)}, hello={"model_server": model[0]})(connection)
+
+    with fake(changing) as port, closing(open_policy(f"{scheme}://127.0.0.1:{port}?map={map_file}")) as policy:
+        policy.act(observation())
+        policy.close()
+        policy.act(observation())
+        model[0] = "b"
+        policy.close()
+        with pytest.raises(PolicyError, match="expected the policy that was served before, got another one"):
+            policy.act(observation())
+
+
+ROW = {"actions": np.tile([0.0, 0, 0, 0, 0, 0, 1, 1], (3, 1)), "trajectory": "tool_poses", "dt": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("stated", "answer", "sentence"),
+    [
+        ({"executed_steps": "x"}, {}, "expected executed_steps of 1 or more from the server, got 'x'"),
+        ({"executed_steps": -2}, {}, "expected executed_steps of 1 or more from the server, got -2"),
+        ({"executed_steps": float("nan")}, {}, "expected executed_steps of 1 or more from the server, got nan"),
+        ({"embodiment": {"name": 1, "cameras": 5}}, {}, "expected a robot's embodiment from the server"),
+        ({"embodiment": [1]}, {}, "expected a robot's embodiment from the server"),
+        ({}, {"dt": float("inf")}, "expected dt, the seconds between rows, in its answer, got inf"),
+        ({}, {"dt": "0.1"}, "expected dt, the seconds between rows, in its answer, got '0.1'"),
+        ({}, {"trajectory": None}, "expected 8 columns of tool poses, joint positions or signals, got 8 of 'None'"),
+    ],
+)
+def test_a_server_that_states_nonsense_of_itself(stated: dict[str, Any], answer: dict[str, Any], sentence: str) -> None:
+    metadata = {"policy": "p", "map": {"images": {"static": "i"}, "state": {"s": ["tool_position"]}}} | stated
+    with pytest.raises(PolicyError) as error, fake(openpi(ROW | answer, metadata=metadata)) as port:
+        open_policy(f"openpi://127.0.0.1:{port}").act(observation())
+    assert sentence in str(error.value)
+
+
+def test_a_step_of_single_precision_is_read() -> None:
+    metadata = {"policy": "p", "map": {"images": {}, "state": {}}, "executed_steps": 2}
+    with (
+        fake(openpi(ROW | {"dt": np.float32(0.1)}, metadata=metadata)) as port,
+        closing(open_policy(f"openpi://127.0.0.1:{port}")) as policy,
+    ):
+        assert policy.act(observation()).dt == pytest.approx(0.1)
+
+
+INTERLEAVED = [1.0, 0, 0, -1, 0, 0]  # a tool that points down, row by row: its columns are no right angle
+
+
+@pytest.mark.parametrize(
+    ("rotation", "numbers"),
+    [
+        ("rotation_6d", [0.0] * 6), ("rotation_6d", INTERLEAVED), ("matrix", [0.0] * 9),
+        ("matrix", (-np.eye(3)).ravel()), ("quaternion_xyzw", [0.0] * 4), ("quaternion_wxyz", [0.0, 0, 0, 0.3]),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_no_rotation_are_refused_on_both_sides(tmp_path: Path, rotation: str, numbers: Any) -> None:
+    file = tmp_path / "map.yaml"
+    file.write_text(
+        f"images: {{static: i}}\nstate: {{s: [tool_position, {{name: tool_rotation, rotation: {rotation}}}]}}\n"
+        f"actions: {{columns: [position, rotation], rotation: {rotation}, dt: 0.1}}\n"
+    )
+    rows = np.tile(np.concatenate([np.zeros(3), numbers]), (2, 1))
+    text = refused(openpi({"actions": rows}), "openpi", f"?map={file}")
+    wanted = f"a unit quaternion ({rotation[-4:]})" if "quat" in rotation else f"a rotation as {rotation}"
+    assert f"its actions: rotation: expected {wanted}, got" in text
+    seen = open_map(str(file), None).observations
+    message = {"i": np.zeros((4, 4, 3), np.uint8), "s": rows[0], "prompt": ""}
+    with pytest.raises(ShapeError, match=re.escape(f"tool_rotation: expected {wanted}, got")):
+        seen.read(message, robot=None, time=0.0)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((8, 8, 3)), np.zeros((3, 8, 8), np.uint8), np.zeros((8, 8), np.uint8), np.zeros((1, 8, 8, 3), np.uint8)],
+)
+def test_only_images_of_bytes_are_sent(map_file: str, image: np.ndarray[Any, Any]) -> None:
+    """Floats of 0 to 1 would become black bytes."""
+    with (
+        fake(openpi({"actions": np.ones((2, 7))})) as port,
+        closing(open_policy(f"openpi://127.0.0.1:{port}?map={map_file}")) as policy,
+        pytest.raises(ShapeError, match=r"image 'static': expected uint8 \(h, w, 3\), RGB from 0 to 255, got"),
+    ):
+        policy.act(observation(images={"static": image}))
+    with pytest.raises(ShapeError, match="image 'static': expected uint8"):
+        pack_observation(observation(images={"static": image}), "s")
+
+
+def test_a_map_is_compared_with_what_vla_evals_server_states(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "map.yaml").write_text(
+        "images: {static: images/rgb_static}\nprompt: task_description\n"
+        "actions: {reference: delta, rotation: rotation_vector, gripper: {closed: -1, open: 1}, dt: 0.1}\n"
+    )
+    formats = {"position": "absolute_xyz", "rotation": "euler_xyz", "gripper": "binary_close_positive"}
+    spec = {name: {"name": name, "dims": 3, "format": form} for name, form in formats.items()}
+    query = f"?map={tmp_path}/map.yaml"
+    with fake(vla_eval({"actions": np.zeros(7)}, hello={"action_spec": spec})) as port:
+        open_policy(f"vla-eval://127.0.0.1:{port}{query}").close()
+        err = capfd.readouterr().err
+        assert "the server states position as absolute_xyz, the map reads delta_xyz; check the map" in err
+        assert "states rotation as euler_xyz, the map reads axis_angle" in err
+        assert "states gripper as binary_close_positive, the map reads binary_close_negative" in err
+        open_policy(f"vla-eval://127.0.0.1:{port}?map=calvin").close()
+        assert "states rotation" in (err := capfd.readouterr().err) and "states position" not in err
+        assert "states gripper" not in err
+    handler = vla_eval({"actions": np.zeros(7)}, hello={"observation_params": {"absolute_action": True}})
+    assert "expected a map of absolute actions" in refused(handler, "vla-eval", query)
 
 
 # -- gr2 on both sides -------------------------------------------------------------------------------------------
@@ -394,6 +575,29 @@ def test_a_key_is_sent_where_the_environment_holds_one(protocol: str, monkeypatc
     with served(protocol, api_key="secret") as port:
         with pytest.raises(PolicyError, match=r"answers 401: .*expected Authorization: Api-Key .*set GR2_SERVE_KEY"):
             open_policy(f"{protocol}://127.0.0.1:{port}")
-        monkeypatch.setenv("GR2_SERVE_KEY", "secret")
+        monkeypatch.setenv("GR2_SERVE_KEY", "secret\r\n")  # as a file of Windows holds it
         with closing(open_policy(f"{protocol}://127.0.0.1:{port}")) as policy:
             policy.act(observation())
+
+
+@pytest.mark.parametrize("key", ["  ", "schl\u00fcssel", "two\nlines"])
+def test_a_key_that_no_header_holds_is_one_sentence(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served("openpi") as port:
+        monkeypatch.setenv("GR2_SERVE_KEY", key)
+        for source in (f"openpi://127.0.0.1:{port}", f"http://127.0.0.1:{port}"):
+            with pytest.raises(ConfigError, match="GR2_SERVE_KEY: expected a key of printable ASCII characters"):
+                open_policy(source)
+        with pytest.raises(ConfigError, match="--api-key: expected a key of printable ASCII"):
+            serving.serve(api_key=key, port=1, threads=0)
+
+
+@pytest.mark.parametrize("protocol", ["openpi", "vla-eval"])
+def test_the_wrong_scheme_names_the_right_one(protocol: str) -> None:
+    with served(protocol) as port:
+        with pytest.raises(
+            PolicyError, match=f"expected gr2's own protocol there, got '{protocol}'; name it as {protocol}://"
+        ):
+            open_policy(f"http://127.0.0.1:{port}")
+        if protocol == "vla-eval":
+            with pytest.raises(EnvironmentMissing, match=r"expected openpi's metadata within 0\.3 s, got none"):
+                OpenpiPolicy(f"openpi://127.0.0.1:{port}?map=calvin", timeout=0.3)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import msgpack
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -151,6 +153,19 @@ def test_openpi_metadata_first_then_actions() -> None:
     wait_for(lambda: made[0].closed)
 
 
+@pytest.mark.parametrize(
+    ("again", "resets"),
+    [(True, 2), (np.bool_(True), 2), (1, 2), (np.array([True]), 2), (False, 1), (np.bool_(False), 1)],
+)
+def test_an_openpi_episode_begins_with_any_true_reset(again: Any, resets: int) -> None:
+    with serving_at("openpi") as (port, _, made), client(port) as connection:
+        connection.recv(timeout=10)
+        ask(connection, openpi_message())
+        ask(connection, openpi_message(reset=again))
+        assert made[0].resets == resets
+        assert "reset: expected 1 numbers in a row, got str" in ask(connection, openpi_message(reset="yes"))
+
+
 def test_openpi_state_is_kept_by_connection() -> None:
     with serving_at("openpi") as (port, _, made):
         for _ in range(2):
@@ -222,7 +237,7 @@ class VlaEvalClient:
 
     def ask(self, kind: str, payload: Any) -> tuple[str, Any]:
         seq = self.say(kind, payload)
-        answer = msgpack.unpackb(self.connection.recv(timeout=10), object_hook=array_codec._decode)
+        answer = unpack(self.connection.recv(timeout=10))
         assert answer["seq"] == seq and set(answer) == {"type", "payload", "seq", "timestamp"}
         return answer["type"], answer["payload"]
 
@@ -372,6 +387,62 @@ def test_silent_and_stalling_clients_are_let_go(monkeypatch: pytest.MonkeyPatch)
             with pytest.raises(ConnectionClosed):
                 connection.recv(timeout=10)
         wait_for(lambda: not policies._sessions)
+
+
+def test_a_message_in_pieces_must_arrive_in_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of one byte each, all of them whole."""
+    monkeypatch.setattr(http_server, "REQUEST_TIMEOUT", 0.5)
+    with serving_at("openpi") as (port, _, _), client(port) as connection:
+        connection.recv(timeout=10)
+        connection.socket.sendall(struct.pack("!BB4s", 0x02, 0x80, b"\0" * 4))
+
+        def refused() -> bool:
+            try:
+                connection.socket.sendall(struct.pack("!BB4sB", 0x00, 0x81, b"\0" * 4, 7))
+            except OSError:
+                return True
+            return False
+
+        wait_for(refused)
+
+
+HANGING = """
+import sys, threading, time
+from gr2.gr_model.serve.serving import make_dialect
+from gr2.gr_model.serve.sessions import PolicyServer
+from gr2.gr_model.serve.websocket_server import PolicyWebSocketServer
+
+class Hanging:
+    executed_steps = 1
+    def reset(self): ...
+    def act(self, observation):
+        print("asked", flush=True)
+        threading.Event().wait()
+
+with PolicyWebSocketServer("127.0.0.1", 0) as server:
+    dialect = make_dialect("openpi", PolicyServer(Hanging), "hanging")
+    print(server.server_address[1], flush=True)
+    server.serve(dialect)
+"""
+
+
+def test_ctrl_c_ends_a_server_whose_policy_hangs() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        with client(int(process.stdout.readline())) as connection:
+            connection.recv(timeout=60)
+            connection.send(pack(openpi_message(), "openpi"))
+            assert process.stdout.readline() == "asked\n"
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(ConnectionClosed):
+                connection.recv(timeout=60)
+        _, error = process.communicate(timeout=60)
+        assert "KeyboardInterrupt" in error and process.returncode
+    finally:
+        process.kill()
 
 
 def test_clients_that_vanish_leave_nothing_behind(capfd: pytest.CaptureFixture[str]) -> None:

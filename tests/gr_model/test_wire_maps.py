@@ -375,3 +375,38 @@ def test_an_array_that_lies_is_refused(value: Any, sentence: str) -> None:
             unpack(data)
     with pytest.raises(DataError, match="expected binary msgpack"):
         unpack("text")
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype", "sentence"),
+    [
+        (1 << 33, "|S8", "expected a value of dtype .S8, got int"),  # numpy would make eight billion bytes of it
+        (5, "<U8", "expected a value of dtype <U8, got int"),
+        (None, "<f8", "expected a value of dtype float64, got NoneType"),  # would be NaN
+        ([1.0, 2.0], "<f8", "expected a value of dtype float64, got list"),
+        (1.0, "i4," * 1000, "expected the name of a number's type as dtype, got 3000 characters"),
+        (1.0, "|O", "expected numbers or texts, got dtype object"),
+    ],
+)
+def test_a_scalar_that_lies_is_refused(data: Any, dtype: str, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        unpack(msgpack.packb({b"__npgeneric__": True, b"data": data, b"dtype": dtype}))
+
+
+def test_scalars_come_through() -> None:
+    values = {"a": np.float32(1.5), "b": np.int64(-3), "c": np.bool_(True), "d": np.str_("x"), "e": np.bytes_(b"y")}
+    found = unpack(pack(values, "openpi"))
+    assert all(found[name] == value for name, value in values.items()) and found["a"].dtype == np.float32
+
+
+def test_the_images_of_a_message_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PNG of one color holds a thousand times its size."""
+    monkeypatch.setattr("gr2.gr_model.act.array_codec.MAX_BYTES", 5 * 4 * 100 * 100)
+    file = io.BytesIO()
+    Image.new("RGB", (100, 100)).save(file, "PNG")
+    image = {"__image__": True, "format": "png", "data": file.getvalue()}
+    assert len(unpack(msgpack.packb([image] * 5))) == 5
+    with pytest.raises(
+        DataError, match="expected images of at most 200000 bytes in a message, got one of 100 x 100 px"
+    ):
+        unpack(msgpack.packb([image] * 6))
