@@ -114,8 +114,7 @@ def write_token_shards(
         executor: `local` encodes in this process, `ray` one shard in each worker.
         num_workers: processes that decode for this process; workers of Ray.
         num_gpus: GPUs that each worker of Ray gets.
-        shard_each: local workers encode a shard each, as Ray's do, in place of decoding for this process: faster where
-            the encoder runs on a CPU.
+        shard_each: local workers encode a shard each, as Ray's do: faster where the encoder runs on a CPU.
         overwrite: replace an earlier result.
 
     Returns:
@@ -139,9 +138,8 @@ def write_token_shards(
         facts = dict(stated)  # the fingerprints of one encoder are not the same letters on every machine and version
     shards = as_location(shards)
     expect_video_shards(shards)
-    parameters = {
-        "shards": str(shards), "tokenizer": facts, "target_fps": target_fps, "texts": encode_texts is not None
-    }  # fmt: skip
+    parameters: dict[str, Any] = {"shards": str(shards), "tokenizer": facts, "target_fps": target_fps}
+    parameters |= {"texts": encode_texts is not None}
     if jitter:
         parameters |= {"jitter": jitter, "seed": seed}
     if (finished := begun_or_finished(out, STAGE, parameters, overwrite)) is not None:
@@ -150,8 +148,8 @@ def write_token_shards(
     decode = partial(decode_sample, image_size=image_size, target_fps=target_fps, **changes)
     spread = executor == "ray" or shard_each
     decoders = ONE_PROCESS if spread else Executor(num_workers=num_workers)
-    write_shard = partial(_write_shard, decode=decode, encode_images=encode_images, facts=facts, decoders=decoders)
-    write_shard = partial(write_shard, quiet=spread)
+    encoder: dict[str, Any] = {"encode_images": encode_images, "facts": facts, "quiet": spread}
+    write_shard = partial(_write_shard, decode=decode, decoders=decoders, **encoder)
     runner = Executor(kind=executor, num_workers=num_workers, num_gpus=num_gpus) if spread else ONE_PROCESS
     tally, names = map_shards(write_shard, shards, out, runner, "token shards")
     if tally.windows == 0:

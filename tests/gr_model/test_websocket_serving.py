@@ -407,10 +407,12 @@ def test_a_message_in_pieces_must_arrive_in_time_too(monkeypatch: pytest.MonkeyP
 
 
 HANGING = """
-import sys, threading, time
+import signal, threading
 from gr2.gr_model.serve.serving import make_dialect
 from gr2.gr_model.serve.sessions import PolicyServer
 from gr2.gr_model.serve.websocket_server import PolicyWebSocketServer
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
 
 class Hanging:
     executed_steps = 1
