@@ -175,8 +175,9 @@ def _format_of(records: RecordSource) -> dict[str, str]:
 
 def _folder_facts(records: RecordSource, tally: SourceTally) -> dict[str, Any]:
     """Return what a source states beyond its records; its problems go to the tally."""
+    facts: dict[str, Any]
     if isinstance(records, LeRobotSource):
-        facts: dict[str, Any] = {"robot": records.layout.robot or "unknown"}
+        facts = {"robot": records.layout.robot or "unknown"}
         if left := records.layout.not_listed():
             first = left[0].relative_to(records.path).as_posix()
             facts["not listed in meta"] = f"{len(left)} parquet files, which are not read (the first {first})"
@@ -185,7 +186,7 @@ def _folder_facts(records: RecordSource, tally: SourceTally) -> dict[str, Any]:
         return {}
     for name, reason in records.problems():
         tally.problems.add(name, f"{name}: damaged: {reason}")
-    facts: dict[str, Any] = {"shards": len(records.shards), "stage": records.manifest.get("stage") or "unknown"}
+    facts = {"shards": len(records.shards), "stage": records.manifest.get("stage") or "unknown"}
     if records.kind == "video_shards":
         return facts | {"windows": count_windows(records)}
     tokenizer = records.manifest.get("tokenizer") or {}
