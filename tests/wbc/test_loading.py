@@ -161,6 +161,36 @@ def test_a_base_that_floats_is_where_the_arm_stands() -> None:
     assert any("base link 'base'" in note for note in model.notes)
 
 
+def test_a_joint_in_mid_arm_that_leaves_the_rest_free_is_refused_with_both_ways_out() -> None:
+    free = _joint("free", "l3", "base2", kind="floating", inside="")
+    text = _robot(*_arm(3), free, *_arm(4, prefix="r_", base="base2"))
+    with pytest.raises(
+        ConfigError, match=r"'free' .* floating, and 'j1', 'j2', 'j3' .*base_link='base2'.*tool_link='l3'"
+    ):
+        robot_from_urdf(text)
+    assert robot_from_urdf(text, base_link="base2").joint_names[0] == "r_j1"
+    assert robot_from_urdf(text, tool_link="l3").joint_names == ("j1", "j2", "j3")
+
+
+@pytest.mark.parametrize(
+    ("soft", "limits"),
+    [
+        ('soft_lower_limit="-1.5" soft_upper_limit="2"', (-1.5, 2.0)),
+        ('soft_lower_limit="-1.5" soft_upper_limit="9"', (-1.5, 2.5)),
+        ('soft_lower_limit="-2.5" soft_upper_limit="2.5" k_position="100"', (-2.5, 2.5)),
+        ('k_velocity="40"', (-2.5, 2.5)),
+        ('soft_lower_limit="0" soft_upper_limit="0" k_velocity="40"', (-2.5, 2.5)),
+    ],
+)
+def test_soft_limits_of_a_safety_controller_are_kept(soft: str, limits: tuple[float, float]) -> None:
+    text = _robot(*_arm(5), _joint("j6", "l5", "l6", axis=AXES[5], inside=f"{LIMIT}<safety_controller {soft}/>"))
+    model = robot_from_urdf(text)
+    assert (model.lower[5], model.upper[5]) == limits
+    assert any("'j6' is held in" in note for note in model.notes) == (limits != (-2.5, 2.5))
+    own = robot_from_urdf(text, lower=-2.5, upper=2.5)
+    assert (own.lower[5], own.upper[5]) == (-2.5, 2.5)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -75,7 +75,15 @@ def find_arm(
         chain = tree.path(tool_link)
     loose = [index for index, joint in enumerate(chain) if joint.kind in ("planar", "floating")]
     if loose and base_link is None:
-        base = chain[loose[-1]].child
+        free = chain[loose[-1]]
+        lost = [joint.name for joint in chain[: loose[-1]] if joint.kind in TURNING or _slides(joint)]
+        base = free.child
+        if lost:
+            raise ConfigError(
+                f"joint '{free.name}' between '{tree.base}' and the tool is {free.kind}, and {listed(lost)} would move "
+                f"what it leaves free; give base_link='{base}' (--urdf.base-link) for the arm beyond it, "
+                f"tool_link='{free.parent}' (--urdf.tool-link) for the one before it, or make it fixed."
+            )
         notes.append(f"base link '{base}', which joint '{chain[loose[-1]].name}' leaves free (base_link)")
         chain = chain[loose[-1] + 1 :]
     held = side_joints or {}

@@ -32,6 +32,7 @@ ATTRIBUTES = {
     "origin": {"xyz", "rpy"},
     "axis": {"xyz"},
     "limit": {"lower", "upper", "velocity", "effort", "acceleration", "deceleration", "jerk"},
+    "safety_controller": {"soft_lower_limit", "soft_upper_limit", "k_position", "k_velocity"},
     "mass": {"value"},
     "inertia": {"ixx", "ixy", "ixz", "iyy", "iyz", "izz"},
     "sphere": {"radius"},
@@ -49,6 +50,8 @@ CHILDREN = {
     "geometry": {"sphere", "cylinder", "capsule", "box", "mesh"},
 }
 """What is read or known to be of no matter; a child that is nearly one of these is a misspelling."""
+
+_SOFT = {"soft_lower_limit", "soft_upper_limit"}
 
 MISSPELT = 0.75
 """Likeness from which an unknown attribute is a misspelling of an absent one."""
@@ -96,7 +99,8 @@ class UrdfLink:
 class UrdfJoint:
     """A joint: `origin` `[4 4]` places its frame in the parent link, `axis` `[3]` is a unit vector.
 
-    limits: the attributes of `<limit>` that the file has [rad, rad/s, rad/s^2, N m, or the same with m and N].
+    limits: the attributes of `<limit>` that the file has [rad, rad/s, rad/s^2, N m, or the same with m and N], and
+        `soft_lower_limit` and `soft_upper_limit` of its `<safety_controller>`.
     mimic: name of the joint that it follows, None for a joint of its own.
     """
 
@@ -229,7 +233,7 @@ def _numbers(element: Element, attribute: str, count: int, where: str, default: 
         values = [float(word) for word in text.split()]
     except ValueError:
         values = []
-    largest = math.inf if element.tag == "limit" else LARGEST
+    largest = math.inf if element.tag in ("limit", "safety_controller") else LARGEST
     if len(values) != count or not all(math.isfinite(value) and abs(value) <= largest for value in values):
         advice = "run xacro first" if "${" in text or "$(" in text else "correct the file"
         raise ConfigError(f"{where}: {attribute} of <{element.tag}> is '{text[:60]}'; expected {wanted}; {advice}.")
@@ -277,7 +281,8 @@ def _joint(element: Element) -> UrdfJoint:
     kind = _name(element, "type", where)
     if kind not in KINDS:
         raise ConfigError(f"{where} is of type '{kind}'; expected one of {list(KINDS)}; correct the file.")
-    axis, limit, mimic = element.find("axis"), element.find("limit"), element.find("mimic")
+    axis, mimic = element.find("axis"), element.find("mimic")
+    limit, safety = element.find("limit"), element.find("safety_controller")
     direction = np.array([1.0, 0.0, 0.0])
     if axis is not None and kind not in ("fixed", "floating"):
         direction = np.array(_numbers(axis, "xyz", 3, where))
@@ -285,8 +290,13 @@ def _joint(element: Element) -> UrdfJoint:
         if length < 1e-6:
             raise ConfigError(f"{where}: its axis is zero; expected a direction; correct the file.")
         direction = direction / length
-    given = [] if limit is None else [key for key in limit.keys() if key in ATTRIBUTES["limit"]]  # noqa: SIM118
-    limits = {} if limit is None else {key: _numbers(limit, key, 1, where)[0] for key in given}
+    limits = {
+        key: _numbers(element, key, 1, where)[0]
+        for element, keys in ((limit, ATTRIBUTES["limit"]), (safety, _SOFT))
+        if element is not None
+        for key in element.keys()  # noqa: SIM118
+        if key in keys
+    }
     return UrdfJoint(
         name=name,
         kind=kind,

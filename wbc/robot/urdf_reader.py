@@ -244,7 +244,7 @@ def _rpy_from_matrix(rotation: Array) -> Array:
 def _model(name: str, arm: _Bodies, options: UrdfOptions, notes: list[str]) -> RobotModel:
     """Assemble the model, its limits checked, without capsules, pairs and masses; append what was repaired to notes."""
     count = len(arm.joints)
-    stops = np.array([_stops(joint, number, options) for number, joint in enumerate(arm.joints)])
+    stops = np.array([_stops(joint, number, options, notes) for number, joint in enumerate(arm.joints)])
     middle = np.where(np.isfinite(stops).all(1), np.nan_to_num(stops, posinf=0.0, neginf=0.0).sum(1) / 2, 0.0)
     neutral = middle if options.home is None else _per_joint("home", options.home, count)
     if not np.all((neutral >= stops[:, 0]) & (neutral <= stops[:, 1])):
@@ -288,8 +288,10 @@ def _masses(arm: _Bodies, capsules: Sequence[Capsule]) -> tuple[Array, Array, Ar
     return stacked(bodies)
 
 
-def _stops(joint: UrdfJoint, number: int, options: UrdfOptions) -> tuple[float, float]:
+def _stops(joint: UrdfJoint, number: int, options: UrdfOptions, notes: list[str]) -> tuple[float, float]:
     """Return the position limits [rad]; infinite for continuous joints and beyond `CONTINUOUS_RANGE`.
+
+    Those of a `<safety_controller>` within them count instead, as for the drivers that enforce it.
 
     Raises:
         ConfigError: no limits, none with lower < upper, or some in degrees.
@@ -313,10 +315,28 @@ def _stops(joint: UrdfJoint, number: int, options: UrdfOptions) -> tuple[float, 
             "expected radians; for limits in degrees give limits_in_degrees=True (--urdf.limits-in-degrees), else "
             "lower= and upper=."
         )
+    soft = [math.radians(end) if options.limits_in_degrees else end for end in _soft(joint)]
+    if (
+        soft
+        and given == [None, None]
+        and (lower < soft[0] or soft[1] < upper)
+        and max(lower, soft[0]) < min(upper, soft[1])
+    ):
+        lower, upper = max(lower, soft[0]), min(upper, soft[1])
+        notes.append(
+            f"joint '{joint.name}' is held in {lower:g} to {upper:g} rad, the soft limits of its <safety_controller> "
+            "(lower, upper)"
+        )
     return (
         lower if lower > -CONTINUOUS_RANGE else -math.inf,
         upper if upper < CONTINUOUS_RANGE else math.inf,
     )
+
+
+def _soft(joint: UrdfJoint) -> list[float]:
+    """Return the ends of the soft limits, none where there are not two in order (absent ones mean 0 to 0)."""
+    ends = [joint.limits.get(f"soft_{end}_limit", 0.0) for end in ("lower", "upper")]
+    return ends if ends[0] < ends[1] else []
 
 
 def _at(name: str, given: npt.ArrayLike | None, number: int) -> float | None:
