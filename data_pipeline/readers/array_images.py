@@ -56,6 +56,11 @@ def _may_hold_images(name: str, header: ArrayHeader) -> bool:
     return gray_or_alpha and shape[-1] != 3 and bool(_IMAGE_WORDS.search(name))
 
 
+def is_named_image(name: str) -> bool:
+    """Return whether a name has a word for images or for cameras."""
+    return bool(_IMAGE_WORDS.search(name.lower()))
+
+
 def may_be_files(header: ArrayHeader) -> bool:
     """Return whether an array has the form of one file a step: bytes, or rows of uint8."""
     if len(header.shape) == 1:

@@ -25,7 +25,7 @@ from ...errors import DataError
 from ..files import sample_key
 from ..video.reader import is_video
 from .array_images import ArrayHeader, check_images, colors_of, find_images, name_cameras
-from .record import FrameArray, Record
+from .record import LAST_LEFT_OUT, FrameArray, Record, lacks_last_action
 from .robot_signals import Column, RobotSignals
 from .spec import EpisodeSpec, with_opening
 
@@ -161,7 +161,11 @@ class ArraysSource:
         num_steps, repairs = _num_steps(episode, headers, spec)
         for name in spec.cameras.values():
             check_images(f"{episode}: {name}", headers[name])
-        states, actions = (_matrix(episode, headers, names, num_steps) for names in (spec.states, spec.actions))
+        states = _matrix(episode, headers, spec.states, num_steps)
+        actions = _matrix(episode, headers, spec.actions, num_steps, last_may_lack=True)
+        if lacks_last_action(actions):
+            num_steps, states, actions = num_steps - 1, states[:-1], actions[:-1]
+            repairs.append(LAST_LEFT_OUT)
         rate = spec.control_hz or ASSUMED_HZ
         repairs += [] if spec.control_hz else [f"rate not stated, {ASSUMED_HZ:g} Hz assumed"]
         repairs += self._unread(headers, spec, num_steps)
@@ -303,7 +307,14 @@ def _num_steps(episode: ArrayEpisode, headers: Mapping[str, ArrayHeader], spec: 
     return fewest, []
 
 
-def _matrix(episode: ArrayEpisode, headers: Mapping[str, ArrayHeader], names: tuple[str, ...], num_steps: int) -> Array:
+def _matrix(
+    episode: ArrayEpisode,
+    headers: Mapping[str, ArrayHeader],
+    names: tuple[str, ...],
+    num_steps: int,
+    *,
+    last_may_lack: bool = False,
+) -> Array:
     """Put the first steps of arrays side by side: float32 `[t n]`, n = 0 without names."""
     parts = [np.zeros((num_steps, 0), np.float32)]
     for name in names:
@@ -313,9 +324,10 @@ def _matrix(episode: ArrayEpisode, headers: Mapping[str, ArrayHeader], names: tu
             raise DataError(f"{episode}: {name}: expected numbers (steps, numbers), got {got}; correct the spec.")
         with np.errstate(over="ignore"):
             values = episode.read(name)[:num_steps].astype(np.float32)
-        if not np.isfinite(values).all():
+        values = values.reshape(num_steps, -1)
+        if not np.isfinite(values).all() and not (last_may_lack and lacks_last_action(values)):
             raise DataError(f"{episode}: {name}: expected finite numbers, got NaN or infinity; leave the episode out.")
-        parts.append(values.reshape(num_steps, -1))
+        parts.append(values)
     return np.concatenate(parts, axis=1)
 
 

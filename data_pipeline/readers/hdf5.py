@@ -2,8 +2,9 @@
 
 robomimic and LIBERO keep a file a task, with a group an episode: `data/demo_0/{obs/..., actions}`; what the robot's
 controller takes stands in `env_args`, the words in `problem_info` or `ep_meta`. Of others, an episode is each group
-that holds `actions` or `action`, or the file. A spec reads any other layout: an episode is the file, or each group of
-it, below which all names of the spec are found.
+that holds `actions` or `action`, or the file; without actions, a clip is each of several groups whose names differ by a
+number alone (`clip_0`, `clip_1`), unless they are named as cameras. A spec reads any other layout: an episode is the
+file, or each group of it, below which all names of the spec are found.
 
 Images are kept as they are stored; those of LIBERO stand on their head, as robosuite draws them. Source: robomimic's
 documentation of its datasets; LIBERO, `libero/utils/dataset_utils` and its files; robosuite's controller `OSC_POSE`.
@@ -24,7 +25,7 @@ import numpy as np
 from ...contracts import Array
 from ...embodiment import AS_STORED, Signal
 from ...errors import DataError, EnvironmentMissing, refuse_lfs_pointer
-from .array_images import ArrayHeader, find_images, is_image_file
+from .array_images import ArrayHeader, find_images, is_image_file, is_named_image
 from .arrays import ArrayEpisode, ArraysSource
 from .spec import EpisodeSpec
 
@@ -158,7 +159,7 @@ class Hdf5Source(ArraysSource):
     def _groups(self, file: Path) -> list[str]:
         with _open(file) as opened:
             if self.spec is None:
-                return sorted(_episode_groups(opened), key=_natural) or ["/"]
+                return sorted(_episode_groups(opened) or _clip_groups(opened), key=_natural) or ["/"]
             wanted = self.spec.keys()
             if all(name in opened for name in wanted):
                 return ["/"]
@@ -176,12 +177,17 @@ class Hdf5Source(ArraysSource):
         if self.spec is not None:
             return self.spec
         spec = _guess(headers, self._cameras(find_images(headers, episode.first)))
-        if episode.group != "/" and not spec.actions:
+        if episode.group != "/" and not spec.actions and self._acts(episode.file):
             wanted = f"{_ACTIONS[0]} in each episode, as in those beside it"
             raise DataError(f"{episode}: expected {wanted}, got {sorted(headers)}; leave the episode out.")
         if not episode.group.startswith("data/"):
             return spec
         return _of_controller(spec, self._environment(episode.file)[0], _width(headers, "actions"))
+
+    def _acts(self, file: Path) -> bool:
+        """Return whether an episode of a file has actions."""
+        with _open(file) as opened:
+            return bool(_episode_groups(opened))
 
     def _environment(self, file: Path) -> tuple[dict[str, Any], str]:
         """Return `env_args` of a file and the instruction of all its episodes."""
@@ -235,6 +241,19 @@ def _episode_groups(opened: Any) -> list[str]:
         beside = (f"{parent}/{name}".lstrip("/") for name in group if hasattr(_member(group, name), "keys"))
         found += [path for path in beside if path not in found and re.sub(r"\d+", "#", path) in alike]
     return found
+
+
+def _clip_groups(opened: Any) -> list[str]:
+    """List, in a file without actions, the groups of one name but for its number: clips, unless named as cameras."""
+    path, group = "", opened
+    while len(group) == 1 and hasattr(inner := _member(group, next(iter(group))), "keys"):
+        path, group = f"{path}/{next(iter(group))}".lstrip("/"), inner
+    alike: dict[str, list[str]] = {}
+    for name in group:
+        if hasattr(_member(group, name), "keys"):
+            alike.setdefault(re.sub(r"\d+", "#", name), []).append(f"{path}/{name}".lstrip("/"))
+    numbered = [names for kind, names in alike.items() if "#" in kind and not is_named_image(kind)]
+    return max((names for names in numbered if len(names) > 1), key=len, default=[])
 
 
 def _member(group: Any, name: str) -> Any:

@@ -21,7 +21,7 @@ from ..files import camera_name, read_json
 from .lerobot_layout import EMBODIMENT_FILE, EpisodeEntry, LeRobotLayout, frames_before, read_layout, read_schema
 from .lerobot_rows import EpisodeRows, check_times, images_below, images_of, matrix_of, numbers_of
 from .lerobot_video import VideoHeader, find_video, is_shifted, lacks_last_frame, part_of, read_header
-from .record import FileMissing, ImageBytes, Record, Times, Video
+from .record import LAST_LEFT_OUT, FileMissing, ImageBytes, Record, Times, Video, lacks_last_action
 from .robot_signals import Column, RobotSignals
 from .signal_names import flat_names, words_of
 from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
@@ -155,7 +155,13 @@ class LeRobotSource:
         facts = spec.facts(self._name) | {"episode_index": entry.index}
         facts |= {"robot": self.layout.robot} if self.layout.robot else {}
         states = matrix_of(rows, spec.states) if steps else None
-        actions = with_opening(matrix_of(rows, spec.actions), spec.gripper) if steps else None
+        actions = matrix_of(rows, spec.actions, last_may_lack=True) if steps else None
+        if states is not None and actions is not None and lacks_last_action(actions):
+            states, actions = states[:-1], actions[:-1]
+            videos = {name: part_of(video, 0, len(actions), fps, header_of) for name, video in videos.items()}
+            tasks = [replace(task, stop=min(task.stop, len(actions))) for task in tasks if task.start < len(actions)]
+            repairs.append(LAST_LEFT_OUT)
+        actions = None if actions is None else with_opening(actions, spec.gripper)
         embodiment = self._kept if steps and self._kept else self._signals.embodiment(states, actions, fps)
         facts |= self._signals.facts(embodiment)
         record = Record(

@@ -182,8 +182,13 @@ def read_layout(root: Path) -> LeRobotLayout:
     where = f"{root}/meta/info.json"
     fps = _seconds(info.get("fps")) if isinstance(info, dict) else None
     features = info.get("features") if isinstance(info, dict) else None
-    if fps is None or fps <= 0 or not isinstance(features, dict) or not all(map(_is_dict, features.values())):
-        raise DataError(f"{where}: expected `fps` above 0 and `features`, got another layout; copy the file again.")
+    if fps is None or fps <= 0:
+        got = repr(info.get("fps")) if isinstance(info, dict) else "another layout"
+        raise DataError(f"{where}: expected `fps`, a number above 0 [Hz], got {got}; correct the file.")
+    if not isinstance(features, dict) or not all(map(_is_dict, features.values())):
+        raise DataError(
+            f"{where}: expected `features`, each with its dtype and shape, got others; copy the file again."
+        )
     listing, folder = root / "meta/episodes.jsonl", root / "meta/episodes"
     if listing.is_file():
         version, rows, tasks = 2, _read_lines(listing), _tasks_of_lines(root / "meta/tasks.jsonl")
@@ -353,8 +358,11 @@ def _file_numbers(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _seconds(value: Any) -> float | None:
-    """Return a finite number, None for anything else."""
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    """Return a finite number, which may be written as a text, None for anything else."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        return None
     return number if math.isfinite(number) else None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...contracts import Array
 from ...errors import DataError, refuse_lfs_pointer
-from .record import FileMissing, ImageBytes
+from .record import FileMissing, ImageBytes, lacks_last_action
 
 _TIME_TOLERANCE = 0.1
 """How far a time stamp may lie from its step [steps]. float32 seconds are this far off after half a day at 30 Hz."""
@@ -126,8 +126,13 @@ def _lengths(array: Any) -> list[int]:
     return [int(length) for length in np.unique(array.value_lengths().to_numpy(zero_copy_only=False)) if length >= 0]
 
 
-def matrix_of(rows: Any, names: Sequence[str]) -> Array:
+def matrix_of(rows: Any, names: Sequence[str], *, last_may_lack: bool = False) -> Array:
     """Put columns side by side: float32 `[t n]`, n = 0 without names.
+
+    Args:
+        rows: of one episode.
+        names: of columns.
+        last_may_lack: the last row may hold nothing, or no finite numbers; nothing is NaN.
 
     Raises:
         DataError: a column is missing, or holds what is no finite number.
@@ -136,9 +141,14 @@ def matrix_of(rows: Any, names: Sequence[str]) -> Array:
     for name in names:
         if name not in rows.column_names:
             raise DataError(f"expected the column {name}, got {sorted(rows.column_names)}; correct the spec")
+        column, lacks = rows.column(name), False
+        if last_may_lack and len(column) > 1 and not column[-1].is_valid:
+            column, lacks = column.slice(0, len(column) - 1), True
         with np.errstate(over="ignore"):
-            values = numbers_of(name, rows.column(name)).astype(np.float32)
-        if not np.isfinite(values).all():
+            values = numbers_of(name, column).astype(np.float32)
+        if lacks:
+            values = np.concatenate([values, np.full((1, values.shape[1]), np.nan, np.float32)])
+        if not np.isfinite(values).all() and not (last_may_lack and lacks_last_action(values)):
             step = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
             raise DataError(f"{name}: expected finite numbers, got NaN or infinity at step {step}; repair the file")
         parts.append(values)
@@ -161,12 +171,13 @@ def check_times(rows: Any, fps: float, *, trust_order: bool = False) -> str:
     counts = "frame_index" in rows.column_names
     if counts:
         counted = _one_number(rows, "frame_index")
-        wrong = np.flatnonzero(counted != steps)
+        begins = counted[0] if len(counted) else 0
+        wrong = np.flatnonzero(counted - begins != steps)
         if len(wrong):
             step = int(wrong[0])
             raise DataError(
-                f"frame_index: expected {step} at step {step}, got {counted[step]}; steps are missing or in another "
-                "order: record the episode again, or number its rows from 0 on"
+                f"frame_index: expected {begins + step} at step {step}, got {counted[step]}; steps are missing or in "
+                "another order: record the episode again, or number its rows from 0 on"
             )
     try:
         times = _times_of(rows)
@@ -188,6 +199,8 @@ def check_times(rows: Any, fps: float, *, trust_order: bool = False) -> str:
         return "times that are not those of the rate"
     if begun:
         return "times of day"
+    if counts and begins:
+        return f"steps counted from {begins:g}, times from 0"
     return "" if np.all(away <= _TIME_TOLERANCE) else "clock times"
 
 

@@ -282,6 +282,16 @@ def with_video_files(record: Record, short_side: int | None = None) -> Record:
     return replace(record, videos=videos)
 
 
+LAST_LEFT_OUT = "a last step without an action left out"
+"""Repair of an episode whose recorder noted no action at its end."""
+
+
+def lacks_last_action(actions: Array) -> bool:
+    """Return whether of `[t a]` the last step alone holds what is no finite number: nothing followed it."""
+    finite = np.isfinite(actions).all(axis=1)
+    return len(finite) > 1 and not finite[-1] and bool(finite[:-1].all())
+
+
 class RecordSource(Protocol):
     """A dataset on disk; iterating yields its records in the same order every time."""
 

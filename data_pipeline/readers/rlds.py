@@ -19,8 +19,8 @@ import numpy as np
 from ...contracts import Array, Episode
 from ...errors import DataError
 from ..files import camera_name, read_json, sample_key
-from .record import ImageBytes, Record
-from .rlds_features import Feature, decode_feature, decode_images, image_bytes, read_features
+from .record import LAST_LEFT_OUT, ImageBytes, Record, lacks_last_action
+from .rlds_features import Feature, decode_feature, decode_images, holds_pixels, image_bytes, read_features
 from .robot_signals import Column, RobotSignals
 from .signal_names import words_of
 from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
@@ -131,7 +131,11 @@ def guess_spec(folder: Path, features: Mapping[str, Feature]) -> EpisodeSpec:
         DataError: there is no image, or no single vector of actions.
     """
     steps = {name: feature for name, feature in features.items() if feature.num_sequences == 1}
-    colored = [n for n, f in steps.items() if f.kind == "image" and f.shape[-1:] in ((3,), (-1,), ())]
+    colored = [
+        name
+        for name, feature in steps.items()
+        if (feature.kind == "image" and feature.shape[-1:] in ((3,), (-1,), ())) or holds_pixels(feature)
+    ]
     images = [name for name in colored if "depth" not in words_of(name.rpartition("/")[2])]
     if not images or _ACTION not in steps:
         raise DataError(
@@ -186,12 +190,13 @@ def _records(dataset: RldsDataset, path: Path, check_crc: bool) -> Iterator[tupl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Steps:
-    """What one record holds, its images still encoded; the fields are those of `Episode`."""
+    """What one record holds, its images still encoded; the fields are those of `Episode` and `Record`."""
 
     images: Mapping[str, list[bytes]]
     states: Array
     actions: Array
     instruction: str
+    repairs: tuple[str, ...] = ()
 
 
 def _read_steps(dataset: RldsDataset, data: bytes) -> _Steps:
@@ -225,6 +230,10 @@ def _read_steps(dataset: RldsDataset, data: bytes) -> _Steps:
         raise DataError(f"expected one number of steps, above 0, got {lengths}")
     none = np.zeros((next(iter(lengths.values())), 0), np.float32)
     joined = np.concatenate([none, *states], axis=1), np.concatenate([none, *actions], axis=1)
+    repairs: tuple[str, ...] = ()
+    if lacks_last_action(joined[1]):
+        joined, repairs = (joined[0][:-1], joined[1][:-1]), (LAST_LEFT_OUT,)
+        images = {camera: encoded[:-1] for camera, encoded in images.items()}
     broken = [name for name, values in zip(("states", "actions"), joined, strict=True) if not np.isfinite(values).all()]
     if broken:
         raise DataError(f"{' and '.join(broken)}: expected finite numbers, got NaN or infinity")
@@ -234,6 +243,7 @@ def _read_steps(dataset: RldsDataset, data: bytes) -> _Steps:
         states=joined[0],
         actions=with_opening(joined[1], spec.gripper),
         instruction=next((text for text in texts if text), ""),
+        repairs=repairs,
     )
 
 
@@ -318,4 +328,5 @@ class RldsSource:
             embodiment=embodiment,
             source=where,
             facts=spec.facts(self.dataset.name) | self._signals.facts(embodiment),
+            repairs=steps.repairs,
         )

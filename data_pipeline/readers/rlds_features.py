@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ...contracts import Array
 from ...errors import DataError
 from ..files import read_json
+from .array_images import is_image_file
 from .record import load_image
 from .tfrecord import Values
 
@@ -101,17 +104,33 @@ def _stored_as(values: Values) -> str:
     return "nothing" if not len(values) else "bytes" if isinstance(values, list) else "numbers"
 
 
+def holds_pixels(feature: Feature) -> bool:
+    """Return whether a tensor has the form of one color image a step: uint8 `[h w 3]`."""
+    return feature.kind == "tensor" and feature.dtype == "uint8" and len(feature.shape) == 3 and feature.shape[2] == 3
+
+
 def image_bytes(name: str, feature: Feature, values: Values) -> list[bytes]:
-    """Return the encoded images of all steps, not decoded.
+    """Return the images of all steps as files: not decoded, or as PNG where pixels or files are kept as tensors.
 
     Raises:
         DataError: `values` are no images, or the feature states that their pixels are no uint8.
     """
+    if holds_pixels(feature) and feature.num_sequences == 1:
+        return [_png(pixels) for pixels in decode_feature(name, feature, values)]
+    if feature.kind == "text" and feature.num_sequences == 1 and isinstance(values, list) and values:
+        if all(is_image_file(value) for value in values):
+            return values
+        raise DataError(f"{name}: expected an image file each step, got another text; correct the spec")
     if feature.kind != "image" or feature.num_sequences > 1 or feature.dtype != "uint8":
         raise DataError(f"{name}: expected one image of uint8 for each step, got {feature}")
     if not isinstance(values, list) or not values:
         raise DataError(f"{name}: expected bytes (image uint8), got {_stored_as(values)}")
     return values
+
+
+def _png(pixels: Array) -> bytes:
+    Image.fromarray(pixels.astype(np.uint8)).save(data := io.BytesIO(), "PNG", compress_level=1)
+    return data.getvalue()
 
 
 def _tensors(name: str, feature: Feature, values: Values) -> Array:

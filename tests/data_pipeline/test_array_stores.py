@@ -188,6 +188,36 @@ def test_groups_with_actions_are_episodes_wherever_they_lie(tmp_path):
     assert "traj_2: expected actions in each episode" in broken.problem
 
 
+@pytest.mark.parametrize(("name", "clips"), [("clip", 3), ("data/ep", 3), ("camera", 1), ("side_view", 1)])
+def test_groups_of_images_without_actions_are_clips_unless_they_are_named_as_cameras(tmp_path, name, clips):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for number in (2, 10, 1):
+            file[f"{name}_{number}/rgb"] = images(number, STEPS)
+    records = list(open_source(tmp_path))
+    assert len(records) == clips and not any(record.problem for record in records)
+    assert [len(record.videos) for record in records] == [3 // clips] * clips
+    if clips == 3:
+        assert abs(records[1].decode().frames.astype(int) - images(2)).mean() < 3
+
+
+@pytest.mark.parametrize("suffix", [".hdf5", ".npz", ".zarr"])
+def test_a_last_step_without_an_action_is_left_out_and_counted(tmp_path, suffix):
+    actions = np.ones((STEPS, 7), np.float32)
+    actions[-1] = np.nan
+    if suffix == ".npz":
+        np.savez(tmp_path / "a.npz", image=images(), state=np.zeros((STEPS, 3)), action=actions)
+    elif suffix == ".hdf5":
+        with h5py.File(tmp_path / "a.hdf5", "w") as file:
+            file["action"], file["qpos"], file["rgb"] = actions, np.zeros((STEPS, 3)), images()
+    else:
+        root = zarr.open_group(str(replay_buffer(tmp_path / "a.zarr", ends=(STEPS,))), mode="r+")
+        root["data/action"][-1] = np.nan
+    (record,) = open_source(tmp_path)
+    assert "a last step without an action left out" in record.repairs
+    assert len(record.states) == len(record.actions) == len(record.decode().images["static"]) == STEPS - 1
+    assert np.isfinite(record.actions).all()
+
+
 def test_hdf5_files_at_several_depths_are_all_read(tmp_path):
     for folder in ("", "day", "day/run"):
         (tmp_path / folder).mkdir(exist_ok=True)

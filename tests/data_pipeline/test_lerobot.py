@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -472,13 +473,15 @@ BROKEN_ROWS: list[tuple[Columns, str]] = [
     (stamps([k / 15 for k in range(7)]), r"expected 0\.2000 s at step 2 \(10 Hz\), got 0\.1333; .* rate in info\.json"),
     (stamps([1 + k / 10 for k in range(7)]), r"expected 0\.0000 s at step 0 .*, got 1\.0000"),
     ({"frame_index": pa.array([0, 1, 2, 4, 5, 6, 7])}, "frame_index: expected 3 at step 3, got 4"),
+    ({"frame_index": pa.array([2, 3, 4, 6, 7, 8, 9])}, "frame_index: expected 5 at step 3, got 6"),
+    ({"frame_index": pa.array(range(1, 8)), **stamps([k / 10 for k in range(1, 8)])}, "expected 0.0000 s at step 0"),
     (
         {"action": lists(np.full((7, 7), np.inf, np.float32))},
         "action: expected finite numbers, got NaN or .* at step 0",
     ),
     ({"action": lists(numbers(0, 7).astype(np.float64) * 1e300)}, "action: expected finite numbers"),
     ({"action": pa.array([[1.0, 2.0]] * 6 + [[1.0]])}, r"action: expected equally many .*, got lists of \[1, 2\]"),
-    ({"action": pa.array([[1.0, 2.0]] * 6 + [None])}, "action: expected equally many numbers .* nothing in some"),
+    ({"action": pa.array([[1.0, 2.0]] * 5 + [None, None])}, "action: expected equally many numbers .* nothing in some"),
     ({"action": pa.array([[1.0, None]] * 7)}, "action: expected equally many numbers .* nothing in some"),
     ({"action": pa.array(["push"] * 7)}, "action: expected numbers, got string"),
     ({"episode_index": pa.array([0] * 6 + [1])}, "expected the rows of one episode, got those of 2"),
@@ -539,6 +542,38 @@ def test_what_one_camera_or_the_last_frame_lacks_is_repaired_and_counted(tmp_pat
     spec = EpisodeSpec(cameras=dict(zip(("top", "wrist"), CAMERAS, strict=True)))
     named = list(LeRobotSource(tmp_path, spec=spec))
     assert "no such file" in named[1].problem  # a spec asks for what it names
+
+
+@pytest.mark.parametrize("last", [[float("nan")] * 7, None])
+def test_a_last_step_without_an_action_is_left_out_and_counted(tmp_path: Path, last: list[float] | None) -> None:
+    for root, layout in ((tmp_path / "v2", write_v2), (tmp_path / "v3", write_v3)):
+        layout(root)
+        whole = next(iter(LeRobotSource(root))).decode()
+        file = data_v2(root, 0) if layout is write_v2 else min((root / "data").rglob("*.parquet"))
+        table = pq.read_table(file)
+        end = LENGTHS[0] - 1
+        actions = [last if row == end else value for row, value in enumerate(table.column("action").to_pylist())]
+        place = table.column_names.index("action")
+        pq.write_table(table.set_column(place, "action", pa.array(actions, pa.list_(pa.float32()))), file)
+        first, *others = LeRobotSource(root)
+        assert first.repairs == ("a last step without an action left out",), first.problem
+        assert all(not record.problem and not record.repairs for record in others)
+        short = first.decode()
+        np.testing.assert_array_equal(short.states, whole.states[:-1])
+        np.testing.assert_array_equal(short.actions, whole.actions[:-1])
+        for camera in CAMERAS:
+            name = camera.rpartition(".")[2]
+            np.testing.assert_allclose(levels(short.images[name]), levels(whole.images[name][:-1]), atol=2)
+
+
+def test_rows_that_are_counted_from_one_and_a_rate_written_as_text(tmp_path: Path) -> None:
+    write_v2(tmp_path)
+    change_info(tmp_path, fps=str(FPS))
+    steps = {"frame_index": pa.array(range(1, LENGTHS[0] + 1))}
+    write_parquet(data_v2(tmp_path, 0), columns(0) | steps)
+    first, second, *_ = LeRobotSource(tmp_path)
+    assert first.repairs == ("steps counted from 1, times from 0",) and second.repairs == ()
+    expect_episode(replace(first, repairs=()), 0, {"top": 0, "wrist": 1})
 
 
 def test_depth_whole_floats_and_other_texts_are_told_apart(tmp_path: Path) -> None:
@@ -725,9 +760,10 @@ def test_arrays_of_arrays_and_numbers_alone_are_columns(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("meta/info.json", "[", "cannot be read as JSON"),
-        ("meta/info.json", "[]", "expected `fps` above 0 and `features`"),
-        ("meta/info.json", '{"fps": 0, "features": {}}', "expected `fps` above 0"),
-        ("meta/info.json", '{"fps": 30, "features": {"action": 3}}', "expected `fps` above 0 and `features`"),
+        ("meta/info.json", "[]", "expected `fps`, a number above 0"),
+        ("meta/info.json", '{"fps": 0, "features": {}}', "expected `fps`, a number above 0 .*, got 0"),
+        ("meta/info.json", '{"fps": "fast", "features": {}}', "expected `fps`, a number above 0 .*, got 'fast'"),
+        ("meta/info.json", '{"fps": 30, "features": {"action": 3}}', "expected `features`"),
         ("meta/info.json", '{"fps": 30, "features": {}, "data_path": "../{episode_index}"}', "files in the dataset"),
         ("meta/info.json", '{"fps": 30, "features": {}, "video_path": "/x/{video_key}"}', "files in the dataset"),
         ("meta/info.json", '{"fps": 30, "features": {}, "data_path": "{episode.__class__}"}', "files in the dataset"),

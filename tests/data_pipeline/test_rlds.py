@@ -282,6 +282,32 @@ def test_damaged_files_are_named_with_their_record(tmp_path: Path) -> None:
         list(read_records(shard, check_crc=False))
 
 
+@pytest.mark.parametrize("stored", ["numbers", "bytes", "files"])
+def test_images_that_are_kept_as_tensors_are_read(tmp_path: Path, stored: str) -> None:
+    camera = "steps/observation/image"
+    pixels = {"numbers": images(), "bytes": [image.tobytes() for image in images()]}
+    kept = leaf("tensor", "uint8", (16, 24, 3), encoding="none" if stored == "numbers" else "bytes")
+    change = {camera: pixels.get(stored, plain_episode(0)[camera])}
+    leaves = PLAIN | {camera: leaf("tensor", "string") if stored == "files" else kept}
+    write_dataset(tmp_path, "my_robot", leaves, [plain_episode(0) | change])
+    spec = EpisodeSpec(cameras={"static": camera}, states=(), actions=("steps/action",), control_hz=10)
+    (episode,) = read_rlds(open_rlds(tmp_path, control_hz=10, spec=spec if stored == "files" else None))
+    np.testing.assert_array_equal(episode.images["static"], images())
+    (record,) = RldsSource(tmp_path, control_hz=10, spec=spec if stored == "files" else None)
+    assert not record.problem and np.abs(record.decode().images["static"].mean() - images().mean()) < 8
+
+
+def test_a_last_step_without_an_action_is_left_out_and_counted(tmp_path: Path) -> None:
+    actions = numbers(7)
+    actions[-1] = np.nan
+    write_dataset(tmp_path, "my_robot", PLAIN, [plain_episode(0) | {"steps/action": actions}])
+    (record,) = RldsSource(tmp_path, control_hz=10)
+    assert record.repairs == ("a last step without an action left out",)
+    (episode,) = read_rlds(open_rlds(tmp_path, control_hz=10))
+    np.testing.assert_array_equal(episode.actions, actions[:-1])
+    np.testing.assert_array_equal(episode.images["static"], images(0)[:-1])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
