@@ -27,7 +27,7 @@ from ..video.reader import is_video
 from .array_images import ArrayHeader, check_images, colors_of, find_images, name_cameras
 from .record import LAST_LEFT_OUT, FrameArray, Record, lacks_last_action
 from .robot_signals import Column, RobotSignals
-from .spec import EpisodeSpec, with_opening
+from .spec import EpisodeSpec, commanded, with_opening
 
 ASSUMED_HZ = 10.0
 """Steps a second where no spec states them: npz files hold no rate. The facts of a record then hold `rate: assumed`."""
@@ -162,7 +162,8 @@ class ArraysSource:
         for name in spec.cameras.values():
             check_images(f"{episode}: {name}", headers[name])
         states = _matrix(episode, headers, spec.states, num_steps)
-        actions = _matrix(episode, headers, spec.actions, num_steps, last_may_lack=True)
+        actions = _matrix(episode, headers, spec.actions, num_steps, last_may_lack=not spec.actions_next)
+        actions = commanded(actions, spec)
         if lacks_last_action(actions):
             num_steps, states, actions = num_steps - 1, states[:-1], actions[:-1]
             repairs.append(LAST_LEFT_OUT)
@@ -203,7 +204,9 @@ class ArraysSource:
         )
 
     def _unread(self, headers: Mapping[str, ArrayHeader], spec: EpisodeSpec, num_steps: int) -> list[str]:
-        """Return, of an episode whose states or cameras no name shows, what it holds beside what is read."""
+        """Return, of an episode whose states, actions or cameras no name shows, what it holds beside what is read."""
+        if self.spec is None and spec.states and not spec.actions:
+            return [f"no actions known by name: {', '.join(spec.states)} not read (actions_next of a spec reads them)"]
         if self.spec is not None or not spec.actions or (spec.states and spec.cameras):
             return []
         read = spec.keys()

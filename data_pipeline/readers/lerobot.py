@@ -24,7 +24,7 @@ from .lerobot_video import VideoHeader, find_video, is_shifted, lacks_last_frame
 from .record import LAST_LEFT_OUT, FileMissing, ImageBytes, Record, Times, Video, lacks_last_action
 from .robot_signals import Column, RobotSignals
 from .signal_names import flat_names, words_of
-from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
+from .spec import KNOWN_SPECS, EpisodeSpec, commanded, with_opening
 
 _IMAGES = "observation.images."
 _STATES = ("observation.state", "state", "states")
@@ -155,7 +155,7 @@ class LeRobotSource:
         facts = spec.facts(self._name) | {"episode_index": entry.index}
         facts |= {"robot": self.layout.robot} if self.layout.robot else {}
         states = matrix_of(rows, spec.states) if steps else None
-        actions = matrix_of(rows, spec.actions, last_may_lack=True) if steps else None
+        actions = commanded(matrix_of(rows, spec.actions, last_may_lack=not spec.actions_next), spec) if steps else None
         if states is not None and actions is not None and lacks_last_action(actions):
             states, actions = states[:-1], actions[:-1]
             videos = {name: part_of(video, 0, len(actions), fps, header_of) for name, video in videos.items()}

@@ -23,7 +23,7 @@ from .record import LAST_LEFT_OUT, ImageBytes, Record, lacks_last_action
 from .rlds_features import Feature, decode_feature, decode_images, holds_pixels, image_bytes, read_features
 from .robot_signals import Column, RobotSignals
 from .signal_names import words_of
-from .spec import KNOWN_SPECS, EpisodeSpec, with_opening
+from .spec import KNOWN_SPECS, EpisodeSpec, commanded, with_opening
 from .tfrecord import parse_example, read_records
 
 _FILLER_SPAN = 8
@@ -229,7 +229,7 @@ def _read_steps(dataset: RldsDataset, data: bytes) -> _Steps:
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise DataError(f"expected one number of steps, above 0, got {lengths}")
     none = np.zeros((next(iter(lengths.values())), 0), np.float32)
-    joined = np.concatenate([none, *states], axis=1), np.concatenate([none, *actions], axis=1)
+    joined = np.concatenate([none, *states], axis=1), commanded(np.concatenate([none, *actions], axis=1), spec)
     repairs: tuple[str, ...] = ()
     if lacks_last_action(joined[1]):
         joined, repairs = (joined[0][:-1], joined[1][:-1]), (LAST_LEFT_OUT,)

@@ -106,7 +106,7 @@ class RobotSignals:
             measured = signal.kind in ("joint_position", "joint_velocity", "gripper", "base_velocity")
             if reference == "unknown" and signal.kind != "gripper" and spec.action_kind in kinds:
                 reference = kinds[spec.action_kind]
-            elif reference == "unknown" and same and measured:
+            elif reference == "unknown" and (spec.actions_next or (same and measured)):
                 reference = "absolute"
             found.append(replace(signal, reference=reference))
         return different_names(found)

@@ -28,7 +28,7 @@ import yaml
 
 from ...contracts import Array
 from ...embodiment import CLOSING, Signal
-from ...errors import ConfigError
+from ...errors import ConfigError, DataError
 from ..files import camera_name
 
 Gripper = Literal["opening", "closing", "signed_opening", "signed_closing", "relative_closing", "as_stored"]
@@ -57,6 +57,8 @@ class EpisodeSpec:
     bgr_cameras: whose images are stored as blue, green, red, as OpenCV has them; of npz, HDF5 and zarr alone.
     control_hz: steps a second; None where the dataset states it.
     gripper, action_kind: what the numbers of an action mean.
+    actions_next: the action of a step is what `actions` hold one step later, for recordings of motion without commands
+        (UMI, hand guiding), whose `actions` are their `states`; the last step has none and is left out.
     state_gripper: whether the last number of a state is a gripper's opening or closing; None where that is not known.
     state_signals, action_signals: what the numbers are, in order, their widths adding up to those of `states` and
         `actions`; empty takes what the dataset's names show. They describe the numbers after `gripper` was applied.
@@ -73,6 +75,7 @@ class EpisodeSpec:
     control_hz: float | None = None
     gripper: Gripper = "as_stored"
     action_kind: ActionKind = "as_stored"
+    actions_next: bool = False
     state_gripper: bool | None = None
     optional_cameras: tuple[str, ...] = ()
     turned_cameras: tuple[str, ...] = ()
@@ -211,13 +214,26 @@ def _field(name: str, value: Any) -> Any:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ConfigError(f"control_hz: expected steps a second, got {value!r}; correct the spec.")
         return value
-    if name == "state_gripper":
+    if name in ("state_gripper", "actions_next"):
         if not isinstance(value, bool):
-            raise ConfigError(f"state_gripper: expected true or false, got {value!r}; correct the spec.")
+            raise ConfigError(f"{name}: expected true or false, got {value!r}; correct the spec.")
         return value
     if not isinstance(value, str):
         raise ConfigError(f"{name}: expected a word, got {value!r}; correct the spec.")
     return value
+
+
+def commanded(actions: Array, spec: EpisodeSpec) -> Array:
+    """Return the actions `[t a]` of stored ones: those of the next step, NaN in the last, where the spec says so.
+
+    Raises:
+        DataError: there is one step alone, which no other follows.
+    """
+    if not spec.actions_next:
+        return actions
+    if len(actions) < 2:
+        raise DataError("actions_next: expected two steps or more, got one; leave the episode out")
+    return np.concatenate([actions[1:], np.full_like(actions[:1], np.nan)])
 
 
 def with_opening(actions: Array, gripper: Gripper) -> Array:

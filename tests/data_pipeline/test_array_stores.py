@@ -277,6 +277,35 @@ def test_a_replay_buffer_is_read_episode_by_episode(tmp_path, zipped):
     assert abs(records[1].decode().images["static"].astype(int) - images(1)).mean() < 2
 
 
+def test_motion_without_commands_is_told_and_read_by_a_spec(tmp_path):
+    """As UMI records it: poses of the hand, no actions."""
+    path = replay_buffer(tmp_path / "umi.zarr")
+    root = zarr.open_group(str(path), mode="r+")
+    del root["data/action"], root["data/state"]
+    parts = {"robot0_eef_pos": 3, "robot0_eef_rot_axis_angle": 3, "robot0_gripper_width": 1}
+    for number, (name, width) in enumerate(parts.items()):
+        values = 100.0 * number + np.arange(2 * STEPS * width, dtype=np.float32).reshape(-1, width)
+        add = root.create_array if hasattr(root, "create_array") else root.create_dataset
+        add(f"data/{name}", data=values)
+    first, _ = open_source(path)
+    assert first.actions is None and any(
+        "robot0_eef_pos, " in text and "actions_next" in text for text in first.repairs
+    )
+    names = ", ".join(parts)
+    spec = tmp_path / "umi.yaml"
+    spec.write_text(
+        f"cameras: {{hand: img}}\nstates: [{names}]\nactions: [{names}]\nactions_next: true\ncontrol_hz: 60\n"
+    )
+    first, second = open_source(path, spec=spec)
+    assert len(first.states) == STEPS - 1 == len(first.decode().images["hand"])
+    np.testing.assert_array_equal(first.actions[:-1], first.states[1:])
+    assert first.actions[-1, 0] == 3 * (STEPS - 1) and second.states[0, 0] == 3 * STEPS
+    assert {signal.reference for signal in first.embodiment.action} == {"absolute"}
+    spec.write_text("cameras: {}\nactions: [a]\nactions_next: 1\n")
+    with pytest.raises(ConfigError, match="actions_next: expected true or false"):
+        open_source(path, spec=spec)
+
+
 def test_a_replay_buffer_whose_ends_do_not_rise_is_refused(tmp_path):
     with pytest.raises(DataError, match="expected rising whole numbers"):
         open_source(replay_buffer(tmp_path / "a.zarr", ends=(STEPS, STEPS)))
