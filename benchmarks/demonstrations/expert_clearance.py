@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -119,9 +120,15 @@ def _distances(point: np.ndarray, tilt: float, color: str, state: WorldState, sp
         yield float(np.hypot(*(point[:2] - spec.button_xy))) - BUTTON_RADIUS
     for other, (center, quaternion) in state.blocks.items():
         if other != color and abs(center[2] - point[2]) < _SAME_LEVEL:
-            local = Rotation.from_quat(quaternion).inv().apply(point - center)
+            local = np.einsum("jk,k->j", _to_block(quaternion.tobytes()), point - center)
             beyond = np.abs(local[:2]) - [spec.length(other) / 2, 0.02]
             yield float(np.linalg.norm(np.maximum(beyond, 0.0)) + min(0.0, max(beyond)))
+
+
+@lru_cache(maxsize=16)
+def _to_block(quaternion: bytes) -> np.ndarray:
+    """Return the rotation `[3 3]` into a block's frame; its quaternion (float64) is asked for many times a step."""
+    return Rotation.from_quat(np.frombuffer(quaternion)).inv().as_matrix()
 
 
 def neighbor_to_move(name: str, state: WorldState, spec: SceneSpec) -> str | None:
