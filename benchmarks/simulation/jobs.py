@@ -144,14 +144,25 @@ _sessions: list[Session] = []
 """In a worker process: the one session of its evaluation, once it has begun."""
 
 
+_failed: list[BaseException] = []
+"""In a worker process: why an episode failed, which ends the evaluation."""
+
+
 def _run_in_worker(evaluation: Evaluation, job: Job, videos: Videos, folder: Path) -> dict[str, Any]:
-    """Run one episode in a worker process, whose session stays open for the next one and is closed with it."""
-    if not _sessions:
-        _sessions.append(Session(evaluation))
-        atexit.register(_close_session)
+    """Run one episode in a worker process, whose session stays open for the next one and is closed with it.
+
+    After a failure the episodes that wait in the queue fail alike at once: each could wait a minute for a server that
+    does not answer.
+    """
+    if _failed:
+        raise _failed[0]
     try:
+        if not _sessions:
+            _sessions.append(Session(evaluation))
+            atexit.register(_close_session)
         return _sessions[0].run([job], videos, folder)[0]
-    except BaseException:
+    except BaseException as error:
+        _failed.append(error)
         _close_session()
         raise
 

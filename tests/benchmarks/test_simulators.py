@@ -225,7 +225,10 @@ def test_another_simulator_is_evaluated_without_a_change(tmp_path: Path) -> None
     assert OPENED[-1].simulator.draws == 0, "an expert that reads the state needs no images"
 
 
-def test_a_worker_keeps_simulator_and_policy_open_until_it_ends_or_fails(tmp_path: Path) -> None:
+def test_a_worker_keeps_simulator_and_policy_open_until_it_ends_or_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "_failed", [])
     before, jobs = len(OPENED), [Job(control="point", kind="left", index=i) for i in range(2)]
     records = [jobs_module._run_in_worker(PointEvaluation(), job, "none", tmp_path) for job in jobs]
     assert [record["key"] for record in records] == ["point/left/0", "point/left/1"]
@@ -236,6 +239,10 @@ def test_a_worker_keeps_simulator_and_policy_open_until_it_ends_or_fails(tmp_pat
     with pytest.raises(KeyError):
         jobs_module._run_in_worker(PointEvaluation(), Job(control="point", kind="none", index=0), "none", tmp_path)
     assert OPENED[-1].simulator.closed
+    opened = len(OPENED)
+    with pytest.raises(KeyError):  # what waits in the queue fails at once
+        jobs_module._run_in_worker(PointEvaluation(), jobs[0], "none", tmp_path)
+    assert len(OPENED) == opened
 
 
 def test_videos_are_drawn_where_they_are_wanted(tmp_path: Path) -> None:
@@ -291,11 +298,13 @@ def test_results_before_a_server_died_are_kept(tmp_path: Path, monkeypatch: pyte
     evaluation = TiringEvaluation(file=str(calls))
     jobs = [Job(control="point", kind="left", index=i) for i in range(4)]
     monkeypatch.setattr("gr2.benchmarks.simulation.jobs.worker_pool", lambda n: nullcontext(AtOnce()))
+    monkeypatch.setattr(jobs_module, "_failed", [])
     with pytest.raises(EnvironmentMissing, match="expected a running server"):
         run_evaluation(evaluation, jobs, file=file, num_workers=1)
     kept = [json.loads(line)["key"] for line in file.read_text().splitlines()[1:]]
     assert len(kept) == 3
     calls.write_text("10")
+    monkeypatch.setattr(jobs_module, "_failed", [])  # new workers
     assert set(run_evaluation(evaluation, jobs, file=file, num_workers=1)) == {job.key for job in jobs}
     assert int(calls.read_text()) == 10 - (len(jobs) - len(kept)), "the others were not acted out again"
 
