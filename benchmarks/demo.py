@@ -71,9 +71,9 @@ class ChainPreset:
 def demo_preset() -> ChainPreset:
     """Return the quarter-hour chain: scene D, shipped tokenizers."""
     return ChainPreset(
-        name="demo", scenes="D", tasks="all", chains=560, tokenizer_steps=0, text_steps=0, pretrain_steps=50,
+        name="demo", scenes="D", tasks="all", chains=630, tokenizer_steps=0, text_steps=0, pretrain_steps=50,
         correction_chains=0, imitation_steps=0, finetune_steps=1000, batch_size=128, learning_rate=1e-3,
-        frame_fraction=0.1, starts=2, sequences=30, test_chains=0, max_steps=360, head="flow", processes=2,
+        frame_fraction=0.1, starts=2, sequences=20, test_chains=0, max_steps=360, head="flow", processes=2,
     )  # fmt: skip
 
 
