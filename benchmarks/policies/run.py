@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,8 @@ class PoliciesOptions:
         tasks: of Meta-World: mt10, mt50, or names separated by commas.
         starts: episodes of each of them.
         max_steps: time limit for each task in control steps (CALVIN 360, Meta-World 500).
+        test_tokens: folders of demonstrations that no training saw, on which chunks are compared with holding still and
+            with the mean chunk; none is for the share of `tokens` that training held out.
         num_workers: systems that are trained and measured side by side, one process each; with a GPU, processes for
             acting.
     """
@@ -56,6 +58,7 @@ class PoliciesOptions:
     tasks: str = "mt10"
     starts: int = 20
     max_steps: int | None = None
+    test_tokens: list[str] = field(default_factory=list)
     num_workers: int = 2
 
     def __post_init__(self) -> None:
@@ -117,9 +120,10 @@ def _steps(o: PoliciesOptions, recipe: PolicyRecipe) -> int:
 def _train(o: PoliciesOptions, recipe: PolicyRecipe, steps: int, seed: int) -> None:
     """Train and measure one policy."""
     from ...gr_model.train.stages import finetune
+    from ..actions.run import benchmark as benchmark_actions
 
     folder = o.out / f"seed_{seed}" / recipe.name
-    journal = Journal(folder, 2)
+    journal = Journal(folder, 3)
     journal.run("finetune", finetune, _training(o, recipe, folder / "policy", steps=steps, seed=seed))
     workers = 1 if how_many(o.num_workers) > 1 else o.num_workers
     acting = {"policy": str(folder / "policy"), "out": folder / "act", "num_workers": workers, **recipe.acting}
@@ -134,3 +138,6 @@ def _train(o: PoliciesOptions, recipe: PolicyRecipe, steps: int, seed: int) -> N
 
         acting |= {"sequences": o.sequences, "tasks": "all", "control": o.control}
         journal.run("benchmark calvin", evaluate, acting, name="act")
+    chunks: dict[str, Any] = {"policy": str(folder / "policy"), "json": folder / "actions.json"}
+    chunks |= {"tokens": o.test_tokens, "held_out": 0.0} if o.test_tokens else {"tokens": o.tokens}
+    journal.run("benchmark actions", benchmark_actions, chunks)

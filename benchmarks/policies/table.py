@@ -22,7 +22,10 @@ from .recipes import PUBLISHED_ONLY, PolicyRecipe
 _ROUNDS = 20
 """Chunks that are timed."""
 
-_HEAD = ("system", "result", "by seed", "jerk [rad²/s⁶]", "ms a chunk", "parameters", "training [min]", "windows")
+_HEAD = (
+    "system", "result", "by seed", "held-out chunks", "jerk [rad²/s⁶]", "ms a chunk", "parameters", "training [min]",
+    "windows",
+)  # fmt: skip
 
 
 def write_table(
@@ -45,7 +48,7 @@ def write_table(
 
 def _row(out: Path, recipe: PolicyRecipe, seeds: int, samples: int) -> dict[str, Any]:
     """Read what was measured of one system."""
-    values, jerks, minutes = [], [], []
+    values, jerks, minutes, chunks = [], [], [], []
     for seed in range(seeds):
         folder = out / f"seed_{seed}" / recipe.name
         results = json.loads((folder / "act" / "results.json").read_text())
@@ -54,6 +57,7 @@ def _row(out: Path, recipe: PolicyRecipe, seeds: int, samples: int) -> dict[str,
         jerks += [control["joint_jerk"]["mean_square"]] if "joint_jerk" in control else []
         stages = json.loads((folder / "stages.json").read_text())
         minutes.append(next(stage["seconds"] for stage in stages if stage["name"] == "finetune") / 60)
+        chunks.append(json.loads((folder / "actions.json").read_text()))
     mean, in_a_row = over_seeds(values), "sequences" in control
     return {
         "name": recipe.name,
@@ -66,6 +70,7 @@ def _row(out: Path, recipe: PolicyRecipe, seeds: int, samples: int) -> dict[str,
         "interval_95": [mean.low, mean.high],
         "by_seed": [float(np.mean(one)) for one in values],
         "success_rates": success_rates([round(length) for one in values for length in one]) if in_a_row else None,
+        "chunks": _errors(chunks),
         "joint_jerk": float(np.mean(jerks)) if jerks else None,
         "training_minutes": float(np.mean(minutes)),
         "samples": samples,
@@ -79,6 +84,24 @@ def _values(control: Mapping[str, Any]) -> list[float]:
         return [float(length) for length in control["sequences"]]
     tasks = [task for _, task in sorted(control["tasks"].items())]
     return [float(i < task["success"]) for task in tasks for i in range(task["total"])]
+
+
+def _errors(seeds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return each action signal's error on held-out episodes, the mean over seeds, and whether all beat both guesses.
+
+    Signals that are constant in the data are left out.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for result in seeds:
+        for robot, values in result.get("robots", {"": result}).items():
+            for name, signal in values["signals"].items():
+                if not signal["constant"]:
+                    row = found.setdefault(
+                        f"{robot} {name}".strip(), {"unit": signal["unit"], "errors": [], "beats_both": True}
+                    )
+                    row["errors"].append(signal["error"]["policy"][0])
+                    row["beats_both"] &= signal["beats_both"]
+    return {name: row | {"error": float(np.mean(row["errors"]))} for name, row in found.items()}
 
 
 def _measure(policy: Path, file: Path) -> dict[str, float]:
@@ -125,12 +148,20 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         row["system"],
         f"{scale * row['value']:.2f}{unit} [{low:.2f}, {high:.2f}]",
         ", ".join(f"{scale * value:.2f}" for value in row["by_seed"]),
+        _chunks(row["chunks"]),
         "-" if row["joint_jerk"] is None else f"{row['joint_jerk']:,.0f}",
         f"{row['ms_per_chunk']:.1f}",
         f"{row['parameters'] / 1e6:.2f} M",
         f"{row['training_minutes']:.1f}",
         f"{row['samples']:,}",
     ]
+
+
+def _chunks(signals: Mapping[str, Mapping[str, Any]]) -> str:
+    """State errors, and which of them do not beat holding still and the mean."""
+    errors = ", ".join(f"{signal['error']:.3g} {signal['unit']}" for signal in signals.values())
+    poor = [name for name, signal in signals.items() if not signal["beats_both"]]
+    return errors + (f" (no better than a guess: {', '.join(poor)})" if poor else "")
 
 
 def _page(rows: Sequence[Mapping[str, Any]], seeds: int) -> str:
@@ -158,6 +189,8 @@ def _page(rows: Sequence[Mapping[str, Any]], seeds: int) -> str:
         f'<link rel="icon" href="data:,"><title>gr2 policies</title><style>{STYLE}</style></head><body>'
         "<header><h1>Policies side by side</h1><p>The same scripted demonstrations, the same "
         f"{ordered[0]['episodes']} test episodes ({text(ordered[0]['measure'])}), {seeds_text}, 95 % "
-        f"intervals over seeds and episodes. As published rows only: {text('; '.join(PUBLISHED_ONLY))}.</p></header>"
+        "intervals over seeds and episodes. Held-out chunks: mean errors of the action signals on demonstrations that "
+        "training did not see, for certain below those of holding still and of the mean chunk unless stated. As "
+        f"published rows only: {text('; '.join(PUBLISHED_ONLY))}.</p></header>"
         f"<main><section>{chart}{main}</section><section><h2>Sources</h2>{sources}</section></main></body></html>\n"
     )

@@ -92,18 +92,21 @@ def test_a_system_trains_and_acts(recipe: PolicyRecipe, demonstrated: Path, tmp_
 def test_systems_are_measured_side_by_side(demonstrated: Path, tmp_path: Path, capsys) -> None:
     options = PoliciesOptions(
         tokens=[str(demonstrated)], out=tmp_path / "out", policies="act,gr2", seeds=1, steps=2, batch_size=4,
-        sequences=1, max_steps=3, num_workers=1,
+        sequences=1, max_steps=3, num_workers=1, test_tokens=[str(demonstrated)],
     )  # fmt: skip
     found = benchmark(options)
     assert found == json.loads((tmp_path / "out" / "policies.json").read_text())
     rows = {row["name"]: row for row in found["policies"]}
     assert list(rows) == ["act", "gr2"] and rows["act"]["samples"] == 8 and rows["act"]["by_seed"] == [0.0]
     assert rows["gr2"]["ms_per_chunk"] > 0 and rows["gr2"]["parameters"] > 1e6
+    signals = rows["gr2"]["chunks"]
+    assert [signal["unit"] for signal in signals.values()] == ["mm", "deg", "% wrong"]
+    assert not all(signal["beats_both"] for signal in signals.values())  # after two steps
     page = (tmp_path / "out" / "policies.html").read_text()
-    assert "arXiv 2304.13705" in page and "HULC" in page
+    assert "no better than a guess: " in page and "arXiv 2304.13705" in page and "HULC" in page
     capsys.readouterr()
     benchmark(options)
-    assert capsys.readouterr().out.count("done before") == 4
+    assert capsys.readouterr().out.count("done before") == 6
 
 
 def test_systems_are_chosen_by_name() -> None:
