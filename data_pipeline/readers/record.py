@@ -288,7 +288,7 @@ LAST_LEFT_OUT = "a last step without an action left out"
 
 def lacks_last_action(actions: Array) -> bool:
     """Return whether of `[t a]` the last step alone holds what is no finite number: nothing followed it."""
-    finite: Array = np.isfinite(actions).all(axis=1)
+    finite = np.asarray(np.isfinite(actions).all(axis=1))
     return len(finite) > 1 and not finite[-1] and bool(finite[:-1].all())
 
 
