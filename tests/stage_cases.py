@@ -1,12 +1,38 @@
-"""What the tests of the data stages share: a kill in the middle, and the bytes of a folder."""
+"""What the tests of stages share: a kill in the middle, the bytes of a folder, workers in this process."""
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gr2.benchmarks.simulation import jobs
 from gr2.data_pipeline.store.shards import ShardWriter
+
+
+class AtOnce:
+    """A pool that works when it is given work."""
+
+    def submit(self, function: Any, *values: Any) -> Future[Any]:
+        """Do the work, and give a future that is done."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*values))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def pool_at_once(num_workers: int) -> Iterator[AtOnce]:
+    """Stand for `worker_pool`: a new process imports torch for seconds."""
+    try:
+        yield AtOnce()
+    finally:
+        jobs._close_session()
+        jobs._failed.clear()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from stage_cases import pool_at_once
 
 from gr2.benchmarks import journal as journal_module
 from gr2.benchmarks.calvin.evaluate import evaluate
@@ -24,6 +26,7 @@ from gr2.benchmarks.simulation.jobs import Job, choose_part, run_evaluation
 from gr2.cvae_head.kinds import HeadOptions
 from gr2.data_pipeline.curation.filters import FilterConfig
 from gr2.data_pipeline.curation.ingest import write_video_shards
+from gr2.data_pipeline.executors import worker_pool
 from gr2.data_pipeline.store.episodes import list_episodes, read_episode, read_facts
 from gr2.data_pipeline.store.shards import read_samples
 from gr2.errors import CheckpointError, ConfigError, DataError
@@ -31,6 +34,23 @@ from gr2.gr_model.model.config import ModelChanges
 from gr2.gr_model.train.options import FinetuneOptions, TrainingOptions
 from gr2.gr_model.train.stages import finetune, pretrain
 from gr2.gr_model.train.tokenizer_stages import tokens, train_text, train_tokenizer
+
+POOLS = [f"gr2.benchmarks.{module}.worker_pool" for module in ("demonstrations.record", "simulation.jobs")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_new_processes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for pool in POOLS:
+            patch.setattr(pool, pool_at_once)
+        yield
+
+
+@pytest.fixture
+def new_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the tests that are about worker processes some."""
+    for pool in POOLS:
+        monkeypatch.setattr(pool, worker_pool)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +83,7 @@ def test_recorded_episodes_are_whole(run):
     assert scenes == {"A", "D"}
 
 
-def test_recording_goes_on_where_it_was_killed(run, tmp_path):
+def test_recording_goes_on_where_it_was_killed(run, tmp_path, new_processes):
     record(out=tmp_path / "a", scenes="D", chains=2, num_workers=1, seed=5)
     (tmp_path / "b").mkdir()
     record(out=tmp_path / "b", scenes="D", chains=2, num_workers=1, seed=5)
@@ -145,7 +165,7 @@ def test_parts_of_an_evaluation_make_the_whole():
             choose_part(jobs, wrong)
 
 
-def test_evaluation_goes_on_and_ends_the_same(run, tmp_path):
+def test_evaluation_goes_on_and_ends_the_same(run, tmp_path, new_processes):
     config = EvaluationConfig(
         policy=str(run / "finetune"), weights="", scene="D", calvin_root="", executed_steps=5, max_steps=7,
         image_px=64, renderer="tiny", fast_drawing=False, backend="gr2",

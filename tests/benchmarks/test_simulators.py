@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stage_cases import pool_at_once
 
 from gr2.benchmarks.playtable.environment import PlayTable
 from gr2.benchmarks.simulation import control as simulation_control
@@ -297,28 +296,14 @@ def test_results_before_a_server_died_are_kept(tmp_path: Path, monkeypatch: pyte
     calls.write_text("3")
     evaluation = TiringEvaluation(file=str(calls))
     jobs = [Job(control="point", kind="left", index=i) for i in range(4)]
-    monkeypatch.setattr("gr2.benchmarks.simulation.jobs.worker_pool", lambda n: nullcontext(AtOnce()))
-    monkeypatch.setattr(jobs_module, "_failed", [])
+    monkeypatch.setattr("gr2.benchmarks.simulation.jobs.worker_pool", pool_at_once)
     with pytest.raises(EnvironmentMissing, match="expected a running server"):
         run_evaluation(evaluation, jobs, file=file, num_workers=1)
     kept = [json.loads(line)["key"] for line in file.read_text().splitlines()[1:]]
     assert len(kept) == 3
     calls.write_text("10")
-    monkeypatch.setattr(jobs_module, "_failed", [])  # new workers
     assert set(run_evaluation(evaluation, jobs, file=file, num_workers=1)) == {job.key for job in jobs}
     assert int(calls.read_text()) == 10 - (len(jobs) - len(kept)), "the others were not acted out again"
-
-
-class AtOnce:
-    """A pool that works when it is given work."""
-
-    def submit(self, function: Any, *values: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*values))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 def test_settings_of_our_controller_are_part_of_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
