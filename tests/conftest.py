@@ -39,3 +39,15 @@ def client() -> Iterator[int]:
     number = pybullet.connect(pybullet.DIRECT)
     yield number
     pybullet.disconnect(number)
+
+
+@pytest.fixture(scope="module")
+def workers_at_once() -> Iterator[list[str]]:
+    """Record and act in this process; give the names under which workers would be started."""
+    from stage_cases import pool_at_once
+
+    pools = [f"gr2.benchmarks.{module}.worker_pool" for module in ("demonstrations.record", "simulation.jobs")]
+    with pytest.MonkeyPatch.context() as patch:
+        for pool in pools:
+            patch.setattr(pool, pool_at_once)
+        yield pools

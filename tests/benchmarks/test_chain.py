@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from stage_cases import pool_at_once
 
 from gr2.benchmarks import journal as journal_module
 from gr2.benchmarks.calvin.evaluate import evaluate
@@ -35,26 +33,18 @@ from gr2.gr_model.train.options import FinetuneOptions, TrainingOptions
 from gr2.gr_model.train.stages import finetune, pretrain
 from gr2.gr_model.train.tokenizer_stages import tokens, train_text, train_tokenizer
 
-POOLS = [f"gr2.benchmarks.{module}.worker_pool" for module in ("demonstrations.record", "simulation.jobs")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_new_processes() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for pool in POOLS:
-            patch.setattr(pool, pool_at_once)
-        yield
+pytestmark = pytest.mark.usefixtures("workers_at_once")
 
 
 @pytest.fixture
-def new_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def new_processes(workers_at_once: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the tests that are about worker processes some."""
-    for pool in POOLS:
+    for pool in workers_at_once:
         monkeypatch.setattr(pool, worker_pool)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(tmp_path_factory, workers_at_once) -> Path:
     """A run folder whose stages up to finetuning are done, with two or three optimization steps each."""
     out = tmp_path_factory.mktemp("run")
     record(out=out / "record", scenes="AD", chains=6, num_workers=1, seed=3)

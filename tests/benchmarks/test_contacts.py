@@ -27,6 +27,8 @@ from gr2.gr_model.train.tokenizer_stages import tokens
 
 PARTS = ["block_red", "drawer_link", "slide_link"]
 
+pytestmark = pytest.mark.usefixtures("workers_at_once")
+
 
 def test_contacts_are_read_as_they_are_stated() -> None:
     facts: dict[str, Any] = {"contacts": [["drawer_link", 40], ["block_red", 12]], "target": ["drawer_link"]}

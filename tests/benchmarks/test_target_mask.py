@@ -24,6 +24,8 @@ from gr2.gr_model.train.options import FinetuneOptions
 from gr2.gr_model.train.stages import finetune
 from gr2.gr_model.train.tokenizer_stages import tokens
 
+pytestmark = pytest.mark.usefixtures("workers_at_once")
+
 
 def test_the_mask_shows_the_part_that_is_named() -> None:
     with closing(PlayTable("D", render_mode=None)) as env:

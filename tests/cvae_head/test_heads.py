@@ -281,7 +281,10 @@ TWO_WAYS = {
 }
 
 
-@pytest.mark.parametrize("name", TWO_WAYS)
+_SLOW = ("cvae with a learned prior", "diffusion", "tokens")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.nightly] * (n in _SLOW)) for n in TWO_WAYS])
 def test_two_ways_round_a_tree(name: str) -> None:
     """Half of the demonstrations pass left, half right: an average hits the tree or knows one way only."""
     options, both = TWO_WAYS[name]
@@ -292,6 +295,7 @@ def test_two_ways_round_a_tree(name: str) -> None:
         assert max(result.hits, result.left, result.right) > 0.99, result
 
 
+@pytest.mark.nightly
 def test_the_default_head_knows_two_ways_round_a_tree() -> None:
     """A latent without modes of its own has a seam between them, which grows narrow with training."""
     seam = judge(train_two_ways(kinds.small(), steps=800, seed=0), count=400, seed=1).hits
