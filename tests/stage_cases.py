@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gr2.benchmarks.simulation import jobs
 from gr2.data_pipeline.store.shards import ShardWriter
 
 
@@ -28,6 +27,8 @@ class AtOnce:
 @contextmanager
 def pool_at_once(num_workers: int) -> Iterator[AtOnce]:
     """Stand for `worker_pool`: a new process imports torch for seconds."""
+    from gr2.benchmarks.simulation import jobs
+
     try:
         yield AtOnce()
     finally:

@@ -56,9 +56,9 @@ def _may_hold_images(name: str, header: ArrayHeader) -> bool:
     return gray_or_alpha and shape[-1] != 3 and bool(_IMAGE_WORDS.search(name))
 
 
-def is_named_image(name: str) -> bool:
-    """Return whether a name has a word for images or for cameras."""
-    return bool(_IMAGE_WORDS.search(name.lower()))
+def is_named_color(name: str) -> bool:
+    """Return whether a name has a word for images or cameras, and none for depth or masks."""
+    return bool(_IMAGE_WORDS.search(name.lower())) and not _NO_COLORS.search(name.lower())
 
 
 def may_be_files(header: ArrayHeader) -> bool:

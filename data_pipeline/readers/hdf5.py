@@ -3,7 +3,7 @@
 robomimic and LIBERO keep a file a task, with a group an episode: `data/demo_0/{obs/..., actions}`; what the robot's
 controller takes stands in `env_args`, the words in `problem_info` or `ep_meta`. Of others, an episode is each group
 that holds `actions` or `action`, or the file; without actions, a clip is each of several groups whose names differ by a
-number alone (`clip_0`, `clip_1`), unless they are named as cameras. A spec reads any other layout: an episode is the
+number alone and are those of clips (`clip_0`, `episode_1`, `2`). A spec reads any other layout: an episode is the
 file, or each group of it, below which all names of the spec are found.
 
 Images are kept as they are stored; those of LIBERO stand on their head, as robosuite draws them. Source: robomimic's
@@ -25,7 +25,7 @@ import numpy as np
 from ...contracts import Array
 from ...embodiment import AS_STORED, Signal
 from ...errors import DataError, EnvironmentMissing, refuse_lfs_pointer
-from .array_images import ArrayHeader, find_images, is_image_file, is_named_image
+from .array_images import ArrayHeader, find_images, is_image_file
 from .arrays import ArrayEpisode, ArraysSource
 from .spec import EpisodeSpec
 
@@ -51,6 +51,12 @@ _OTHER_STATES = ("observations/qpos", "observations/state", "obs/state", "state"
 _ACTIONS = ("actions", "action")
 _DEEPEST = 4
 """Groups around an episode that are searched."""
+
+_CLIP = re.compile(
+    r"(ep|episode|demo|traj|trajectory|clip|video|seq|sequence|run|rollout|trial|take|sample|recording)?[_-]?\d+$",
+    re.IGNORECASE,
+)
+"""Names of groups that are clips; others that differ by a number (`sensor_0`) may be cameras."""
 
 _GRIPPER = Signal(name="gripper", width=1, kind="gripper")
 
@@ -244,16 +250,20 @@ def _episode_groups(opened: Any) -> list[str]:
 
 
 def _clip_groups(opened: Any) -> list[str]:
-    """List, in a file without actions, the groups of one name but for its number: clips, unless named as cameras."""
-    path, group = "", opened
-    while len(group) == 1 and hasattr(inner := _member(group, next(iter(group))), "keys"):
-        path, group = f"{path}/{next(iter(group))}".lstrip("/"), inner
-    alike: dict[str, list[str]] = {}
-    for name in group:
-        if hasattr(_member(group, name), "keys"):
-            alike.setdefault(re.sub(r"\d+", "#", name), []).append(f"{path}/{name}".lstrip("/"))
-    numbered = [names for kind, names in alike.items() if "#" in kind and not is_named_image(kind)]
-    return max((names for names in numbered if len(names) > 1), key=len, default=[])
+    """List, in a file without actions, the groups that are named as clips are, two or more beside each other."""
+    found: list[str] = []
+
+    def search(group: Any, path: str, depth: int) -> None:
+        groups = [name for name in group if hasattr(_member(group, name), "keys")]
+        clips = [name for name in groups if _CLIP.match(name)]
+        if len(clips) > 1:
+            found.extend(f"{path}/{name}".lstrip("/") for name in clips)
+        elif depth < _DEEPEST:
+            for name in groups:
+                search(group[name], f"{path}/{name}", depth + 1)
+
+    search(opened, "", 0)
+    return found
 
 
 def _member(group: Any, name: str) -> Any:

@@ -168,7 +168,7 @@ def check_times(rows: Any, fps: float, *, trust_order: bool = False) -> str:
         DataError: a time is missing, no number, or belongs to another step: steps were lost, or the rate is another.
     """
     steps = np.arange(rows.num_rows)
-    counts = "frame_index" in rows.column_names
+    counts, begins = "frame_index" in rows.column_names, 0
     if counts:
         counted = _one_number(rows, "frame_index")
         begins = counted[0] if len(counted) else 0
@@ -187,6 +187,11 @@ def check_times(rows: Any, fps: float, *, trust_order: bool = False) -> str:
         raise
     # The time of day: no place in a video is meant, and which step is which is shown by the count of the rows.
     begun = times[0] if counts and not trust_order and times[0] > _TIME_OF_DAY else 0.0
+    if begun and begins:
+        raise DataError(
+            f"frame_index: expected 0 at step 0, got {begins}, and times of day do not show whether steps are missing: "
+            f"number its rows from 0 on, or {_TRUST}"
+        )
     away = np.abs((times - begun) * fps - steps)
     late = np.flatnonzero(~(away <= _HALF_STEP))
     if len(late) and not trust_order:
@@ -199,7 +204,7 @@ def check_times(rows: Any, fps: float, *, trust_order: bool = False) -> str:
         return "times that are not those of the rate"
     if begun:
         return "times of day"
-    if counts and begins:
+    if begins:
         return f"steps counted from {begins:g}, times from 0"
     return "" if np.all(away <= _TIME_TOLERANCE) else "clock times"
 

@@ -19,6 +19,7 @@ import numpy as np
 from ...contracts import Array, Episode
 from ...errors import DataError
 from ..files import camera_name, read_json, sample_key
+from .array_images import is_named_color
 from .record import LAST_LEFT_OUT, ImageBytes, Record, lacks_last_action
 from .rlds_features import Feature, decode_feature, decode_images, holds_pixels, image_bytes, read_features
 from .robot_signals import Column, RobotSignals
@@ -134,7 +135,8 @@ def guess_spec(folder: Path, features: Mapping[str, Feature]) -> EpisodeSpec:
     colored = [
         name
         for name, feature in steps.items()
-        if (feature.kind == "image" and feature.shape[-1:] in ((3,), (-1,), ())) or holds_pixels(feature)
+        if (feature.kind == "image" and feature.shape[-1:] in ((3,), (-1,), ()))
+        or (holds_pixels(feature) and is_named_color(name.rpartition("/")[2]))
     ]
     images = [name for name in colored if "depth" not in words_of(name.rpartition("/")[2])]
     if not images or _ACTION not in steps:

@@ -105,8 +105,9 @@ def _stored_as(values: Values) -> str:
 
 
 def holds_pixels(feature: Feature) -> bool:
-    """Return whether a tensor has the form of one color image a step: uint8 `[h w 3]`."""
-    return feature.kind == "tensor" and feature.dtype == "uint8" and len(feature.shape) == 3 and feature.shape[2] == 3
+    """Return whether a tensor has the form of one color image a step: uint8 `[h w 3]` of a known size."""
+    image = len(feature.shape) == 3 and min(feature.shape) > 0 and feature.shape[2] == 3
+    return feature.kind == "tensor" and feature.dtype == "uint8" and image
 
 
 def image_bytes(name: str, feature: Feature, values: Values) -> list[bytes]:

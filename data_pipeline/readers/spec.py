@@ -100,6 +100,8 @@ class EpisodeSpec:
             unknown = sorted(set(getattr(self, field)) - set(self.cameras))
             if unknown:
                 raise ConfigError(f"{field}: expected some of {sorted(self.cameras)}, got {unknown}; correct it.")
+        if self.actions_next and not self.actions:
+            raise ConfigError("actions_next: expected actions, which follow a step later, got none; name them.")
         self._compare_with_signals()
 
     def _compare_with_signals(self) -> None:

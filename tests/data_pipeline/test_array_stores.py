@@ -188,11 +188,15 @@ def test_groups_with_actions_are_episodes_wherever_they_lie(tmp_path):
     assert "traj_2: expected actions in each episode" in broken.problem
 
 
-@pytest.mark.parametrize(("name", "clips"), [("clip", 3), ("data/ep", 3), ("camera", 1), ("side_view", 1)])
-def test_groups_of_images_without_actions_are_clips_unless_they_are_named_as_cameras(tmp_path, name, clips):
+@pytest.mark.parametrize(
+    ("name", "clips"),
+    [("clip", 3), ("data/ep", 3), ("data/a/traj", 3), ("", 3), ("camera", 1), ("side_view", 1), ("sensor", 1)],
+)
+def test_groups_of_images_without_actions_are_clips_where_they_are_named_as_such(tmp_path, name, clips):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for number in (2, 10, 1):
-            file[f"{name}_{number}/rgb"] = images(number, STEPS)
+            file[f"{name}_{number}/rgb".lstrip("_")] = images(number, STEPS)
+        file["meta/rate"] = 10.0
     records = list(open_source(tmp_path))
     assert len(records) == clips and not any(record.problem for record in records)
     assert [len(record.videos) for record in records] == [3 // clips] * clips
@@ -277,7 +281,7 @@ def test_a_replay_buffer_is_read_episode_by_episode(tmp_path, zipped):
     assert abs(records[1].decode().images["static"].astype(int) - images(1)).mean() < 2
 
 
-def test_motion_without_commands_is_told_and_read_by_a_spec(tmp_path):
+def test_motion_without_commands_is_reported_and_read_by_a_spec(tmp_path):
     """As UMI records it: poses of the hand, no actions."""
     path = replay_buffer(tmp_path / "umi.zarr")
     root = zarr.open_group(str(path), mode="r+")
@@ -301,9 +305,10 @@ def test_motion_without_commands_is_told_and_read_by_a_spec(tmp_path):
     np.testing.assert_array_equal(first.actions[:-1], first.states[1:])
     assert first.actions[-1, 0] == 3 * (STEPS - 1) and second.states[0, 0] == 3 * STEPS
     assert {signal.reference for signal in first.embodiment.action} == {"absolute"}
-    spec.write_text("cameras: {}\nactions: [a]\nactions_next: 1\n")
-    with pytest.raises(ConfigError, match="actions_next: expected true or false"):
-        open_source(path, spec=spec)
+    for wrong, words in (("actions: [a]\nactions_next: 1", "true or false"), ("actions_next: true", "actions, which")):
+        spec.write_text(f"cameras: {{}}\n{wrong}\n")
+        with pytest.raises(ConfigError, match=f"actions_next: expected {words}"):
+            open_source(path, spec=spec)
 
 
 def test_a_replay_buffer_whose_ends_do_not_rise_is_refused(tmp_path):

@@ -476,6 +476,10 @@ BROKEN_ROWS: list[tuple[Columns, str]] = [
     ({"frame_index": pa.array([2, 3, 4, 6, 7, 8, 9])}, "frame_index: expected 5 at step 3, got 6"),
     ({"frame_index": pa.array(range(1, 8)), **stamps([k / 10 for k in range(1, 8)])}, "expected 0.0000 s at step 0"),
     (
+        {"frame_index": pa.array(range(1, 8)), "timestamp": pa.array(1.7e9 + np.arange(7) / FPS)},
+        "frame_index: expected 0 at step 0, got 1, and times of day",
+    ),
+    (
         {"action": lists(np.full((7, 7), np.inf, np.float32))},
         "action: expected finite numbers, got NaN or .* at step 0",
     ),

@@ -189,6 +189,8 @@ def test_soft_limits_of_a_safety_controller_are_kept(soft: str, limits: tuple[fl
     assert any("'j6' is held in" in note for note in model.notes) == (limits != (-2.5, 2.5))
     own = robot_from_urdf(text, lower=-2.5, upper=2.5)
     assert (own.lower[5], own.upper[5]) == (-2.5, 2.5)
+    above = robot_from_urdf(text, upper=2.4)
+    assert (above.lower[5], above.upper[5]) == (limits[0], 2.4)  # the other end stays that of the file
 
 
 @pytest.mark.parametrize(

@@ -315,14 +315,11 @@ def _stops(joint: UrdfJoint, number: int, options: UrdfOptions, notes: list[str]
             "expected radians; for limits in degrees give limits_in_degrees=True (--urdf.limits-in-degrees), else "
             "lower= and upper=."
         )
-    soft = [math.radians(end) if options.limits_in_degrees else end for end in _soft(joint)]
-    if (
-        soft
-        and given == [None, None]
-        and (lower < soft[0] or soft[1] < upper)
-        and max(lower, soft[0]) < min(upper, soft[1])
-    ):
-        lower, upper = max(lower, soft[0]), min(upper, soft[1])
+    soft = [math.radians(end) if options.limits_in_degrees else end for end in _soft(joint)] or [lower, upper]
+    low = max(lower, soft[0]) if given[0] is None else lower
+    high = min(upper, soft[1]) if given[1] is None else upper
+    if (low, high) != (lower, upper) and low < high:
+        lower, upper = low, high
         notes.append(
             f"joint '{joint.name}' is held in {lower:g} to {upper:g} rad, the soft limits of its <safety_controller> "
             "(lower, upper)"
