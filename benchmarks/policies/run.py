@@ -77,11 +77,13 @@ def benchmark(options: PoliciesOptions) -> dict[str, Any]:
     Without a GPU `num_workers` of them go side by side, one thread each.
 
     Raises:
-        ConfigError: an impossible number or an unknown system.
+        ConfigError: an impossible number, an unknown system, or too few episodes that training holds out.
     """
     from .table import write_table
 
     o, recipes = options, choose_recipes(options.policies)
+    if not o.test_tokens:
+        _expect_held_out(o.tokens)
     common: dict[str, Any] = {"num_workers": o.num_workers, "logs": o.out / "logs"}
     names = [recipe.name for recipe in recipes]
     speeds = side_by_side(_steps, [(o, r) for r in recipes], [f"speed_{name}" for name in names], **common)
@@ -93,6 +95,22 @@ def benchmark(options: PoliciesOptions) -> dict[str, Any]:
         samples = {name: steps[name] * o.batch_size for name in names}
         found = write_table(o.out, recipes, seeds=seed + 1, samples=samples)
     return found
+
+
+def _expect_held_out(tokens: list[str]) -> None:
+    """Refuse before hours of training what `gr2 benchmark actions` would refuse after them."""
+    from ...data_pipeline.loading.token_store import TokenStore
+    from ...data_pipeline.loading.token_windows import in_split
+    from ...gr_model.train.options import FinetuneOptions
+
+    store = TokenStore.open(tokens)
+    share = FinetuneOptions.validation_share
+    found = int((in_split(store.column("video"), "validation", share) & store.labeled).sum())
+    if found < 2:
+        raise ConfigError(
+            f"--tokens: expected two or more episodes among the {share:.0%} that training holds out, got {found}; give "
+            "other demonstrations as --test-tokens."
+        )
 
 
 def _training(o: PoliciesOptions, recipe: PolicyRecipe, out: Path, *, steps: int, seed: int) -> dict[str, Any]:

@@ -94,6 +94,8 @@ def test_systems_are_measured_side_by_side(demonstrated: Path, tmp_path: Path, c
         tokens=[str(demonstrated)], out=tmp_path / "out", policies="act,gr2", seeds=1, steps=2, batch_size=4,
         sequences=1, max_steps=3, num_workers=1, test_tokens=[str(demonstrated)],
     )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"two or more episodes among the 3% .*--test-tokens"):
+        benchmark(replace(options, test_tokens=[]))
     found = benchmark(options)
     assert found == json.loads((tmp_path / "out" / "policies.json").read_text())
     rows = {row["name"]: row for row in found["policies"]}
