@@ -272,16 +272,17 @@ def _measure(
 ) -> Statistics:
     """Measure normalization statistics on up to 20,000 windows of the training split, those of each robot apart.
 
-    A robot that the data lack keeps those of `start`.
+    Every process measures the same windows, not those of its own part: all of them must normalize alike. A robot that
+    the data lack keeps those of `start`.
 
     Raises:
         DataError: no windows, or none of a robot that nothing is known of.
     """
+    from ...data_pipeline.loading.loader import BatchLoader
     from ..model.normalization import Statistics, measure_statistics
 
-    state = loader.state_dict()
-    batches = list(islice(iter(loader), max(1, min(len(loader), 20_000 // options.batch_size))))
-    loader.load_state_dict(state)
+    whole = BatchLoader(loader.dataset, batch_size=options.batch_size, seed=options.seed, config=options.loader)
+    batches = list(islice(iter(whole), max(1, min(len(whole), 20_000 // options.batch_size))))
     if not batches:
         raise DataError("finetune: expected labeled episodes with actions, got none; record or convert some.")
 

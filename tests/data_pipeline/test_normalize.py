@@ -487,6 +487,24 @@ def test_finetuning_keeps_and_guards_the_statistics_of_its_data(tmp_path: Path) 
     assert kept.model.get_statistics() == release.model.get_statistics() and len(kept.datasets) == 2
 
 
+def test_every_process_normalizes_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that each measured their own part of the windows trained on targets that differed by a percent."""
+    from gr2.gr_model.train.distributed import Distribution
+    from gr2.gr_model.train.options import FinetuneOptions
+    from gr2.gr_model.train.stages import finetune
+
+    data, found = write_trainable(tmp_path / "data", 20), []
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        monkeypatch.setattr(Distribution, "rank", rank)
+        monkeypatch.setattr(Distribution, "world_size", world)
+        out = tmp_path / f"{rank}of{world}"
+        finetune(FinetuneOptions(tokens=[data], out=out, steps=1, batch_size=4, threads=1, device="cpu"))
+        begun = read_normalization(out)
+        assert begun is not None
+        found.append(begun.statistics)
+    assert found[0] == found[1] == found[2]
+
+
 def observation(state: np.ndarray) -> Observation:
     """Make an observation of a state, with an image of each camera."""
     return Observation(
