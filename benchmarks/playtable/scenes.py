@@ -147,6 +147,9 @@ _SCENES = {
     ),
 }
 
+_PARTS_OF_D = ("C", "A", "B")
+"""Of which scenes the desk, the cabinet and the drawer of scene D are."""
+
 
 def reachable(x: float, y: float) -> bool:
     """Return whether the arm works at a place of the desk with the hand pointing down."""
@@ -171,10 +174,14 @@ def scene(name: str) -> SceneSpec:
 def _generate(number: int) -> SceneSpec:
     """Return the scene `R<number>`, always the same one: parts of A, B and C, other colors of wood and block lengths.
 
-    What belongs together stays together: button, LED and where blocks start; switch, bulb, cabinet and door.
+    What belongs together stays together: button, LED and where blocks start; switch, bulb, cabinet and door. The one
+    way of putting them together that is scene D is left out, so that D stays a scene that no generated one shows.
     """
     rng = np.random.default_rng([4, number])
-    desk, cabinet, drawer = (_SCENES[str(rng.choice(list("ABC")))] for _ in range(3))
+    parts = _parts(rng)
+    while parts == _PARTS_OF_D:
+        parts = _parts(rng)
+    desk, cabinet, drawer = (_SCENES[letter] for letter in parts)
     blocks = [str(color) for color in rng.permutation(list(BLOCK_COLORS))]
     lengths = [float(length) for length in rng.permutation(list(desk.block_lengths))]
     table, door = _wood(rng), _wood(rng)
@@ -194,6 +201,11 @@ def _generate(number: int) -> SceneSpec:
         table_color=table,
         door_color=door if rng.random() < 0.5 else table,
     )
+
+
+def _parts(rng: np.random.Generator) -> tuple[str, ...]:
+    """Draw of which scenes the desk, the cabinet and the drawer are."""
+    return tuple(str(rng.choice(list("ABC"))) for _ in range(3))
 
 
 def _wood(rng: np.random.Generator) -> tuple[float, float, float]:
