@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -12,7 +13,9 @@ from gr2.wbc.controller import WholeBodyController
 from gr2.wbc.drivers.driver import Pacer
 from gr2.wbc.drivers.loop import ControlLoop
 from gr2.wbc.drivers.streaming import StreamingDriver
+from gr2.wbc.robot.polytopes import polytope_around
 from gr2.wbc.robot.robots import RobotModel, kinova_gen3, panda
+from gr2.wbc.robot.self_pairs import with_self_pairs
 from gr2.wbc.robot.urdf_reader import UrdfOptions, read_robot
 
 ROBOTS = {"kinova_gen3": kinova_gen3(), "panda": panda(tool_z=0.14)}
@@ -28,6 +31,22 @@ def robot_from_urdf(path_or_text: str | os.PathLike[str], **options: Any) -> Rob
     """Read an arm from URDF, a file or its text, with the fields of `UrdfOptions`."""
     listed = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in options.items()}
     return read_robot(path_or_text, UrdfOptions(**listed))
+
+
+def boxed(robot: RobotModel) -> RobotModel:
+    """Return the arm with capsules that cover thin boxes along their segments."""
+    capsules = []
+    for capsule in robot.capsules:
+        start, end = np.array(capsule.start), np.array(capsule.end)
+        along = end - start
+        length = float(np.linalg.norm(along))
+        axis = along / length if length > 1e-6 else np.array([0.0, 0.0, 1.0])
+        side = np.cross(axis, np.roll(axis, 1) + [0.0, 0.3, 0.1])
+        side /= np.linalg.norm(side)
+        ways = [s * side + t * np.cross(axis, side) for s in (-0.6, 0.6) for t in (-0.4, 0.4)]
+        corners = np.array([place + capsule.radius * way for place in (start, end) for way in ways])
+        capsules.append(dataclasses.replace(capsule, inside=polytope_around(corners)))
+    return with_self_pairs(dataclasses.replace(robot, capsules=tuple(capsules), self_pairs=(), self_margins=()))
 
 
 def short_arm(*names: str) -> RobotModel:

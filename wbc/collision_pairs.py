@@ -12,11 +12,15 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from .robot.geometry import closest_on_segments, point_separation, segments_to_box
+from .robot.polytopes import Polytopes
 from .robot.robots import Capsule
 from .robot.transforms import Array
 
 Chosen = np.ndarray
 """Indices of the pairs of one kind to measure."""
+
+TIGHT = 0.03
+"""Distance [m] below which the convex hulls of two capsules are asked, too."""
 
 
 class NearPairs(NamedTuple):
@@ -43,6 +47,7 @@ class ArmCapsules:
 
     links: `[c]` the link of each; ends: `[c 3 2]` of its segment in the link's frame [m]; radii: `[c]` [m].
     moved: `[c j]` 1 where a joint moves the capsule, else 0.
+    polytopes: the convex hulls of what they cover, where they are known.
     exposed: `[e]` indices of those that are checked against obstacles.
     """
 
@@ -53,6 +58,7 @@ class ArmCapsules:
             np.array([[c.start for c in capsules], [c.end for c in capsules]]).reshape(2, -1, 3).transpose(1, 2, 0)
         )
         self.radii = np.array([c.radius for c in capsules])
+        self.polytopes = Polytopes([c.inside for c in capsules])
         self.moved = (np.arange(num_joints)[None, :] < self.links[:, None]).astype(np.float64)
         self.exposed = np.array([i for i, c in enumerate(capsules) if c.link >= first_link], dtype=np.intp)
 
@@ -60,20 +66,21 @@ class ArmCapsules:
         """Return the capsules at link frames `[m l 4 4]` and tool poses `[m 4 4]`, `elapsed` `[m]` [s] later."""
         carriers = frames[:, self.links]
         ends = carriers[..., :3, :3] @ self.ends + carriers[..., :3, 3:]
-        return Placed(ends[..., 0], ends[..., 1], tools, elapsed)
+        return Placed(ends[..., 0], ends[..., 1], tools, elapsed, frames)
 
 
 class Placed(NamedTuple):
     """Poses of an arm.
 
     starts, stops: `[m c 3]` ends of the capsules' segments [m]; tools: `[m 4 4]`; elapsed: `[m]` time since the
-    obstacles were where the scene says [s].
+    obstacles were where the scene says [s]; frames: `[m l 4 4]` of the links.
     """
 
     starts: Array
     stops: Array
     tools: Array
     elapsed: Array
+    frames: Array
 
 
 class PairKind(Protocol):
@@ -115,6 +122,7 @@ class CapsulePairs:
             moving: whether anything in the scene moves.
         """
         count, exposed = len(arm.links), arm.exposed.tolist()
+        self._links, self._polytopes = arm.links, arm.polytopes
         pairs = [*self_pairs, *((i, count + k) for k in range(len(obstacles)) for i in exposed)]
         self.size, self.moving = len(pairs), moving
         self.first = np.array([a for a, _ in pairs], dtype=np.intp)
@@ -129,6 +137,8 @@ class CapsulePairs:
         moved = np.concatenate([arm.moved, np.zeros((len(obstacles), arm.moved.shape[1]))])
         self.moved = moved[self.first] - moved[self.second]
         self.velocities = np.concatenate([np.zeros((count, 3)), self.obstacle_velocities])[self.second]
+        known = np.concatenate([arm.polytopes.known, np.zeros(len(obstacles), dtype=bool)])
+        self._tight = known[self.first] & known[self.second]
 
     def measure(self, arm: Placed, within: float, chosen: Chosen) -> NearPairs:
         """Return those of the chosen pairs whose distance is below `within` [m]."""
@@ -156,11 +166,42 @@ class CapsulePairs:
         near = np.arange(len(distance)) if within == np.inf else np.flatnonzero(distance < within)
         if len(near) < len(distance):
             distance, point_a, normals = distance[near], point_a[near], normals[near]
-        pair = near % width
+        pair, pose = near % width, near // width
+        if self._tight.any() and self.tighten(distance, point_a, normals, chosen[pair], arm.frames, pose):
+            kept = distance < within
+            nearest = max(nearest, min(within, float(distance.min())))
+            distance, point_a, normals = distance[kept], point_a[kept], normals[kept]
+            pair, pose = pair[kept], pose[kept]
         drifts = -(normals * self.velocities[chosen][pair]).sum(-1) if self.moving else np.zeros(len(pair))
         # One point serves both capsules: a force along the normal has the same moment about a joint's axis wherever
         # on its line it acts, and both closest points lie on that line.
-        return NearPairs(distance, point_a, normals, self.moved[chosen][pair], drifts, near // width, pair, nearest)
+        return NearPairs(distance, point_a, normals, self.moved[chosen][pair], drifts, pose, pair, nearest)
+
+    def tighten(
+        self, distances: Array, points: Array, normals: Array, pairs: np.ndarray, frames: Array, poses: np.ndarray
+    ) -> bool:
+        """Write what hulls say over the rows of near pairs where they are farther apart than their capsules.
+
+        Args:
+            distances, points, normals: `[r]`, `[r 3]`, `[r 3]` of the rows, as in `NearPairs`; written to.
+            pairs, poses: `[r]` which pair and which pose each row is; frames: `[m l 4 4]` of the links.
+
+        Returns:
+            Whether anything was written.
+        """
+        asked = np.flatnonzero(self._tight[pairs] & (distances < TIGHT))
+        if len(asked) == 0:
+            return False
+        pair, pose = pairs[asked], poses[asked]
+        first, second = self.first[pair], self.second[pair]
+        gaps, where, directions = self._polytopes.gaps(
+            first, second, frames[pose, self._links[first]], frames[pose, self._links[second]]
+        )
+        gaps += self.margins[pair]
+        better = gaps > distances[asked]
+        rows = asked[better]
+        distances[rows], points[rows], normals[rows] = gaps[better], where[better], directions[better]
+        return len(rows) > 0
 
 
 class PlanePairs:

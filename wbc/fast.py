@@ -264,10 +264,17 @@ class CoalCollisionModel(CollisionModel):
             column = int(np.searchsorted(near, row))
             if column < len(near) and near[column] == row:
                 points[:, column], normals[:, column] = point, normal
+        tight, zeros = distances[near], np.zeros(len(near), dtype=np.intp)
+        of_capsules = slice(int(np.searchsorted(near, self.capsule_pairs.size)))
+        rows = (part[of_capsules] for part in (tight, points.T, normals.T, near))
+        if self.capsule_pairs.tighten(*rows, pose.frames[None], zeros[of_capsules]):
+            distances[near], kept = tight, tight < within
+            near, points, normals = near[kept], points[:, kept], normals[:, kept]
         moved, drifts = self._row_moved[near], -(normals.T * self._row_velocities[near]).sum(-1)
         nearest, distances = float(distances.min(initial=np.inf)), distances[near]
         if self.walls is not None:
-            placed = Placed(np.empty((1, 0, 3)), np.empty((1, 0, 3)), pose.tool[None], np.array([passed]))
+            nothing = np.empty((1, 0, 3))
+            placed = Placed(nothing, nothing, pose.tool[None], np.array([passed]), pose.frames[None])
             walls = self.walls.measure(placed, within, np.arange(self.walls.size))
             distances, points = np.concatenate([distances, walls.distances]), np.hstack([points, walls.points.T])
             normals, moved = np.hstack([normals, walls.normals.T]), np.concatenate([moved, walls.moved])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from wbc_cases import ROBOTS
+from wbc_cases import ROBOTS, boxed
 
 from gr2.contracts import ActionTrajectory, JointCommand
 from gr2.errors import ControlError
@@ -133,7 +133,7 @@ def _attack(robot: RobotModel, config: ControllerConfig, ticks: int, seed: int) 
     for index in range(ticks):
         if rng.random() < 0.02:
             controller.accept(_hostile(rng, kinematics.forward(q).tool, index * DT))
-        measured = None if rng.random() < 0.99 else rng.choice([np.nan, 0.0], size=7) + q
+        measured = None if rng.random() < 0.99 else rng.choice([np.nan, 0.0], size=len(q)) + q
         command = controller.step(_hostile_time(rng, index * DT), measured)
         commands.append(command)
         q = command.positions
@@ -166,7 +166,9 @@ CAMPAIGN = [
     ("kinova_gen3", "smoothed"),
     ("panda", "free"),
     ("panda", "scene"),
+    ("boxed", "scene"),
 ]
+ARMS = ROBOTS | {"boxed": boxed(GEN3)}
 
 
 def _configuration(world: str) -> ControllerConfig:
@@ -178,7 +180,7 @@ def _configuration(world: str) -> ControllerConfig:
 
 @pytest.mark.parametrize(("name", "world"), CAMPAIGN)
 def test_no_input_breaks_a_limit_or_a_clearance(name: str, world: str) -> None:
-    controller = _attack(ROBOTS[name], _configuration(world), 8_000, seed=7)
+    controller = _attack(ARMS[name], _configuration(world), 8_000, seed=7)
     rejected = sum(n for code, n in controller.counters.items() if code.startswith("rejected"))
     assert rejected > 30 and controller.counters["accepted"] > 30
 
@@ -187,7 +189,7 @@ def test_no_input_breaks_a_limit_or_a_clearance(name: str, world: str) -> None:
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize(("name", "world"), CAMPAIGN)
 def test_no_input_breaks_a_limit_or_a_clearance_in_a_million_ticks(name: str, world: str, seed: int) -> None:
-    controller = _attack(ROBOTS[name], _configuration(world), 20_000, seed=100 + seed)
+    controller = _attack(ARMS[name], _configuration(world), 20_000, seed=100 + seed)
     assert controller.counters["accepted"] > 30
 
 

@@ -13,6 +13,7 @@ from gr2.wbc.robot.capsule_fit import fit_capsule
 from gr2.wbc.robot.kinematics import Kinematics
 from gr2.wbc.robot.mesh_cover import cover_mesh
 from gr2.wbc.robot.never_meet import TurningPart, never_meet, never_meeting
+from gr2.wbc.robot.polytopes import polytope_around
 from gr2.wbc.robot.robots import Capsule, RobotModel, kinova_gen3
 from gr2.wbc.robot.self_pairs import HOME_GAP, with_self_pairs
 from gr2.wbc.robot.transforms import matrix_from_rpy
@@ -131,3 +132,29 @@ def test_surfaces_that_never_meet_are_found_in_a_model() -> None:
     assert never_meeting(arm, [disc, bar]) == {(0, 1)}
     assert never_meeting(arm, [disc, None]) == frozenset()
     assert never_meeting(arm, [disc, 2.0 * bar]) == frozenset()
+
+
+def test_a_part_beside_a_body_of_revolution_never_meets_it_though_its_own_would() -> None:
+    """A finger that bends away from a disc, within its limits: turned all around its axis it would pass through."""
+    capsules = (
+        Capsule(link=0, start=(0.0, 0.0, 0.0), end=(0.0, 0.0, 0.0), radius=0.09),
+        Capsule(link=2, start=(0.0, 0.0, 0.0), end=(0.1, 0.0, 0.0), radius=0.02),
+    )
+    disc, finger = _box((-0.06, -0.06, -0.01), (0.06, 0.06, 0.01)), _box((0.0, -0.01, -0.01), (0.1, 0.01, 0.01))
+    capsules = tuple(
+        dataclasses.replace(capsule, inside=polytope_around(corners))
+        for capsule, corners in zip(capsules, (disc, finger), strict=True)
+    )
+    surfaces = [disc.reshape(-1, 3, 3), finger.reshape(-1, 3, 3)]
+    for lower, upper, found in ((0.0, np.pi, {(0, 1)}), (-0.1, np.pi, {(0, 1)}), (-1.0, np.pi, set()), (-9.0, 9.0, set())):
+        arm = dataclasses.replace(
+            GEN3,
+            capsules=capsules,
+            self_pairs=(),
+            self_margins=(),
+            joint_positions=np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.05], *GEN3.joint_positions[2:]]),
+            joint_rpys=np.array([[0.0, 0.0, 0.0], [np.pi / 2, 0.0, 0.0], *GEN3.joint_rpys[2:]]),
+            lower=np.array([-np.inf, lower, *GEN3.lower[2:]]),
+            upper=np.array([np.inf, upper, *GEN3.upper[2:]]),
+        )
+        assert never_meeting(arm, surfaces) == found, (lower, upper)

@@ -9,10 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
+from scipy.spatial import ConvexHull, QhullError
 
 from ...errors import ConfigError, ShapeError, refuse_lfs_pointer
 from .collada import collada_vertices
 from .transforms import Array
+
+CYLINDER_SIDES = 24
+"""Sides of the prism around a cylinder that stands for its surface."""
 
 LEAST_RADIUS = 1e-4
 """Radius [m] of a capsule around points that lie on one segment."""
@@ -37,7 +41,7 @@ MAX_MESH_BYTES = 256 * 2**20
 class FittedCapsule(NamedTuple):
     """A segment from `start` to `end` `[3]` [m] with a radius [m], in the frame of what it covers.
 
-    surface: the triangles `[t 3 3]` [m] that it was fitted to, None where it was made of numbers.
+    surface: the triangles `[t 3 3]` [m] that it was fitted to, None where it is what it covers.
     """
 
     start: Array
@@ -170,14 +174,17 @@ def _volumes_along(corners: Array, directions: Array, centers: Array, widenings:
 
 
 def capsule_around_cylinder(radius: float, length: float) -> FittedCapsule:
-    """Return the least capsule around a cylinder on the z axis, centered at the origin [m]."""
+    """Return the least capsule around a cylinder on the z axis, centered at the origin [m]; a prism is its surface."""
 
     def capsule(inset: float) -> FittedCapsule:
         half = length / 2 - inset
         return FittedCapsule(np.array([0.0, 0.0, -half]), np.array([0.0, 0.0, half]), math.hypot(radius, inset))
 
     found = minimize_scalar(lambda inset: capsule(inset).volume, bounds=(0.0, length / 2), method="bounded")
-    return capsule(float(found.x))
+    angles = 2.0 * math.pi * np.arange(CYLINDER_SIDES) / CYLINDER_SIDES
+    outside = radius / math.cos(math.pi / CYLINDER_SIDES)
+    around = np.stack([outside * np.cos(angles), outside * np.sin(angles), np.full(CYLINDER_SIDES, length / 2)], axis=1)
+    return capsule(float(found.x))._replace(surface=hull_triangles(np.concatenate([around, around * [1.0, 1.0, -1.0]])))
 
 
 def capsule_around_box(size: Array) -> FittedCapsule:
@@ -186,7 +193,16 @@ def capsule_around_box(size: Array) -> FittedCapsule:
     others = np.delete(size, longest)
     along_z = capsule_around_cylinder(math.hypot(*others.tolist()) / 2, float(size[longest]))
     axis = np.eye(3)[longest]
-    return FittedCapsule(along_z.start[2] * axis, along_z.end[2] * axis, along_z.radius)
+    corners = np.stack(np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5]), axis=-1).reshape(-1, 3) * size
+    return FittedCapsule(along_z.start[2] * axis, along_z.end[2] * axis, along_z.radius, hull_triangles(corners))
+
+
+def hull_triangles(corners: Array) -> Array | None:
+    """Return the triangles `[t 3 3]` of the convex hull of points `[n 3]`; None where they are flat or few."""
+    try:
+        return corners[ConvexHull(corners).simplices]
+    except (QhullError, ValueError):
+        return None
 
 
 def read_vertices(path: Path) -> Array:

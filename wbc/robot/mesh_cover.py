@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import ConvexHull, QhullError
 
-from .capsule_fit import FittedCapsule, around_axis, extremes, fit_capsule
+from .capsule_fit import FittedCapsule, around_axis, extremes, fit_capsule, hull_triangles
 from .transforms import Array
 
 MOST_PARTS = 6
@@ -49,7 +48,7 @@ def cover_mesh(vertices: Array) -> list[FittedCapsule]:
         vertices: `[n 3]` [m], each three of them a triangle; where their number shows that they are not, their convex
             hull is covered.
     """
-    surface = vertices.reshape(-1, 3, 3) if len(vertices) % 3 == 0 and len(vertices) else _hull(vertices)
+    surface = vertices.reshape(-1, 3, 3) if len(vertices) % 3 == 0 and len(vertices) else hull_triangles(vertices)
     if surface is None:
         return [fit_capsule(vertices)]
     some = surface[:: -(-len(surface) // SEARCHED)]
@@ -79,14 +78,6 @@ def cover_mesh(vertices: Array) -> list[FittedCapsule]:
         others = [np.logical_or.reduce([p.covered for p in parts if p is not half]) for half in halves]
         cuts[index : index + 1] = [_best_cut(half, space, o) for half, o in zip(halves, others, strict=True)]
     return [fit_capsule(part.full.reshape(-1, 3))._replace(surface=part.full) for part in parts]
-
-
-def _hull(vertices: Array) -> Array | None:
-    """Return the triangles `[t 3 3]` of the convex hull; None where the vertices are flat or few."""
-    try:
-        return vertices[ConvexHull(vertices).simplices]
-    except (QhullError, ValueError):
-        return None
 
 
 def _quick(part: Array) -> FittedCapsule:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import ShapeError
 from .inertia import Inertial, combined, from_rows, solid_rod, stacked
+from .polytopes import Polytope
 from .transforms import Array, matrix_from_rpy
 
 DEFAULT_DENSITY = 1000.0
@@ -30,12 +31,14 @@ class Capsule:
     link: index of the link that carries it.
     start, end: ends of the segment [m].
     radius: [m].
+    inside: convex hull of what the capsule covers, which tells more where two are near; None where it is not known.
     """
 
     link: int
     start: tuple[float, float, float]
     end: tuple[float, float, float]
     radius: float
+    inside: Polytope | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

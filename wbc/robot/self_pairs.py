@@ -9,6 +9,7 @@ import numpy as np
 
 from .geometry import closest_on_segments, point_separation
 from .kinematics import Kinematics
+from .polytopes import Polytopes
 from .robots import RobotModel
 from .transforms import Array
 
@@ -25,11 +26,12 @@ MOST_OVERLAP = 0.9
 """Share of the postures in which capsules overlap from which on they are not watched at all."""
 
 
-def pair_gaps(model: RobotModel, pairs: tuple[Array, Array], q: Array) -> Array:
+def pair_gaps(model: RobotModel, pairs: tuple[Array, Array], q: Array, *, hulls: bool = True) -> Array:
     """Return the distances `[m p]` [m] of pairs of capsules at postures `q` `[m j]`; negative where they overlap.
 
     Args:
         pairs: indices `[p]` of the first and the second capsule of each.
+        hulls: whether, where capsules are nearer than `HOME_GAP`, the hulls of what they cover are asked, too.
     """
     first, second = pairs
     if len(first) == 0:
@@ -39,10 +41,16 @@ def pair_gaps(model: RobotModel, pairs: tuple[Array, Array], q: Array) -> Array:
     ends = np.array([capsule.end for capsule in model.capsules])
     radii = np.array([capsule.radius for capsule in model.capsules])
     frames = Kinematics(model).forward_many(q, jacobians=False).frames[:, links]
+    polytopes = Polytopes([capsule.inside for capsule in model.capsules])
     begin, end = ((frames[..., :3, :3] @ p[..., None])[..., 0] + frames[..., :3, 3] for p in (starts, ends))
     sides = (begin[:, first], end[:, first], begin[:, second], end[:, second])
     distances, _ = point_separation(*closest_on_segments(*(side.reshape(-1, 3) for side in sides)))
     gaps: Array = distances.reshape(len(q), -1) - radii[first] - radii[second]
+    if not hulls:
+        return gaps
+    pose, pair = np.nonzero((gaps < HOME_GAP) & polytopes.known[first] & polytopes.known[second])
+    apart, _, _ = polytopes.gaps(first[pair], second[pair], frames[pose, first[pair]], frames[pose, second[pair]])
+    gaps[pose, pair] = np.maximum(gaps[pose, pair], apart)
     return gaps
 
 

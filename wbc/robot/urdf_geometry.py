@@ -14,6 +14,7 @@ import numpy as np
 from ...errors import ConfigError
 from .capsule_fit import FittedCapsule, capsule_around_box, capsule_around_cylinder, read_vertices
 from .mesh_cover import cover_mesh
+from .polytopes import polytope_around
 from .robots import Capsule
 from .transforms import Array
 from .urdf_elements import UrdfLink, UrdfShape
@@ -61,14 +62,17 @@ def body_capsules(
         meshes: where to look for meshes.
 
     Returns:
-        Each capsule with the triangles `[t 3 3]` [m] in it, in the frame of the model's link; None for other shapes.
+        Each capsule with the triangles `[t 3 3]` [m] in it, in the frame of the model's link; None where the capsule is
+        what it covers.
     """
     capsules: list[tuple[Capsule, Array | None]] = []
     for link, pose in parts:
         for start, end, radius, surface in _cover_all(link, meshes):
             (ax, ay, az), (bx, by, bz) = ((pose[:3, :3] @ p + pose[:3, 3]).tolist() for p in (start, end))
             inside = None if surface is None else surface @ pose[:3, :3].T + pose[:3, 3]
-            capsules.append((Capsule(link=index, start=(ax, ay, az), end=(bx, by, bz), radius=radius), inside))
+            hull = None if inside is None else polytope_around(inside.reshape(-1, 3))
+            capsule = Capsule(link=index, start=(ax, ay, az), end=(bx, by, bz), radius=radius, inside=hull)
+            capsules.append((capsule, inside))
     return capsules
 
 
