@@ -146,7 +146,12 @@ def test_a_part_beside_a_body_of_revolution_never_meets_it_though_its_own_would(
         for capsule, corners in zip(capsules, (disc, finger), strict=True)
     )
     surfaces = [disc.reshape(-1, 3, 3), finger.reshape(-1, 3, 3)]
-    for lower, upper, found in ((0.0, np.pi, {(0, 1)}), (-0.1, np.pi, {(0, 1)}), (-1.0, np.pi, set()), (-9.0, 9.0, set())):
+    for lower, upper, found in (
+        (0.0, np.pi, {(0, 1)}),
+        (-0.1, np.pi, {(0, 1)}),
+        (-1.0, np.pi, set()),
+        (-9.0, 9.0, set()),
+    ):
         arm = dataclasses.replace(
             GEN3,
             capsules=capsules,

@@ -85,7 +85,9 @@ class TurningPart:
         except QhullError:
             return None
         angles = 2.0 * math.pi * np.arange(NUM_TURNS)[:, None] / NUM_TURNS
-        return polytope_around(np.stack([r * np.cos(angles), r * np.sin(angles), z + 0.0 * angles], axis=-1).reshape(-1, 3))
+        return polytope_around(
+            np.stack([r * np.cos(angles), r * np.sin(angles), z + 0.0 * angles], axis=-1).reshape(-1, 3)
+        )
 
     def profile(self, level: _Level) -> Array:
         """Return the cells at one level."""
