@@ -142,8 +142,8 @@ def never_meet(first: TurningPart, second: TurningPart, position: Array, rotatio
 class _Placed(NamedTuple):
     """A part seen from the link between: as it is, in the frame of its own link, and turned about its joint's axis.
 
-    part, hull: of it; fixed: `[4 4]` the frame of its joint, or, before that joint, the way back to its link; limits: of
-    the joint [rad]; backward: whether the part is the one before the joint, which turns against its angle.
+    part, hull: of it; fixed: `[4 4]` the frame of its joint, or, before that joint, the way back to its link; limits:
+    of the joint [rad]; backward: whether the part is the one before the joint, which turns against its angle.
     """
 
     part: TurningPart

@@ -1,6 +1,6 @@
 """Convex hulls of what capsules cover, and how far they are apart at least: many pairs at once.
 
-A capsule sticks out at the flat faces of a housing. Where two capsules are near, the hulls of what they cover tell more.
+A capsule sticks out at the flat faces of a housing. Where two capsules are near, hulls of what they cover say more.
 Two convex bodies are at least as far apart as the one lies beyond a plane that bounds the other. The planes of both are
 tried; those of the faces are exact where a corner is nearest to a face, all others fall short of the distance.
 """
@@ -74,7 +74,7 @@ def _corners(points: Array) -> Array:
 
 
 def _beyond(points: Array, corners: Array) -> float:
-    """Return how far [m] the farthest of points `[n 3]`, none inside, is from the hull of `corners` `[v 3]`, at most."""
+    """Return how far [m] the farthest of points `[n 3]`, none inside, is from the hull of `corners` `[v 3]`."""
     origin, *sides = corners[ConvexHull(corners, qhull_options="QJ").simplices].transpose(1, 0, 2)
     edges = np.stack([side - origin for side in sides], axis=1)
     # Shares of a triangle's corners nearest to a point in its plane, those below zero left out: some point of it.
@@ -161,7 +161,7 @@ class Polytopes:
     def _beyond(
         self, bounded: np.ndarray, other: np.ndarray, frames: Array, others: Array
     ) -> tuple[Array, Array, Array]:
-        """Return how far the `other` ones lie beyond planes of the `bounded` ones, and where: `[p]`, `[p 3]`, `[p 3]`."""
+        """Return how far the `other` ones lie beyond planes of the `bounded` ones, where, and those planes' normals."""
         rotations = frames[:, :3, :3]
         placed = self._corners[other] @ others[:, :3, :3].transpose(0, 2, 1) + others[:, None, :3, 3]
         local = (placed - frames[:, None, :3, 3]) @ rotations
