@@ -264,10 +264,15 @@ class CoalCollisionModel(CollisionModel):
             column = int(np.searchsorted(near, row))
             if column < len(near) and near[column] == row:
                 points[:, column], normals[:, column] = point, normal
-        tight, zeros = distances[near], np.zeros(len(near), dtype=np.intp)
-        of_capsules = slice(int(np.searchsorted(near, self.capsule_pairs.size)))
-        rows = (part[of_capsules] for part in (tight, points.T, normals.T, near))
-        if self.capsule_pairs.tighten(*rows, pose.frames[None], zeros[of_capsules]):
+        tight, count = distances[near], int(np.searchsorted(near, self.capsule_pairs.size))
+        if self.capsule_pairs.tighten(
+            tight[:count],
+            points.T[:count],
+            normals.T[:count],
+            near[:count],
+            pose.frames[None],
+            np.zeros(count, dtype=np.intp),
+        ):
             distances[near], kept = tight, tight < within
             near, points, normals = near[kept], points[:, kept], normals[:, kept]
         moved, drifts = self._row_moved[near], -(normals.T * self._row_velocities[near]).sum(-1)

@@ -27,7 +27,7 @@ from scipy.spatial import ConvexHull, QhullError, cKDTree
 from .polytopes import Polytope, Polytopes, polytope_around
 from .robots import RobotModel
 from .self_pairs import HOME_GAP, distant_capsules, pair_gaps, sampled_postures
-from .transforms import Array, matrix_from_rpy
+from .transforms import Array, matrix_from_rpy, pose_inverse
 
 APART = 0.003
 """Distance [m] that bodies of revolution keep at least for their parts to count as never meeting."""
@@ -249,7 +249,7 @@ def never_meeting(model: RobotModel, surfaces: Sequence[Array | None]) -> frozen
         behind.setdefault(k, TurningPart(other))
         there = _frame(model, joint + 1)
         if never_meet(before[i], behind[k], there[:3, 3], there[:3, :3]) or hulls_never_meet(
-            _Placed(before[i], model.capsules[i].inside, np.linalg.inv(at), _limits(model, joint), backward=True),
+            _Placed(before[i], model.capsules[i].inside, pose_inverse(at), _limits(model, joint), backward=True),
             _Placed(behind[k], model.capsules[k].inside, there, _limits(model, joint + 1), backward=False),
         ):
             found.add((i, k))
