@@ -23,6 +23,10 @@ RATE_TOLERANCE = 0.01
 OTHER_LANGUAGE_SHARE = 0.01
 
 _ENCODE = "ffmpeg -i IN -c:v libx264 -crf 18 -g 16"
+_HDR = (
+    "ffmpeg -i IN -vf zscale=t=linear:npl=100,tonemap=hable,zscale=p=bt709:t=bt709:m=bt709:r=tv,format=yuv420p "
+    "-c:v libx264 -crf 18 -g 16"
+)
 
 
 def advise(summary: Mapping[str, Any]) -> list[str]:
@@ -103,6 +107,11 @@ def _videos(summary: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"Encode {summary['variable_rate']} videos of variable frame rate at a constant one: `{_ENCODE} -fps_mode "
             "cfr OUT.mp4`."
+        )
+    if summary["high_dynamic_range"]:
+        yield (
+            f"Encode {summary['high_dynamic_range']} videos of high dynamic range (PQ or HLG, as phones record them) at "
+            f"a standard one, else their images are pale: `{_HDR} OUT.mp4`."
         )
     for codec, cost in summary["decoding_cost"].items():
         if cost >= SLOW_DECODING:

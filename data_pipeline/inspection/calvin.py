@@ -148,6 +148,7 @@ def _video_facts(splits: Sequence[CalvinSplit], spans: Mapping[str, Sequence[tup
         "containers": {},
         "decoders": {"numpy": frames},
         "counted": 0,
+        "high_dynamic_range": 0,
         "variable_rate": 0,
         "decoding_cost": {},
         "would_be_dropped": {},

@@ -247,6 +247,7 @@ def _video_facts(
         "containers": _counted(video.container for video in videos if video.container),
         "decoders": _counted(video.facts.backend for video in videos),
         "counted": sum(video.is_counted for video in videos),
+        "high_dynamic_range": sum(video.is_high_dynamic_range for video in videos),
         "variable_rate": sum(not video.is_constant_rate for video in videos),
         "decoding_cost": _decoding_costs(first_of_codec),
         "would_be_dropped": _counted(result.dropped for result in probed if result.dropped),

@@ -26,6 +26,9 @@ _PROBED_FRAMES = 3
 
 _TIMED_FRAMES = 32
 
+_HDR_TRANSFERS = (16, 18)
+"""Transfer functions of ITU-T H.273 that FFmpeg calls smpte2084 (PQ) and arib-std-b67 (HLG)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoFindings:
@@ -34,6 +37,7 @@ class VideoFindings:
     facts: as the filters see it.
     codec, pixel_format, container: as FFmpeg names them; what is no video is described.
     is_constant_rate: the frames follow each other at one rate.
+    is_high_dynamic_range: its colors are coded by PQ or HLG, which decoding leaves as they are.
     is_counted: its packets have no times, so that it is decoded from its start for every frame.
     digest: SHA-256 of the pixels of an array, empty for everything else.
     """
@@ -43,6 +47,7 @@ class VideoFindings:
     pixel_format: str = ""
     container: str = ""
     is_constant_rate: bool = True
+    is_high_dynamic_range: bool = False
     is_counted: bool = False
     digest: str = ""
 
@@ -121,6 +126,7 @@ def _probe_file(source: Source) -> VideoFindings:
     with open_container(source) as container:
         stream = video_stream(container)
         pixels, codec = str(stream.codec_context.pix_fmt or "unknown"), _codec_of(stream)
+        hdr = _is_hdr(stream)
         index = index_video(source, container, stream)
     return VideoFindings(
         facts=facts,
@@ -128,6 +134,7 @@ def _probe_file(source: Source) -> VideoFindings:
         pixel_format=pixels,
         container=index.container,
         is_constant_rate=index.is_constant_rate,
+        is_high_dynamic_range=hdr,
         is_counted=index.stamps is None,
     )
 
@@ -135,6 +142,10 @@ def _probe_file(source: Source) -> VideoFindings:
 def _codec_of(stream: Any) -> str:
     """Name the codec, not the decoder that FFmpeg chose for it: `av1`, not `libdav1d`."""
     return str(stream.codec_context.codec.canonical_name)
+
+
+def _is_hdr(stream: Any) -> bool:
+    return getattr(stream.codec_context, "color_trc", None) in _HDR_TRANSFERS
 
 
 def _probe_span(span: VideoSpan) -> VideoFindings:
@@ -157,13 +168,13 @@ def _probe_span(span: VideoSpan) -> VideoFindings:
             turned = round(frame.rotation / 90) % 2
             height, width = (frame.width, frame.height) if turned else (frame.height, frame.width)
             codec, pixels = _codec_of(stream), str(stream.codec_context.pix_fmt or "unknown")
-            name = str(container.format.name)
+            name, hdr = str(container.format.name), _is_hdr(stream)
     except (OSError, av.FFmpegError) as error:
         raise DataError(f"{where}: the video is missing, truncated or corrupt ({error}); copy it again.") from error
     count = max(round((span.stop - span.start) * rate), 1)
     # one decoded frame shows nothing of motion: it is taken to move
     facts = VideoFacts(frames=count, fps=rate, height=height, width=width, backend="pyav", motion=255.0)
-    return VideoFindings(facts=facts, codec=codec, pixel_format=pixels, container=name)
+    return VideoFindings(facts=facts, codec=codec, pixel_format=pixels, container=name, is_high_dynamic_range=hdr)
 
 
 def _probe_images(video: ImageBytes) -> VideoFindings:

@@ -65,6 +65,8 @@ def _videos(summary: Mapping[str, Any]) -> Iterator[str]:
         if summary[name]:
             yield _row(label, _counts(summary[name]))
     yield _row("read by", f"{_counts(summary['decoders'])}; {summary['counted']} counted frame by frame")
+    if summary["high_dynamic_range"]:
+        yield _row("high dynamic range", f"{summary['high_dynamic_range']} videos")
     if summary["variable_rate"]:
         yield _row("variable frame rate", f"{summary['variable_rate']} videos")
     if summary["decoding_cost"]:

@@ -167,6 +167,22 @@ def test_variable_frame_rate_is_advised(tmp_path: Path) -> None:
     assert line.startswith("Encode 1 videos of variable frame rate") and "-fps_mode cfr" in line
 
 
+@pytest.mark.parametrize(("transfer", "advised"), [("smpte2084", 1), ("arib-std-b67", 1), ("bt709", 0)])
+def test_high_dynamic_range_is_advised(tmp_path: Path, transfer: str, advised: int) -> None:
+    import av
+
+    root = write_clips(tmp_path, count=1)
+    with av.open(str(root / "clip_00.mp4"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10, options={"x264-params": f"transfer={transfer}"})
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for pixels in noise(12):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+        container.mux(stream.encode())
+    lines = advice_of(root)
+    assert len(lines) == advised and all("1 videos of high dynamic range" in line for line in lines)
+
+
 def test_slow_codec_is_advised_with_the_measured_factor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import av
 
