@@ -110,8 +110,8 @@ def _videos(summary: Mapping[str, Any]) -> Iterator[str]:
         )
     if summary["high_dynamic_range"]:
         yield (
-            f"Encode {summary['high_dynamic_range']} videos of high dynamic range (PQ or HLG, as phones record them) at "
-            f"a standard one, else their images are pale: `{_HDR} OUT.mp4`."
+            f"Encode {summary['high_dynamic_range']} videos of high dynamic range (PQ or HLG, as phones do) at a "
+            f"standard one, else their images are pale: `{_HDR} OUT.mp4`."
         )
     for codec, cost in summary["decoding_cost"].items():
         if cost >= SLOW_DECODING:
