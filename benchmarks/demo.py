@@ -33,8 +33,8 @@ class ChainPreset:
     scenes: scenes of the demonstrations; tasks: "demonstrated" (17) or "all" (34); chains: recorded chains of up to
     six skills.
     tokenizer_steps, text_steps: training of the tokenizers, 0 takes the shipped ones.
-    pretrain_steps, finetune_steps: optimization steps; batch_size: windows a step; head: the trajectory head; dropout:
-    of the trunk, for trainings that see their windows several times.
+    pretrain_steps, finetune_steps: optimization steps; batch_size: windows a step; head: the trajectory head; keyposes:
+    whether finetuning says keyposes, too; dropout: of the trunk, for trainings that see their windows several times.
     processes: processes that share the finetuning on a machine without a GPU; small models gain little from threads.
     correction_chains: chains in which a first policy, finetuned for `imitation_steps`, drives and the expert corrects
     it (DAgger), before the finetuning on both; 0 leaves them out.
@@ -62,6 +62,7 @@ class ChainPreset:
     test_chains: int
     max_steps: int
     head: HeadKind = "cvae"
+    keyposes: bool = False
     processes: int = 1
     dropout: float = 0.0
     shown_episodes: int = 8
@@ -73,7 +74,8 @@ def demo_preset() -> ChainPreset:
     return ChainPreset(
         name="demo", scenes="D", tasks="all", chains=630, tokenizer_steps=0, text_steps=0, pretrain_steps=50,
         correction_chains=0, imitation_steps=0, finetune_steps=1000, batch_size=128, learning_rate=1e-3,
-        frame_fraction=0.1, starts=2, sequences=20, test_chains=0, max_steps=360, head="flow", processes=2,
+        frame_fraction=0.1, starts=2, sequences=20, test_chains=0, max_steps=360, head="flow",
+        keyposes=True, processes=2,
     )  # fmt: skip
 
 
@@ -81,7 +83,7 @@ def smaller_demo_preset() -> ChainPreset:
     """Return the ten-minute chain of the 17 tasks that need nothing done before them."""
     return replace(
         demo_preset(), tasks="demonstrated", chains=300, pretrain_steps=100, finetune_steps=1200, batch_size=64,
-        starts=10, test_chains=10, max_steps=180,
+        starts=10, test_chains=10, max_steps=180, keyposes=False,
     )  # fmt: skip
 
 
@@ -260,7 +262,7 @@ def _train(journal: Journal, out: Path, preset: ChainPreset, videos: Path | None
     if preset.dropout:
         watching["model"] = ModelChanges(dropout=preset.dropout)
     journal.run("pretrain", pretrain, watching)
-    common |= {"head": HeadOptions(kind=preset.head)}
+    common |= {"head": HeadOptions(kind=preset.head)} | ({"keyposes": True} if preset.keyposes else {})
     demonstrated = {"tokens": [out / "tokens"], "init": pretrained, **common}
     last = {"out": final, "steps": preset.finetune_steps, "frame_fraction": preset.frame_fraction}
     shared = spread(preset.processes, preset.batch_size, workers)

@@ -35,7 +35,9 @@ class TokenWindows:
     is real. A store without steps gives no states, no actions and no embodiment. With `look_ahead` there is
     `actions_ahead` float32 `[b 2 a]`, the least and the greatest action from the chunk's first to the episode's last;
     with `contact_parts` there are `contact_part` int64 `[b]`, the place in them of what the hand is to touch, -1 where
-    that is unknown, and `contact_steps` int64 `[b]`, how many steps until then, 0 or less once it was touched.
+    that is unknown, and `contact_steps` int64 `[b]`, how many steps until then, 0 or less once it was touched. With
+    `keyposes` there is `keypose` float32 `[b a]`, the action at which a binary gripper next opens or closes, else the
+    episode's last.
 
     `embodiment` is the place in `store.embodiments`, -1 for video alone. The numbers of a state and of an action are
     those of its embodiment, then zeros up to the widest, `s` and `a`; steps are those of its own control rate.
@@ -51,6 +53,7 @@ class TokenWindows:
         validation_fraction: share of the videos in the validation split, chosen by a hash of their names.
         look_ahead: give `actions_ahead`, too.
         contact_parts: names of parts of the scene; give contact labels, too.
+        keyposes: give `keypose`, too.
 
     Raises:
         ConfigError: for numbers out of range.
@@ -69,6 +72,7 @@ class TokenWindows:
         validation_fraction: float = 0.0,
         look_ahead: bool = False,
         contact_parts: Sequence[str] = (),
+        keyposes: bool = False,
     ) -> None:
         if min(frame_step, chunk_length, context) < 1 or not context <= num_frames:
             raise ConfigError(
@@ -76,6 +80,7 @@ class TokenWindows:
                 f"got {frame_step}, {chunk_length}, {context} and {num_frames}."
             )
         self.store, self._look_ahead, self._contact_parts = store, look_ahead, tuple(contact_parts)
+        self._keyposes = keyposes
         self.source_starts = store.source_starts
         self._frame_shift = (np.arange(num_frames) - (context - 1)) * frame_step
         self._action_shift = np.arange(chunk_length)
@@ -115,10 +120,13 @@ class TokenWindows:
         states, has_steps = self._steps("states", episodes, frames * stride)
         first = windows[:, None] * stride
         actions, action_mask = self._steps("actions", episodes, first + self._action_shift)
-        if self._look_ahead:
+        if self._look_ahead or self._keyposes:
             left = max(1, int((store.values("steps", episodes)[:, None] - first).max()))
-            rest, _ = self._steps("actions", episodes, first + np.arange(left))
-            batch["actions_ahead"] = torch.stack((rest.amin(1), rest.amax(1)), dim=1)
+            rest, is_real = self._steps("actions", episodes, first + np.arange(left))
+            if self._look_ahead:
+                batch["actions_ahead"] = torch.stack((rest.amin(1), rest.amax(1)), dim=1)
+            if self._keyposes:
+                batch["keypose"] = rest[torch.arange(len(rest)), self._key_steps(episodes, rest, is_real)]
         if self._contact_parts:
             batch["contact_part"] = torch.from_numpy(contact_part_of(store, episodes, self._contact_parts))
             batch["contact_steps"] = torch.from_numpy(store.values("contact_step", episodes) - first[:, 0])
@@ -129,6 +137,20 @@ class TokenWindows:
             "actions": actions,
             "action_mask": action_mask,
         }
+
+    def _key_steps(self, episodes: Array, actions: Tensor, is_real: Tensor) -> Tensor:
+        """Return at which of the coming actions `[b l a]` a binary gripper changes, or else the last, int64 `[b]`."""
+        changes = torch.zeros_like(is_real)
+        places = torch.from_numpy(self.store.embodiment_of(episodes))
+        for place, robot in enumerate(self.store.embodiments):
+            slices = robot.action_slices()
+            for signal in robot.action:
+                if signal.binary:
+                    is_open = actions[..., slices[signal.name]] > 0.5
+                    changes |= (is_open != is_open[:, :1]).any(-1) & (places == place)[:, None]
+        changes &= is_real
+        last = (is_real.sum(1) - 1).clamp(min=0)
+        return torch.where(changes.any(1), changes.int().argmax(1), last)
 
     def _steps(self, name: str, episodes: Array, steps: Array) -> tuple[Tensor, Tensor]:
         """Collect rows `[b i d]` at steps `[b i]`, repeating the last, and a mask `[b i]` of true ones."""

@@ -46,6 +46,8 @@ class ModelConfig:
         stands still stays to be copied in scenes that training never showed.
     contacts: names of the parts of a scene of which the model says which one the hand touches next and when, as an
         auxiliary loss; empty for one that does not.
+    keyposes: whether the model says where the arm is to be when its gripper next opens or closes, or at the end, as an
+        auxiliary loss.
     motions: what x, y and z of the robot's base are called ("right", "forward", "up"), for a model that says the coming
         motion in words before it acts; empty for one that does not.
     scored_share: share of the predicted positions, sampled at each step, on which the frame loss is computed; scoring
@@ -78,6 +80,7 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     motions: tuple[str, ...] = ()
     contacts: tuple[str, ...] = ()
+    keyposes: bool = False
     head: HeadConfig = field(default_factory=CVAEConfig)
     embodiments: tuple[Embodiment, ...] = (TOOL_ARM,)
 

@@ -32,6 +32,9 @@ _MOTION_WEIGHT = 0.1
 _CONTACT_WEIGHT = 0.1
 """Weight of the loss of the coming contact beside that of the chunk."""
 
+_KEYPOSE_WEIGHT = 0.2
+"""Weight of the loss of the next keypose beside that of the chunk."""
+
 
 def rows_of(batch: Any, rows: Any) -> Any:
     """Return the samples `rows` of a batch: a slice, or the numbers of the samples."""
@@ -177,6 +180,15 @@ def read_chunk(model: WorldModel, batch: Batch, h: int) -> tuple[Float[Tensor, "
     return chunk.masked_fill(~mask, 0), mask  # what is left out may be NaN
 
 
+def read_keypose(model: WorldModel, batch: Batch, h: int) -> tuple[Float[Tensor, "b c"], Bool[Tensor, "b c"]]:
+    """Return the next keypose, normalized as the last step of a chunk, and which numbers count."""
+    robots = batch.get("embodiment") if model.config.is_mixture else None
+    now, ahead = batch["states"][:, h - 1].float(), batch["keypose"][:, None].float()
+    chunk = model.config.slots.encode(now, ahead, robots).expand(-1, model.config.chunk_length, -1)
+    known = _chunk_mask(model, batch, chunk.shape[-1])[:, 0]
+    return model.normalize_chunk(chunk, robots)[:, -1], known
+
+
 def drop_cameras(context: Context, probability: float) -> Context:
     """Hide cameras of some samples, from the prediction and from its loss; a sample keeps one camera at least."""
     masks = context.camera_mask or {}
@@ -223,7 +235,8 @@ def training_losses(
 
     Returns:
         Scalars: `frame_loss`, `token_accuracy` with frames; `action_loss` and its parts with actions, and `motion_loss`
-        of a model that says its motion, `contact_loss` and `contact_accuracy` of one that says contacts.
+        of a model that says its motion, `contact_loss` and `contact_accuracy` of one that says contacts, `keypose_loss`
+        of one that says keyposes.
     """
     if model.training and model.config.code_permutation:
         permuted = permute_codes(batch["codes"], model.config.codebook_size, model.config.code_permutation)
@@ -269,6 +282,9 @@ def training_losses(
         if model.contact is not None and "contact_part" in batch:
             losses |= model.contact.loss(query_of(condition), batch["contact_part"], batch["contact_steps"])
             losses["action_loss"] = losses["action_loss"] + _CONTACT_WEIGHT * losses["contact_loss"]
+        if model.keypose is not None and "keypose" in batch:
+            losses |= model.keypose.loss(query_of(condition), *read_keypose(model, batch, h))
+            losses["action_loss"] = losses["action_loss"] + _KEYPOSE_WEIGHT * losses["keypose_loss"]
     return losses
 
 
@@ -301,7 +317,7 @@ def evaluation_metrics(model: WorldModel, batch: Batch, *, with_actions: bool, w
         Frames (predicted from nothing but the context, teacher-forced when decoding is "raster"): `frame_loss` [nats],
         `token_accuracy`, `copy_accuracy` (of repeating the current frame), `changed_accuracy` (on codes that change).
         Actions: `action_l1_mm` [mm] of positions, `action_l1_deg` [deg] of turns, `action_l1_*` of other kinds of
-        signals, `gripper_accuracy`. Contacts: `contact_loss` [nats], `contact_accuracy`.
+        signals, `gripper_accuracy`. Contacts: `contact_loss` [nats], `contact_accuracy`. Keyposes: `keypose_loss`.
     """
     metrics: dict[str, Tensor] = {}
     context, h = read_context(model, batch)
@@ -314,6 +330,10 @@ def evaluation_metrics(model: WorldModel, batch: Batch, *, with_actions: bool, w
             condition, _ = model.predict(context, None, with_actions=True)
             assert condition is not None
             metrics |= model.contact.loss(query_of(condition), batch["contact_part"], batch["contact_steps"])
+        if model.keypose is not None and "keypose" in batch:
+            condition, _ = model.predict(context, None, with_actions=True)
+            assert condition is not None
+            metrics |= model.keypose.loss(query_of(condition), *read_keypose(model, batch, h))
     return metrics
 
 

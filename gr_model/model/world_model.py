@@ -24,6 +24,7 @@ from .contacts import ContactOutlook
 from .context import Context, Targets, Thought, random_ages, step_before
 from .embedding import TokenEmbedding
 from .gpt import GPT
+from .keyposes import KeyposeOutlook
 from .normalization import Standardize, Statistics
 from .sequence import SequenceLayout, make_layout
 from .texts import Texts, TextTable
@@ -65,6 +66,7 @@ class WorldModel(nn.Module):
         self.head = make_head(config.head, trunk=config.trunk_shape, shape=config.chunk_shape)
         self.motion = _language_motion(config, self.head)
         self.contact = _contact_outlook(config, self.head)
+        self.keypose = _keypose_outlook(config, self.head)
         shape = config.chunk_shape
         self.continuous = list(shape.continuous)
         robots = [len(config.embodiments)] * config.is_mixture
@@ -440,6 +442,22 @@ def _contact_outlook(config: ModelConfig, head: TrajectoryHead) -> ContactOutloo
             "choose another head."
         )
     return ContactOutlook(config.contacts, width=config.width)
+
+
+def _keypose_outlook(config: ModelConfig, head: TrajectoryHead) -> KeyposeOutlook | None:
+    """Make what says the next keypose of a model that does.
+
+    Raises:
+        ConfigError: a head that does not read the action query alone, or robots without poses.
+    """
+    if not config.keyposes:
+        return None
+    if config.num_queries > 1 or head.reads != "query":
+        raise ConfigError(
+            "--keyposes: expected a head that reads one action query and nothing else, got another; leave it out or "
+            "choose another head."
+        )
+    return KeyposeOutlook(config.slots, width=config.width)
 
 
 def _frame_features(config: ModelConfig) -> nn.Module:

@@ -72,7 +72,8 @@ def first_model(
     """
     if options.init is None:
         torch.manual_seed(options.seed)
-        return WorldModel(replace(model_config(options, facts, cameras, robots), contacts=tuple(contacts))), None
+        config = model_config(options, facts, cameras, robots)
+        return WorldModel(replace(config, contacts=tuple(contacts), keyposes=options.keyposes)), None
     if options.model != ModelChanges():
         raise ConfigError(f"--init {options.init}: its model is what it is, got changes of it, too; leave --model out.")
     encoders = {"tokenizer": image_fingerprint(facts), "text": str(facts["text_fingerprint"])}
@@ -109,6 +110,7 @@ def first_model(
     kept = start is not None or (not other and len(robots) == len(found.embodiments))
     robots = found.embodiments if kept else robots
     changes: dict[str, Any] = {"chunk_length": options.chunk_length, "contacts": contacts}
+    changes |= {"keyposes": options.keyposes}
     return adapted(release.model, options.head, robots, **changes, weights=folder / WEIGHTS), start
 
 
@@ -119,17 +121,19 @@ def adapted(
     *,
     chunk_length: int | None = None,
     contacts: Sequence[str] = (),
+    keyposes: bool = False,
     weights: Path | None = None,
 ) -> WorldModel:
     """Return the model for some robots, with the chosen head and chunk; what depends on one that differs begins again.
 
     Args:
         chunk_length: control steps of a chunk, None for the model's.
-        contacts: parts of a scene of which it is to say when they are touched.
+        contacts: parts of a scene of which it is to say when they are touched; keyposes: whether it is to say them.
         weights: the file that the model came from; it is read again, in place of holding two models in memory.
     """
     wanted = replace(model.config, head=options.apply(model.config.head), embodiments=tuple(robots))
-    wanted = replace(wanted, contacts=tuple(contacts), chunk_length=chunk_length or wanted.chunk_length)
+    length = chunk_length or wanted.chunk_length
+    wanted = replace(wanted, contacts=tuple(contacts), keyposes=keyposes, chunk_length=length)
     if wanted == model.config:
         return model.train()
     kept = model.state_dict().items() if weights is None else read_tensors(weights)

@@ -188,6 +188,8 @@ class FinetuneOptions(TrainingOptions):
         evaluate: how snapshots act: options of `gr2 benchmark calvin`.
         contacts: have the action query say what the hand touches next and when, an auxiliary loss for data with contact
             labels (docs/policies.md).
+        keyposes: have the action query say where the arm is to be when its gripper next opens or closes, or at the end,
+            an auxiliary loss that takes no labels.
         lora: rank and weight of changes that are trained in place of the trunk's own weights.
     """
 
@@ -200,6 +202,7 @@ class FinetuneOptions(TrainingOptions):
     evaluate_every: int = 0
     evaluate: str = "--sequences 20 --num-workers 1"
     contacts: bool = False
+    keyposes: bool = False
     lora: LoraOptions = LoraOptions()
 
     def __post_init__(self) -> None:

@@ -74,6 +74,7 @@ def _open(options: TrainingOptions, *, labeled_only: bool) -> _Inputs:
             validation_fraction=options.validation_share,
             look_ahead=says_motions,
             contact_parts=parts,
+            keyposes=isinstance(options, FinetuneOptions) and options.keyposes,
         )
 
     training = BatchLoader(
