@@ -65,8 +65,9 @@ class WorldModel(nn.Module):
         nn.init.constant_(self.copy_gate.bias, _COPY_GATE_START)
         self.head = make_head(config.head, trunk=config.trunk_shape, shape=config.chunk_shape)
         self.motion = _language_motion(config, self.head)
-        self.contact = _contact_outlook(config, self.head)
-        self.keypose = _keypose_outlook(config, self.head)
+        _expect_one_query(config, self.head)
+        self.contact = ContactOutlook(config.contacts, width=config.width) if config.contacts else None
+        self.keypose = KeyposeOutlook(config.slots, width=config.width) if config.keyposes else None
         shape = config.chunk_shape
         self.continuous = list(shape.continuous)
         robots = [len(config.embodiments)] * config.is_mixture
@@ -428,36 +429,14 @@ def _language_motion(config: ModelConfig, head: TrajectoryHead) -> LanguageMotio
     return LanguageMotion(config.motions, config.slots.codings[0], width=config.width)
 
 
-def _contact_outlook(config: ModelConfig, head: TrajectoryHead) -> ContactOutlook | None:
-    """Make what says the next contact of a model that does.
-
-    Raises:
-        ConfigError: a head that does not read the action query alone.
-    """
-    if not config.contacts:
-        return None
-    if config.num_queries > 1 or head.reads != "query":
+def _expect_one_query(config: ModelConfig, head: TrajectoryHead) -> None:
+    """Raise a ConfigError where something is said from the action query and the head does not read it alone."""
+    said = [f"--{name}" for name in ("contacts", "keyposes") if getattr(config, name)]
+    if said and (config.num_queries > 1 or head.reads != "query"):
         raise ConfigError(
-            "--contacts: expected a head that reads one action query and nothing else, got another; leave it out or "
+            f"{said[0]}: expected a head that reads one action query and nothing else, got another; leave it out or "
             "choose another head."
         )
-    return ContactOutlook(config.contacts, width=config.width)
-
-
-def _keypose_outlook(config: ModelConfig, head: TrajectoryHead) -> KeyposeOutlook | None:
-    """Make what says the next keypose of a model that does.
-
-    Raises:
-        ConfigError: a head that does not read the action query alone, or robots without poses.
-    """
-    if not config.keyposes:
-        return None
-    if config.num_queries > 1 or head.reads != "query":
-        raise ConfigError(
-            "--keyposes: expected a head that reads one action query and nothing else, got another; leave it out or "
-            "choose another head."
-        )
-    return KeyposeOutlook(config.slots, width=config.width)
 
 
 def _frame_features(config: ModelConfig) -> nn.Module:
