@@ -72,8 +72,8 @@ class ChainPreset:
 def demo_preset() -> ChainPreset:
     """Return the quarter-hour chain: scene D, shipped tokenizers."""
     return ChainPreset(
-        name="demo", scenes="D", tasks="all", chains=630, tokenizer_steps=0, text_steps=0, pretrain_steps=50,
-        correction_chains=0, imitation_steps=0, finetune_steps=1000, batch_size=128, learning_rate=1e-3,
+        name="demo", scenes="D", tasks="all", chains=630, tokenizer_steps=0, text_steps=0, pretrain_steps=200,
+        correction_chains=0, imitation_steps=0, finetune_steps=4000, batch_size=32, learning_rate=1e-3,
         frame_fraction=0.1, starts=2, sequences=20, test_chains=0, max_steps=360, head="flow",
         keyposes=True, processes=2,
     )  # fmt: skip
