@@ -75,7 +75,7 @@ def demo_preset() -> ChainPreset:
         name="demo", scenes="D", tasks="all", chains=630, tokenizer_steps=0, text_steps=0, pretrain_steps=200,
         correction_chains=0, imitation_steps=0, finetune_steps=4000, batch_size=32, learning_rate=1e-3,
         frame_fraction=0.1, starts=2, sequences=20, test_chains=0, max_steps=360, head="flow",
-        keyposes=True, processes=2,
+        keyposes=True,
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def smaller_demo_preset() -> ChainPreset:
     """Return the ten-minute chain of the 17 tasks that need nothing done before them."""
     return replace(
         demo_preset(), tasks="demonstrated", chains=300, pretrain_steps=100, finetune_steps=1200, batch_size=64,
-        starts=10, test_chains=10, max_steps=180, keyposes=False,
+        starts=10, test_chains=10, max_steps=180, keyposes=False, processes=2,
     )  # fmt: skip
 
 
